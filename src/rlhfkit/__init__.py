@@ -1,0 +1,66 @@
+"""From a pre-trained language model to one that people prefer.
+
+Importing the package imports neither torch nor transformers: a name is fetched from its module when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlhfkit.config.load import LoadedRecipe, load_recipe
+    from rlhfkit.config.schema import Recipe
+    from rlhfkit.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        EnvError,
+        GenerationError,
+        MissingDependencyError,
+        ModelError,
+        RewardError,
+        RlhfkitError,
+        ShapeError,
+        TrainingError,
+    )
+    from rlhfkit.rundir import RunDir
+
+    __version__: str
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "EnvError",
+    "GenerationError",
+    "LoadedRecipe",
+    "MissingDependencyError",
+    "ModelError",
+    "Recipe",
+    "RewardError",
+    "RlhfkitError",
+    "RunDir",
+    "ShapeError",
+    "TrainingError",
+    "__version__",
+    "load_recipe",
+]
+
+_MODULES = {
+    "LoadedRecipe": "rlhfkit.config.load",
+    "Recipe": "rlhfkit.config.schema",
+    "RunDir": "rlhfkit.rundir",
+    "load_recipe": "rlhfkit.config.load",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Fetch a public name from its module."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("rlhfkit")
+    if name not in __all__:
+        raise AttributeError(f"module 'rlhfkit' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_MODULES.get(name, "rlhfkit.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

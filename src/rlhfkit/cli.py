@@ -1,0 +1,233 @@
+"""The command line: parse, import late, call one function.
+
+Nothing but typer is imported before a command runs, so that `--help` answers at once.
+"""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhfkit.errors import CheckpointError, RlhfkitError
+
+if TYPE_CHECKING:
+    from rlhfkit.config.schema import Recipe
+    from rlhfkit.rundir import RunDir
+
+__all__ = ["app", "closing_words", "main"]
+
+app = typer.Typer(
+    name="rlhfkit",
+    help="Take a pre-trained language model and make it behave as people prefer: SFT, reward model, PPO, evaluation.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, as runs/demo.")]
+
+
+def main() -> None:
+    """Run the command line; exit code 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted."""
+    try:
+        app(prog_name="rlhfkit")
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        typer.echo(f"error: {error if isinstance(error, RlhfkitError) else _unexpected(error)}", err=True)
+        sys.exit(1)
+
+
+def _unexpected(error: Exception) -> str:
+    reason = (str(error).splitlines() or [""])[0]
+    return (
+        f"{type(error).__name__}: {reason} (this is a bug, or something that this machine cannot do; "
+        "run again with --debug to see where)"
+    )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from rlhfkit import __version__
+
+        print(f"rlhfkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a TOML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's.", show_default=False),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write; by default runs/<name of the recipe>.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over, and remove what an earlier run left.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe, or go on where it stopped.
+
+    As in: rlhfkit run demo ppo.iterations=20 data.prompts.rows=:90%
+    """
+    from rlhfkit.config.load import load_recipe
+    from rlhfkit.rundir import RunDir
+
+    loaded = load_recipe(recipe, overrides or [])
+    directory = run_dir or _default_run_dir(loaded.recipe)
+    try:
+        from rlhfkit import pipeline
+
+        pipeline.run(loaded, directory, fresh=fresh)
+    except KeyboardInterrupt:
+        command = shlex.join(["rlhfkit", *(word for word in sys.argv[1:] if word != "--fresh")])
+        typer.echo(f"\nstopped; to go on from the last checkpoint: {command}", err=True)
+        raise typer.Exit(130) from None
+    print(closing_words(RunDir(directory)))
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Recipe to print.", show_default=False)] = None,
+    debug: Debug = False,
+) -> None:
+    """List the shipped recipes, or print one.
+
+    To write your own, copy one: rlhfkit recipes demo > mine.toml
+    """
+    from rlhfkit.config.load import list_recipes, recipe_text
+
+    if name is not None:
+        print(recipe_text(name), end="")
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("recipe", "purpose", "hardware", "time", box=box.SIMPLE_HEAD)
+    for summary in list_recipes():
+        table.add_row(*(Text(column) for column in summary))
+    Console().print(table)
+
+
+@app.command()
+def generate(
+    directory: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_MODEL_DIR", help="Run directory, or a model in Hugging Face format.")
+    ],
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The prompt; without it, each line of the input is one.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message, not text to continue.")] = False,
+    max_response_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Longest response; by default the run's.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, metavar="T", help="0 takes the likeliest token; by default the run's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same responses.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Show how a model responds.
+
+    Of a run, the model that PPO trained answers, or the one before it where PPO has not run.
+    """
+    from rlhfkit import pipeline
+
+    responses = pipeline.generate(
+        directory,
+        _prompts_from_input() if prompt is None else [prompt],
+        chat=chat,
+        max_response_tokens=max_response_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    for response in responses:
+        print(response, flush=True)
+
+
+@app.command()
+def evaluate(run: RunArgument, debug: Debug = False) -> None:
+    """Compare before and after on held-out prompts."""
+    existing = _existing_run(run)
+    from rlhfkit import pipeline
+
+    pipeline.evaluate(run)
+    print(closing_words(existing))
+
+
+@app.command()
+def report(run: RunArgument, debug: Debug = False) -> None:
+    """Write report.html, out of what a run holds."""
+    existing = _existing_run(run)
+    from rlhfkit.evaluation.report import write_report
+
+    print(write_report(existing))
+
+
+def closing_words(run: "RunDir") -> str:
+    """What a run has left behind, and what to do next."""
+    written = {
+        run.model("policy"): "the trained model, for transformers and for rlhfkit generate",
+        run.model("reward_model"): "the reward model",
+        run.model("sft"): "the model before PPO",
+        run.evaluation: "before and after, in numbers",
+        run.report: "what happened, for people",
+        run.metrics: "every metric of every iteration",
+        run.samples: "responses from every iteration",
+    }
+    names = {path: path.name + ("/" if path.is_dir() else "") for path in written if path.exists()}
+    width = max(map(len, names.values()), default=0)
+    lines = [f"{run.path} holds", *(f"  {name:<{width}}  {written[path]}" for path, name in names.items())]
+    where = shlex.quote(str(run.path))
+    if run.model("policy") in names or run.model("sft") in names:
+        lines.append(f"next: rlhfkit generate {where} --prompt '…'")
+    if run.report in names:
+        lines.append(f"      open {where}/{run.report.name} in a browser")
+    return "\n".join(lines)
+
+
+def _default_run_dir(recipe: "Recipe") -> Path:
+    return Path("runs") / (recipe.name + (f"-seed{recipe.seed}" if recipe.seed else ""))
+
+
+def _existing_run(path: Path) -> "RunDir":
+    from rlhfkit.rundir import RunDir
+
+    run = RunDir(path)
+    if not run.config.exists():
+        raise CheckpointError(
+            f"{path} is not a run directory: it has no {run.config.name}; make one with rlhfkit run RECIPE --run-dir {path}"
+        )
+    return run
+
+
+def _prompts_from_input() -> Iterator[str]:
+    """Lines of stdin that are not blank; a person at a terminal is asked for each."""
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        return
+    typer.echo("One prompt a line; Ctrl-D ends.", err=True)
+    while True:
+        typer.echo("> ", err=True, nl=False)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.rstrip("\n")

@@ -1,0 +1,28 @@
+"""Demonstrations: prompts with a good response."""
+
+from pathlib import Path
+
+from rlhfkit.config.schema import ContrastConfig, GrammarConfig, SourceConfig
+from rlhfkit.data import grammar
+from rlhfkit.data.formats import make_prompt, read_answered_prompt
+from rlhfkit.data.rows import Loaded, OnBadRow, Row, load_rows
+from rlhfkit.errors import DataError
+from rlhfkit.records import Demonstration
+
+__all__ = ["load_demonstrations"]
+
+
+def load_demonstrations(
+    source: SourceConfig, *, directory: str | Path = ".", on_bad_row: OnBadRow = "stop", seed: int = 0
+) -> Loaded[Demonstration]:
+    """Demonstrations of `source`, in the order of its rows; of preferences, the chosen response. Raises: DataError."""
+    if isinstance(source, GrammarConfig):
+        return grammar.load(grammar.demonstrations, source, seed)
+    if isinstance(source, ContrastConfig):
+        raise DataError('type = "contrast" makes preferences without prompts; for demonstrations, name a file with path')
+
+    def parse(row: Row) -> Demonstration:
+        content, response = read_answered_prompt(row, beginning_words=source.beginning_words, seed=seed)
+        return Demonstration(make_prompt(content, row), response)
+
+    return load_rows(source, parse, directory=directory, on_bad_row=on_bad_row)

@@ -1,0 +1,34 @@
+"""Prompts, from rows of any format that has one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhfkit.config.schema import ContrastConfig, GrammarConfig, SourceConfig
+from rlhfkit.data import grammar
+from rlhfkit.data.formats import make_prompt, read_prompt
+from rlhfkit.data.rows import Loaded, OnBadRow, Row, load_rows
+from rlhfkit.errors import DataError
+from rlhfkit.records import Prompt
+
+__all__ = ["find_overlap", "load_prompts"]
+
+
+def load_prompts(
+    source: SourceConfig, *, directory: str | Path = ".", on_bad_row: OnBadRow = "stop", seed: int = 0
+) -> Loaded[Prompt]:
+    """Prompts of `source`, in the order of its rows; the same prompt may come more than once. Raises: DataError."""
+    if isinstance(source, GrammarConfig):
+        return grammar.load(grammar.prompts, source, seed)
+    if isinstance(source, ContrastConfig):
+        raise DataError('type = "contrast" makes preferences without prompts; for prompts, name a file with path')
+
+    def parse(row: Row) -> Prompt:
+        return make_prompt(read_prompt(row, beginning_words=source.beginning_words, seed=seed), row)
+
+    return load_rows(source, parse, directory=directory, on_bad_row=on_bad_row)
+
+
+def find_overlap(train: Sequence[Prompt], test: Sequence[Prompt]) -> int:
+    """How many of the test prompts occur among the training prompts too; more than 0 means that the test leaks."""
+    known = {prompt.content for prompt in train}
+    return sum(prompt.content in known for prompt in test)

@@ -1,0 +1,178 @@
+"""Numbers of a run: added up exactly, then written to `metrics.jsonl` and TensorBoard."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
+
+from rlhfkit.errors import CheckpointError, TrainingError
+from rlhfkit.rundir import RunDir
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["Metrics", "RunLog", "Scalar"]
+
+
+class Scalar(Protocol):
+    """A number, or a tensor of one element."""
+
+    def __float__(self) -> float:
+        """The number itself."""
+        ...
+
+
+class Metrics:
+    """Means out of sums and counts, so that cutting a batch, or the order of its parts, changes nothing.
+
+    A tensor is kept as it is until somebody asks for the means, so that adding does not wait for an accelerator.
+    """
+
+    def __init__(self) -> None:
+        self._totals: dict[str, list[Scalar]] = {}
+        self._counts: dict[str, list[Scalar]] = {}
+
+    def add(self, name: str, total: Scalar, count: Scalar = 1) -> None:
+        """Add a sum over `count` things (tokens, sequences, minibatches) to the metric `name`."""
+        self._totals.setdefault(name, []).append(_detached(total))
+        self._counts.setdefault(name, []).append(_detached(count))
+
+    def merge(self, other: "Metrics") -> None:
+        """Add all that `other` has seen."""
+        for name, totals in other._totals.items():
+            self._totals.setdefault(name, []).extend(totals)
+            self._counts.setdefault(name, []).extend(other._counts[name])
+
+    def means(self) -> dict[str, float]:
+        """Sum over count of each metric; one whose count is zero is left out, as it has no mean."""
+        counts = {name: _sum(parts) for name, parts in self._counts.items()}
+        return {name: _sum(parts) / counts[name] for name, parts in self._totals.items() if counts[name]}
+
+
+def _detached(value: Scalar) -> Scalar:
+    return value.detach() if hasattr(value, "detach") else value  # or a tensor would keep its graph alive
+
+
+def _sum(parts: list[Scalar]) -> float:
+    """Sum with one rounding at the end, the same in every order."""
+    values = [float(part) for part in parts]
+    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
+
+
+class RunLog:
+    """Writer of `metrics.jsonl`, `samples.jsonl` and the TensorBoard files of a run.
+
+    A line that a crash cut short is removed when the log is opened.
+    """
+
+    def __init__(self, run: RunDir) -> None:
+        run.path.mkdir(parents=True, exist_ok=True)
+        self._run = run
+        self._metrics = _open_lines(run.metrics)
+        self._samples = _open_lines(run.samples)
+        self._boards: dict[str, SummaryWriter] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files."""
+        self._metrics.close()
+        self._samples.close()
+        for board in self._boards.values():
+            board.close()
+
+    def write(self, stage: str, iteration: int, metrics: Mapping[str, Scalar]) -> None:
+        """Append one line to `metrics.jsonl`, and a TensorBoard point `stage/metric` for each metric.
+
+        Raises: TrainingError where a metric is not finite.
+        """
+        values = {name: _rounded(value) for name, value in metrics.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{name} is {value} in stage {stage}, iteration {iteration}, where a finite number was expected; "
+                    "the metrics before it show what grew: try a lower learning rate or a smaller max_grad_norm"
+                )
+        _append(self._metrics, {"stage": stage, "iteration": iteration, **values})
+        board = self._board(stage, iteration)
+        for name, value in values.items():
+            board.add_scalar(f"{stage}/{name}", value, iteration)
+
+    def write_samples(self, stage: str, iteration: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append one line for each row to `samples.jsonl`.
+
+        Raises: TrainingError where a number in a row is not finite.
+        """
+        for row in rows:
+            for name, value in row.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise TrainingError(f"{name} of a sample is {value} in stage {stage}, iteration {iteration}")
+            values = {name: _rounded(value) if isinstance(value, float) else value for name, value in row.items()}
+            _append(self._samples, {"stage": stage, "iteration": iteration, **values})
+
+    def position(self) -> dict[str, int]:
+        """Where the files end, in bytes, for a checkpoint; what is before it is safely on the disk."""
+        for file in (self._metrics, self._samples):
+            os.fsync(file.fileno())
+        return {"metrics_bytes": self._metrics.tell(), "samples_bytes": self._samples.tell()}
+
+    def truncate(self, position: Mapping[str, int]) -> None:
+        """Forget what was written after `position`, so that a resumed run writes it again.
+
+        Raises: CheckpointError where the files are not the ones that `position` was taken from.
+        """
+        _cut(self._metrics, self._run.metrics, position["metrics_bytes"])
+        _cut(self._samples, self._run.samples, position["samples_bytes"])
+
+    def _board(self, stage: str, iteration: int) -> "SummaryWriter":
+        """The stage's TensorBoard writer; points of an earlier attempt from `iteration` on are purged.
+
+        One directory per stage, since purging spares no tag of a directory.
+        """
+        if stage not in self._boards:
+            from torch.utils.tensorboard import SummaryWriter
+
+            directory = self._run.tensorboard / stage
+            self._boards[stage] = SummaryWriter(directory, purge_step=iteration, flush_secs=30)
+        return self._boards[stage]
+
+
+def _open_lines(path: Path) -> IO[bytes]:
+    """A file of lines to append to, without the half line at its end that a crash may have left."""
+    file = path.open("ab+")
+    file.seek(0)
+    lines = file.read()
+    file.truncate(lines.rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+    return file
+
+
+def _append(file: IO[bytes], row: Mapping[str, Any]) -> None:
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    file.write(line.encode("utf-8", errors="replace"))  # a response may hold half a character
+    file.flush()
+
+
+def _cut(file: IO[bytes], path: Path, num_bytes: int) -> None:
+    file.seek(max(num_bytes - 1, 0))
+    if num_bytes and file.read(1) != b"\n":
+        raise CheckpointError(
+            f"{path} has no line that ends at byte {num_bytes}, where the checkpoint was written; "
+            "restore the file, or start over with --fresh or another --run-dir"
+        )
+    file.truncate(num_bytes)
+    file.seek(0, os.SEEK_END)
+
+
+def _rounded(value: Scalar) -> float:
+    """Six significant digits of a float; a whole number stays whole."""
+    return value if isinstance(value, int) else float(f"{float(value):.6g}")

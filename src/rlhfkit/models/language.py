@@ -1,0 +1,153 @@
+"""A Hugging Face causal language model, taken apart into trunk and head, and the text policy made of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhfkit.errors import ModelError
+from rlhfkit.models.policy import PolicyOutput
+from rlhfkit.models.template import Encoder
+from rlhfkit.models.value import ValueHead, ValueNetwork
+from rlhfkit.padding import PackedRows, Sequences
+from rlhfkit.ppo.logprobs import token_logprobs
+
+__all__ = ["LanguageModel", "TextPolicy"]
+
+# Finite, so that p log p stays 0 and not NaN where the probability is 0.
+NEVER = -1e9
+
+
+class LanguageModel(nn.Module):
+    """Trunk (ids → hidden states) and head (hidden states → logits) of a causal language model.
+
+    The head runs only on the positions that are asked for, and PAD, which no text holds, has no probability.
+    """
+
+    def __init__(self, causal_lm: PreTrainedModel | PeftModel, encoder: Encoder) -> None:
+        """Take `causal_lm` apart and make sure that the parts still give its logits.
+
+        Raises: ModelError where they do not, because the architecture does something between trunk and head.
+        """
+        super().__init__()
+        self.causal_lm = causal_lm
+        self.encoder = encoder
+        base = causal_lm.get_base_model() if isinstance(causal_lm, PeftModel) else causal_lm
+        self.config = base.config
+        # Plain attributes, so that the parts do not appear twice among the parameters.
+        object.__setattr__(self, "_trunk", base.base_model)
+        object.__setattr__(self, "_head", base.get_output_embeddings())
+        self._refuse_unknown_layers()
+        self._refuse_different_logits(base)
+
+    def _refuse_unknown_layers(self) -> None:
+        unknown = set(getattr(self.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if unknown:
+            raise ModelError(
+                f"{self.config.model_type} has layers of type {', '.join(sorted(unknown))}; the sampler knows full and "
+                "sliding attention. Choose a model of another architecture"
+            )
+
+    @torch.no_grad()
+    def _refuse_different_logits(self, base: PreTrainedModel) -> None:
+        ids = torch.tensor([[self.encoder.eos_id] * 3], device=self.device)
+        expected = base(input_ids=ids, use_cache=False).logits.float()
+        expected[..., self.encoder.pad_id] = NEVER
+        found = self.head(self.trunk(ids)).float()
+        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected[expected > NEVER].abs().max())):
+            raise ModelError(
+                f"{self.config.model_type} does not compute its logits as head(hidden) alone, so logprobs would be "
+                "wrong; choose a model of another architecture"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.causal_lm.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the embeddings, so of the hidden states."""
+        return self._trunk.get_input_embeddings().weight.dtype
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Longest sequence that the positions allow, where the model says so."""
+        length = getattr(self.config, "max_position_embeddings", None)
+        return int(length) if length else None
+
+    def trunk(self, ids: Tensor, **options: object) -> Tensor:
+        """Hidden states (B, T, H) after the final norm."""
+        return self._trunk(input_ids=ids, use_cache="past_key_values" in options, **options).last_hidden_state
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (…, V); PAD has none to speak of."""
+        logits = self._head(hidden)
+        scale = getattr(self.config, "logit_scale", None)
+        divisor = getattr(self.config, "logits_scaling", None)
+        softcap = getattr(self.config, "final_logit_softcapping", None)
+        if scale is not None:
+            logits = logits * scale
+        if divisor is not None:
+            logits = logits / divisor
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        return logits.index_fill(-1, torch.tensor(self.encoder.pad_id, device=logits.device), NEVER)
+
+    def predicting_hidden(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """Hidden states (N, H) that predict the N sampled tokens, and these tokens (N,)."""
+        rows, positions, targets = sequences.predicting()
+        # The last token predicts nothing that is asked for.
+        return self.trunk(sequences.ids[:, :-1])[rows, positions], targets
+
+    def logprobs(self, sequences: Sequences, *, temperature: float) -> Tensor:
+        """(B, R) log-probability of each sampled token; 0 outside the mask."""
+        hidden, targets = self.predicting_hidden(sequences.trimmed())
+        return spread(token_logprobs(hidden, self.head, targets, temperature=temperature)[0], sequences.mask)
+
+    def packed_logprobs(self, rows: PackedRows, masks: Tensor | dict[str, Tensor]) -> Tensor:
+        """(N,) log-probability of each learnt token, in row-major order."""
+        hidden = self.trunk(rows.ids, position_ids=rows.position_ids, attention_mask=masks)
+        return token_logprobs(hidden[:, :-1][rows.targets[:, 1:]], self.head, rows.ids[rows.targets])[0]
+
+    @contextmanager
+    def adapters_off(self) -> Iterator[None]:
+        """The model as it was before its adapters; without adapters this does nothing."""
+        with self.causal_lm.disable_adapter() if isinstance(self.causal_lm, PeftModel) else nullcontext():
+            yield
+
+
+class TextPolicy(nn.Module):
+    """A language model as actor, and its critic."""
+
+    def __init__(
+        self, language_model: LanguageModel, critic: ValueHead | ValueNetwork | None, *, temperature: float
+    ) -> None:
+        """Act by `language_model` at `temperature`; `critic` is a head on its trunk, a network of its own, or None."""
+        super().__init__()
+        self.language_model = language_model
+        self.critic = critic
+        self.temperature = temperature
+
+    def evaluate(self, inputs: Sequences) -> PolicyOutput:
+        """Logprobs, entropy and values (B, R) of the sampled tokens, with gradients."""
+        inputs_trimmed = inputs.trimmed()
+        hidden, targets = self.language_model.predicting_hidden(inputs_trimmed)
+        logprobs, entropy = token_logprobs(hidden, self.language_model.head, targets, temperature=self.temperature)
+        match self.critic:
+            case None:
+                values = torch.zeros_like(logprobs)
+            case ValueHead():
+                values = self.critic(hidden)
+            case ValueNetwork():
+                values = self.critic(inputs_trimmed)
+        mask = inputs.mask
+        return PolicyOutput(spread(logprobs, mask), spread(entropy, mask), spread(values, mask))
+
+
+def spread(tokens: Tensor, mask: Tensor) -> Tensor:
+    """(N,) numbers of the tokens in `mask`, in row-major order, as (B, R) with 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=tokens.dtype, device=tokens.device).masked_scatter(mask, tokens)

@@ -1,0 +1,82 @@
+"""A reward model: a sequence-classification model with one output, read at the last real token."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhfkit.models.lora import merged
+from rlhfkit.models.template import Encoder
+from rlhfkit.records import Prompt
+from rlhfkit.rundir import write_json
+
+__all__ = ["Normalization", "RewardModel", "read_normalization", "reward_ids"]
+
+SETTINGS_FILE = "rlhfkit_reward.json"
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Scores are (raw - mean) / std, so that responses of the policy's starting point have mean 0, deviation 1."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+
+def reward_ids(encoder: Encoder, prompt: Prompt, response: str, *, finished: bool, max_tokens: int) -> list[int]:
+    """Prompt and response as the reward model reads them: at most `max_tokens`, the beginning lost first."""
+    ids = [*encoder.prompt_ids(prompt), *encoder.response_ids(prompt, response, finished=finished)]
+    return ids[-max_tokens:]
+
+
+class RewardModel(nn.Module):
+    """The raw score of whole sequences."""
+
+    def __init__(self, classifier: PreTrainedModel | PeftModel, encoder: Encoder) -> None:
+        """Score with `classifier`, which has one output."""
+        super().__init__()
+        self.classifier = classifier
+        self.encoder = encoder
+        base = classifier.get_base_model() if isinstance(classifier, PeftModel) else classifier
+        object.__setattr__(self, "_base", base)
+
+    @staticmethod
+    def init_head(classifier: PreTrainedModel, generator: torch.Generator) -> None:
+        """Weights from N(0, 1 / (width + 1)), which gives scores of deviation about 1 at the start.
+
+        Source: Ziegler et al. 2019, arXiv 1909.08593, as in its code.
+        """
+        weight = classifier.score.weight
+        fresh = torch.randn(weight.shape, generator=generator) / (weight.shape[1] + 1) ** 0.5
+        with torch.no_grad():
+            weight.copy_(fresh)
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """(B,) raw scores, float32, read at position lengths - 1 of right-padded `ids` (B, T)."""
+        hidden = self._base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
+        return torch.nn.functional.linear(last.float(), self._head_weight().float()).squeeze(-1)
+
+    def _head_weight(self) -> Tensor:
+        score = self._base.score
+        return score.modules_to_save["default"].weight if hasattr(score, "modules_to_save") else score.weight
+
+    def save(self, directory: Path, *, normalization: Normalization) -> None:
+        """Write a directory that `transformers` alone can load, with the normalisation beside it."""
+        model = merged(self.classifier)
+        model.config.pad_token_id = self.encoder.pad_id
+        model.save_pretrained(directory)
+        self.encoder.tokenizer.save_pretrained(directory)
+        write_json(
+            directory / SETTINGS_FILE, {"normalization": asdict(normalization), "template": self.encoder.template_hash}
+        )
+
+
+def read_normalization(directory: str | Path) -> Normalization | None:
+    """The normalisation that is stored with a reward model of ours; None for somebody else's model."""
+    path = Path(directory) / SETTINGS_FILE
+    return Normalization(**json.loads(path.read_text(encoding="utf-8"))["normalization"]) if path.exists() else None

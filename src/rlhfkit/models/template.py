@@ -1,0 +1,184 @@
+"""Text into tokens, the same way for SFT, reward model, PPO and evaluation."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from rlhfkit.errors import ConfigError, DataError
+from rlhfkit.records import Message, Prompt
+
+__all__ = ["TRANSCRIPT_TEMPLATE", "EncodedPrompt", "Encoder", "read_template"]
+
+# For a tokenizer that has no chat template: transcripts in which the speakers are named, as in Anthropic's HH data.
+TRANSCRIPT_TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ m['content'] }}"
+    "{% else %}\n\n{{ 'Human' if m['role'] == 'user' else 'Assistant' }}: {{ m['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}\n\nAssistant:{% endif %}"
+)
+
+
+def read_template(path: str) -> str:
+    """The Jinja chat template in a file.
+
+    Raises: ConfigError where the file is missing or is not Jinja.
+    """
+    try:
+        template = Path(path).read_text(encoding="utf-8")
+        jinja2.Environment().parse(template)
+    except OSError as error:
+        raise ConfigError(f"model.chat_template = {path!r} cannot be read ({error}); give a Jinja file") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise ConfigError(f"model.chat_template {path}:{error.lineno} is not Jinja: {error.message}") from error
+    return template
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt as the policy reads it."""
+
+    prompt: Prompt
+    text: str
+    """Chat template included, as cut."""
+    ids: tuple[int, ...]
+    was_cut: bool
+
+
+class Encoder:
+    """A tokenizer and a chat template; knows where prompts may be cut and what ends a response."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat_template: str | None = None) -> None:
+        """Use `chat_template`, or the tokenizer's own, or transcripts."""
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template or tokenizer.chat_template or TRANSCRIPT_TEMPLATE
+        if not isinstance(self.chat_template, str):
+            raise ConfigError(
+                f"the tokenizer has several chat templates ({', '.join(self.chat_template)}); "
+                "write the one to use to a file and set model.chat_template to it"
+            )
+        self.uses_fallback = chat_template is None and not tokenizer.chat_template
+        tokenizer.chat_template = self.chat_template
+        self.pad_id = int(tokenizer.pad_token_id)
+        self.eos_id = int(tokenizer.eos_token_id)
+
+    @property
+    def template_hash(self) -> str:
+        """Fingerprint of the chat template, kept with every model that was trained through it."""
+        return hashlib.sha256(self.chat_template.encode()).hexdigest()[:16]
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """The prompt as text; a conversation ends where the assistant begins to speak.
+
+        Raises: DataError where the template refuses the conversation.
+        """
+        if isinstance(prompt.content, str):
+            return prompt.content
+        messages = [{"role": message.role, "content": message.content} for message in prompt.content]
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except jinja2.TemplateError as error:
+            raise DataError(
+                f"{prompt.origin or 'a conversation'} does not fit the chat template ({error}); its roles are "
+                f"{[message.role for message in prompt.content]}"
+            ) from error
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of the prompt, with BOS where the tokenizer wants one."""
+        ids = self.tokenizer(
+            self.prompt_text(prompt), add_special_tokens=self._adds_bos(prompt), verbose=False
+        )["input_ids"]
+        return ids[:-1] if self._adds_bos(prompt) and ids[-1:] == [self.eos_id] else ids
+
+    def response_ids(self, prompt: Prompt, response: str, *, finished: bool = True) -> list[int]:
+        """Token ids of a response, with the EOS that ends it where it is `finished`."""
+        lead = " " if self._wants_space(prompt, response) else ""
+        ids = self.tokenizer(lead + response, add_special_tokens=False, verbose=False)["input_ids"]
+        return [*ids, self.eos_id] if finished else ids
+
+    def _adds_bos(self, prompt: Prompt) -> bool:
+        """Plain text and transcripts get the tokenizer's special tokens; a chat template writes its own."""
+        return isinstance(prompt.content, str) or self.uses_fallback
+
+    def _wants_space(self, prompt: Prompt, response: str) -> bool:
+        """After "Assistant:" a response needs the space that its own text does not have."""
+        return not isinstance(prompt.content, str) and self.uses_fallback and not response[:1].isspace()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a response, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def encode(self, prompt: Prompt, *, max_tokens: int) -> EncodedPrompt:
+        """The prompt in at most `max_tokens` tokens.
+
+        A conversation loses its oldest turns first, and then the end of the first turn that is left; plain text loses
+        its beginning. Both are cut at a line if one is near, else at a word. The end of the template always stays.
+        Raises: DataError where it is empty, or where not even the template fits.
+        """
+        ids = self.prompt_ids(prompt)
+        if not ids:
+            raise DataError(f"{prompt.origin or 'a prompt'} has no tokens; remove it or give it text")
+        if len(ids) <= max_tokens:
+            return EncodedPrompt(prompt, self.prompt_text(prompt), tuple(ids), was_cut=False)
+        short = self._cut(prompt, max_tokens)
+        ids = self.prompt_ids(short)
+        if len(ids) > max_tokens:
+            raise DataError(
+                f"{prompt.origin or 'a prompt'} needs {len(ids)} tokens even when cut, and data.max_prompt_tokens "
+                f"is {max_tokens}; raise it, or shorten the chat template"
+            )
+        return EncodedPrompt(short, self.prompt_text(short), tuple(ids), was_cut=True)
+
+    def _cut(self, prompt: Prompt, max_tokens: int) -> Prompt:
+        if isinstance(prompt.content, str):
+            text = prompt.content
+            keep = _most(len(text), lambda n: len(self.prompt_ids(replace(prompt, content=text[-n:]))) <= max_tokens)
+            return replace(prompt, content=_at_boundary_from_left(text, keep))
+        system = tuple(message for message in prompt.content[:1] if message.role == "system")
+        turns = prompt.content[len(system) :]
+        while len(turns) > 1 and len(self.prompt_ids(replace(prompt, content=system + turns))) > max_tokens:
+            turns = turns[2:] if len(turns) > 2 else turns[1:]
+        role, text = turns[0]
+
+        def shortened(n: int) -> Prompt:
+            return replace(prompt, content=(*system, Message(role, text[:n]), *turns[1:]))
+
+        if len(self.prompt_ids(shortened(len(text)))) <= max_tokens:
+            return shortened(len(text))
+        keep = _most(len(text), lambda n: len(self.prompt_ids(shortened(n))) <= max_tokens)
+        return shortened(len(_at_boundary_from_right(text, keep)))
+
+
+def _most(upper: int, fits: Callable[[int], bool]) -> int:
+    """The largest n in 1..upper for which `fits(n)`, by bisection; 1 if none."""
+    low, high = 1, upper
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _at_boundary_from_left(text: str, keep: int) -> str:
+    """The last `keep` characters, less up to a quarter of them, so that they begin a line or else a word."""
+    tail = text[-keep:]
+    for mark in ("\n", " "):
+        place = tail.find(mark)
+        if 0 <= place < max(1, keep // 4):
+            return tail[place + 1 :] or tail
+    return tail
+
+
+def _at_boundary_from_right(text: str, keep: int) -> str:
+    """The first `keep` characters, less up to a quarter of them, so that they end a line or else a word."""
+    head = text[:keep]
+    for mark in ("\n", " "):
+        place = head.rfind(mark)
+        if place > keep - max(1, keep // 4):
+            return head[:place] or head
+    return head

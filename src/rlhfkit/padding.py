@@ -1,0 +1,154 @@
+"""The only padding code: ragged rows of tokens become tensors, and tensors become microbatches without waste.
+
+Everything is padded on the right. In a causal model the padding then comes after every token that counts, so no
+position has to be shifted, no mask is needed, and a row's result cannot depend on its neighbours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhfkit.errors import ShapeError
+
+__all__ = ["PackedRows", "Sequences", "length_buckets", "pack", "pad_right"]
+
+
+def pad_right(rows: Sequence[Sequence[int]], *, pad: int, device: torch.device | None = None) -> Tensor:
+    """Token ids (B, T), T the longest row, filled up with `pad`."""
+    width = max((len(row) for row in rows), default=0)
+    return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
+
+
+def length_buckets(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+    """Indices of rows, grouped by length so that each group, padded, stays within `max_tokens`.
+
+    Longest first, so that memory peaks at once and not in the middle of a run. A row longer than `max_tokens` is a
+    group of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    groups: list[list[int]] = []
+    for index in order:
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_tokens:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts with their responses, contiguous and padded on the right: what a text policy evaluates."""
+
+    ids: Tensor
+    """(B, L) token ids, prompt then response then padding."""
+    prompt_tokens: Tensor
+    """(B,) length of each prompt, at least 1."""
+    mask: Tensor
+    """(B, R) bool over response positions, True = token sampled by the policy."""
+
+    @staticmethod
+    def join(
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        *,
+        pad: int,
+        masks: Sequence[Sequence[bool]] | None = None,
+        device: torch.device | None = None,
+    ) -> "Sequences":
+        """Lay prompts and responses end to end; `masks` marks sampled tokens where a response holds others too."""
+        if any(len(prompt) == 0 for prompt in prompts):
+            raise ShapeError("a prompt has no tokens; the first response token needs one before it: start with BOS")
+        width = max((len(response) for response in responses), default=0)
+        sampled = masks if masks is not None else [[True] * len(response) for response in responses]
+        rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+        return Sequences(
+            ids=pad_right(rows, pad=pad, device=device),
+            prompt_tokens=torch.tensor([len(prompt) for prompt in prompts], device=device),
+            mask=torch.tensor([[*row, *[False] * (width - len(row))] for row in sampled], dtype=torch.bool).to(device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: Tensor) -> "Sequences":
+        return Sequences(ids=self.ids[rows], prompt_tokens=self.prompt_tokens[rows], mask=self.mask[rows])
+
+    def lengths(self) -> Tensor:
+        """(B,) tokens up to the last one that counts."""
+        positions = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
+        return self.prompt_tokens + (positions * self.mask).amax(1) if self.mask.shape[1] else self.prompt_tokens
+
+    def trimmed(self) -> "Sequences":
+        """The same rows without the padding that none of them needs; `mask` keeps its width."""
+        return Sequences(self.ids[:, : int(self.lengths().max())], self.prompt_tokens, self.mask)
+
+    def predicting(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(rows, positions, targets), each (N,): the N sampled tokens and the places whose hidden states predict them.
+
+        N counts `mask` in row-major order; the token at response index t of row b is predicted at
+        prompt_tokens[b] + t - 1.
+        """
+        rows, steps = self.mask.nonzero(as_tuple=True)
+        positions = self.prompt_tokens[rows] + steps
+        return rows, positions - 1, self.ids[rows, positions]
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Several sequences a row, each blind to the others."""
+
+    ids: Tensor
+    """(N, L) token ids."""
+    position_ids: Tensor
+    """(N, L) place of each token in its own sequence."""
+    segments: Tensor
+    """(N, L) number of the sequence within the row from 1, 0 = padding."""
+    targets: Tensor
+    """(N, L) bool, True = this token is learnt (predicted from the one before it)."""
+
+    def allowed(self) -> Tensor:
+        """(N, L, L) bool: query q may look at key k: same sequence, not later."""
+        same = self.segments[:, :, None] == self.segments[:, None, :]
+        return same & torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
+
+
+def pack(
+    rows: Sequence[Sequence[int]],
+    learnt_from: Sequence[int],
+    *,
+    max_tokens: int,
+    pad: int,
+    device: torch.device | None = None,
+) -> PackedRows:
+    """Rows laid into as few rows of at most `max_tokens` as first-fit decreasing finds.
+
+    `learnt_from[i]` is the first index of row i whose token is learnt; index 0 never is, nothing predicts it.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index)):
+        size = len(rows[index])
+        place = next((b for b, free in enumerate(room) if free >= size), None)
+        if place is None:
+            bins.append([])
+            room.append(max(max_tokens, size))
+            place = len(bins) - 1
+        bins[place].append(index)
+        room[place] -= size
+    width = max((sum(len(rows[i]) for i in members) for members in bins), default=0)
+    ids = torch.full((len(bins), width), pad, dtype=torch.long)
+    position_ids = torch.zeros((len(bins), width), dtype=torch.long)
+    segments = torch.zeros((len(bins), width), dtype=torch.long)
+    targets = torch.zeros((len(bins), width), dtype=torch.bool)
+    for b, members in enumerate(bins):
+        start = 0
+        for number, index in enumerate(members, start=1):
+            end = start + len(rows[index])
+            ids[b, start:end] = torch.tensor(rows[index], dtype=torch.long)
+            position_ids[b, start:end] = torch.arange(end - start)
+            segments[b, start:end] = number
+            targets[b, start + max(1, learnt_from[index]) : end] = True
+            start = end
+    return PackedRows(ids.to(device), position_ids.to(device), segments.to(device), targets.to(device))

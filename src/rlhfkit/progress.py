@@ -1,0 +1,130 @@
+"""How far a stage is: a live bar on a terminal, a plain line now and then anywhere else."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bars
+
+__all__ = ["Progress", "StageProgress"]
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class Progress:
+    """What a person sees of a run, on stderr."""
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Write to `console`, by default stderr; `quiet` writes nothing at all."""
+        self._console = console or Console(stderr=True, quiet=quiet)
+        self._live = not quiet and self._console.file.isatty() and not self._console.is_dumb_terminal
+        self._clock = clock
+
+    @contextmanager
+    def stage(self, name: str, *, total: int, unit: str, completed: int = 0) -> Iterator["StageProgress"]:
+        """Report on a stage of `total` units, of which a resumed run has `completed` behind it."""
+        bars = Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=self._console,
+            refresh_per_second=2,
+            disable=not self._live,
+        )
+        task = bars.add_task(name, total=max(total, 1), text="")
+        last_line = self._clock()
+
+        def report(stage: StageProgress) -> None:
+            nonlocal last_line
+            bars.update(task, completed=stage.completed, text=stage.text())
+            if self._clock() - last_line >= SECONDS_BETWEEN_LINES:
+                last_line = self._clock()
+                self._plain(f"{name}: {stage.text()}")
+
+        stage = StageProgress(total, unit, completed, self._clock, report)
+        with bars:
+            report(stage)
+            self._plain(f"{name}: {stage.count()}" + (", resumed" if completed else ""))
+            try:
+                yield stage
+            except BaseException:
+                self._plain(f"{name}: stopped at {stage.count()} after {_duration(stage.seconds())}")
+                raise
+            bars.update(task, text=stage.summary())
+            self._plain(f"{name}: {stage.summary()}")
+
+    def note(self, text: str) -> None:
+        """One line about a fact, as "3 rows skipped"."""
+        self._print(text)
+
+    def warn(self, text: str) -> None:
+        """One line about something that is probably not wanted."""
+        self._print(f"warning: {text}", style="yellow")
+
+    def _plain(self, text: str) -> None:
+        if not self._live:
+            self._print(text)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+class StageProgress:
+    """How far one stage is."""
+
+    def __init__(
+        self,
+        total: int,
+        unit: str,
+        completed: int,
+        clock: Callable[[], float],
+        report: Callable[["StageProgress"], None],
+    ) -> None:
+        self.completed = completed
+        self._total, self._unit = total, unit
+        self._first, self._start, self._clock = completed, clock(), clock
+        self._report = report
+        self._detail = ""
+
+    def advance(self, amount: int = 1, detail: str = "") -> None:
+        """Note that `amount` more units are done; `detail` says how it goes, as "score 1.23 · KL 3.4 nats"."""
+        self.completed += amount
+        self._detail = detail or self._detail
+        self._report(self)
+
+    def seconds(self) -> float:
+        """Time that this process has spent on the stage."""
+        return self._clock() - self._start
+
+    def count(self) -> str:
+        """As "34/100 iterations"."""
+        return f"{self.completed}/{self._total} {self._unit}{'' if self._total == 1 else 's'}"
+
+    def text(self) -> str:
+        """As "34/100 iterations · 2 min 10 s left · score 1.23"; the time goes by this process's own speed."""
+        done = self.completed - self._first
+        seconds_left = self.seconds() / done * max(self._total - self.completed, 0) if done else None
+        left = f"{_duration(seconds_left)} left" if seconds_left is not None else ""
+        return " · ".join(part for part in (self.count(), left, self._detail) if part)
+
+    def summary(self) -> str:
+        """As "100/100 iterations in 6 min 12 s · score 1.23"."""
+        return " · ".join(part for part in (f"{self.count()} in {_duration(self.seconds())}", self._detail) if part)
+
+
+def _duration(seconds: float) -> str:
+    """As "45 s", "6 min 12 s", "2 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,48 @@
+"""Typed records that rows become: Prompt, Demonstration, Preference."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+__all__ = ["Conversation", "Demonstration", "Message", "Preference", "Prompt"]
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    """"system", "user" or "assistant"."""
+    content: str
+
+
+Conversation = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the policy answers: text to continue, or a conversation whose next turn is the assistant's."""
+
+    content: str | Conversation
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns of the row, such as a label or a reference; reward functions may ask for them by name."""
+    origin: str = ""
+    """Where it comes from, as "reviews.jsonl:17"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt with a good response."""
+
+    prompt: Prompt
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A prompt with two responses, of which people prefer the first."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    margin: float | None = None
+    """How much better, in the reward's unit, where the data say so."""

@@ -1,0 +1,110 @@
+"""An HTTP endpoint as a reward."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+
+import httpx
+import torch
+
+from rlhfkit.config.schema import HttpRewardConfig
+from rlhfkit.errors import ConfigError, RewardError
+from rlhfkit.rewards.source import ScoredText, check_scores
+
+__all__ = ["HttpReward"]
+
+
+class HttpReward:
+    """Scores of an endpoint that answers POST {"prompts": […], "responses": […]} with {"scores": […]}.
+
+    No answer in time, 429 and 5xx are tried again, each time after twice the wait of the last; any other fault is
+    final at once. There is no score to fall back on: the run stops, and goes on later where it stopped.
+    """
+
+    def __init__(self, config: HttpRewardConfig) -> None:
+        """Check the address and read the bearer token; nothing is sent yet.
+
+        Raises: ConfigError where the address is malformed or the token's environment variable is not set.
+        """
+        self._config = config
+        try:
+            url = httpx.URL(config.url)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"reward.url is not an address ({error}); expected https://host/path") from error
+        # What messages show: user name, password and query may hold secrets.
+        self._public_url = str(url.copy_with(username=None, password=None, query=None, fragment=None))
+        self._token = _read_token(config.token_env)
+
+    def score(self, episodes: Sequence[ScoredText]) -> torch.Tensor:
+        """Scores (B,) that the endpoint gives.
+
+        Raises: RewardError where the endpoint still fails after the last attempt, or its answer is malformed.
+        """
+        size = self._config.batch_episodes
+        batches = [episodes[start : start + size] for start in range(0, len(episodes), size)]
+        with httpx.Client(timeout=self._config.timeout_seconds) as client:
+            scores = [self._score_batch(client, batch) for batch in batches]
+        return torch.cat(scores) if scores else torch.zeros(0)
+
+    def _score_batch(self, client: httpx.Client, episodes: Sequence[ScoredText]) -> torch.Tensor:
+        body = {
+            "prompts": [episode.prompt_text for episode in episodes],
+            "responses": [episode.response for episode in episodes],
+        }
+        answer = self._post(client, json.dumps(body).encode("ascii"))
+        try:
+            content = answer.json()
+        except ValueError as error:
+            raise RewardError(
+                f"{self._public_url} answered something that is not JSON: {self._excerpt(answer)}; "
+                'expected {"scores": […]}'
+            ) from error
+        if not isinstance(content, dict) or not isinstance(content.get("scores"), list):
+            raise RewardError(
+                f'{self._public_url} answered without a list "scores": {self._excerpt(answer)}; '
+                f'expected {{"scores": […]}} with {len(episodes)} numbers'
+            )
+        return check_scores(content["scores"], episodes, source=self._public_url)
+
+    def _post(self, client: httpx.Client, body: bytes) -> httpx.Response:
+        """The first answer that reports success."""
+        headers = {"content-type": "application/json"}
+        if self._token is not None:
+            headers["authorization"] = f"Bearer {self._token}"
+        attempts = self._config.retries + 1
+        for attempt in range(attempts):
+            if attempt:
+                time.sleep(self._config.retry_wait_seconds * 2 ** (attempt - 1))
+            try:
+                answer = client.post(self._config.url, content=body, headers=headers)
+            except httpx.RequestError as error:
+                fault = f"gave no answer ({type(error).__name__}: {error})"
+                continue
+            if answer.is_success:
+                return answer
+            fault = f"answered {answer.status_code} {answer.reason_phrase}: {self._excerpt(answer)}"
+            if answer.status_code != httpx.codes.TOO_MANY_REQUESTS and answer.status_code < 500:
+                raise RewardError(f"{self._public_url} {fault}; mend the request or the endpoint")
+        raise RewardError(
+            f"{self._public_url} {fault} at the last of {attempts} attempts; see that the endpoint runs, or raise "
+            f"reward.retries ({self._config.retries}) or reward.timeout_seconds ({self._config.timeout_seconds:g})"
+        )
+
+    def _excerpt(self, answer: httpx.Response) -> str:
+        text = answer.text if self._token is None else answer.text.replace(self._token, "[token]")
+        return repr(text[:200])
+
+
+def _read_token(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    token = os.environ.get(variable, "").strip()
+    if not token:
+        raise ConfigError(
+            f"reward.token_env names the environment variable {variable!r}, which is not set; export it, "
+            "or remove reward.token_env if the endpoint needs no token"
+        )
+    if not (token.isascii() and token.isprintable()):
+        raise ConfigError(f"the token in the environment variable {variable!r} has characters that no header may have")
+    return token

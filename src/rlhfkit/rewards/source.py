@@ -1,0 +1,63 @@
+"""The one protocol of all rewards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from rlhfkit.records import Prompt
+from rlhfkit.errors import RewardError
+
+__all__ = ["RewardSource", "ScoredText", "check_scores"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredText:
+    """A finished episode as a reward source sees it."""
+
+    prompt: Prompt
+    prompt_text: str
+    """The prompt as the policy read it, chat template included."""
+    response: str
+    """The response without special tokens."""
+    finished: bool = field(default=True)
+    """Whether the policy ended it with EOS or a stop token, rather than at the length limit."""
+
+
+class RewardSource(Protocol):
+    """Says how good finished episodes are."""
+
+    def score(self, episodes: Sequence[ScoredText]) -> torch.Tensor:
+        """Scores (B,), float32 on the CPU, finite, higher is better.
+
+        Raises: RewardError where it cannot score; a failure is never a number.
+        """
+        ...
+
+
+def check_scores(scores: Sequence[float] | torch.Tensor, episodes: Sequence[ScoredText], *, source: str) -> torch.Tensor:
+    """`scores` as a float32 tensor (B,), once they are one finite number per episode.
+
+    Raises: RewardError, naming `source`, the first bad index and its value.
+    """
+    try:
+        tensor = torch.as_tensor(scores, dtype=torch.float32).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RewardError(
+            f"{source} returned {type(scores).__name__} that is not a list of numbers ({error}); "
+            "return one float per response"
+        ) from error
+    if tensor.shape != (len(episodes),):
+        raise RewardError(
+            f"{source} returned scores of shape {tuple(tensor.shape)} for {len(episodes)} responses; "
+            f"expected ({len(episodes)},): return one float per response, in order"
+        )
+    bad = (~torch.isfinite(tensor)).nonzero().flatten().tolist()
+    if bad:
+        response = episodes[bad[0]].response
+        raise RewardError(
+            f"{source} returned {tensor[bad[0]].item()} for response {bad[0]} ({response[:60]!r}) and "
+            f"{len(bad)} of {len(episodes)} scores are not finite; return finite numbers"
+        )
+    return tensor

@@ -1,0 +1,345 @@
+"""Sampling with a pre-allocated KV cache: rows of any length, and no slot waits for its neighbours.
+
+A row lives in a slot of the cache from its first token to its last, position = index in the cache, so there is no
+padding on the left and nothing to shift. Prompts are read in groups of like length; a finished row gives its slot to
+the next prompt; when no prompt waits, the rows that are left move together and the batch shrinks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from rlhfkit.config.schema import RolloutConfig
+from rlhfkit.errors import ConfigError, GenerationError
+from rlhfkit.models.attention import additive_masks
+from rlhfkit.models.language import LanguageModel
+from rlhfkit.models.value import ValueHead
+from rlhfkit.padding import pad_right
+
+__all__ = ["FinishReason", "Response", "SlotCache", "generate", "stop_ids"]
+
+FinishReason = Literal["eos", "stop", "length"]
+
+# New prompts are read once this share of the slots is free: reading one at a time costs as much as a whole step.
+REFILL_SHARE = 1 / 8
+# Rows move together once fewer than this share of the slots is in use, so that copying stays cheap against decoding.
+SHRINK_SHARE = 3 / 4
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One sampled response."""
+
+    ids: list[int]
+    """Its tokens, EOS included."""
+    logprobs: list[float]
+    """Log-probability of each token, at the sampling temperature."""
+    values: list[float]
+    """Value of the state before each token, where the critic shares the trunk; else empty."""
+    finish_reason: FinishReason
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model ended it, rather than the length limit."""
+        return self.finish_reason != "length"
+
+
+class SlotCache(Cache):
+    """Keys and values of `num_slots` rows of at most `max_tokens`, allocated once.
+
+    `reading(slots)` makes the next forward pass a prefill of these slots, `writing(positions)` one decode step of the
+    first len(positions) slots.
+    """
+
+    def __init__(self, num_slots: int, max_tokens: int) -> None:
+        """Memory is taken at the first forward pass, which shows how many layers and heads there are."""
+        super().__init__(layers=[])
+        self.num_slots, self.max_tokens = num_slots, max_tokens
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self._slots: Tensor | None = None
+        self._positions: Tensor | None = None
+        self._width = 0
+
+    def reading(self, slots: Tensor) -> "SlotCache":
+        """The next pass reads whole prompts into `slots`."""
+        self._slots, self._positions = slots, None
+        return self
+
+    def writing(self, positions: Tensor, width: int) -> "SlotCache":
+        """The next pass adds one token to each slot, at `positions`, and looks at the first `width` places."""
+        self._slots, self._positions, self._width = None, positions, width
+        return self
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (B, heads, T, D); what to attend to comes back."""
+        if layer_idx == len(self.keys):
+            for store, states in ((self.keys, key_states), (self.values, value_states)):
+                shape = (self.num_slots, states.shape[1], self.max_tokens, states.shape[3])
+                store.append(torch.zeros(shape, dtype=states.dtype, device=states.device))
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        if self._slots is not None:
+            tokens = key_states.shape[2]
+            keys[self._slots, :, :tokens] = key_states
+            values[self._slots, :, :tokens] = value_states
+            return key_states, value_states
+        assert self._positions is not None
+        rows = torch.arange(len(self._positions), device=key_states.device)
+        keys[rows, :, self._positions] = key_states[:, :, 0]
+        values[rows, :, self._positions] = value_states[:, :, 0]
+        return keys[: len(rows), :, : self._width], values[: len(rows), :, : self._width]
+
+    def keep(self, slots: Tensor) -> None:
+        """Move `slots` to the front, in this order."""
+        for store in (self.keys, self.values):
+            for tensor in store:
+                tensor[: len(slots)] = tensor[slots]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0: positions are always passed along."""
+        return 0
+
+
+def stop_ids(model: LanguageModel, stop_tokens: Sequence[str]) -> tuple[set[int], set[int]]:
+    """Ids that end a response: (EOS and what the model's generation config counts as EOS, the recipe's stop tokens).
+
+    Raises: ConfigError where a stop token is not a single token.
+    """
+    configured = getattr(model.causal_lm.generation_config, "eos_token_id", None)
+    eos = {model.encoder.eos_id} | set(configured if isinstance(configured, list) else [configured])
+    stops = set()
+    for token in stop_tokens:
+        ids = model.encoder.tokenizer(token, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise ConfigError(
+                f"rollout.stop_tokens: {token!r} is {len(ids)} tokens for this tokenizer; expected a single one"
+            )
+        stops.add(ids[0])
+    return {int(token) for token in eos if token is not None}, stops
+
+
+class _Slots:
+    """What each slot is doing: tensors of one entry a slot, in the order of the cache."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.row = torch.empty(0, dtype=torch.long, device=device)
+        self.token = torch.empty(0, dtype=torch.long, device=device)
+        self.position = torch.empty(0, dtype=torch.long, device=device)
+        self.active = torch.empty(0, dtype=torch.bool, device=device)
+
+    def add(self, row: Tensor, token: Tensor, position: Tensor) -> None:
+        self.row = torch.cat([self.row, row])
+        self.token = torch.cat([self.token, token])
+        self.position = torch.cat([self.position, position])
+        self.active = torch.cat([self.active, torch.ones_like(row, dtype=torch.bool)])
+
+    def put(self, slots: Tensor, row: Tensor, token: Tensor, position: Tensor) -> None:
+        self.row[slots], self.token[slots], self.position[slots], self.active[slots] = row, token, position, True
+
+    def keep(self, slots: Tensor) -> None:
+        self.row, self.token, self.position, self.active = (
+            self.row[slots],
+            self.token[slots],
+            self.position[slots],
+            self.active[slots],
+        )
+
+
+@torch.inference_mode()
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    config: RolloutConfig,
+    *,
+    seeds: Sequence[int] | None,
+    value_head: ValueHead | None = None,
+    on_finished: Callable[[int], None] | None = None,
+) -> list[Response]:
+    """One response to each prompt, in order.
+
+    `seeds` holds one number per prompt, which decides its randomness alone: a response depends on its prompt, its seed
+    and the weights, not on the batch it was sampled in. None decodes greedily. `on_finished` is told how many rows
+    have just finished.
+    Raises: ConfigError where prompt and response do not fit the model's context; GenerationError where the model's
+    logits are not finite.
+    """
+    sampler = _Sampler(model, prompts, config, seeds=seeds, value_head=value_head)
+    while sampler.unfinished:
+        num_finished = sampler.step()
+        if num_finished and on_finished is not None:
+            on_finished(num_finished)
+    return sampler.responses()
+
+
+class _Sampler:
+    """State of one call of `generate`."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        config: RolloutConfig,
+        *,
+        seeds: Sequence[int] | None,
+        value_head: ValueHead | None,
+    ) -> None:
+        longest = max((len(prompt) for prompt in prompts), default=0) + config.max_response_tokens
+        context = model.context_tokens
+        if context is not None and longest > context:
+            raise ConfigError(
+                f"a prompt of {longest - config.max_response_tokens} tokens and rollout.max_response_tokens = "
+                f"{config.max_response_tokens} exceed the model's context of {context} tokens; lower "
+                "data.max_prompt_tokens or rollout.max_response_tokens"
+            )
+        self.model, self.prompts, self.config, self.value_head = model, prompts, config, value_head
+        self.device = model.device
+        num, limit = len(prompts), config.max_response_tokens
+        self.uniforms = None if seeds is None else _uniforms(seeds, limit).to(self.device)
+        self.tokens = torch.zeros((num, limit), dtype=torch.long, device=self.device)
+        self.logprobs = torch.zeros((num, limit), device=self.device)
+        self.values = torch.zeros((num, limit), device=self.device)
+        self.lengths = torch.zeros(num, dtype=torch.long, device=self.device)
+        self.prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        eos, stops = stop_ids(model, config.stop_tokens)
+        self.eos = torch.tensor(sorted(eos), device=self.device)
+        self.ending = torch.tensor(sorted(eos | stops), device=self.device)
+        # Rows of like length are read together; nothing that a caller sees depends on this order.
+        self.waiting = sorted(range(num), key=lambda row: (-len(prompts[row]), row))
+        self.slots = _Slots(self.device)
+        self.cache = SlotCache(min(config.slots, num), longest)
+        self.unfinished = num
+
+    def step(self) -> int:
+        """Read waiting prompts where there is room for them, or else sample a token in every slot; rows finished."""
+        free = (~self.slots.active).nonzero().flatten()
+        unused = self.cache.num_slots - len(self.slots.row) if self.waiting else 0
+        room = len(free) + unused
+        if self.waiting and room >= min(len(self.waiting), max(1, int(self.cache.num_slots * REFILL_SHARE))):
+            return self._read_prompts(free, unused)
+        if len(free) and len(self.slots.row) - len(free) < SHRINK_SHARE * len(self.slots.row):
+            kept = self.slots.active.nonzero().flatten()
+            self.cache.keep(kept)
+            self.slots.keep(kept)
+        return self._decode()
+
+    def _read_prompts(self, free: Tensor, unused: int) -> int:
+        start = len(self.slots.row)
+        places = torch.cat([free, torch.arange(start, start + unused, device=self.device)])
+        rows, self.waiting = self.waiting[: len(places)], self.waiting[len(places) :]
+        places = places[: len(rows)]
+        ids = pad_right([self.prompts[row] for row in rows], pad=self.model.encoder.pad_id, device=self.device)
+        row = torch.tensor(rows, device=self.device)
+        lengths = self.prompt_lengths[row]
+        hidden = self.model.trunk(ids, past_key_values=self.cache.reading(places), **_prefill_mask(self.model, ids))
+        token = self._sample(hidden[torch.arange(len(rows), device=self.device), lengths - 1], row)
+        new = places >= start
+        self.slots.put(places[~new], row[~new], token[~new], lengths[~new])
+        self.slots.add(row[new], token[new], lengths[new])
+        return self._finish()
+
+    def _decode(self) -> int:
+        position = self.slots.position
+        width = int(position.max()) + 1
+        places = torch.arange(width, device=self.device)
+        allowed = (places <= position[:, None])[:, None]
+        masks = additive_masks(self.model.config, allowed, position[:, None], places[None], self.model.dtype)
+        hidden = self.model.trunk(
+            self.slots.token[:, None],
+            position_ids=position[:, None],
+            attention_mask=masks,
+            past_key_values=self.cache.writing(position, width),
+        )
+        self.slots.token = self._sample(hidden[:, 0], self.slots.row, self.slots.active)
+        self.slots.position = torch.where(self.slots.active, position + 1, position)
+        return self._finish()
+
+    def _sample(self, hidden: Tensor, row: Tensor, active: Tensor | None = None) -> Tensor:
+        """The next token of each row, recorded with its logprob and value; idle slots repeat what they had."""
+        logits = self.model.head(hidden).float()
+        if not torch.isfinite(logits).all():
+            raise GenerationError(
+                "the model's logits are not finite, so nothing can be sampled; its weights are damaged, or training "
+                "diverged: lower the learning rate and start from the last good checkpoint"
+            )
+        log_distribution = (logits / self.config.temperature).log_softmax(-1)
+        step = self.lengths[row].clamp(max=self.config.max_response_tokens - 1)
+        if self.uniforms is None:
+            token = logits.argmax(-1)
+        else:
+            token = _draw(_truncated(log_distribution, self.config), self.uniforms[row, step])
+        counts = torch.ones_like(row, dtype=torch.bool) if active is None else active
+        at = (row[counts], step[counts])
+        self.tokens[at] = token[counts]
+        self.logprobs[at] = log_distribution.gather(-1, token[:, None]).squeeze(-1)[counts]
+        if self.value_head is not None:
+            self.values[at] = self.value_head(hidden)[counts]
+        self.lengths[row[counts]] += 1
+        return token
+
+    def _finish(self) -> int:
+        """Free the slots whose row has ended."""
+        ended = torch.isin(self.slots.token, self.ending)
+        ended |= self.lengths[self.slots.row] >= self.config.max_response_tokens
+        ended &= self.slots.active
+        self.slots.active = self.slots.active & ~ended
+        num = int(ended.sum())
+        self.unfinished -= num
+        return num
+
+    def responses(self) -> list[Response]:
+        """What was sampled."""
+        last = self.tokens.gather(1, (self.lengths - 1).clamp(min=0)[:, None]).squeeze(-1)
+        is_eos, is_end = torch.isin(last, self.eos).tolist(), torch.isin(last, self.ending).tolist()
+        tokens, logprobs, values = self.tokens.tolist(), self.logprobs.tolist(), self.values.tolist()
+        return [
+            Response(
+                ids=tokens[row][:length],
+                logprobs=logprobs[row][:length],
+                values=values[row][:length] if self.value_head is not None else [],
+                finish_reason="eos" if is_eos[row] else "stop" if is_end[row] else "length",
+            )
+            for row, length in enumerate(self.lengths.tolist())
+        ]
+
+
+def _prefill_mask(model: LanguageModel, ids: Tensor) -> dict[str, Any]:
+    """Plain causal attention: padding is on the right, where no real token looks."""
+    places = torch.arange(ids.shape[1], device=ids.device)[None]
+    allowed = torch.ones((1, ids.shape[1], ids.shape[1]), dtype=torch.bool, device=ids.device).tril()
+    return {
+        "attention_mask": additive_masks(model.config, allowed, places, places, model.dtype),
+        "position_ids": places,
+    }
+
+
+def _uniforms(seeds: Sequence[int], num: int) -> Tensor:
+    """(B, num) numbers in [0, 1); row b follows from seeds[b] alone."""
+    generator = torch.Generator()
+    return torch.stack([torch.rand(num, generator=generator.manual_seed(seed)) for seed in seeds])
+
+
+def _draw(log_distribution: Tensor, uniforms: Tensor) -> Tensor:
+    """(B,) tokens by inversion: the first whose cumulative probability exceeds the row's uniform number."""
+    cumulative = log_distribution.exp().cumsum(-1)
+    wanted = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)
+
+
+def _truncated(log_distribution: Tensor, config: RolloutConfig) -> Tensor:
+    """The distribution without the tail that top-k and top-p cut off; not renormalised."""
+    if config.top_k:
+        threshold = log_distribution.topk(min(config.top_k, log_distribution.shape[-1])).values[:, -1:]
+        log_distribution = log_distribution.masked_fill(log_distribution < threshold, -torch.inf)
+    if config.top_p < 1:
+        ordered, order = log_distribution.sort(-1, descending=True)
+        # A token stays while the probability before it is below top_p, so at least one does.
+        before = ordered.exp().cumsum(-1) - ordered.exp()
+        cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= config.top_p)
+        log_distribution = log_distribution.masked_fill(cut, -torch.inf)
+    return log_distribution

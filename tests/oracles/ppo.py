@@ -1,0 +1,95 @@
+"""PPO mathematics in numpy float64, written from the papers' equations with plain loops: slow and obvious."""
+
+import math
+
+import numpy as np
+
+
+def gae(rewards, values, next_values, terminated, ended, gamma, gae_lambda):
+    """One row: A[t] = sum over l of (gamma lambda)^l delta[t + l], up to and including the step that ended."""
+    num_steps = len(rewards)
+    advantages = np.zeros(num_steps)
+    for t in range(num_steps):
+        for step in range(t, num_steps):
+            future = 0.0 if terminated[step] else next_values[step]
+            delta = rewards[step] + gamma * future - values[step]
+            advantages[t] += (gamma * gae_lambda) ** (step - t) * delta
+            if ended[step]:
+                break
+    return advantages
+
+
+def discounted_return(rewards, gamma):
+    """One row: sum over l of gamma^l reward[t + l]."""
+    return np.array([sum(gamma**k * r for k, r in enumerate(rewards[t:])) for t in range(len(rewards))])
+
+
+def policy_loss(logprobs, old_logprobs, advantages, mask, clip_range, dual_clip=None):
+    """Mean over masked tokens of the negative of min(r A, clip(r) A); eq. 7 of the PPO paper."""
+    terms = []
+    for index in np.ndindex(mask.shape):
+        if not mask[index]:
+            continue
+        ratio = math.exp(logprobs[index] - old_logprobs[index])
+        clipped = min(max(ratio, 1 - clip_range), 1 + clip_range)
+        objective = min(ratio * advantages[index], clipped * advantages[index])
+        if dual_clip is not None and advantages[index] < 0:
+            objective = max(objective, dual_clip * advantages[index])
+        terms.append(-objective)
+    return sum(terms) / len(terms)
+
+
+def value_loss(values, old_values, returns, mask, value_clip_range):
+    """Mean over masked tokens of half the larger squared error."""
+    terms = []
+    for index in np.ndindex(mask.shape):
+        if not mask[index]:
+            continue
+        errors = [values[index] - returns[index]]
+        if value_clip_range is not None:
+            low, high = old_values[index] - value_clip_range, old_values[index] + value_clip_range
+            errors.append(min(max(values[index], low), high) - returns[index])
+        terms.append(0.5 * max(error * error for error in errors))
+    return sum(terms) / len(terms)
+
+
+def explained_variance(values, returns, mask):
+    v, r = values[mask], returns[mask]
+    return 1 - np.var(r - v) / np.var(r)
+
+
+def kl_estimate(logprobs, ref_logprobs, kind):
+    """Schulman's estimators in terms of the probability ratio r = ref / policy."""
+    ratio = np.exp(ref_logprobs) / np.exp(logprobs)
+    return {"k1": -np.log(ratio), "k2": np.log(ratio) ** 2 / 2, "k3": (ratio - 1) - np.log(ratio)}[kind]
+
+
+def token_rewards(scores, logprobs, ref_logprobs, mask, kl_coef, kind="k1"):
+    rewards = np.zeros(mask.shape)
+    for row in range(len(scores)):
+        sampled = [t for t in range(mask.shape[1]) if mask[row, t]]
+        for t in sampled:
+            rewards[row, t] = -kl_coef * kl_estimate(logprobs[row, t], ref_logprobs[row, t], kind)
+        rewards[row, sampled[-1]] += scores[row]
+    return rewards
+
+
+def token_logprobs(logits, targets, temperature):
+    """Log-probability and entropy of each row, through the probabilities themselves."""
+    logprobs, entropies = [], []
+    for row, target in zip(np.asarray(logits, dtype=np.float64) / temperature, targets, strict=True):
+        weights = np.exp(row - row.max())
+        probabilities = weights / weights.sum()
+        logprobs.append(math.log(probabilities[target]))
+        entropies.append(-sum(p * math.log(p) for p in probabilities if p > 0))
+    return np.array(logprobs), np.array(entropies)
+
+
+def rloo_advantages(scores, group_size):
+    advantages = []
+    for start in range(0, len(scores), group_size):
+        group = list(scores[start : start + group_size])
+        for i, score in enumerate(group):
+            others = group[:i] + group[i + 1 :]
+            advantages.append(score - sum(others) / len(others))
+    return np.array(advantages)

@@ -1,0 +1,154 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhfkit.config.schema import FunctionRewardConfig
+from rlhfkit.errors import ConfigError, RewardError
+from rlhfkit.rewards import FunctionReward
+
+MODULE = """
+def length(prompts, responses):
+    return [float(len(response)) for response in responses]
+
+def length_of_prompt(prompts, responses):
+    return [len(prompt) for prompt in prompts]
+
+def matches(prompts, responses, label):
+    return [float(response == wanted) for response, wanted in zip(responses, label)]
+
+def matches_twice(prompts, responses, *, label, weight=None):
+    return [float(r == l) * (w or 2.0) for r, l, w in zip(responses, label, weight or [None] * len(label))]
+
+def number_of_columns(prompts, responses, **columns):
+    return [len(columns)] * len(responses)
+
+def any_arguments(*texts):
+    return [len(text) for text in texts[1]]
+
+def raises(prompts, responses):
+    return _fail(responses)
+
+def _fail(responses):
+    return [int(response) for response in responses]
+
+def nothing(prompts, responses):
+    pass
+
+def not_a_number(prompts, responses):
+    return [float("nan")] * len(responses)
+
+def too_few(prompts, responses):
+    return [1.0] * (len(responses) - 1)
+
+def swapped(responses, prompts):
+    return [0.0] * len(responses)
+
+def one_list(texts):
+    return [0.0] * len(texts)
+
+constant = 3.0
+"""
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Builds the reward in a working directory that has my_rewards.py."""
+    (tmp_path / "my_rewards.py").write_text(MODULE)
+    (tmp_path / "broken_syntax.py").write_text("x = 1\ndef f(:\n")
+    (tmp_path / "broken_import.py").write_text("\nimport a_module_that_nobody_has\n")
+    (tmp_path / "broken_body.py").write_text("\n\n1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield lambda function: FunctionReward(FunctionRewardConfig(type="function", function=function))
+    for name in ("my_rewards", "broken_syntax", "broken_import", "broken_body"):
+        sys.modules.pop(name, None)
+
+
+def test_function_of_the_working_directory_scores(build, make_episodes):
+    assert build("my_rewards:length").score(make_episodes("", "four")).tolist() == [0.0, 4.0]
+
+
+def test_function_gets_the_prompts_first(build, make_episodes):
+    assert build("my_rewards:length_of_prompt").score(make_episodes("a")).tolist() == [len("prompt 0")]
+
+
+def test_further_parameters_are_filled_with_columns(build, make_episodes):
+    assert build("my_rewards:matches").score(make_episodes("a", "b", label=["a", "c"])).tolist() == [1.0, 0.0]
+
+
+def test_a_parameter_with_a_default_needs_no_column(build, make_episodes):
+    reward = build("my_rewards:matches_twice")
+    assert reward.score(make_episodes("a", label=["a"])).tolist() == [2.0]
+    assert reward.score(make_episodes("a", label=["a"], weight=[5.0])).tolist() == [5.0]
+
+
+def test_variadic_keywords_get_the_columns_that_all_rows_have(build, make_episodes):
+    reward = build("my_rewards:number_of_columns")
+    assert reward.score(make_episodes("a", x=[1], y=[2])).tolist() == [2.0]
+    uneven = make_episodes("a", x=[1], y=[2]) + make_episodes("b", y=[2])
+    assert reward.score(uneven).tolist() == [1.0, 1.0]
+
+
+def test_variadic_positionals_are_accepted(build, make_episodes):
+    assert build("my_rewards:any_arguments").score(make_episodes("abc")).tolist() == [3.0]
+
+
+def test_missing_column_names_the_row_and_its_columns(build, make_episodes):
+    with pytest.raises(RewardError, match=r"'label'.*rows\.jsonl:1.*'grade', 'topic'"):
+        build("my_rewards:matches").score(make_episodes("a", topic=["t"], grade=[1]))
+
+
+def test_exception_names_function_error_and_line(build, make_episodes):
+    line = MODULE.splitlines().index("    return [int(response) for response in responses]") + 1
+    with pytest.raises(RewardError, match=rf"my_rewards:raises raised ValueError.*'abc'.*my_rewards\.py:{line}\)"):
+        build("my_rewards:raises").score(make_episodes("abc"))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("nothing", "my_rewards:nothing returned NoneType"),
+        ("not_a_number", "my_rewards:not_a_number returned nan"),
+        ("too_few", r"my_rewards:too_few returned scores of shape \(1,\) for 2"),
+    ],
+)
+def test_bad_scores_name_the_function(build, make_episodes, function, words):
+    with pytest.raises(RewardError, match=words):
+        build(f"my_rewards:{function}").score(make_episodes("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("no_such_module:length", "no module 'no_such_module'"),
+        ("my_rewards.inner:length", "no module 'my_rewards.inner'"),
+        ("my_rewards:lenght", "did you mean 'length'"),
+        ("my_rewards:zzz", "its functions: any_arguments, length"),
+        ("my_rewards:constant", "of type float, not a function"),
+        ("my_rewards:swapped", r"takes \(responses, prompts\); expected \(prompts, responses"),
+        ("my_rewards:one_list", r"takes \(texts\); expected \(prompts, responses"),
+    ],
+)
+def test_a_name_that_cannot_be_used_is_a_config_error(build, function, words):
+    with pytest.raises(ConfigError, match=words):
+        build(function)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("broken_syntax", r"SyntaxError.*broken_syntax\.py:2"),
+        ("broken_import", r"ModuleNotFoundError.*a_module_that_nobody_has.*broken_import\.py:2"),
+        ("broken_body", r"ZeroDivisionError.*broken_body\.py:3"),
+    ],
+)
+def test_a_module_that_fails_on_import_is_named_with_its_line(build, module, words):
+    with pytest.raises(RewardError, match=words):
+        build(f"{module}:f")
+
+
+def test_functions_of_the_standard_library_can_be_used(build, make_episodes):
+    # operator.eq has no readable meaning as a reward; it shows that a callable written in C is called all the same.
+    with pytest.raises(RewardError, match=r"operator:eq returned"):
+        build("operator:eq").score(make_episodes("a", "b", "c"))
