@@ -136,11 +136,12 @@ def generate(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message, not text to continue.")] = False,
     max_response_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Longest response; by default the run's.")
+        int | None, typer.Option(min=1, metavar="N", help="Longest response; by default what fits.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, metavar="T", help="0 takes the likeliest token; by default the run's.")
-    ] = None,
+        float,
+        typer.Option(min=0.0, metavar="T", help="Low is predictable, high varied; 0 takes the likeliest token."),
+    ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same responses.")] = 0,
     debug: Debug = False,
 ) -> None:
@@ -164,7 +165,10 @@ def generate(
 
 @app.command()
 def evaluate(run: RunArgument, debug: Debug = False) -> None:
-    """Compare before and after on held-out prompts."""
+    """Compare before and after on held-out prompts.
+
+    Writes evaluation.json and report.html.
+    """
     existing = _existing_run(run)
     from rlhfkit import pipeline
 
@@ -213,7 +217,8 @@ def _existing_run(path: Path) -> "RunDir":
     run = RunDir(path)
     if not run.config.exists():
         raise CheckpointError(
-            f"{path} is not a run directory: it has no {run.config.name}; make one with rlhfkit run RECIPE --run-dir {path}"
+            f"{path} is not a run directory, as it has no {run.config.name}; "
+            f"make one with: rlhfkit run RECIPE --run-dir {shlex.quote(str(path))}"
         )
     return run
 

@@ -133,6 +133,19 @@ class RunLog:
         _cut(self._metrics, self._run.metrics, position["metrics_bytes"])
         _cut(self._samples, self._run.samples, position["samples_bytes"])
 
+    def forget(self, stage: str) -> None:
+        """Forget what an attempt at `stage` wrote that left no checkpoint, so that the stage begins anew."""
+        beginning = f'{{"stage": {json.dumps(stage)}, '.encode()
+        for file in (self._metrics, self._samples):
+            file.seek(0)
+            position = 0
+            for line in file:
+                if line.startswith(beginning):  # stages do not mix, so that the rest is this stage's too
+                    file.truncate(position)
+                    break
+                position += len(line)
+            file.seek(0, os.SEEK_END)
+
     def _board(self, stage: str, iteration: int) -> "SummaryWriter":
         """The stage's TensorBoard writer; points of an earlier attempt from `iteration` on are purged.
 

@@ -7,8 +7,18 @@ imports torch, so that `--help` and the check of a recipe are instant.
 from collections.abc import Iterator
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
-from pydantic import PositiveInt, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 __all__ = [
     "AdaptiveKLConfig",
@@ -166,8 +176,8 @@ class RowsConfig(Section):
     encoding: str = "utf-8"
     """Text encoding of the file."""
     beginning_words: tuple[PositiveInt, PositiveInt] | None = None
-    """For whole texts (format "text", or a column `text`): the prompt is the first n words, n drawn from this range, the
-    response the rest."""
+    """For whole texts (format "text", or a column `text`): the prompt is the first n words, n drawn from this range,
+    the response the rest; a text of fewer words is a bad row."""
 
     @model_validator(mode="after")
     def _range_is_in_order(self) -> "RowsConfig":

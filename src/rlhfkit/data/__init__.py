@@ -1,1 +1,21 @@
-""""""
+"""Rows of files → typed records: prompts, demonstrations, preferences, texts."""
+
+from rlhfkit.data.demonstrations import load_demonstrations
+from rlhfkit.data.preferences import load_preferences, write_preferences
+from rlhfkit.data.prompts import find_overlap, load_prompts
+from rlhfkit.data.rows import Loaded, OnBadRow, Row, SourceFile, read_rows
+from rlhfkit.data.texts import load_texts
+
+__all__ = [
+    "Loaded",
+    "OnBadRow",
+    "Row",
+    "SourceFile",
+    "find_overlap",
+    "load_demonstrations",
+    "load_preferences",
+    "load_prompts",
+    "load_texts",
+    "read_rows",
+    "write_preferences",
+]

@@ -20,13 +20,13 @@ ROLES = {
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
-def read_text(value: Any, column: str) -> str:
+def read_text(value: Any, column: str, *, expected: str = "text") -> str:
     """`value`, which is text that can be written as UTF-8.
 
     Raises: DataError.
     """
     if not isinstance(value, str):
-        raise DataError(f'column "{column}" is {_kind(value)}; expected text')
+        raise DataError(f'column "{column}" is {_kind(value)}; expected {expected}')
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -58,6 +58,8 @@ def read_messages(value: Any, column: str) -> Conversation:
 def read_transcript(text: str, column: str) -> Conversation:
     r"""Turns of a transcript "\n\nHuman: …\n\nAssistant: …", without the blanks around them.
 
+    Where a speaker has two turns in a row they become one, because chat templates want speakers to alternate; only the
+    last turn, the response, stays as it is.
     Raises: DataError where it does not begin with a speaker.
     """
     start, *turns = TURN.split(text)
@@ -66,14 +68,19 @@ def read_transcript(text: str, column: str) -> Conversation:
             f'there is no column "prompt", and "{column}" is no dialogue that holds it; expected messages, or a '
             'transcript that begins with "Human:"; add the prompt, or name it as in columns = {prompt = "question"}'
         )
-    return tuple(Message(ROLES[role], words.strip()) for role, words in zip(turns[::2], turns[1::2], strict=True))
+    messages = [Message(ROLES[role], words.strip()) for role, words in zip(turns[::2], turns[1::2], strict=True)]
+    merged: list[Message] = []
+    for message in messages[:-1]:
+        if merged and merged[-1].role == message.role:
+            message = Message(message.role, f"{merged.pop().content}\n\n{message.content}")
+        merged.append(message)
+    return (*merged, messages[-1])
 
 
 def part_dialogues(chosen: Conversation, rejected: Conversation) -> tuple[Conversation, str, str]:
     """Shared turns, and the two last turns, of dialogues that differ in their last turn only, an assistant's.
 
-    Two dialogues that part earlier are answers to different prompts, and so no preference. Where a speaker has two
-    shared turns in a row, they become one, because chat templates want speakers to alternate.
+    Two dialogues that part earlier are answers to different prompts, and so no preference.
     Raises: DataError where they part earlier or do not end with an assistant's turn.
     """
     for column, dialogue in (("chosen", chosen), ("rejected", rejected)):
@@ -87,20 +94,10 @@ def part_dialogues(chosen: Conversation, rejected: Conversation) -> tuple[Conver
             f"chosen and rejected part at turn {shared + 1} of {len(chosen)} and {len(rejected)}; "
             "expected two dialogues that differ in their last turn only"
         )
-    return _merged(chosen[:-1]), chosen[-1].content, rejected[-1].content
-
-
-def _merged(turns: Conversation) -> Conversation:
-    merged: list[Message] = []
-    for turn in turns:
-        if merged and merged[-1].role == turn.role:
-            merged[-1] = Message(turn.role, f"{merged[-1].content}\n\n{turn.content}")
-        else:
-            merged.append(turn)
-    return tuple(merged)
+    return chosen[:-1], chosen[-1].content, rejected[-1].content
 
 
 def _kind(value: object) -> str:
     if value is None or value == []:
         return "empty"
-    return f"a {type(value).__name__}, {str(value)[:40]!r}"
+    return f"of type {type(value).__name__}, {str(value)[:40]!r}"

@@ -19,7 +19,9 @@ def load_demonstrations(
     if isinstance(source, GrammarConfig):
         return grammar.load(grammar.demonstrations, source, seed)
     if isinstance(source, ContrastConfig):
-        raise DataError('type = "contrast" makes preferences without prompts; for demonstrations, name a file with path')
+        raise DataError(
+            'type = "contrast" makes preferences without prompts; for demonstrations, name a file with path'
+        )
 
     def parse(row: Row) -> Demonstration:
         content, response = read_answered_prompt(row, beginning_words=source.beginning_words, seed=seed)

@@ -68,17 +68,19 @@ def read_pair(row: Row) -> tuple[Content, str, str]:
 
 
 def need(row: Row, column: str) -> Any:
-    """The value of a column. Raises: DataError where it is not there."""
+    """The value of a column. Raises: DataError where there is none."""
     if column not in row.columns:
         raise DataError(
             f'no column "{column}"; the row has {", ".join(row.columns) or "none"}; '
             f'name it as in columns = {{{column} = "the file\'s name"}}'
         )
+    if row.columns[column] is None:
+        raise DataError(f'column "{column}" is empty; expected a value')
     return row.columns[column]
 
 
 def _read(row: Row, beginning_words: tuple[int, int] | None, seed: int) -> tuple[Content, str | None]:
-    columns = row.columns
+    columns = {name: value for name, value in row.columns.items() if value is not None}
     if "chosen" in columns and "rejected" in columns:
         content, chosen, _ = _split_pair(row)
         return content, chosen
@@ -110,13 +112,17 @@ def _dialogue(value: Any, column: str) -> Conversation:
 
 
 def _text_or_messages(value: Any, column: str) -> Content:
-    return read_messages(value, column) if isinstance(value, list) else read_text(value, column)
+    return (
+        read_messages(value, column)
+        if isinstance(value, list)
+        else read_text(value, column, expected="text or a list of messages")
+    )
 
 
 def _join(content: Content, answer: Any, column: str) -> tuple[Content, str]:
     """Prompt and response, where the response may be text, the assistant's message, or the whole dialogue."""
     if not isinstance(answer, list):
-        return content, read_text(answer, column)
+        return content, read_text(answer, column, expected="text or messages")
     *before, last = read_messages(answer, column)
     if last.role != "assistant":
         raise DataError(f'column "{column}" ends with a turn of the {last.role}; expected the assistant')

@@ -71,12 +71,11 @@ def _as_row(preference: Preference) -> dict[str, Any]:
     return row
 
 
-def _contrast(
-    source: ContrastConfig, *, directory: str | Path, on_bad_row: OnBadRow, seed: int
-) -> Loaded[Preference]:
+def _contrast(source: ContrastConfig, *, directory: str | Path, on_bad_row: OnBadRow, seed: int) -> Loaded[Preference]:
     """The i-th of the shuffled chosen texts against the i-th of the shuffled rejected ones, up to the shorter."""
     kinds = [
-        load_located_texts(rows, directory=directory, on_bad_row=on_bad_row) for rows in (source.chosen, source.rejected)
+        load_located_texts(rows, directory=directory, on_bad_row=on_bad_row)
+        for rows in (source.chosen, source.rejected)
     ]
     chosen, rejected = (
         [kind.records[index] for index in np.random.default_rng([seed, number]).permutation(len(kind.records))]

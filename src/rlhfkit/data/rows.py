@@ -270,7 +270,9 @@ def _json_rows(name: str, text: str) -> list[Row | DataError]:
             rows.append(_json_row(json.loads(line), origin))
         except (ValueError, RecursionError) as error:
             rows.append(
-                DataError(f"{origin}: not JSON ({error}): {_short(line)}; expected one object per line; mend the line")
+                DataError(
+                    f"{origin}: not JSON ({error}): {_short(line)}; expected one object per line, or a list of objects"
+                )
             )
     return rows
 
@@ -279,7 +281,7 @@ def _json_row(value: object, origin: str) -> Row | DataError:
     if isinstance(value, dict):
         return Row(value, origin)
     kind = type(value).__name__
-    return DataError(f'{origin}: a {kind}, {_short(repr(value))}; expected an object such as {{"prompt": "…"}}')
+    return DataError(f'{origin}: of type {kind}, {_short(repr(value))}; expected an object such as {{"prompt": "…"}}')
 
 
 def _csv_rows(name: str, text: str, *, delimiter: str) -> list[Row | DataError]:
@@ -304,8 +306,8 @@ def _csv_rows(name: str, text: str, *, delimiter: str) -> list[Row | DataError]:
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
-            f"{name}:{reader.line_num}: not CSV ({error}); expected text with quotes or separators inside double quotes, "
-            'each inner quote as ""'
+            f"{name}:{reader.line_num}: not CSV ({error}); "
+            'put text that holds quotes or separators in double quotes, each inner quote as ""'
         ) from error
     finally:
         csv.field_size_limit(limit)
@@ -313,7 +315,7 @@ def _csv_rows(name: str, text: str, *, delimiter: str) -> list[Row | DataError]:
 
 
 def _parquet_rows(name: str, data: bytes) -> list[Row | DataError]:
-    import pyarrow
+    import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
     try:
@@ -324,11 +326,13 @@ def _parquet_rows(name: str, data: bytes) -> list[Row | DataError]:
 
 
 def _directory_rows(name: str, path: Path, split: str) -> tuple[list[Row | DataError], str]:
-    import datasets
+    import datasets  # type: ignore[import-untyped]
 
     if not path.is_dir():
-        raise _not_found(name, path) if not path.exists() else DataError(
-            f'{name} is a file; format = "datasets" expects a directory; leave the format out'
+        raise (
+            _not_found(name, path)
+            if not path.exists()
+            else DataError(f'{name} is a file; format = "datasets" expects a directory; leave the format out')
         )
     try:
         dataset = datasets.load_from_disk(str(path))

@@ -1,6 +1,5 @@
 """Whole texts."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from rlhfkit.config.schema import ContrastConfig, GrammarConfig, RowsConfig, SourceConfig
@@ -22,12 +21,10 @@ def load_texts(
     if isinstance(source, ContrastConfig):
         raise DataError('type = "contrast" makes preferences only; for texts, name their file with path')
     located = load_located_texts(source, directory=directory, on_bad_row=on_bad_row)
-    return replace(located, records=[text for text, _ in located.records])  # type: ignore[arg-type, return-value]
+    return Loaded([text for text, _ in located.records], located.skipped, located.sources)
 
 
-def load_located_texts(
-    source: RowsConfig, *, directory: str | Path, on_bad_row: OnBadRow
-) -> Loaded[tuple[str, str]]:
+def load_located_texts(source: RowsConfig, *, directory: str | Path, on_bad_row: OnBadRow) -> Loaded[tuple[str, str]]:
     """Texts with their origins. Raises: DataError."""
 
     def parse(row: Row) -> tuple[str, str]:

@@ -1,1 +1,1 @@
-""""""
+"""Before and after, and a report that a person can read."""

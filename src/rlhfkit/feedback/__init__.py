@@ -1,1 +1,1 @@
-""""""
+"""What people prefer, and how it is collected."""

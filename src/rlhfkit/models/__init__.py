@@ -1,1 +1,1 @@
-""""""
+"""Language models as policies, reward models and critics."""

@@ -65,9 +65,9 @@ def additive_masks(
     """
 
     def additive(bools: Tensor) -> Tensor:
-        return torch.zeros(bools.shape, dtype=dtype, device=bools.device).masked_fill_(
-            ~bools, torch.finfo(dtype).min
-        )[:, None]
+        return torch.zeros(bools.shape, dtype=dtype, device=bools.device).masked_fill_(~bools, torch.finfo(dtype).min)[
+            :, None
+        ]
 
     window = getattr(config, "sliding_window", None)
     layer_types = set(getattr(config, "layer_types", None) or ())

@@ -1,8 +1,8 @@
 """Models and tokenizers from a directory or a hub id, made fit for RLHF: a PAD of its own, no dropout, right attention."""
 
 import os
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,14 @@ def load_tokenizer(config: PretrainedModelConfig) -> tuple[PreTrainedTokenizerBa
     return tokenizer, notes
 
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json", "spiece.model")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer_config.json",
+    "spiece.model",
+)
 
 
 def load_causal_lm(
@@ -142,8 +149,21 @@ def load_classifier(
 
 
 # These look both ways, so the attention that is registered for causal models is not theirs.
-ENCODERS = frozenset({"bert", "roberta", "distilbert", "deberta", "deberta-v2", "albert", "electra", "xlm-roberta",
-                      "modernbert", "camembert", "mpnet"})
+ENCODERS = frozenset(
+    {
+        "bert",
+        "roberta",
+        "distilbert",
+        "deberta",
+        "deberta-v2",
+        "albert",
+        "electra",
+        "xlm-roberta",
+        "modernbert",
+        "camembert",
+        "mpnet",
+    }
+)
 
 
 def _refuse_missing(report: Any, path: str) -> None:

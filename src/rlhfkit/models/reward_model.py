@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.models.lora import merged
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Prompt
@@ -69,8 +70,9 @@ class RewardModel(nn.Module):
         """Write a directory that `transformers` alone can load, with the normalisation beside it."""
         model = merged(self.classifier)
         model.config.pad_token_id = self.encoder.pad_id
-        model.save_pretrained(directory)
-        self.encoder.tokenizer.save_pretrained(directory)
+        with quiet_transformers():
+            model.save_pretrained(directory)
+            self.encoder.tokenizer.save_pretrained(directory)
         write_json(
             directory / SETTINGS_FILE, {"normalization": asdict(normalization), "template": self.encoder.template_hash}
         )

@@ -60,7 +60,7 @@ class Encoder:
                 f"the tokenizer has several chat templates ({', '.join(self.chat_template)}); "
                 "write the one to use to a file and set model.chat_template to it"
             )
-        self.uses_fallback = chat_template is None and not tokenizer.chat_template
+        self.uses_fallback = self.chat_template == TRANSCRIPT_TEMPLATE
         tokenizer.chat_template = self.chat_template
         self.pad_id = int(tokenizer.pad_token_id)
         self.eos_id = int(tokenizer.eos_token_id)
@@ -88,9 +88,9 @@ class Encoder:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt, with BOS where the tokenizer wants one."""
-        ids = self.tokenizer(
-            self.prompt_text(prompt), add_special_tokens=self._adds_bos(prompt), verbose=False
-        )["input_ids"]
+        ids = self.tokenizer(self.prompt_text(prompt), add_special_tokens=self._adds_bos(prompt), verbose=False)[
+            "input_ids"
+        ]
         return ids[:-1] if self._adds_bos(prompt) and ids[-1:] == [self.eos_id] else ids
 
     def response_ids(self, prompt: Prompt, response: str, *, finished: bool = True) -> list[int]:

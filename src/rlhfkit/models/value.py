@@ -48,4 +48,6 @@ class ValueNetwork(nn.Module):
     def forward(self, sequences: Sequences) -> Tensor:
         """(N,) values of the states before the N sampled tokens, in row-major order."""
         rows, positions, _ = sequences.predicting()
-        return self.head(self._trunk(input_ids=sequences.ids[:, :-1], use_cache=False).last_hidden_state[rows, positions])
+        return self.head(
+            self._trunk(input_ids=sequences.ids[:, :-1], use_cache=False).last_hidden_state[rows, positions]
+        )

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import torch
 
-from rlhfkit.records import Prompt
 from rlhfkit.errors import RewardError
+from rlhfkit.records import Prompt
 
 __all__ = ["RewardSource", "ScoredText", "check_scores"]
 
@@ -36,7 +36,9 @@ class RewardSource(Protocol):
         ...
 
 
-def check_scores(scores: Sequence[float] | torch.Tensor, episodes: Sequence[ScoredText], *, source: str) -> torch.Tensor:
+def check_scores(
+    scores: Sequence[float] | torch.Tensor, episodes: Sequence[ScoredText], *, source: str
+) -> torch.Tensor:
     """`scores` as a float32 tensor (B,), once they are one finite number per episode.
 
     Raises: RewardError, naming `source`, the first bad index and its value.

@@ -1,1 +1,1 @@
-""""""
+"""Acting: prompts or environments in, experience out."""

@@ -1,1 +1,1 @@
-""""""
+"""The loops: supervised fine-tuning, reward model, PPO."""

@@ -1,0 +1,284 @@
+"""Recipe → live objects; the only place that looks at `type`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from rlhfkit.config.schema import (
+    AdaptiveKLConfig,
+    BagOfWordsRewardConfig,
+    FixedKLConfig,
+    FunctionRewardConfig,
+    GrammarRewardConfig,
+    HttpRewardConfig,
+    KLConfig,
+    LexiconRewardConfig,
+    MixRewardConfig,
+    PretrainedModelConfig,
+    Recipe,
+    RewardConfig,
+    RewardModelRewardConfig,
+    ScratchModelConfig,
+)
+from rlhfkit.device import choose_device, choose_dtype
+from rlhfkit.errors import ConfigError, ModelError
+from rlhfkit.models.attention import implementation_for
+from rlhfkit.models.language import LanguageModel, TextPolicy
+from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokenizer
+from rlhfkit.models.lora import add_lora
+from rlhfkit.models.reward_model import RewardModel, read_normalization
+from rlhfkit.models.template import Encoder, read_template
+from rlhfkit.models.value import ValueHead, ValueNetwork
+from rlhfkit.ppo import AdaptiveKL, FixedKL
+from rlhfkit.rewards.source import RewardSource
+from rlhfkit.rundir import RunDir
+from rlhfkit.seeding import derive_seed, seed_everything
+
+__all__ = ["Builder", "kl_controller", "train_tokenizer"]
+
+
+@dataclass
+class Builder:
+    """Makes the objects that a recipe names."""
+
+    recipe: Recipe
+    run: RunDir
+    notes: list[str] = field(default_factory=list)
+    """What was changed on the way, for the user to know."""
+
+    def __post_init__(self) -> None:
+        self.device = choose_device(self.recipe.model.device)
+        self.dtype = choose_dtype(self.recipe.model.dtype)
+
+    # ── language models ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def source_of(self, directory: Path | None = None) -> PretrainedModelConfig:
+        """Where to load a model from: a directory of the run, or what the recipe names."""
+        model = self.recipe.model
+        if directory is not None:
+            return PretrainedModelConfig(path=str(directory), dtype=model.dtype, device=model.device)
+        if isinstance(model, ScratchModelConfig):
+            return self.source_of(self.run.model("base"))
+        return model
+
+    def starting_point(self) -> PretrainedModelConfig:
+        """The model that PPO starts from and is held to: after SFT if the recipe has it."""
+        return self.source_of(self.run.model("sft") if "sft" in self.recipe.stages else None)
+
+    def encoder(self, source: PretrainedModelConfig) -> Encoder:
+        """Tokenizer and chat template of a model."""
+        tokenizer, notes = load_tokenizer(source)
+        self._note(notes)
+        template = self.recipe.model.chat_template
+        encoder = Encoder(tokenizer, chat_template=None if template is None else read_template(template))
+        return encoder
+
+    def language_model(self, source: PretrainedModelConfig, *, trainable: bool = False) -> LanguageModel:
+        """A language model; with fresh adapters where it is to be trained and the recipe wants LoRA."""
+        encoder = self.encoder(source)
+        model, notes = load_causal_lm(source, encoder.tokenizer, device=self.device, dtype=self.dtype)
+        self._note(notes)
+        model.requires_grad_(trainable)
+        if trainable and self.recipe.model.lora is not None:
+            seed_everything(derive_seed(self.recipe.seed, "lora", source.path))
+            language_model = LanguageModel(add_lora(model, self.recipe.model.lora), encoder)  # type: ignore[arg-type]
+        else:
+            language_model = LanguageModel(model, encoder)
+        self._check_lengths(language_model)
+        return language_model
+
+    def scratch_model(self, texts: list[str]) -> LanguageModel:
+        """A small model with random weights, and a byte-level BPE tokenizer learnt on `texts`."""
+        config = self.recipe.model
+        assert isinstance(config, ScratchModelConfig)
+        tokenizer = train_tokenizer(texts, config.vocabulary_tokens)
+        seed_everything(derive_seed(self.recipe.seed, "scratch"))
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=config.width,
+                intermediate_size=4 * config.width,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                max_position_embeddings=config.context_tokens,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                attn_implementation=implementation_for(self.device),
+            )
+        )
+        encoder = Encoder(
+            tokenizer, chat_template=None if config.chat_template is None else read_template(config.chat_template)
+        )
+        return LanguageModel(model.to(self.device, self.dtype).eval(), encoder)
+
+    def _check_lengths(self, model: LanguageModel) -> None:
+        context = model.context_tokens
+        prompt, response = self.recipe.data.max_prompt_tokens, self.recipe.rollout.max_response_tokens
+        if context is not None and prompt + response > context:
+            raise ConfigError(
+                f"data.max_prompt_tokens = {prompt} and rollout.max_response_tokens = {response} add up to "
+                f"{prompt + response}, more than the model's context of {context} tokens; lower one of them"
+            )
+
+    def _note(self, notes: list[str]) -> None:
+        self.notes += [note for note in notes if note not in self.notes]
+
+    # ── reward model and critic ──────────────────────────────────────────────────────────────────────────────────────
+
+    def fresh_reward_model(self, *, name: str) -> RewardModel:
+        """A reward model on the trunk of the SFT model (or the base), with a new head."""
+        from_sft = self.recipe.reward_model.init == "sft"
+        source = self.starting_point() if from_sft else self.source_of()
+        encoder = self.encoder(source)
+        classifier = self._classifier(source.path, encoder, fresh_head=True)
+        RewardModel.init_head(classifier, torch.Generator().manual_seed(derive_seed(self.recipe.seed, name, "head")))
+        if self.recipe.model.lora is not None:
+            seed_everything(derive_seed(self.recipe.seed, name, "lora"))
+            adapted = add_lora(classifier, self.recipe.model.lora)
+            adapted.get_base_model().score.requires_grad_(True)
+            return RewardModel(adapted, encoder)
+        return RewardModel(classifier, encoder)
+
+    def reward_model(self, directory: Path) -> RewardModel:
+        """A reward model of ours."""
+        encoder = self.encoder(self.source_of(directory))
+        return RewardModel(self._classifier(str(directory), encoder, fresh_head=False).requires_grad_(False), encoder)
+
+    def _classifier(self, path: str, encoder: Encoder, *, fresh_head: bool) -> PreTrainedModel:
+        model = load_classifier(path, device=self.device, dtype=self.dtype, num_labels=1, fresh_head=fresh_head)
+        if not hasattr(model, "score"):
+            raise ModelError(f"{type(model).__name__} has no head called `score`; choose a decoder model")
+        if len(encoder.tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(encoder.tokenizer))
+        model.config.pad_token_id = encoder.pad_id
+        return model
+
+    def policy(self) -> TextPolicy:
+        """The policy that PPO trains, with its critic."""
+        config = self.recipe.ppo
+        language_model = self.language_model(self.starting_point(), trainable=True)
+        critic: ValueHead | ValueNetwork | None
+        if config.estimator != "gae":
+            critic = None
+        elif config.value.network == "shared":
+            critic = ValueHead(_width(language_model), self.device)
+        else:
+            critic = self._value_network(language_model.encoder)
+        return TextPolicy(language_model, critic, temperature=self.recipe.rollout.temperature)
+
+    def _value_network(self, encoder: Encoder) -> ValueNetwork:
+        init = self.recipe.ppo.value.init
+        own = self.run.model("reward_model")
+        if init == "auto":
+            init = "reward_model" if own.exists() else "policy"
+        if init == "reward_model" and not own.exists():
+            raise ConfigError(
+                'ppo.value.init = "reward_model", but the run has no stage "reward_model"; add it, or choose "policy"'
+            )
+        if init == "reward_model":
+            normalization = read_normalization(own)
+            assert normalization is not None
+            classifier = self._classifier(str(own), encoder, fresh_head=False)
+            return self._trainable_value(classifier, normalization.mean, normalization.std)
+        classifier = self._classifier(self.starting_point().path, encoder, fresh_head=True)
+        torch.nn.init.zeros_(classifier.score.weight)
+        return self._trainable_value(classifier, 0.0, 1.0)
+
+    def _trainable_value(self, classifier: PreTrainedModel, mean: float, std: float) -> ValueNetwork:
+        if self.recipe.model.lora is None:
+            return ValueNetwork(classifier, mean=mean, std=std)
+        seed_everything(derive_seed(self.recipe.seed, "value", "lora"))
+        return ValueNetwork(add_lora(classifier, self.recipe.model.lora), mean=mean, std=std)
+
+    # ── rewards ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def judge(self) -> tuple[RewardSource, str]:
+        """The independent judge, and what to call it."""
+        configured = self.recipe.evaluation.judge
+        if configured is not None:
+            return self.reward(configured), configured.type.replace("_", " ")
+        if self.recipe.judge.type == "bag_of_words":
+            return self.reward(BagOfWordsRewardConfig(type="bag_of_words")), "bag of words"
+        own = RewardModelRewardConfig(type="reward_model", path=str(self.run.model("judge")))
+        return self.reward(own), "second reward model"
+
+    def reward(self, config: RewardConfig) -> RewardSource:
+        """The reward source that `config` describes."""
+        match config:
+            case RewardModelRewardConfig():
+                return self._model_reward(config)
+            case FunctionRewardConfig():
+                from rlhfkit.rewards.function import FunctionReward
+
+                return FunctionReward(config)
+            case LexiconRewardConfig():
+                from rlhfkit.rewards.lexicon import LexiconReward
+
+                return LexiconReward(config, directory=Path(self.recipe.data.directory))
+            case HttpRewardConfig():
+                from rlhfkit.rewards.http import HttpReward
+
+                return HttpReward(config)
+            case BagOfWordsRewardConfig():
+                from rlhfkit.rewards.bag_of_words import BagOfWords
+
+                return BagOfWords.load(Path(config.path) if config.path else self.run.model("judge"))
+            case GrammarRewardConfig():
+                from rlhfkit.rewards.grammar import GrammarReward
+
+                return GrammarReward()
+            case MixRewardConfig():
+                from rlhfkit.rewards.mix import MixReward
+
+                return MixReward([(part.weight, self.reward(part.source)) for part in config.parts])
+
+    def _model_reward(self, config: RewardModelRewardConfig) -> RewardSource:
+        from rlhfkit.rewards.model import ClassifierReward, RewardModelReward
+
+        directory = self.run.model("reward_model") if config.path is None else Path(config.path)
+        normalization = read_normalization(directory)
+        if normalization is not None:
+            return RewardModelReward(
+                self.reward_model(directory),
+                normalization,
+                max_tokens=config.max_tokens,
+                batch_tokens=config.batch_tokens,
+            )
+        tokenizer, _ = load_tokenizer(PretrainedModelConfig(path=str(directory)))
+        model = load_classifier(str(directory), device=self.device, dtype=torch.float32)
+        return ClassifierReward(model, tokenizer, config)
+
+
+def kl_controller(config: KLConfig) -> FixedKL | AdaptiveKL:
+    """What moves the KL coefficient."""
+    match config:
+        case FixedKLConfig():
+            return FixedKL(config.coef)
+        case AdaptiveKLConfig():
+            return AdaptiveKL(config.coef, config.target, config.horizon_episodes)
+
+
+def train_tokenizer(texts: list[str], vocabulary_tokens: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with PAD 0 and EOS 1."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary_tokens,
+            special_tokens=["<|pad|>", "<|eos|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|eos|>")
+
+
+def _width(model: LanguageModel) -> int:
+    return int(model.causal_lm.get_output_embeddings().in_features)

@@ -1,0 +1,148 @@
+"""Before and after, on held-out prompts: is it better, by how much, and what did it cost?"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rlhfkit.config.schema import RolloutConfig
+from rlhfkit.evaluation.results import Estimate, Evaluation, ModelResults, SamplePair, WinRate, WinRates
+from rlhfkit.intervals import mean_interval, wilson_interval
+from rlhfkit.models.language import LanguageModel
+from rlhfkit.models.template import EncodedPrompt
+from rlhfkit.padding import Sequences
+from rlhfkit.ppo import masked_sum
+from rlhfkit.rewards.source import RewardSource, ScoredText
+from rlhfkit.rollout.generation import Response, generate
+from rlhfkit.rollout.text import as_scored_text, logprobs_in_parts
+from rlhfkit.seeding import derive_seed
+
+__all__ = ["compare", "distinct"]
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """One model's responses with what is said of them."""
+
+    responses: list[Response]
+    episodes: list[ScoredText]
+    scores: list[float]
+    judge_scores: list[float]
+    ref_kl: float
+    perplexity: float
+
+
+def compare(
+    sft: LanguageModel,
+    policy: LanguageModel,
+    prompts: Sequence[EncodedPrompt],
+    *,
+    reward: RewardSource,
+    judge: RewardSource,
+    reward_name: str,
+    judge_name: str,
+    rollout: RolloutConfig,
+    seed: int,
+    num_samples: int,
+    max_tokens: int,
+    on_finished: Callable[[int], None],
+) -> Evaluation:
+    """Both models' answers to the same prompts with the same random numbers, side by side; `sft` is the reference.
+
+    Raises: RewardError where reward or judge fail.
+    """
+
+    def answers(model: LanguageModel) -> _Answers:
+        seeds = [derive_seed(seed, "evaluation", row) for row in range(len(prompts))]
+        responses = generate(model, [prompt.ids for prompt in prompts], rollout, seeds=seeds, on_finished=on_finished)
+        episodes = [
+            as_scored_text(prompt, response, model.encoder.decode(response.ids))
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        sequences = Sequences.join(
+            [prompt.ids for prompt in prompts],
+            [response.ids for response in responses],
+            pad=model.encoder.pad_id,
+            device=model.device,
+        )
+        mask = sequences.mask
+
+        def logprobs(of: LanguageModel, temperature: float) -> torch.Tensor:
+            return logprobs_in_parts(
+                lambda part: of.logprobs(part, temperature=temperature), sequences, max_tokens=max_tokens
+            )
+
+        kl = logprobs(model, rollout.temperature) - logprobs(sft, rollout.temperature)
+        mean_logprob = float(masked_sum(logprobs(sft, 1.0), mask) / mask.sum())
+        return _Answers(
+            responses=responses,
+            episodes=episodes,
+            scores=reward.score(episodes).tolist(),
+            judge_scores=judge.score(episodes).tolist(),
+            ref_kl=float(masked_sum(kl, mask, dim=1).mean()),
+            perplexity=math.exp(-mean_logprob),
+        )
+
+    before, after = answers(sft), answers(policy)
+    return Evaluation(
+        num_prompts=len(prompts),
+        models={"sft": _results(before), "policy": _results(after)},
+        win_rate=WinRates(
+            reward=_win_rate(after.scores, before.scores), judge=_win_rate(after.judge_scores, before.judge_scores)
+        ),
+        reward_name=reward_name,
+        judge_name=judge_name,
+        samples=tuple(
+            SamplePair(
+                prompt=prompts[row].text,
+                sft=before.episodes[row].response,
+                policy=after.episodes[row].response,
+                score_sft=before.scores[row],
+                score_policy=after.scores[row],
+                judge_sft=before.judge_scores[row],
+                judge_policy=after.judge_scores[row],
+            )
+            for row in range(min(num_samples, len(prompts)))
+        ),
+    )
+
+
+def _results(answers: _Answers) -> ModelResults:
+    texts = [episode.response for episode in answers.episodes]
+    num = len(texts)
+    positive = sum(score > 0 for score in answers.judge_scores) / num
+    low, high = wilson_interval(positive, num)
+    return ModelResults(
+        score=_estimate(answers.scores),
+        judge=_estimate(answers.judge_scores),
+        judge_positive_share=Estimate(mean=positive, low=low, high=high),
+        response_tokens=sum(len(response.ids) for response in answers.responses) / num,
+        eos_rate=sum(response.finished for response in answers.responses) / num,
+        distinct_1=distinct(texts, 1),
+        distinct_2=distinct(texts, 2),
+        perplexity=answers.perplexity,
+        ref_kl=answers.ref_kl,
+    )
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    mean, low, high, std = mean_interval(values)
+    return Estimate(mean=mean, low=low, high=high, std=std)
+
+
+def _win_rate(ours: Sequence[float], theirs: Sequence[float]) -> WinRate:
+    """Share of prompts on which ours scores higher; a tie counts half."""
+    ties = sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours)
+    rate = sum(a > b for a, b in zip(ours, theirs, strict=True)) / len(ours) + ties / 2
+    low, high = wilson_interval(rate, len(ours))
+    return WinRate(rate=rate, low=low, high=high, ties=ties)
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Distinct word n-grams of all texts / their number; 0 where there are none.
+
+    Source: Li et al. 2016, arXiv 1510.03055.
+    """
+    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0

@@ -1,0 +1,126 @@
+"""What a run's files say, read once and checked, for whoever judges or shows the run."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhfkit.errors import CheckpointError
+from rlhfkit.evaluation.results import Evaluation, RewardModelResults, read_results
+from rlhfkit.rundir import RunDir, read_json
+
+__all__ = ["STAGE_NAMES", "Facts", "Row", "curve", "ends", "finite", "read_facts"]
+
+Row = Mapping[str, Any]
+
+STAGE_NAMES = {
+    "pretrain": "pre-training",
+    "sft": "supervised fine-tuning",
+    "preferences": "preferences",
+    "reward_model": "reward model",
+    "judge": "judge",
+    "ppo": "PPO",
+    "evaluate": "evaluation",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a run's files say; empty where the run has not come that far."""
+
+    name: str
+    config: Row
+    manifest: Row
+    finished: Mapping[str, Row]
+    metrics: Mapping[str, Sequence[Row]]
+    """Stage → its rows in the order of their iterations."""
+    samples: Sequence[Row]
+    evaluation: Evaluation | None
+    reward_model: RewardModelResults | None
+    damaged_lines: int
+    """Lines of the metrics and samples that are not JSON objects."""
+
+    def setting(self, *path: str) -> Any:
+        """A value of the config, or nothing where the config lacks it."""
+        value: Any = self.config
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+
+def read_facts(run: RunDir) -> Facts:
+    """Everything that the run has written so far.
+
+    Raises: CheckpointError where there is no such run, or one of its files is damaged.
+    """
+    if not run.path.is_dir():
+        raise CheckpointError(f"there is no run directory {run.path}; name one that `rlhfkit run` made")
+    metrics_rows, damaged_metrics = _read_lines(run.metrics)
+    samples, damaged_samples = _read_lines(run.samples)
+    config = _read_object(run.config)
+    by_stage: dict[str, dict[float, Row]] = {}
+    for row in metrics_rows:
+        # An iteration that a killed run did and its successor repeated is there twice; the later one counts.
+        by_stage.setdefault(str(row.get("stage")), {})[finite(row.get("iteration")) or 0.0] = row
+    return Facts(
+        name=str(config.get("name") or run.path.resolve().name),
+        config=config,
+        manifest=_read_object(run.manifest),
+        finished=run.finished_stages(),
+        metrics={stage: [rows[key] for key in sorted(rows)] for stage, rows in by_stage.items()},
+        samples=samples,
+        evaluation=read_results(run.evaluation, Evaluation),
+        reward_model=read_results(run.reward_model_report, RewardModelResults),
+        damaged_lines=damaged_metrics + damaged_samples,
+    )
+
+
+def curve(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
+    """Iterations and values of the rows in which `key` has a finite value."""
+    points = [(finite(row.get("iteration")), finite(row.get(key))) for row in rows]
+    found = [(x, y) for x, y in points if x is not None and y is not None]
+    return [x for x, _ in found], [y for _, y in found]
+
+
+def ends(values: Sequence[float]) -> tuple[float, float]:
+    """Means of the first and of the last tenth."""
+    tenth = max(1, len(values) // 10)
+    return sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
+
+
+def finite(value: object) -> float | None:
+    """`value` if it is a finite number."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def _read_object(path: Path) -> Row:
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is a {type(content).__name__}, not an object; restore it, or start the run over")
+    return content
+
+
+def _read_lines(path: Path) -> tuple[list[Row], int]:
+    """The objects in a JSONL file, and how many lines are none; a run in progress may be writing the last one."""
+    if not path.exists():
+        return [], 0
+    rows: list[Row] = []
+    damaged = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            damaged += 1
+    return rows, damaged

@@ -1,0 +1,286 @@
+"""One offline HTML page that says whether a run went well, and shows what it did."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhfkit.evaluation.charts import Colour, number, percent, score
+from rlhfkit.evaluation.curves import further_ppo_charts, ppo_charts, reward_model_charts, supervised_charts
+from rlhfkit.evaluation.facts import STAGE_NAMES, Facts, Row, curve, ends, finite, read_facts
+from rlhfkit.evaluation.results import Estimate, Evaluation, WinRate
+from rlhfkit.evaluation.verdict import judge_run
+from rlhfkit.rundir import RunDir, write_atomically
+
+__all__ = ["render_report", "write_report"]
+
+
+def write_report(run: RunDir) -> Path:
+    """Path of `report.html`, written anew from the run's files; what is not there yet is left out.
+
+    The same files give the same bytes.
+    Raises: CheckpointError where there is no such run, or one of its files is damaged.
+    """
+    # Text of models may hold lone surrogates, for which UTF-8 has no bytes.
+    write_atomically(run.report, render_report(run).encode("utf-8", "backslashreplace"))
+    return run.report
+
+
+def render_report(run: RunDir) -> str:
+    """The page as text; see `write_report`."""
+    import jinja2
+
+    facts = read_facts(run)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, percent=percent, score=score, duration=_duration, compact=_compact)
+    return environment.get_template("report.html.jinja").render(
+        facts=facts,
+        verdict=judge_run(facts),
+        stages=_stage_progress(facts),
+        cards=_cards(facts),
+        ppo_charts=ppo_charts(facts),
+        further_ppo_charts=further_ppo_charts(facts),
+        reward_model_charts=reward_model_charts(facts),
+        supervised_charts=supervised_charts(facts),
+        development=_development(facts.samples),
+        settings=_settings(facts.config),
+    )
+
+
+# ── progress ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class StageProgress:
+    """A stage of the recipe and how far it is."""
+
+    name: str
+    state: Literal["done", "running", "to come"]
+    seconds: float | None
+    note: str = ""
+
+
+def _stage_progress(facts: Facts) -> list[StageProgress]:
+    timed = facts.manifest.get("stages")
+    timed = timed if isinstance(timed, dict) else {}
+    known = {*facts.metrics, *timed, *facts.finished}
+    outputs = {"evaluate": facts.evaluation, "reward_model": facts.reward_model}
+    progress = []
+    for name in facts.setting("stages") or [name for name in STAGE_NAMES if name in known]:
+        record = timed.get(name)
+        seconds = finite(record.get("seconds")) if isinstance(record, dict) else None
+        rows = facts.metrics.get(name, ())
+        done = name in facts.finished or seconds is not None or outputs.get(name) is not None
+        total = finite(facts.setting("ppo", "iterations")) if name == "ppo" else None
+        note = f"iteration {len(rows)}{f' of {number(total)}' if total else ''}" if rows and not done else ""
+        state: Literal["done", "running", "to come"] = "done" if done else "running" if rows else "to come"
+        progress.append(StageProgress(STAGE_NAMES.get(name, str(name)), state, seconds, note))
+    return progress
+
+
+# ── cards ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """An interval on a scale from 0 to 100, for the small bar in a card."""
+
+    low: float
+    mean: float
+    high: float
+    colour: Colour
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A headline number."""
+
+    title: str
+    after: str
+    note: str
+    before: str | None = None
+    ranges: Sequence[Range] = ()
+    has_middle: bool = False
+    """Whether the bar marks one half."""
+
+
+def _cards(facts: Facts) -> list[Card]:
+    if facts.evaluation is None:
+        return list(_training_cards(facts))
+    return [*_comparison_cards(facts.evaluation), *_value_cards(facts.evaluation)]
+
+
+def _comparison_cards(evaluation: Evaluation) -> Iterator[Card]:
+    before, after = evaluation.models.get("sft"), evaluation.models.get("policy")
+    wins = evaluation.win_rate
+    yield from _estimate_card(
+        f"Score ({evaluation.reward_name})", before.score if before else None, after.score if after else None, score
+    )
+    if wins is not None:
+        yield _win_card(f"Win rate ({evaluation.reward_name})", wins.reward, "after")
+        if wins.judge is not None:
+            yield _win_card(f"Win rate (judge: {evaluation.judge_name})", wins.judge, "judge")
+    yield from _estimate_card(
+        "Judged positive",
+        before.judge_positive_share if before else None,
+        after.judge_positive_share if after else None,
+        percent,
+        scale=(0.0, 1.0),
+    )
+
+
+def _estimate_card(
+    title: str,
+    before: Estimate | None,
+    after: Estimate | None,
+    write: Callable[[float], str],
+    scale: tuple[float, float] | None = None,
+) -> Iterator[Card]:
+    estimates: list[tuple[Estimate, Colour]] = []
+    if before is not None:
+        estimates.append((before, "before"))
+    if after is not None:
+        estimates.append((after, "after"))
+    if not estimates:
+        return
+    if scale is None:
+        edges = [edge for estimate, _ in estimates for edge in (estimate.low, estimate.high)]
+        margin = 0.12 * (max(edges) - min(edges)) or 1.0
+        scale = min(edges) - margin, max(edges) + margin
+    both = len(estimates) == 2
+    intervals = [f"{write(estimate.low)} to {write(estimate.high)}" for estimate, _ in estimates]
+    yield Card(
+        title,
+        after=write(estimates[-1][0].mean),
+        before=write(estimates[0][0].mean) if both else None,
+        note=f"95 % intervals: {intervals[0]} before, {intervals[1]} after"
+        if both
+        else f"95 % interval {intervals[0]}",
+        ranges=[_range(estimate.low, estimate.mean, estimate.high, colour, scale) for estimate, colour in estimates],
+    )
+
+
+def _win_card(title: str, win: WinRate, colour: Colour) -> Card:
+    ties = f"; {percent(win.ties)} ties" if win.ties else ""
+    return Card(
+        title,
+        after=percent(win.rate),
+        note=f"after PPO against before; 95 % interval {percent(win.low)} to {percent(win.high)}{ties}",
+        ranges=[_range(win.low, win.rate, win.high, colour, (0.0, 1.0))],
+        has_middle=True,
+    )
+
+
+def _range(low: float, mean: float, high: float, colour: Colour, scale: tuple[float, float]) -> Range:
+    def place(value: float) -> float:
+        share = (value - scale[0]) / (scale[1] - scale[0])
+        return round(100 * min(1.0, max(0.0, share)), 2) if math.isfinite(share) else 0.0
+
+    return Range(place(low), place(mean), place(high), colour)
+
+
+def _value_cards(evaluation: Evaluation) -> Iterator[Card]:
+    models = [evaluation.models[name] for name in ("sft", "policy") if name in evaluation.models]
+    after = evaluation.models.get("policy")
+    if after is not None and after.ref_kl is not None:
+        yield Card("KL to the reference", f"{number(after.ref_kl)} nats", "summed per sequence; how far PPO moved")
+    for key, title, note in (
+        ("eos_rate", "EOS rate", "responses that end by themselves"),
+        ("response_tokens", "Response length", "tokens on average"),
+        ("distinct_1", "Distinct-1", "different words among all words"),
+        ("distinct_2", "Distinct-2", "different word pairs among all pairs"),
+        ("perplexity", "Perplexity", "per token, under the reference"),
+    ):
+        write = percent if key == "eos_rate" else number
+        values = [getattr(model, key) for model in models]
+        if values and values[-1] is not None:
+            yield Card(title, write(values[-1]), note, before=write(values[0]) if len(values) == 2 else None)
+
+
+def _training_cards(facts: Facts) -> Iterator[Card]:
+    """First and last tenth of PPO's iterations, until there is an evaluation."""
+    for key, title, note in (
+        ("score/mean", "Score in training", "on the prompts that PPO trains on"),
+        ("ref_kl/sequence", "KL to the reference", "nats, summed per sequence"),
+        ("eos_rate", "EOS rate", "responses that end by themselves"),
+        ("response_tokens/mean", "Response length", "tokens on average"),
+        ("ppo/entropy", "Entropy", "nats per token"),
+    ):
+        write = percent if key == "eos_rate" else score if key == "score/mean" else number
+        _, values = curve(facts.metrics.get("ppo", ()), key)
+        if values:
+            first, last = ends(values)
+            yield Card(title, write(last), note, before=write(first))
+
+
+# ── samples and settings ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _development(samples: Sequence[Row]) -> list[list[Row]]:
+    """Groups of logged responses in the order of their iterations; which ones does not depend on their scores.
+
+    A prompt that came back in at least three iterations is shown over time (three such prompts at most, five responses
+    each). Without such prompts there is one group: the first response of six iterations, evenly spaced.
+    """
+    rows = [row for row in samples if finite(row.get("iteration")) is not None]
+    by_prompt: dict[str, dict[float, Row]] = {}
+    by_iteration: dict[float, Row] = {}
+    for row in sorted(rows, key=lambda row: float(row["iteration"])):
+        by_prompt.setdefault(str(row.get("prompt")), {}).setdefault(float(row["iteration"]), row)
+        by_iteration.setdefault(float(row["iteration"]), row)
+    recurring = sorted((group for group in by_prompt.values() if len(group) >= 3), key=len, reverse=True)
+    if recurring:
+        return [_evenly(list(group.values()), 5) for group in recurring[:3]]
+    return [_evenly(list(by_iteration.values()), 6)] if by_iteration else []
+
+
+def _evenly(rows: Sequence[Row], most: int) -> list[Row]:
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(place * (len(rows) - 1) / (most - 1))] for place in range(most)]
+
+
+def _settings(config: Row) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Section → name and value of each of its settings."""
+    sections: dict[str, list[tuple[str, str]]] = {"recipe": []}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            sections[key] = list(_flatten(value))
+        else:
+            sections["recipe"].append((key, _compact(value)))
+    return [(name, rows) for name, rows in sections.items() if rows]
+
+
+def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _compact(value)
+
+
+def _compact(value: object) -> str:
+    """A setting as text, without the user name and password that an address may hold."""
+    if value is None:
+        return "–"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return re.sub(r"://[^/@\s]+@", "://…@", text)
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people say them: "8.1 s", "3 min 20 s", "2 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{number(seconds, 2)} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,159 @@
+"""What `reward_model.json` and `evaluation.json` hold: written by their stages, read by the report."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rlhfkit.errors import CheckpointError
+from rlhfkit.rundir import read_json
+
+__all__ = [
+    "CalibrationBin",
+    "Estimate",
+    "Evaluation",
+    "LengthGroup",
+    "ModelResults",
+    "Normalization",
+    "Results",
+    "RewardModelResults",
+    "SamplePair",
+    "WinRate",
+    "WinRates",
+    "read_results",
+]
+
+
+class Results(BaseModel):
+    """A part of a results file; keys that a later version adds are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Estimate(Results):
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    std: float | None = None
+    """Deviation of the single values, not of the mean."""
+
+
+class ModelResults(Results):
+    """One model's responses to the held-out prompts."""
+
+    score: Estimate
+    """What the reward says, without KL penalty."""
+    judge: Estimate | None = None
+    """What the independent judge says."""
+    judge_positive_share: Estimate | None = None
+    """Share of the responses to which the judge gives more than 0."""
+    response_tokens: float | None = None
+    eos_rate: float | None = None
+    distinct_1: float | None = None
+    """Share of different words among all words of the responses."""
+    distinct_2: float | None = None
+    """The same for pairs of neighbouring words."""
+    perplexity: float | None = None
+    """Per token of the responses, under the reference model."""
+    ref_kl: float | None = None
+    """KL to the reference, in nats summed per sequence."""
+
+
+class WinRate(Results):
+    """How often the policy's response beats the SFT model's to the same prompt; a tie counts half."""
+
+    rate: float
+    low: float
+    high: float
+    ties: float = 0.0
+    """Share of ties."""
+
+
+class WinRates(Results):
+    """The comparison in the eyes of the reward, which was trained for, and of the judge, which was not."""
+
+    reward: WinRate
+    judge: WinRate | None = None
+
+
+class SamplePair(Results):
+    """Both models' responses to one held-out prompt."""
+
+    prompt: str
+    sft: str
+    policy: str
+    score_sft: float | None = None
+    score_policy: float | None = None
+    judge_sft: float | None = None
+    judge_policy: float | None = None
+
+
+class Evaluation(Results):
+    """`evaluation.json`: before PPO ("sft") and after it ("policy")."""
+
+    num_prompts: int
+    models: dict[str, ModelResults]
+    win_rate: WinRates | None = None
+    judge_name: str = "judge"
+    reward_name: str = "reward"
+    samples: tuple[SamplePair, ...] = ()
+
+
+class CalibrationBin(Results):
+    """Pairs on which the reward model was about equally sure."""
+
+    confidence: float
+    """Mean probability that it gave to its own choice."""
+    accuracy: float
+    count: int
+
+
+class LengthGroup(Results):
+    """Pairs whose two responses differ in length by about as much."""
+
+    label: str
+    accuracy: float
+    count: int
+
+
+class Normalization(Results):
+    """Raw score that became 0, and raw difference that became 1."""
+
+    mean: float
+    std: float
+
+
+class RewardModelResults(Results):
+    """`reward_model.json`: the reward model on pairs it was not trained on."""
+
+    accuracy: float
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    num_pairs: int
+    baselines: dict[str, float] = {}
+    """`tfidf_logistic`, `shorter`, `longer` → accuracy on the same pairs."""
+    calibration: tuple[CalibrationBin, ...] = ()
+    by_length_difference: tuple[LengthGroup, ...] = ()
+    normalization: Normalization | None = None
+
+
+AnyResults = TypeVar("AnyResults", bound=Results)
+
+
+def read_results(path: Path, kind: type[AnyResults]) -> AnyResults | None:
+    """Content of a results file, or nothing where there is none yet.
+
+    Raises: CheckpointError where the file is damaged or does not have the keys of `kind`.
+    """
+    if not path.exists():
+        return None
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"])) or "the whole"
+        raise CheckpointError(
+            f"{path}: {key}: {fault['msg']} ({error.error_count()} faults); delete the file and run its stage again"
+        ) from error

@@ -1,0 +1,153 @@
+"""The answer to "did it get better?", in words, from intervals alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rlhfkit.evaluation.charts import number, percent, score
+from rlhfkit.evaluation.facts import Facts, Row, curve, ends, finite
+from rlhfkit.evaluation.results import Evaluation, WinRate
+
+__all__ = ["BASELINE_NAMES", "Verdict", "judge_run"]
+
+BASELINE_NAMES = {
+    "tfidf_logistic": "words alone (TF-IDF)",
+    "shorter": "always the shorter one",
+    "longer": "always the longer one",
+}
+
+# From where on a side effect of PPO is worth a warning.
+_EOS_RATE_DROP = 0.1
+_LENGTH_FACTOR = 1.5
+_DISTINCT_2_FACTOR = 0.75
+_PERPLEXITY_FACTOR = 1.5
+_KL_TARGET_FACTOR = 1.5
+_FEW_PROMPTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether PPO made the responses better, why we think so, and what speaks against it."""
+
+    tone: Literal["good", "unclear", "bad", "open"]
+    headline: str
+    reasons: str
+    cautions: Sequence[str] = ()
+
+
+def judge_run(facts: Facts) -> Verdict:
+    """What the intervals allow to say, and nothing beyond.
+
+    "Better" needs both win rates, each with its whole interval above one half: PPO was trained on the reward, so that
+    the reward alone proves nothing.
+    """
+    evaluation = facts.evaluation
+    if evaluation is None or evaluation.win_rate is None:
+        return _judge_training(facts)
+    reward, judge = evaluation.win_rate.reward, evaluation.win_rate.judge
+    reasons = (
+        f"On {evaluation.num_prompts} held-out prompts the {evaluation.reward_name}, which PPO was trained on, prefers "
+        f"the response after PPO {_describe(reward)}."
+    )
+    if judge is None:
+        reasons += " There was no independent judge."
+    else:
+        reasons += (
+            f" The independent judge ({evaluation.judge_name}), which PPO never saw, prefers it {_describe(judge)}."
+        )
+    if any(win is not None and win.low <= 0.5 <= win.high for win in (reward, judge)):
+        reasons += " An interval that includes 50 % may be chance; more prompts would narrow it."
+    tone, headline = _conclude(reward, judge)
+    return Verdict(tone, headline, reasons, _cautions(facts, evaluation))
+
+
+def _conclude(reward: WinRate, judge: WinRate | None) -> tuple[Literal["good", "unclear", "bad"], str]:
+    if reward.high < 0.5:
+        return "bad", "PPO made the responses worse, even by its own reward."
+    if reward.low <= 0.5:
+        if judge is not None and judge.high < 0.5:
+            return "bad", "The reward did not clearly rise, and the judge prefers the old responses."
+        return "unclear", "No clear change."
+    if judge is None:
+        return "unclear", "The reward rose; nobody independent has checked that this is better."
+    if judge.high < 0.5:
+        return "bad", "The reward rose, but the judge prefers the old responses: a sign of reward hacking."
+    if judge.low <= 0.5:
+        return "unclear", "The reward rose, but the judge sees no clear difference."
+    return "good", "PPO made the responses better."
+
+
+def _describe(win: WinRate) -> str:
+    return f"in {percent(win.rate)} of cases (95 % interval {percent(win.low)} to {percent(win.high)})"
+
+
+def _judge_training(facts: Facts) -> Verdict:
+    """What can be said before the evaluation."""
+    _, scores = curve(facts.metrics.get("ppo", ()), "score/mean")
+    if not scores:
+        reasons = "PPO has not begun. Whether the responses get better is for the stage `evaluate` to say."
+        return Verdict("open", "Too early to say.", reasons, list(_reward_model_cautions(facts)))
+    first, last = ends(scores)
+    total = finite(facts.setting("ppo", "iterations"))
+    reasons = (
+        f"PPO has done {len(scores)}{f' of {number(total)}' if total else ''} iterations. The score of the responses "
+        f"sampled in training went from {score(first)} to {score(last)} (means of the first and the last tenth). "
+        "Whether that holds on unseen prompts, and in the eyes of an independent judge, is for the stage `evaluate` "
+        "to say."
+    )
+    return Verdict("open", "Not evaluated yet.", reasons, list(_reward_model_cautions(facts)))
+
+
+def _cautions(facts: Facts, evaluation: Evaluation) -> list[str]:
+    """Side effects of PPO, and evidence that is weak."""
+    found: list[str] = []
+    before, after = evaluation.models.get("sft"), evaluation.models.get("policy")
+    if before is not None and after is not None:
+        found += _side_effects(before.model_dump(), after.model_dump())
+    target = finite(facts.setting("ppo", "kl", "target"))
+    if target and after is not None and after.ref_kl is not None and after.ref_kl > _KL_TARGET_FACTOR * target:
+        found.append(f"The KL to the reference is {number(after.ref_kl)} nats, far above its target {number(target)}.")
+    if evaluation.num_prompts < _FEW_PROMPTS:
+        found.append(f"Only {evaluation.num_prompts} prompts were compared: small differences cannot show.")
+    return [*found, *_reward_model_cautions(facts)]
+
+
+def _side_effects(before: Row, after: Row) -> Iterator[str]:
+    def both(key: str) -> tuple[float, float] | None:
+        old, new = finite(before.get(key)), finite(after.get(key))
+        return None if old is None or new is None or old <= 0 else (old, new)
+
+    if (eos := both("eos_rate")) and eos[1] < eos[0] - _EOS_RATE_DROP:
+        yield f"Fewer responses end by themselves: the EOS rate fell from {percent(eos[0])} to {percent(eos[1])}."
+    if length := both("response_tokens"):
+        change = f"from {number(length[0])} to {number(length[1])} tokens on average"
+        if length[1] > _LENGTH_FACTOR * length[0]:
+            yield f"Responses grew {change}; see that the reward does not simply pay for length."
+        elif length[1] < length[0] / _LENGTH_FACTOR:
+            yield f"Responses shrank {change}; see that the reward does not simply pay for brevity."
+    if (variety := both("distinct_2")) and variety[1] < _DISTINCT_2_FACTOR * variety[0]:
+        yield (
+            f"Responses repeat each other more: distinct-2 fell from {number(variety[0])} to {number(variety[1])}. "
+            "Look for a phrase that is everywhere."
+        )
+    if (fluency := both("perplexity")) and fluency[1] > _PERPLEXITY_FACTOR * fluency[0]:
+        yield (
+            f"The language became less usual: perplexity rose from {number(fluency[0])} to {number(fluency[1])}. "
+            "Read some samples to see whether it is still good language."
+        )
+
+
+def _reward_model_cautions(facts: Facts) -> Iterator[str]:
+    results = facts.reward_model
+    if results is None:
+        return
+    low = results.accuracy if results.accuracy_low is None else results.accuracy_low
+    rule, best = max(results.baselines.items(), key=lambda item: item[1], default=("", 0.0))
+    right = f"right on {percent(results.accuracy)} of {results.num_pairs} pairs"
+    if low <= 0.5:
+        yield f"The reward model is not clearly better than a coin: {right}."
+    elif low <= best:
+        yield (
+            f"The reward model is not clearly better than a simple rule: {right}; "
+            f"{BASELINE_NAMES.get(rule, rule)} gets {percent(best)}."
+        )

@@ -1,0 +1,71 @@
+"""What a run was made of: versions, seed, machine, hashes of data and models."""
+
+import hashlib
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rlhfkit
+from rlhfkit.rundir import RunDir, read_json, write_json
+
+__all__ = ["Manifest", "hash_of_directory"]
+
+PACKAGES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy", "scikit-learn")
+
+
+class Manifest:
+    """The manifest of a run, written anew with every fact that is added."""
+
+    def __init__(self, run: RunDir, *, seed: int, device: torch.device) -> None:
+        """Continue the manifest of `run`, or begin it."""
+        self.run = run
+        known: dict[str, Any] = read_json(run.manifest) if run.manifest.exists() else {}
+        self.content: dict[str, Any] = {
+            "rlhfkit": rlhfkit.__version__,
+            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+            "seed": seed,
+            "platform": platform.platform(),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "data": known.get("data", []),
+            "models": known.get("models", []),
+            "stages": known.get("stages", {}),
+        }
+        self._write()
+
+    def add_data(self, sources: Iterable[dict[str, Any]]) -> None:
+        """Note files that were read."""
+        for source in sources:
+            if source not in self.content["data"]:
+                self.content["data"].append(source)
+        self._write()
+
+    def add_model(self, name: str, directory: str, *, template: str | None = None) -> None:
+        """Note a model that was read or written, with the fingerprint of its chat template."""
+        entry = {"name": name, "path": directory, "sha256": hash_of_directory(Path(directory)), "template": template}
+        self.content["models"] = [model for model in self.content["models"] if model["name"] != name] + [entry]
+        self._write()
+
+    def add_stage(self, stage: str, **facts: Any) -> None:
+        """Note facts about a stage."""
+        self.content["stages"][stage] = {**self.content["stages"].get(stage, {}), **facts}
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self.run.manifest, self.content)
+
+
+def hash_of_directory(directory: Path) -> str | None:
+    """SHA-256 over the weights in a directory; None for a hub id."""
+    files = sorted(directory.glob("*.safetensors")) if directory.is_dir() else []
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,530 @@
+"""The stages of a recipe, in order; what is finished is not done again."""
+
+import fcntl
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from rlhfkit.build import Builder, kl_controller
+from rlhfkit.config.load import LoadedRecipe, resolved_json
+from rlhfkit.config.schema import PretrainedModelConfig, Recipe, RolloutConfig, RowsConfig, SourceConfig, Stage
+from rlhfkit.data import (
+    Loaded,
+    find_overlap,
+    load_demonstrations,
+    load_preferences,
+    load_prompts,
+    load_texts,
+    write_preferences,
+)
+from rlhfkit.device import choose_device
+from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError
+from rlhfkit.evaluation.evaluate import compare
+from rlhfkit.evaluation.report import write_report
+from rlhfkit.feedback.simulated import SimulatedAnnotators
+from rlhfkit.manifest import Manifest
+from rlhfkit.metrics import RunLog
+from rlhfkit.models.language import LanguageModel
+from rlhfkit.models.loading import load_causal_lm, load_tokenizer, quiet_transformers
+from rlhfkit.models.lora import merged
+from rlhfkit.models.reward_model import Normalization
+from rlhfkit.models.template import EncodedPrompt, Encoder
+from rlhfkit.padding import Sequences
+from rlhfkit.progress import Progress
+from rlhfkit.records import Message, Preference, Prompt
+from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines
+from rlhfkit.rewards.grammar import GrammarReward
+from rlhfkit.rewards.model import RewardModelReward
+from rlhfkit.rewards.source import ScoredText
+from rlhfkit.rollout.generation import generate as sample
+from rlhfkit.rollout.text import TextRollout, as_scored_text
+from rlhfkit.rundir import ModelName, RunDir, write_atomically, write_directory_atomically, write_json
+from rlhfkit.seeding import derive_seed, seed_everything, shuffled
+from rlhfkit.training.checkpoint import Checkpoints
+from rlhfkit.training.optim import Optimizer
+from rlhfkit.training.ppo import PpoTrainer, num_policy_updates, train_ppo
+from rlhfkit.training.preflight import check_first_experience
+from rlhfkit.training.reward_model import encode_pairs, measure, normalization_of, train_reward_model
+from rlhfkit.training.sft import encode_demonstrations, encode_texts, train_sft
+
+__all__ = ["evaluate", "generate", "run"]
+
+T = TypeVar("T")
+
+
+def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress: Progress | None = None) -> None:
+    """Run the recipe's stages in `directory`, from where an unfinished run of the same recipe stopped.
+
+    Raises: RlhfkitError with what to do; what was finished before stays.
+    """
+    run_dir = prepare(loaded, directory, fresh=fresh)
+    with _locked(run_dir), RunLog(run_dir) as log:
+        pipeline = Pipeline(loaded.recipe, run_dir, log, progress or Progress())
+        for stage in loaded.recipe.stages:
+            pipeline.do(stage)
+        write_report(run_dir)
+
+
+def prepare(loaded: LoadedRecipe, directory: Path, *, fresh: bool) -> RunDir:
+    """The run directory, ready for this recipe.
+
+    Raises: CheckpointError where it holds another recipe's run, or something that is no run.
+    """
+    run_dir = RunDir(directory)
+    config = resolved_json(loaded.recipe)
+    if run_dir.config.exists():
+        if fresh:
+            shutil.rmtree(directory)
+        elif run_dir.config.read_text(encoding="utf-8") != config:
+            raise CheckpointError(
+                f"{directory} holds a run of other settings ({_first_difference(run_dir.config, config)}); choose "
+                "another --run-dir, or start over here with --fresh"
+            )
+    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise CheckpointError(f"{directory} exists and is not a run directory; choose another --run-dir")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir.recipe, loaded.text)
+        write_atomically(run_dir.config, config)
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {directory} ({error.strerror}); choose another --run-dir") from error
+    return run_dir
+
+
+def _first_difference(path: Path, config: str) -> str:
+    try:
+        theirs = Recipe.model_validate_json(path.read_text(encoding="utf-8")).model_dump()
+    except ValueError:
+        return "its config.json cannot be read by this version"
+    ours = Recipe.model_validate_json(config).model_dump()
+
+    def differing(a: Any, b: Any, name: str) -> Iterator[str]:
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in {**a, **b}:
+                yield from differing(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+        elif a != b:
+            yield f"{name} was {a!r}, is now {b!r}"
+
+    return next(differing(theirs, ours, ""), "only the order differs")
+
+
+@contextmanager
+def _locked(run_dir: RunDir) -> Iterator[None]:
+    """Nobody else may write to this run directory meanwhile; the lock falls with the process."""
+    with run_dir.lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CheckpointError(
+                f"another process is working in {run_dir.path}; wait for it, or choose another --run-dir"
+            ) from error
+        yield
+
+
+@dataclass
+class Pipeline:
+    """One run: what the stages share."""
+
+    recipe: Recipe
+    run: RunDir
+    log: RunLog
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.builder = Builder(self.recipe, self.run)
+        self.manifest = Manifest(self.run, seed=self.recipe.seed, device=self.builder.device)
+        self._told = 0
+
+    def do(self, stage: Stage) -> None:
+        """Run one stage, unless it is finished."""
+        if stage in self.run.finished_stages():
+            self.progress.note(f"{stage}: finished before")
+            return
+        start = time.monotonic()
+        stages: dict[Stage, Callable[[], dict[str, Any]]] = {
+            "pretrain": self.pretrain,
+            "sft": self.sft,
+            "preferences": self.preferences,
+            "reward_model": self.reward_model,
+            "judge": self.judge,
+            "ppo": self.ppo,
+            "evaluate": self.evaluate,
+        }
+        seed_everything(derive_seed(self.recipe.seed, stage))
+        record = stages[stage]()
+        seconds = round(time.monotonic() - start, 1)
+        self.manifest.add_stage(stage, seconds=seconds)
+        self.run.finish_stage(stage, {"seconds": seconds, **record})
+        # The stage's result is written; its checkpoints have served. PPO's hold the critic and may be continued.
+        if stage != "ppo":
+            shutil.rmtree(self.run.checkpoints / stage, ignore_errors=True)
+
+    # ── stages ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def pretrain(self) -> dict[str, Any]:
+        """Random weights → `base/`."""
+        texts = self._load("texts", load_texts).records
+        model = self.builder.scratch_model(texts)
+        rows, _ = encode_texts(texts, model.encoder, max_tokens=self.recipe.pretrain.max_tokens)
+        metrics = train_sft(model, rows, self.recipe.pretrain, stage="pretrain", **self._training("pretrain"))
+        self._save_model("base", model)
+        return metrics
+
+    def sft(self) -> dict[str, Any]:
+        """The base model on demonstrations → `sft/`."""
+        demonstrations = self._load("demonstrations", load_demonstrations).records
+        source = self.builder.source_of()
+        model = self.builder.language_model(source, trainable=True)
+        self._tell_notes()
+        self.manifest.add_model("start", source.path, template=model.encoder.template_hash)
+        rows, num_cut = encode_demonstrations(
+            demonstrations,
+            model.encoder,
+            max_prompt_tokens=self.recipe.data.max_prompt_tokens,
+            max_tokens=self.recipe.sft.max_tokens,
+        )
+        if num_cut:
+            self.progress.note(f"{num_cut} of {len(demonstrations)} demonstrations were cut to fit")
+        metrics = train_sft(model, rows, self.recipe.sft, stage="sft", **self._training("sft"))
+        self._save_model("sft", model)
+        return {**metrics, "num_demonstrations": len(demonstrations), "num_cut": num_cut}
+
+    def preferences(self) -> dict[str, Any]:
+        """Pairs of the SFT model's responses, and what simulated people say of them → `preferences.jsonl`."""
+        config = self.recipe.preferences
+        model = self.builder.language_model(self.builder.starting_point())
+        prompts = self._prompts("prompts", model.encoder)
+        num_train, num_test = config.num_pairs, config.num_test_pairs
+        # Prompts, not pairs, are split: a prompt on both sides would let the reward model be tested on what it knows.
+        order = shuffled(len(prompts), derive_seed(self.recipe.seed, "preference prompts"))
+        cut = max(1, round(len(prompts) * num_test / (num_train + num_test)))
+        sides = {"test": order[:cut], "train": order[cut:]}
+        if not sides["train"]:
+            raise DataError(f"data.prompts has {len(prompts)} prompts, too few for training and test pairs; give more")
+        annotators = SimulatedAnnotators(config.annotators, GrammarReward())
+        record: dict[str, Any] = {}
+        with self.progress.stage("preferences", total=2 * (num_train + num_test), unit="response") as progress:
+            for side, num, path in (
+                ("train", num_train, self.run.preferences),
+                ("test", num_test, self.run.test_preferences),
+            ):
+                drawn = [prompts[sides[side][index % len(sides[side])]] for index in range(num)]
+                first, second = (
+                    self._episodes(model, drawn, "preferences", side, which, on_finished=progress.advance)
+                    for which in (0, 1)
+                )
+                generator = np.random.default_rng(derive_seed(self.recipe.seed, "votes", side))
+                vote = annotators.vote(first, second, generator)
+                write_preferences(path, vote.preferences)
+                record[f"num_{side}_pairs"] = len(vote.preferences)
+                record[f"{side}_disagreement"] = vote.disagreement
+        return record
+
+    def reward_model(self) -> dict[str, Any]:
+        """Preferences → `reward_model/` and `reward_model.json`."""
+        config = self.recipe.reward_model
+        train, test = self._preference_pairs()
+        model = self.builder.fresh_reward_model(name="reward_model")
+        self._tell_notes()
+
+        def encoded(preferences: Sequence[Preference]) -> Any:
+            return encode_pairs(preferences, model, max_tokens=config.max_tokens, use_margin=config.use_margin)
+
+        metrics = train_reward_model(
+            model, encoded(train), config, stage="reward_model", **self._training("reward_model")
+        )
+        normalization = self._normalization(model)
+        with write_directory_atomically(self.run.model("reward_model")) as directory:
+            model.save(directory, normalization=normalization)
+        self.manifest.add_model(
+            "reward_model", str(self.run.model("reward_model")), template=model.encoder.template_hash
+        )
+        report: dict[str, Any] = {"normalization": asdict(normalization)}
+        if test:
+            report |= measure(model, encoded(test), max_tokens=config.microbatch_tokens)
+            report["baselines"] = dict(preference_baselines(train, test, seed=self.recipe.seed))
+            write_json(self.run.reward_model_report, report)
+            baselines = ", ".join(f"{name} {value:.2f}" for name, value in report["baselines"].items())
+            self.progress.note(f"reward model: held-out accuracy {report['accuracy']:.2f} ({baselines})")
+        return metrics
+
+    def judge(self) -> dict[str, Any]:
+        """Preferences that the reward model never sees → `judge/`."""
+        preferences = self._load("judge_preferences", load_preferences).records
+        if self.recipe.judge.type == "bag_of_words":
+            judge = BagOfWords.fit_preferences(preferences, seed=self.recipe.seed)
+            with write_directory_atomically(self.run.model("judge")) as directory:
+                judge.save(directory)
+            return {"num_pairs": len(preferences)}
+        config = self.recipe.reward_model
+        model = self.builder.fresh_reward_model(name="judge")
+        pairs = encode_pairs(preferences, model, max_tokens=config.max_tokens, use_margin=config.use_margin)
+        metrics = train_reward_model(model, pairs, config, stage="judge", **self._training("judge"))
+        with write_directory_atomically(self.run.model("judge")) as directory:
+            model.save(directory, normalization=self._normalization(model))
+        return metrics
+
+    def ppo(self) -> dict[str, Any]:
+        """The SFT model, the reward and prompts → `policy/`."""
+        recipe, config = self.recipe, self.recipe.ppo
+        policy = self.builder.policy()
+        language_model = policy.language_model
+        self._tell_notes()
+        prompts = self._prompts("prompts", language_model.encoder)
+        if recipe.model.lora is None:
+            frozen = self.builder.language_model(self.builder.starting_point())
+
+            def reference(sequences: Sequences) -> torch.Tensor:
+                return frozen.logprobs(sequences, temperature=recipe.rollout.temperature)
+
+        else:
+
+            def reference(sequences: Sequences) -> torch.Tensor:
+                with language_model.adapters_off():
+                    return language_model.logprobs(sequences, temperature=recipe.rollout.temperature)
+
+        rollout = TextRollout(
+            policy,
+            reference,
+            self.builder.reward(recipe.reward),
+            prompts,
+            rollout=recipe.rollout,
+            ppo=config,
+            seed=recipe.seed,
+        )
+        num_updates = num_policy_updates(config)
+        separate_value = config.estimator == "gae" and config.value.network == "separate"
+        critic = list(policy.critic.named_parameters(prefix="critic")) if policy.critic is not None else []
+        actor = list(language_model.named_parameters(prefix="language_model"))
+        optimizers = {
+            "policy": Optimizer(
+                actor if separate_value else actor + critic, config.optim, num_updates=num_updates, what="policy"
+            )
+        }
+        if separate_value:
+            optimizers["value"] = Optimizer(critic, config.value.optim, num_updates=num_updates, what="value network")
+        kl = kl_controller(config.kl)
+        trainer = PpoTrainer(policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef)
+        checkpoints = self._checkpoints("ppo")
+        checkpoint = checkpoints.load_newest()
+        if checkpoint is not None:
+            trainer.load(checkpoint.iteration, checkpoint.tensors, checkpoint.state)
+            self.log.truncate(checkpoint.state["log"])
+        preflight: dict[str, float] = {}
+
+        def check_first(experience: Any) -> None:
+            preflight.update(check_first_experience(experience, policy, reference, min_eos_rate=config.min_eos_rate))
+            self.manifest.add_stage("ppo", **preflight)
+
+        with self.progress.stage(
+            "ppo", total=config.iterations, unit="iteration", completed=trainer.iteration
+        ) as stage:
+            stopped = train_ppo(trainer, log=self.log, checkpoints=checkpoints, progress=stage, check_first=check_first)
+        if stopped:
+            self.progress.warn(f"stopped after {trainer.iteration} iterations: {stopped}")
+        self._save_model("policy", language_model)
+        return {"iterations": trainer.iteration, "stopped": stopped, "kl_coef": trainer.kl_coef}
+
+    def evaluate(self) -> dict[str, Any]:
+        """Both models on held-out prompts → `evaluation.json`."""
+        recipe = self.recipe
+        sft = self.builder.language_model(self.builder.starting_point())
+        policy = self.builder.language_model(self.builder.source_of(self.run.model("policy")))
+        loaded = self._load("test_prompts", load_prompts).records
+        if recipe.data.prompts is not None:
+            overlap = find_overlap(self._load("prompts", load_prompts).records, loaded)
+            if overlap:
+                self.progress.warn(f"{overlap} of {len(loaded)} test prompts are training prompts too")
+        # All files share in the sample, since their rows come one file after the other.
+        order = shuffled(len(loaded), derive_seed(recipe.seed, "test prompts"))
+        chosen = [loaded[index] for index in order[: recipe.evaluation.num_prompts]]
+        prompts = self._encoded(chosen, sft.encoder, "test_prompts")
+        judge, judge_name = self.builder.judge()
+        with self.progress.stage("evaluate", total=2 * len(prompts), unit="response") as progress:
+            evaluation = compare(
+                sft,
+                policy,
+                prompts,
+                reward=self.builder.reward(recipe.reward),
+                judge=judge,
+                reward_name=recipe.reward.type.replace("_", " "),
+                judge_name=judge_name,
+                rollout=recipe.rollout,
+                seed=recipe.seed,
+                num_samples=recipe.evaluation.num_samples,
+                max_tokens=recipe.ppo.microbatch_tokens,
+                on_finished=progress.advance,
+            )
+        write_atomically(self.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
+        return {}
+
+    # ── what the stages share ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _training(self, stage: Stage) -> dict[str, Any]:
+        return {
+            "seed": derive_seed(self.recipe.seed, stage),
+            "log": self.log,
+            "checkpoints": self._checkpoints(stage),
+            "progress": self.progress,
+        }
+
+    def _checkpoints(self, stage: Stage) -> Checkpoints:
+        return Checkpoints(self.run.checkpoints / stage, warn=self.progress.warn)
+
+    def _load(self, name: str, load: Callable[..., Loaded[T]]) -> Loaded[T]:
+        source: SourceConfig | None = getattr(self.recipe.data, name)
+        assert source is not None  # the recipe's own check saw to it
+        data = self.recipe.data
+        loaded = load(source, directory=data.directory, on_bad_row=data.on_bad_row, seed=self.recipe.seed)
+        self.manifest.add_data(
+            {"use": name, "path": str(file.path), "sha256": file.sha256, "num_rows": file.num_rows}
+            for file in loaded.sources
+        )
+        if loaded.skipped:
+            self.progress.warn(f"data.{name}: {len(loaded.skipped)} bad rows left out, the first: {loaded.skipped[0]}")
+            self.manifest.add_stage("data", **{f"{name}_skipped": len(loaded.skipped)})
+        return loaded
+
+    def _prompts(self, name: str, encoder: Encoder) -> list[EncodedPrompt]:
+        return self._encoded(self._load(name, load_prompts).records, encoder, name)
+
+    def _encoded(self, prompts: Sequence[Prompt], encoder: Encoder, name: str) -> list[EncodedPrompt]:
+        limit = self.recipe.data.max_prompt_tokens
+        encoded = [encoder.encode(prompt, max_tokens=limit) for prompt in prompts]
+        num_cut = sum(prompt.was_cut for prompt in encoded)
+        if num_cut:
+            self.progress.note(f"data.{name}: {num_cut} of {len(encoded)} prompts were cut to {limit} tokens")
+        self.manifest.add_stage("data", **{f"{name}_num": len(encoded), f"{name}_cut": num_cut})
+        return encoded
+
+    def _preference_pairs(self) -> tuple[list[Preference], list[Preference]]:
+        if "preferences" in self.recipe.stages:
+            return tuple(  # type: ignore[return-value]
+                load_preferences(RowsConfig(path=str(path.absolute()))).records
+                for path in (self.run.preferences, self.run.test_preferences)
+            )
+        train = self._load("preferences", load_preferences).records
+        has_test = self.recipe.data.test_preferences is not None
+        return train, self._load("test_preferences", load_preferences).records if has_test else []
+
+    def _normalization(self, model: Any) -> Normalization:
+        """Mean and deviation of the raw score over responses of the model that PPO starts from."""
+        num = self.recipe.reward_model.normalization_responses
+        if num == 0 or self.recipe.data.prompts is None:
+            return Normalization()
+        language_model = self.builder.language_model(self.builder.starting_point())
+        prompts = self._prompts("prompts", language_model.encoder)
+        order = shuffled(len(prompts), derive_seed(self.recipe.seed, "normalization"))
+        drawn = [prompts[order[index % len(order)]] for index in range(num)]
+        with self.progress.stage("normalise", total=num, unit="response") as progress:
+            episodes = self._episodes(language_model, drawn, "normalization", on_finished=progress.advance)
+        raw = RewardModelReward(model, Normalization(), max_tokens=self.recipe.reward_model.max_tokens).raw_scores(
+            episodes
+        )
+        return normalization_of(raw)
+
+    def _episodes(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[EncodedPrompt],
+        *purpose: str | int,
+        on_finished: Callable[[int], None],
+    ) -> list[ScoredText]:
+        seeds = [derive_seed(self.recipe.seed, *purpose, row) for row in range(len(prompts))]
+        responses = sample(
+            model, [prompt.ids for prompt in prompts], self.recipe.rollout, seeds=seeds, on_finished=on_finished
+        )
+        return [
+            as_scored_text(prompt, response, model.encoder.decode(response.ids))
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+
+    def _save_model(self, name: ModelName, model: LanguageModel) -> None:
+        with write_directory_atomically(self.run.model(name)) as directory:
+            save_language_model(model, directory)
+        self.manifest.add_model(name, str(self.run.model(name)), template=model.encoder.template_hash)
+
+    def _tell_notes(self) -> None:
+        for note in self.builder.notes[self._told :]:
+            self.progress.note(note)
+        self._told = len(self.builder.notes)
+
+
+def save_language_model(model: LanguageModel, directory: Path) -> None:
+    """Write a directory that `transformers` alone can load, adapters folded in, tokenizer and chat template beside."""
+    causal_lm = merged(model.causal_lm)
+    with quiet_transformers():
+        causal_lm.save_pretrained(directory)
+        model.encoder.tokenizer.save_pretrained(directory)
+    write_json(directory / "rlhfkit.json", {"template": model.encoder.template_hash})
+
+
+def evaluate(directory: Path) -> None:
+    """Evaluate a finished run again, and write its report.
+
+    Raises: CheckpointError where the run has no policy yet.
+    """
+    run_dir = RunDir(directory)
+    recipe = Recipe.model_validate_json(run_dir.config.read_text(encoding="utf-8"))
+    if not run_dir.model("policy").exists():
+        raise CheckpointError(f"{directory} has no policy yet; finish it with: rlhfkit run {recipe.name}")
+    if recipe.data.test_prompts is None:
+        raise ConfigError(f"the recipe of {directory} has no data.test_prompts, so there is nothing to evaluate on")
+    with _locked(run_dir), RunLog(run_dir) as log:
+        Pipeline(recipe, run_dir, log, Progress()).evaluate()
+        write_report(run_dir)
+
+
+def generate(
+    directory: Path,
+    prompts: Iterable[str],
+    *,
+    chat: bool = False,
+    max_response_tokens: int | None = None,
+    temperature: float | None = None,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Responses to `prompts`, one at a time, from a run's newest model or from a model directory.
+
+    Length and temperature are by default the run's, or 128 tokens at temperature 1 for another model.
+    Raises: ModelError where there is no model.
+    """
+    run_dir = RunDir(directory)
+    rollout = RolloutConfig(max_response_tokens=128)
+    source = PretrainedModelConfig(path=str(directory))
+    if run_dir.config.exists():
+        recipe = Recipe.model_validate_json(run_dir.config.read_text(encoding="utf-8"))
+        names: tuple[ModelName, ...] = ("policy", "sft", "base")
+        made = [run_dir.model(name) for name in names if run_dir.model(name).exists()]
+        if not made:
+            raise ModelError(f"{directory} has no model yet; finish it with: rlhfkit run {recipe.name}")
+        rollout, source = recipe.rollout, source.model_copy(update={"path": str(made[0])})
+    rollout = rollout.model_copy(
+        update={
+            "max_response_tokens": max_response_tokens or rollout.max_response_tokens,
+            "temperature": temperature or rollout.temperature,
+        }
+    )
+    tokenizer, _ = load_tokenizer(source)
+    encoder = Encoder(tokenizer)
+    model, _ = load_causal_lm(source, tokenizer, device=choose_device("auto"), dtype=torch.float32)
+    language_model = LanguageModel(model, encoder)
+    room = (language_model.context_tokens or 1 << 20) - rollout.max_response_tokens
+    if room < 1:
+        raise ConfigError(
+            f"--max-response-tokens {rollout.max_response_tokens} leaves no room for a prompt in the model's context of "
+            f"{language_model.context_tokens} tokens; give a smaller number"
+        )
+    for number, text in enumerate(prompts):
+        prompt = Prompt((Message("user", text),) if chat else text, origin=f"prompt {number + 1}")
+        encoded = encoder.encode(prompt, max_tokens=room)
+        seeds = [derive_seed(seed, "generate", number)]
+        (response,) = sample(language_model, [encoded.ids], rollout, seeds=seeds)
+        yield encoder.decode(response.ids)

@@ -1,0 +1,205 @@
+"""Rollout of a language model: prompts in, responses sampled, scored and compared with the reference."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rlhfkit.config.schema import PpoConfig, RolloutConfig
+from rlhfkit.models.language import TextPolicy
+from rlhfkit.models.policy import PolicyOutput
+from rlhfkit.models.template import EncodedPrompt
+from rlhfkit.models.value import ValueHead
+from rlhfkit.padding import Sequences, length_buckets
+from rlhfkit.ppo import (
+    clip_scores,
+    kl_estimate,
+    length_penalty,
+    masked_mean,
+    masked_sum,
+    missing_eos_penalty,
+    next_token_values,
+    token_rewards,
+)
+from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
+from rlhfkit.rollout.experience import Experience
+from rlhfkit.rollout.generation import Response, generate
+from rlhfkit.seeding import derive_seed, shuffled
+
+__all__ = ["Reference", "TextRollout", "as_scored_text", "evaluate_in_parts", "logprobs_in_parts"]
+
+Reference = Callable[[Sequences], Tensor]
+"""Logprobs (B, R) of sampled tokens under the frozen reference, at the sampling temperature."""
+
+
+class TextRollout:
+    """Collects experience from prompts.
+
+    A response that reaches the length limit ends its episode like any other: it is scored as it stands, nothing
+    follows it, so there is nothing to bootstrap from. `missing_eos_score` says what such a torso is worth.
+    """
+
+    def __init__(
+        self,
+        policy: TextPolicy,
+        reference: Reference,
+        reward: RewardSource,
+        prompts: Sequence[EncodedPrompt],
+        *,
+        rollout: RolloutConfig,
+        ppo: PpoConfig,
+        seed: int,
+    ) -> None:
+        """Sample from `prompts` in an order that follows from `seed`."""
+        self.policy, self.reference, self.reward, self.prompts = policy, reference, reward, prompts
+        self.rollout, self.ppo, self.seed = rollout, ppo, seed
+
+    def collect(
+        self, iteration: int, *, kl_coef: float, on_finished: Callable[[int], None] | None = None
+    ) -> Experience:
+        """The experience of one iteration; the same iteration gives the same draws in any process.
+
+        Raises: RewardError where the reward source fails.
+        """
+        encoder = self.policy.language_model.encoder
+        prompts = self._prompts_of(iteration)
+        seeds = [derive_seed(self.seed, "response", iteration, row) for row in range(len(prompts))]
+        shared_head = self.policy.critic if isinstance(self.policy.critic, ValueHead) else None
+        start = time.perf_counter()
+        responses = generate(
+            self.policy.language_model,
+            [prompt.ids for prompt in prompts],
+            self.rollout,
+            seeds=seeds,
+            value_head=shared_head,
+            on_finished=on_finished,
+        )
+        generation_seconds = time.perf_counter() - start
+        episodes = [
+            as_scored_text(prompt, response, encoder.decode(response.ids))
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        start = time.perf_counter()
+        raw_scores = check_scores(self.reward.score(episodes), episodes, source="the reward source")
+        reward_seconds = time.perf_counter() - start
+
+        device = self.policy.language_model.device
+        inputs = Sequences.join(
+            [prompt.ids for prompt in prompts],
+            [response.ids for response in responses],
+            pad=encoder.pad_id,
+            device=device,
+        )
+        mask = inputs.mask
+        # The sampler's logprobs stem from other matrix shapes; the ratio must compare like with like.
+        old = evaluate_in_parts(self.policy, inputs, max_tokens=self.ppo.microbatch_tokens)
+        ref_logprobs = logprobs_in_parts(self.reference, inputs, max_tokens=self.ppo.microbatch_tokens)
+        finished = torch.tensor([response.finished for response in responses], device=device)
+        scores, clipped_share = self._shaped(raw_scores.to(device), finished, mask)
+        rewards = token_rewards(scores, old.logprobs, ref_logprobs, mask, kl_coef=kl_coef, kind=self.ppo.kl.estimator)
+        last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+        ref_kl = masked_sum(kl_estimate(old.logprobs, ref_logprobs, "k1"), mask, dim=1)
+        sampler_logprobs = _padded([response.logprobs for response in responses], mask)
+        return Experience(
+            inputs=inputs,
+            mask=mask,
+            old_logprobs=old.logprobs,
+            old_values=old.values,
+            next_values=next_token_values(old.values, mask),
+            terminated=last,
+            ended=last,
+            rewards=rewards,
+            scores=scores,
+            ref_kl=ref_kl,
+            metrics={
+                "score/mean": float(raw_scores.mean()),
+                "score/std": float(raw_scores.std()) if len(raw_scores) > 1 else 0.0,
+                "score/min": float(raw_scores.min()),
+                "score/max": float(raw_scores.max()),
+                "score/shaped_mean": float(scores.mean()),
+                "score/clipped_share": clipped_share,
+                "ref_kl/sequence": float(ref_kl.mean()),
+                "ref_kl/token": float(ref_kl.sum() / mask.sum()),
+                "ppo/entropy": float(masked_mean(old.entropy, mask)),
+                "response_tokens/mean": float(mask.sum(1).float().mean()),
+                "eos_rate": float(finished.float().mean()),
+                "sampler/logprob_max_difference": float(((sampler_logprobs - old.logprobs) * mask).abs().max()),
+                "time/generation_seconds": generation_seconds,
+                "time/reward_seconds": reward_seconds,
+            },
+            samples=[
+                {
+                    "prompt": episodes[row].prompt_text,
+                    "response": episodes[row].response,
+                    "score": float(raw_scores[row]),
+                    "ref_kl": float(ref_kl[row]),
+                    "finish_reason": responses[row].finish_reason,
+                }
+                for row in range(min(self.ppo.num_samples, len(episodes)))
+            ],
+        )
+
+    def _prompts_of(self, iteration: int) -> list[EncodedPrompt]:
+        """Each prompt `group_size` times in a row; all prompts are seen before one comes again."""
+        num = self.ppo.rollout_episodes // self.ppo.group_size
+        drawn = []
+        for index in range(iteration * num, (iteration + 1) * num):
+            epoch, place = divmod(index, len(self.prompts))
+            order = shuffled(len(self.prompts), derive_seed(self.seed, "prompts", epoch))
+            drawn += [self.prompts[order[place]]] * self.ppo.group_size
+        return drawn
+
+    def _shaped(self, scores: Tensor, finished: Tensor, mask: Tensor) -> tuple[Tensor, float]:
+        config, clipped_share = self.ppo, 0.0
+        if config.clip_score is not None:
+            scores, share = clip_scores(scores, limit=config.clip_score)
+            clipped_share = float(share)
+        if config.length_penalty:
+            scores = length_penalty(
+                scores, mask.sum(1), coef=config.length_penalty, target_tokens=config.length_penalty_tokens
+            )
+        scores = missing_eos_penalty(
+            scores, finished, replace=config.missing_eos_score, penalty=config.missing_eos_penalty or None
+        )
+        return scores, clipped_share
+
+
+def as_scored_text(prompt: EncodedPrompt, response: Response, text: str) -> ScoredText:
+    """The episode as a reward source sees it; for a conversation, without the space that follows "Assistant:"."""
+    conversation = not isinstance(prompt.prompt.content, str)
+    return ScoredText(prompt.prompt, prompt.text, text.strip() if conversation else text, response.finished)
+
+
+@torch.no_grad()
+def evaluate_in_parts(policy: TextPolicy, inputs: Sequences, *, max_tokens: int) -> PolicyOutput:
+    """`policy.evaluate(inputs)` without gradient, a microbatch at a time."""
+    zeros = torch.zeros(inputs.mask.shape, device=inputs.mask.device)
+    result = PolicyOutput(zeros, zeros.clone(), zeros.clone())
+    for rows in _parts(inputs, max_tokens):
+        output = policy.evaluate(inputs[rows])
+        result.logprobs[rows], result.entropy[rows], result.values[rows] = (
+            output.logprobs,
+            output.entropy,
+            output.values,
+        )
+    return result
+
+
+@torch.no_grad()
+def logprobs_in_parts(reference: Reference, inputs: Sequences, *, max_tokens: int) -> Tensor:
+    """`reference(inputs)` without gradient, a microbatch at a time."""
+    result = torch.zeros(inputs.mask.shape, device=inputs.mask.device)
+    for rows in _parts(inputs, max_tokens):
+        result[rows] = reference(inputs[rows])
+    return result
+
+
+def _parts(inputs: Sequences, max_tokens: int) -> list[Tensor]:
+    groups = length_buckets(inputs.lengths().tolist(), max_tokens=max_tokens)
+    return [torch.tensor(rows, device=inputs.mask.device) for rows in groups]
+
+
+def _padded(rows: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
+    padded = [[*row, *[0.0] * (mask.shape[1] - len(row))] for row in rows]
+    return torch.tensor(padded, device=mask.device)

@@ -1,0 +1,115 @@
+"""AdamW over float32 masters, with clipping and a schedule."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from rlhfkit.config.schema import OptimConfig
+from rlhfkit.errors import TrainingError
+
+__all__ = ["Optimizer", "learning_rate_factor"]
+
+
+def learning_rate_factor(config: OptimConfig, update: int, num_updates: int) -> float:
+    """Factor on the learning rate of update 0 … num_updates - 1: rises over the warm-up, then follows the schedule."""
+    warmup = round(config.warmup_share * num_updates)
+    if update < warmup:
+        return (update + 1) / (warmup + 1)
+    left = 1 - (update - warmup) / max(1, num_updates - warmup)
+    match config.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return left
+        case "cosine":
+            return 0.5 * (1 - math.cos(math.pi * left))
+
+
+class Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) of the parameters that require a gradient.
+
+    Weights below float32 get float32 masters, which the updates are added to: at small learning rates a bfloat16
+    weight would round every update away.
+    """
+
+    def __init__(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, num_updates: int, what: str
+    ) -> None:
+        """Plan for `num_updates` updates; `what` is the name that errors use."""
+        self.config, self.num_updates, self.what = config, num_updates, what
+        self.parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
+        self.masters = {
+            name: parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_()
+            for name, parameter in self.parameters.items()
+        }
+        groups = [
+            {"params": [p for p in self.masters.values() if p.dim() >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in self.masters.values() if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=config.learning_rate,
+            betas=config.adam_betas,
+            eps=config.adam_eps,
+            fused=True,
+        )
+        self.updates_done = 0
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next update."""
+        return self.config.learning_rate * learning_rate_factor(self.config, self.updates_done, self.num_updates)
+
+    def step(self) -> float:
+        """One update with the gradients that have gathered, which are then gone; their norm before clipping.
+
+        Raises: TrainingError where the norm is not finite; the weights are still the old ones.
+        """
+        for name, master in self.masters.items():
+            parameter = self.parameters[name]
+            if master is not parameter:
+                master.grad = None if parameter.grad is None else parameter.grad.float()
+        norm = float(nn.utils.clip_grad_norm_(self.masters.values(), self.config.max_grad_norm))
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient of the {self.what} is {norm} at update {self.updates_done}; the weights were not changed. "
+                "Lower the learning rate, or look for extreme scores in the metrics"
+            )
+        for group in self.adamw.param_groups:
+            group["lr"] = self.learning_rate
+        self.adamw.step()
+        self.updates_done += 1
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                if master is not self.parameters[name]:
+                    self.parameters[name].copy_(master)
+                self.parameters[name].grad = None
+                master.grad = None
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything but the parameters themselves, as tensors by name."""
+        tensors = {"updates_done": torch.tensor(self.updates_done)}
+        for name, master in self.masters.items():
+            for key, value in self.adamw.state[master].items():
+                tensors[f"{name}/{key}"] = value
+            if master is not self.parameters[name]:
+                tensors[f"{name}/master"] = master.detach()
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Continue from what `state` gave."""
+        self.updates_done = int(tensors["updates_done"])
+        for name, master in self.masters.items():
+            prefix = f"{name}/"
+            saved = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            saved = {key: value for key, value in saved.items() if "/" not in key}
+            if "master" in saved:
+                with torch.no_grad():
+                    master.copy_(saved.pop("master"))
+            if saved:
+                self.adamw.state[master] = {
+                    key: value.to(master.device) if key != "step" else value for key, value in saved.items()
+                }

@@ -1,0 +1,80 @@
+"""Checks before the first update, each of which names the cause that would have wrecked the run."""
+
+import torch
+
+from rlhfkit.errors import TrainingError
+from rlhfkit.models.language import TextPolicy
+from rlhfkit.ppo import masked_mean
+from rlhfkit.rollout.experience import Experience
+from rlhfkit.rollout.text import Reference, logprobs_in_parts
+
+__all__ = ["check_first_experience"]
+
+# Largest difference of a token's logprob that rounding explains: (float32, bfloat16). In bfloat16 the ratio's spread is
+# about 0.05 (figures of the RLOO authors), so a single token may differ by several times that.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+MEAN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+
+
+def check_first_experience(
+    experience: Experience,
+    policy: TextPolicy,
+    reference: Reference,
+    *,
+    min_eos_rate: float,
+    starts_at_reference: bool = True,
+    num_rows: int = 4,
+) -> dict[str, float]:
+    """What was measured, once nothing is wrong with the first experience.
+
+    Raises: TrainingError with the cause: padding changes logits, sampling and training disagree, the ratio is not 1,
+    the KL to itself is not 0, hardly a response ends, scores do not vary.
+    """
+    dtype = policy.language_model.dtype
+    inputs, mask = experience.inputs, experience.mask
+    rows = torch.linspace(0, len(mask) - 1, min(num_rows, len(mask)), device=mask.device).long().unique()
+    with torch.no_grad():
+        alone = torch.cat([policy.evaluate(inputs[row[None]]).logprobs for row in rows])
+        together = policy.evaluate(inputs[rows]).logprobs
+    measured = {
+        "padding": _difference(alone, together, mask[rows]),
+        "ratio": _difference(together, experience.old_logprobs[rows], mask[rows]),
+        "reference": (
+            _difference(logprobs_in_parts(reference, inputs[rows], max_tokens=1 << 30), together, mask[rows])
+            if starts_at_reference
+            else (0.0, 0.0)
+        ),
+        "sampler": (experience.metrics["sampler/logprob_max_difference"], 0.0),
+    }
+    causes = {
+        "padding": "a row's logprobs change with its neighbours, so the model does not treat padding rightly",
+        "ratio": "old and new logprobs differ before any update, so the ratio is not 1; is dropout on?",
+        "reference": "policy and reference differ before any update, so the KL to itself is not 0; are they the same "
+        "weights, at the same temperature?",
+        "sampler": "the sampler's logprobs differ from the training pass's; its cache or positions are wrong for this "
+        "architecture",
+    }
+    for name, (largest, mean) in measured.items():
+        if largest > TOLERANCE[dtype] or mean > MEAN_TOLERANCE[dtype]:
+            raise TrainingError(
+                f"before the first update: {causes[name]} (largest difference {largest:.2g} nats, mean {mean:.2g}; "
+                f"rounding explains {TOLERANCE[dtype]:g}). Please report this model's architecture"
+            )
+    eos_rate = experience.metrics["eos_rate"]
+    if eos_rate < min_eos_rate:
+        raise TrainingError(
+            f"before the first update: only {eos_rate:.1%} of the responses end by themselves, expected at least "
+            f"{min_eos_rate:.1%}; raise rollout.max_response_tokens, train SFT with EOS, or, if a fixed length is meant, "
+            "set ppo.min_eos_rate = 0"
+        )
+    if experience.scores.unique().numel() == 1:
+        raise TrainingError(
+            f"before the first update: all {len(experience.scores)} scores are {float(experience.scores[0]):g}, so "
+            "there is nothing to learn; look at the reward source, and at penalties that may hide it"
+        )
+    return {f"preflight/{name}": largest for name, (largest, _) in measured.items()}
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
+    difference = (a - b).abs() * mask
+    return float(difference.max()), float(masked_mean(difference, mask))

@@ -1,0 +1,191 @@
+"""Bradley-Terry reward model: training, and what it is worth on held-out pairs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rlhfkit.config.schema import RewardModelConfig
+from rlhfkit.errors import RewardError
+from rlhfkit.intervals import wilson_interval
+from rlhfkit.metrics import Metrics, RunLog
+from rlhfkit.models.reward_model import Normalization, RewardModel, reward_ids
+from rlhfkit.padding import length_buckets, pad_right
+from rlhfkit.progress import Progress
+from rlhfkit.records import Preference
+from rlhfkit.training.checkpoint import Checkpoints
+from rlhfkit.training.optim import Optimizer
+from rlhfkit.training.supervised import (
+    SupervisedTask,
+    num_supervised_updates,
+    resume,
+    split_validation,
+    train_supervised,
+)
+
+__all__ = ["EncodedPair", "bradley_terry_loss", "encode_pairs", "measure", "normalization_of", "train_reward_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """Two whole sequences, the first preferred."""
+
+    chosen: list[int]
+    rejected: list[int]
+    margin: float
+
+
+def encode_pairs(
+    preferences: Sequence[Preference], model: RewardModel, *, max_tokens: int, use_margin: bool
+) -> list[EncodedPair]:
+    """Pairs as the reward model reads them: prompt, response and EOS."""
+    pairs = []
+    for preference in preferences:
+        chosen, rejected = (
+            reward_ids(model.encoder, preference.prompt, response, finished=True, max_tokens=max_tokens)
+            for response in (preference.chosen, preference.rejected)
+        )
+        pairs.append(EncodedPair(chosen, rejected, (preference.margin or 0.0) if use_margin else 0.0))
+    return pairs
+
+
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
+    """(B,) negative log-likelihood that the chosen response wins: -log sigmoid(chosen - rejected - margin).
+
+    Source: Bradley & Terry 1952; margin: Touvron et al. 2023, arXiv 2307.09288, eq. 2.
+    """
+    return -logsigmoid(chosen - rejected - margin)
+
+
+def train_reward_model(
+    model: RewardModel,
+    pairs: Sequence[EncodedPair],
+    config: RewardModelConfig,
+    *,
+    stage: str,
+    seed: int,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    progress: Progress,
+) -> dict[str, float]:
+    """Train `model` on `pairs`; the last validation metrics.
+
+    Raises: TrainingError where the loss or a gradient is not finite.
+    """
+    train, held_out = split_validation(len(pairs), config.validation_share, seed)
+
+    def run(rows: Sequence[int], metrics: Metrics, *, denominator: int | None) -> None:
+        chosen_pairs = [pairs[row] for row in rows]
+        lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in chosen_pairs]
+        for group in length_buckets(lengths, max_tokens=config.microbatch_tokens):
+            part = [chosen_pairs[index] for index in group]
+            chosen, rejected = score_pairs(model, part)
+            margin = torch.tensor([pair.margin for pair in part], device=chosen.device)
+            loss = bradley_terry_loss(chosen, rejected, margin).sum()
+            metrics.add("loss", loss, len(part))
+            metrics.add("accuracy", (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum(), len(part))
+            if denominator is not None:
+                (loss / denominator).backward()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def validate(metrics: Metrics) -> None:
+        run(held_out, metrics, denominator=None)
+
+    task = SupervisedTask(
+        stage=stage,
+        module=model,
+        num_rows=len(train),
+        minibatch_rows=config.minibatch_pairs,
+        backward=lambda rows, metrics: run([train[row] for row in rows], metrics, denominator=len(rows)),
+        validate=validate,
+        detail=lambda metrics: (
+            f"loss {metrics['loss']:.3f} · held-out accuracy {metrics.get('validation/accuracy', float('nan')):.2f}"
+        ),
+    )
+    num_updates = num_supervised_updates(len(train), config.minibatch_pairs, config.epochs)
+    optimizer = Optimizer(model.named_parameters(), config.optim, num_updates=num_updates, what="reward model")
+    start = resume(model, optimizer, checkpoints, log)
+    with progress.stage(stage, total=num_updates, unit="update", completed=start) as stage_progress:
+        return train_supervised(
+            task, config, optimizer, seed=seed, log=log, checkpoints=checkpoints, progress=stage_progress, start=start
+        )
+
+
+def score_pairs(model: RewardModel, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
+    """(scores of the chosen (B,), scores of the rejected (B,)), in one pass."""
+    rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    device = next(model.parameters()).device
+    ids = pad_right(rows, pad=model.encoder.pad_id, device=device)
+    scores = model(ids, torch.tensor([len(row) for row in rows], device=device))
+    return scores[: len(pairs)], scores[len(pairs) :]
+
+
+@torch.no_grad()
+def measure(model: RewardModel, pairs: Sequence[EncodedPair], *, max_tokens: int) -> dict[str, Any]:
+    """Accuracy on held-out pairs with a 95 % interval, calibration, and accuracy by difference in length.
+
+    Calibration compares, in bins of the stated confidence sigmoid(|difference of scores|), with the share of pairs in
+    which the side that the model prefers is the chosen one.
+    """
+    lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
+    difference = torch.zeros(len(pairs))
+    for group in length_buckets(lengths, max_tokens=max_tokens):
+        chosen, rejected = score_pairs(model, [pairs[index] for index in group])
+        difference[group] = (chosen - rejected).float().cpu()
+    right = (difference > 0).float() + 0.5 * (difference == 0).float()
+    accuracy = float(right.mean())
+    low, high = wilson_interval(accuracy, len(pairs))
+    return {
+        "accuracy": accuracy,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "num_pairs": len(pairs),
+        "calibration": _calibration(difference, right),
+        "by_length_difference": _by_length_difference(pairs, right),
+    }
+
+
+def _calibration(difference: Tensor, right: Tensor) -> list[dict[str, float]]:
+    confidence = torch.sigmoid(difference.abs())
+    bins = []
+    for low in (0.5, 0.6, 0.7, 0.8, 0.9):
+        inside = (confidence >= low) & (confidence < low + 0.1 + (low == 0.9))
+        if inside.any():
+            bins.append(
+                {
+                    "confidence": float(confidence[inside].mean()),
+                    "accuracy": float(right[inside].mean()),
+                    "count": int(inside.sum()),
+                }
+            )
+    return bins
+
+
+def _by_length_difference(pairs: Sequence[EncodedPair], right: Tensor) -> list[dict[str, Any]]:
+    """Thirds of the pairs by how much longer the chosen response is."""
+    difference = torch.tensor([len(pair.chosen) - len(pair.rejected) for pair in pairs])
+    order = difference.argsort(stable=True)
+    thirds = []
+    for part in order.tensor_split(3):
+        if len(part):
+            low, high = int(difference[part].min()), int(difference[part].max())
+            label = f"chosen longer by {low} to {high} tokens"
+            thirds.append({"label": label, "accuracy": float(right[part].mean()), "count": len(part)})
+    return thirds
+
+
+def normalization_of(raw_scores: Tensor) -> Normalization:
+    """The normalisation that gives these scores mean 0 and deviation 1.
+
+    Raises: RewardError where they are all the same, so that the reward model says nothing about this policy.
+    """
+    std = float(raw_scores.std(correction=0))
+    if std < 1e-6:
+        raise RewardError(
+            f"the reward model gives all {len(raw_scores)} reference responses the score {float(raw_scores[0]):g}; train "
+            "it on more pairs, or look at reward_model.optim.learning_rate"
+        )
+    return Normalization(mean=float(raw_scores.mean()), std=std)

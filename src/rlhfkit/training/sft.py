@@ -1,0 +1,131 @@
+"""Supervised fine-tuning, and pre-training, which is the same with every token learnt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rlhfkit.config.schema import SftConfig
+from rlhfkit.metrics import Metrics, RunLog
+from rlhfkit.models.attention import additive_masks
+from rlhfkit.models.language import LanguageModel
+from rlhfkit.models.template import Encoder
+from rlhfkit.padding import PackedRows, pack
+from rlhfkit.progress import Progress
+from rlhfkit.records import Demonstration
+from rlhfkit.training.checkpoint import Checkpoints
+from rlhfkit.training.optim import Optimizer
+from rlhfkit.training.supervised import (
+    SupervisedTask,
+    num_supervised_updates,
+    resume,
+    split_validation,
+    train_supervised,
+)
+
+__all__ = ["LearntText", "encode_demonstrations", "encode_texts", "train_sft"]
+
+
+@dataclass(frozen=True, slots=True)
+class LearntText:
+    """Tokens of which those from `learnt_from` on are learnt."""
+
+    ids: list[int]
+    learnt_from: int
+
+
+def encode_demonstrations(
+    demonstrations: Sequence[Demonstration], encoder: Encoder, *, max_prompt_tokens: int, max_tokens: int
+) -> tuple[list[LearntText], int]:
+    """(texts in which the response and its EOS are learnt, how many had to be cut)."""
+    texts, num_cut = [], 0
+    for demonstration in demonstrations:
+        prompt = encoder.encode(demonstration.prompt, max_tokens=max_prompt_tokens)
+        ids = [*prompt.ids, *encoder.response_ids(demonstration.prompt, demonstration.response)]
+        num_cut += prompt.was_cut or len(ids) > max_tokens
+        if len(prompt.ids) < max_tokens:
+            texts.append(LearntText(ids[:max_tokens], len(prompt.ids)))
+    return texts, num_cut
+
+
+def encode_texts(texts: Sequence[str], encoder: Encoder, *, max_tokens: int) -> tuple[list[LearntText], int]:
+    """(texts in which every token but the first and their EOS are learnt, how many had to be cut)."""
+    rows = [[*encoder.tokenizer(text, verbose=False)["input_ids"], encoder.eos_id] for text in texts]
+    return [LearntText(ids[:max_tokens], 1) for ids in rows], sum(len(ids) > max_tokens for ids in rows)
+
+
+def train_sft(
+    model: LanguageModel,
+    texts: Sequence[LearntText],
+    config: SftConfig,
+    *,
+    stage: str,
+    seed: int,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    progress: Progress,
+) -> dict[str, float]:
+    """Train `model` on `texts`; the last validation metrics.
+
+    loss = - sum over the minibatch's learnt tokens of log p(token | tokens before) / their number
+    Raises: TrainingError where the loss or a gradient is not finite.
+    """
+    train, held_out = split_validation(len(texts), config.validation_share, seed)
+
+    def parts(rows: Sequence[int]) -> list[PackedRows]:
+        chosen = [texts[row] for row in rows]
+        width = max(config.max_tokens, max(len(text.ids) for text in chosen)) if config.packing else 1
+        packed = pack(
+            [text.ids for text in chosen],
+            [text.learnt_from for text in chosen],
+            max_tokens=width,
+            pad=model.encoder.pad_id,
+            device=model.device,
+        )
+        per_part = max(1, config.microbatch_tokens // packed.ids.shape[1])
+        return [_rows_of(packed, start, start + per_part) for start in range(0, len(packed.ids), per_part)]
+
+    def backward(rows: Sequence[int], metrics: Metrics) -> None:
+        minibatch = parts([train[row] for row in rows])
+        num_learnt = sum(int(part.targets.sum()) for part in minibatch)
+        for part in minibatch:
+            loss = -_logprobs(model, part).sum()
+            metrics.add("loss", loss, int(part.targets.sum()))
+            (loss / num_learnt).backward()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def validate(metrics: Metrics) -> None:
+        for part in parts(held_out) if held_out else []:
+            metrics.add("loss", -_logprobs(model, part).sum(), int(part.targets.sum()))
+
+    task = SupervisedTask(
+        stage=stage,
+        module=model,
+        num_rows=len(train),
+        minibatch_rows=config.minibatch_sequences,
+        backward=backward,
+        validate=validate,
+        detail=lambda metrics: f"loss {metrics['loss']:.3f}",
+    )
+    num_updates = num_supervised_updates(len(train), config.minibatch_sequences, config.epochs)
+    optimizer = Optimizer(model.named_parameters(), config.optim, num_updates=num_updates, what="language model")
+    start = resume(model, optimizer, checkpoints, log)
+    with progress.stage(stage, total=num_updates, unit="update", completed=start) as stage_progress:
+        return train_supervised(
+            task, config, optimizer, seed=seed, log=log, checkpoints=checkpoints, progress=stage_progress, start=start
+        )
+
+
+def _logprobs(model: LanguageModel, rows: PackedRows) -> torch.Tensor:
+    masks = additive_masks(model.config, rows.allowed(), rows.position_ids, rows.position_ids, model.dtype)
+    return model.packed_logprobs(rows, masks)
+
+
+def _rows_of(packed: PackedRows, start: int, end: int) -> PackedRows:
+    rows = PackedRows(
+        packed.ids[start:end], packed.position_ids[start:end], packed.segments[start:end], packed.targets[start:end]
+    )
+    width = int((rows.segments > 0).sum(1).max())
+    return PackedRows(
+        rows.ids[:, :width], rows.position_ids[:, :width], rows.segments[:, :width], rows.targets[:, :width]
+    )

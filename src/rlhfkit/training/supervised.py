@@ -1,0 +1,108 @@
+"""The loop that SFT, pre-training and the reward model share: minibatches, updates, validation, checkpoints."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from rlhfkit.config.schema import SupervisedConfig
+from rlhfkit.errors import TrainingError
+from rlhfkit.metrics import Metrics, RunLog
+from rlhfkit.progress import StageProgress
+from rlhfkit.seeding import derive_seed, shuffled
+from rlhfkit.training.checkpoint import Checkpoints, load_trainable, prefixed, subset, trainable_tensors
+from rlhfkit.training.optim import Optimizer
+
+__all__ = ["SupervisedTask", "num_supervised_updates", "resume", "split_validation", "train_supervised"]
+
+NUM_VALIDATIONS = 10
+
+
+@dataclass(frozen=True)
+class SupervisedTask:
+    """What one supervised stage adds to the loop."""
+
+    stage: str
+    module: nn.Module
+    num_rows: int
+    minibatch_rows: int
+    backward: Callable[[Sequence[int], Metrics], None]
+    """Forward and backward of the rows of a minibatch, in as many microbatches as it likes; adds to the metrics."""
+    validate: Callable[[Metrics], None]
+    """Adds the held-out metrics."""
+    detail: Callable[[dict[str, float]], str]
+    """One short phrase for the progress line."""
+
+
+def num_supervised_updates(num_rows: int, minibatch_rows: int, epochs: int) -> int:
+    """Optimizer steps of a supervised stage."""
+    return epochs * math.ceil(num_rows / minibatch_rows)
+
+
+def split_validation(num_rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """(rows to train on, rows held out); at least one row stays on the training side."""
+    order = shuffled(num_rows, derive_seed(seed, "validation"))
+    num_held_out = min(round(share * num_rows), num_rows - 1)
+    return sorted(order[num_held_out:]), sorted(order[:num_held_out])
+
+
+def train_supervised(
+    task: SupervisedTask,
+    config: SupervisedConfig,
+    optimizer: Optimizer,
+    *,
+    seed: int,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    progress: StageProgress,
+    start: int,
+) -> dict[str, float]:
+    """Run all updates from number `start` on; the last validation metrics.
+
+    Raises: TrainingError where a loss or a gradient is not finite; the last checkpoint is from before.
+    """
+    per_epoch = math.ceil(task.num_rows / task.minibatch_rows)
+    num_updates = per_epoch * config.epochs
+    validate_every = max(1, num_updates // NUM_VALIDATIONS)
+    last_save = time.monotonic()
+    validation: dict[str, float] = {}
+    for iteration in range(start, num_updates):
+        epoch, place = divmod(iteration, per_epoch)
+        order = shuffled(task.num_rows, derive_seed(seed, task.stage, "epoch", epoch))
+        rows = order[place * task.minibatch_rows : (place + 1) * task.minibatch_rows]
+        metrics = Metrics()
+        learning_rate = optimizer.learning_rate
+        task.backward(rows, metrics)
+        loss = metrics.means()["loss"]
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of stage {task.stage} is {loss} at iteration {iteration}; no update was made. Lower "
+                f"{task.stage}.optim.learning_rate"
+            )
+        grad_norm = optimizer.step()
+        values = {**metrics.means(), "learning_rate": learning_rate, "grad_norm": grad_norm}
+        if (iteration + 1) % validate_every == 0 or iteration + 1 == num_updates:
+            held_out = Metrics()
+            task.validate(held_out)
+            validation = {f"validation/{name}": value for name, value in held_out.means().items()}
+            values |= validation
+        log.write(task.stage, iteration, values)
+        progress.advance(1, task.detail({**validation, **values}))
+        if time.monotonic() - last_save > 60 * config.checkpoint_minutes and iteration + 1 < num_updates:
+            tensors = prefixed("module", trainable_tensors(task.module)) | prefixed("optimizer", optimizer.state())
+            checkpoints.save(iteration + 1, tensors, {"log": log.position(), "validation": validation})
+            last_save = time.monotonic()
+    return validation
+
+
+def resume(task_module: nn.Module, optimizer: Optimizer, checkpoints: Checkpoints, log: RunLog) -> int:
+    """Put weights, optimizer and log back to the newest checkpoint; the number of the next update, 0 without one."""
+    checkpoint = checkpoints.load_newest()
+    if checkpoint is None:
+        return 0
+    load_trainable(task_module, subset("module", checkpoint.tensors))
+    optimizer.load_state(subset("optimizer", checkpoint.tensors))
+    log.truncate(checkpoint.state["log"])
+    return checkpoint.iteration

@@ -1,0 +1,161 @@
+"""The recipe's sections: documented, with defaults that hold, and checked against each other."""
+
+import inspect
+import typing
+
+import pytest
+from pydantic import ValidationError
+
+from rlhfkit.config import schema
+from rlhfkit.config.schema import PpoConfig, Recipe, ScratchModelConfig, Section
+
+SECTIONS = [
+    section
+    for _, section in inspect.getmembers(schema, inspect.isclass)
+    if issubclass(section, Section) and section is not Section
+]
+
+ROWS = {"path": "rows.jsonl"}
+
+
+def recipe(**changes):
+    """A recipe with all stages on a pre-trained model, and `changes`."""
+    data = ["demonstrations", "prompts", "test_prompts", "preferences", "judge_preferences"]
+    sections = {
+        "name": "example",
+        "stages": ["sft", "reward_model", "judge", "ppo", "evaluate"],
+        "model": {"path": "some/model"},
+        "data": dict.fromkeys(data, ROWS),
+    }
+    return Recipe.model_validate(sections | changes)
+
+
+def fault(**changes):
+    with pytest.raises(ValidationError) as caught:
+        recipe(**changes)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_setting_has_help(section):
+    assert section.__doc__
+    silent = [name for name, field in section.model_fields.items() if not field.description and name != "type"]
+    assert silent == []
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_defaults_satisfy_their_own_checks(section):
+    required = {name for name, field in section.model_fields.items() if field.is_required()}
+    examples = {"type": typing.get_args(section.model_fields["type"].annotation)[0]} if "type" in required else {}
+    if required <= examples.keys():
+        default = section.model_validate(examples)
+        assert section.model_validate(default.model_dump()) == default
+
+
+def test_a_plain_recipe_is_valid_and_keeps_its_defaults():
+    assert Recipe.model_validate(recipe().model_dump()) == recipe()
+    assert recipe().ppo == PpoConfig()
+    assert recipe().seed == 0
+
+
+def test_values_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe().seed = 1
+
+
+def test_unknown_settings_are_refused():
+    assert "Extra inputs" in fault(colour="red")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_finite(value):
+    with pytest.raises(ValidationError, match="finite"):
+        PpoConfig(missing_eos_score=value)
+
+
+def test_minibatch_must_divide_the_rollout():
+    with pytest.raises(ValidationError, match="minibatch_episodes 48 does not divide rollout_episodes 64"):
+        PpoConfig(minibatch_episodes=48)
+
+
+def test_groups_must_divide_the_rollout():
+    with pytest.raises(ValidationError, match="group_size 3 does not divide rollout_episodes 64"):
+        PpoConfig(estimator="rloo", group_size=3)
+
+
+def test_critic_free_estimators_need_groups():
+    with pytest.raises(ValidationError, match="set group_size to 2 or more"):
+        PpoConfig(estimator="grpo")
+
+
+def test_heads_must_divide_the_width_evenly():
+    with pytest.raises(ValidationError, match="width 36 is not a multiple of 2 x num_heads = 8"):
+        ScratchModelConfig(type="scratch", width=36, num_heads=4)
+
+
+def test_stages_come_once_and_in_order():
+    assert "not in order" in fault(stages=["ppo", "sft"])
+    assert "names one twice" in fault(stages=["sft", "sft"])
+    assert "at least 1" in fault(stages=[])
+
+
+def test_a_model_from_scratch_needs_pretraining_and_the_other_way_round():
+    texts = {"data": {"texts": ROWS, "demonstrations": ROWS}}
+    assert "belong together" in fault(stages=["sft"], model={"type": "scratch"})
+    assert "belong together" in fault(stages=["pretrain", "sft"], **texts)
+    assert recipe(stages=["pretrain", "sft"], model={"type": "scratch"}, **texts)
+
+
+@pytest.mark.parametrize(
+    ("stage", "field"),
+    [
+        ("sft", "demonstrations"),
+        ("preferences", "prompts"),
+        ("reward_model", "preferences"),
+        ("judge", "judge_preferences"),
+        ("ppo", "prompts"),
+        ("evaluate", "test_prompts"),
+    ],
+)
+def test_a_stage_needs_its_data(stage, field):
+    assert f'the stage "{stage}" reads data.{field}, which is not set' in fault(stages=[stage], data={})
+
+
+def test_pairs_that_the_run_collects_need_no_file():
+    assert recipe(stages=["preferences", "reward_model"], data={"prompts": ROWS})
+
+
+def test_ppo_needs_a_reward_model_or_another_reward():
+    assert 'add the stage "reward_model" or set reward.path' in fault(stages=["ppo"])
+    own = {"type": "mix", "parts": [{"source": {"type": "reward_model"}}]}
+    assert 'add the stage "reward_model" or set reward.path' in fault(stages=["ppo"], reward=own)
+    assert recipe(stages=["ppo"], reward={"type": "function", "function": "rewards:length"})
+    assert recipe(stages=["ppo"], reward={"type": "reward_model", "path": "some/model"})
+
+
+def test_evaluation_needs_a_judge():
+    assert 'add the stage "judge" or set evaluation.judge' in fault(stages=["evaluate"])
+    assert recipe(stages=["evaluate"], evaluation={"judge": {"type": "lexicon", "path": "words.txt"}})
+
+
+def test_all_faults_between_sections_are_named_at_once():
+    message = fault(stages=["sft", "ppo"], data={})
+    assert "data.demonstrations" in message
+    assert "data.prompts" in message
+    assert "reward.path" in message
+
+
+@pytest.mark.parametrize("rows", [":2000", "-312:", ":90%", "45%:90%", ":", "10:20"])
+def test_rows_are_slices_in_rows_or_per_cent(rows):
+    assert schema.RowsConfig(path="x", rows=rows).rows == rows
+
+
+@pytest.mark.parametrize("rows", ["", "90%", "1:2:3", "a:b", "5.5%:"])
+def test_rows_that_are_no_slices_are_refused(rows):
+    with pytest.raises(ValidationError, match="pattern"):
+        schema.RowsConfig(path="x", rows=rows)
+
+
+def test_stage_names_are_those_of_their_sections():
+    without_section = {"evaluate"}
+    assert set(typing.get_args(schema.Stage)) - without_section <= Recipe.model_fields.keys()

@@ -1,0 +1,20 @@
+"""What `make install` takes is fixed to the version."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def normalized(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_dependency_has_an_exact_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {normalized(re.match(r"[\w.-]+", requirement).group()) for requirement in required}
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)  # no local build such as "+cpu"
+    assert names <= {normalized(line.partition("==")[0]) for line in lines}
