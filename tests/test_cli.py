@@ -80,7 +80,7 @@ def test_only_what_works_is_offered(invoke):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["run"], ["run", "demo", "--nonsense"], ["generate", "x", "--temperature", "-1"], ["report"]],
+    [["nonsense"], ["run"], ["run", "demo", "--nonsense"], ["generate", "x", "--temperature", "0"], ["report"]],
     ids=" ".join,
 )
 def test_wrong_usage_exits_with_2(invoke, arguments):
@@ -214,7 +214,7 @@ def test_generate_prints_a_response_for_each_prompt(invoke, pipeline, monkeypatc
     assert invoke("generate", "model", "--max-response-tokens", "5")[1] == "response to first\nresponse to second\n"
     assert received == [
         {"chat": True, "max_response_tokens": None, "temperature": 0.5, "seed": 7},
-        {"chat": False, "max_response_tokens": 5, "temperature": 1.0, "seed": 0},
+        {"chat": False, "max_response_tokens": 5, "temperature": None, "seed": 0},
     ]
 
 

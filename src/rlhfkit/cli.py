@@ -136,12 +136,11 @@ def generate(
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message, not text to continue.")] = False,
     max_response_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Longest response; by default what fits.")
+        int | None, typer.Option(min=1, metavar="N", help="Longest response; by default the run's.")
     ] = None,
     temperature: Annotated[
-        float,
-        typer.Option(min=0.0, metavar="T", help="Low is predictable, high varied; 0 takes the likeliest token."),
-    ] = 1.0,
+        float | None, typer.Option(min=0.01, metavar="T", help="Low is predictable, high varied; by default the run's.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same responses.")] = 0,
     debug: Debug = False,
 ) -> None:

@@ -314,7 +314,9 @@ class Pipeline:
         trainer = PpoTrainer(policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef)
         checkpoints = self._checkpoints("ppo")
         checkpoint = checkpoints.load_newest()
-        if checkpoint is not None:
+        if checkpoint is None:
+            self.log.forget("ppo")
+        else:
             trainer.load(checkpoint.iteration, checkpoint.tensors, checkpoint.state)
             self.log.truncate(checkpoint.state["log"])
         preflight: dict[str, float] = {}

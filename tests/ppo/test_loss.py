@@ -219,6 +219,13 @@ def test_losses_of_half_precision_are_float32(loss):
     assert result.item() == pytest.approx(loss(x.bfloat16().float(), target, mask).item(), rel=1e-6)
 
 
+def test_the_ratio_of_half_precision_logprobs_is_taken_in_float32():
+    # exact in bfloat16, but their difference 8.0625 - 1 / 128 is not
+    logprobs, old_logprobs = torch.tensor([[-0.0078125]]).bfloat16(), torch.tensor([[-8.0625]]).bfloat16()
+    loss = policy_loss(-logprobs, -old_logprobs, torch.ones(1, 1), ONE, clip_range=0.2)
+    assert loss.item() == pytest.approx(-math.exp(0.0078125 - 8.0625), rel=1e-5)
+
+
 def with_one_odd_shape(num_tensors, odd):
     tensors = [torch.zeros(2, 3) for _ in range(num_tensors)] + [torch.ones(2, 3, dtype=torch.bool)]
     tensors[odd] = tensors[odd][..., None]
@@ -280,6 +287,8 @@ def test_clip_fraction_counts_both_sides_inside_the_mask():
 
 def test_ratio_max_deviation_is_the_largest_inside_the_mask():
     assert ratio_max_deviation(MOVED, STILL, FIRST_THREE).item() == pytest.approx(0.5)
+    assert ratio_max_deviation(STILL, MOVED, FIRST_THREE).item() == pytest.approx(1.0)
+    assert ratio_max_deviation(MOVED[:, 1:], STILL[:, 1:], FIRST_THREE[:, 1:]).item() == pytest.approx(0.5)
     assert ratio_max_deviation(MOVED, MOVED, FIRST_THREE).item() == 0.0
 
 

@@ -494,8 +494,8 @@ class ValueConfig(Section):
     """Its optimizer; a shared trunk uses the policy's."""
     coef: PositiveFloat = 0.1
     """Weight of the value loss where the trunk is shared."""
-    clip_range: PositiveFloat | None = 0.2
-    """How far a value may move from the old one before its gradient stops."""
+    clip_range: NonNegativeFloat = 0.2
+    """How far a value may move from the old one before its gradient stops; 0 = no clipping."""
     warmup_iterations: NonNegativeInt = 0
     """First iterations in which only the value learns."""
 

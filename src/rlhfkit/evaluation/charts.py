@@ -92,7 +92,7 @@ class Series:
     spread: Sequence[float] | None = None
     """Half the height of a band around the curve."""
     smooth: bool = False
-    """Draw a moving average over the pale values, which are noisy."""
+    """Draw the values pale, for they are noisy, and their trend over them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +140,17 @@ def line_chart(
                 axes.fill_between(xs, lower, upper, color=colour, alpha=0.14, linewidth=0)
             if curve.smooth and len(xs) >= 24:
                 axes.plot(xs, ys, color=colour, alpha=0.35, linewidth=0.9)
-                ys = _moving_mean(ys)
+                ys = _trend(ys)
             axes.plot(xs, ys, color=colour, linestyle=style, marker="o" if len(xs) < 12 else None, markersize=3.5)
         for level in levels:
             axes.axhline(level.value, color=_STAND_INS["ink"], linewidth=0.9, linestyle=_DOTTED)
             place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
             axes.annotate(level.label, (1, level.value), ha="right", va="bottom", zorder=4, **place)
         axes.margins(x=0.02)
-        axes.set_ylim(*limits)
+        bottom, top = limits
+        if bottom is not None and top is None:
+            top = bottom + 1.06 * (axes.get_ylim()[1] - bottom)
+        axes.set_ylim(bottom, top)
         _label(axes, x_label, y_label, whole_x=True)
 
     told = "; ".join(f"{c.label} goes from {number(c.ys[0])} to {number(c.ys[-1])}" for c in series)
@@ -163,12 +166,12 @@ def path_chart(
     def draw(axes: Any) -> None:
         points = list(zip(_thin(xs), _thin(ys), strict=True))
         alphas = [0.2 + 0.8 * index / max(1, len(points) - 1) for index in range(len(points))]
-        path_x, path_y = _moving_mean([x for x, _ in points]), _moving_mean([y for _, y in points])
-        axes.plot(path_x, path_y, color=_STAND_INS["muted"], linewidth=1.0)
+        path = list(zip(_trend([x for x, _ in points]), _trend([y for _, y in points]), strict=True))
+        axes.plot(*zip(*path, strict=True), color=_STAND_INS["muted"], linewidth=1.0)
         colour = _STAND_INS["after"]
         axes.scatter(*zip(*points, strict=True), s=13, c=[colour] * len(points), alpha=alphas, linewidths=0, zorder=3)
-        for label, (x, y) in (("start", points[0]), ("end", points[-1])):
-            axes.annotate(label, (x, y), xytext=(0, 6), textcoords="offset points", ha="center", zorder=4)
+        for label, place in (("start", path[0]), ("end", path[-1])):
+            axes.annotate(label, place, xytext=(0, 12), textcoords="offset points", ha="center", zorder=4)
         axes.margins(0.09, 0.16)
         axes.grid(True, axis="both")
         _label(axes, x_label, y_label)
@@ -306,12 +309,21 @@ def _thin(values: Sequence[float]) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def _moving_mean(values: Sequence[float]) -> list[float]:
-    """Mean of the neighbours up to a sixteenth of the length away; fewer at the ends."""
+def _trend(values: Sequence[float]) -> list[float]:
+    """At each place the line through the neighbours up to a sixteenth of the length away, by least squares.
+
+    That is their mean in the middle; at the ends, where they all lie on one side, a mean would lag behind.
+    """
     reach = len(values) // 16
-    windows = [values[max(0, place - reach) : place + reach + 1] for place in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
+    trend = []
+    for place in range(len(values)):
+        places = range(max(0, place - reach), min(len(values), place + reach + 1))
+        middle, mean = sum(places) / len(places), sum(values[at] for at in places) / len(places)
+        square = sum((at - middle) ** 2 for at in places)
+        slope = sum((at - middle) * (values[at] - mean) for at in places) / square if square else 0.0
+        trend.append(mean + slope * (place - middle))
+    return trend
 
 
 def _wrap(label: str) -> str:
-    return "\n".join(textwrap.wrap(label, 17, max_lines=2, placeholder=" …"))
+    return "\n".join(textwrap.wrap(label, 17, max_lines=2, placeholder=" …", break_on_hyphens=False))

@@ -12,6 +12,7 @@ from rlhfkit.evaluation.charts import (
     bar_chart,
     line_chart,
     path_chart,
+    percent,
     reliability_chart,
 )
 from rlhfkit.evaluation.facts import STAGE_NAMES, Facts, curve, finite
@@ -180,8 +181,9 @@ def reward_model_charts(facts: Facts) -> list[Chart]:
                 [own, *rules],
                 title="Reward model against simple rules",
                 x_label="right on held-out pairs",
-                caption=f"Share of {results.num_pairs} pairs whose chosen response scores higher, with the 95 % "
-                "interval. The dotted line is a coin. Not above the rules: it has learnt little beyond them.",
+                caption=f"Share of {results.num_pairs} pairs whose chosen response scores higher, with the "
+                f"{percent(0.95)} interval. The dotted line is a coin. Not above the rules: it has learnt little "
+                "beyond them.",
             )
         )
         if results.calibration:

@@ -107,12 +107,13 @@ def _read_object(path: Path) -> Row:
 
 
 def _read_lines(path: Path) -> tuple[list[Row], int]:
-    """The objects in a JSONL file, and how many lines are none; a run in progress may be writing the last one."""
+    """The objects in a JSONL file, and how many lines are none, save a last one that is still being written."""
     if not path.exists():
         return [], 0
     rows: list[Row] = []
     damaged = 0
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    *lines, _unfinished = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for line in lines:
         if not line.strip():
             continue
         try:

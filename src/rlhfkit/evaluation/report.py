@@ -122,13 +122,11 @@ def _cards(facts: Facts) -> list[Card]:
 def _comparison_cards(evaluation: Evaluation) -> Iterator[Card]:
     before, after = evaluation.models.get("sft"), evaluation.models.get("policy")
     wins = evaluation.win_rate
-    yield from _estimate_card(
-        f"Score ({evaluation.reward_name})", before.score if before else None, after.score if after else None, score
-    )
+    yield from _estimate_card("Score", before.score if before else None, after.score if after else None, score)
     if wins is not None:
-        yield _win_card(f"Win rate ({evaluation.reward_name})", wins.reward, "after")
+        yield _win_card("Win rate (reward)", wins.reward, evaluation.reward_name, "after")
         if wins.judge is not None:
-            yield _win_card(f"Win rate (judge: {evaluation.judge_name})", wins.judge, "judge")
+            yield _win_card("Win rate (judge)", wins.judge, evaluation.judge_name, "judge")
     yield from _estimate_card(
         "Judged positive",
         before.judge_positive_share if before else None,
@@ -157,24 +155,22 @@ def _estimate_card(
         margin = 0.12 * (max(edges) - min(edges)) or 1.0
         scale = min(edges) - margin, max(edges) + margin
     both = len(estimates) == 2
-    intervals = [f"{write(estimate.low)} to {write(estimate.high)}" for estimate, _ in estimates]
+    intervals = [f"{write(estimate.low)} to {write(estimate.high)} {when}" for estimate, when in estimates]
     yield Card(
         title,
         after=write(estimates[-1][0].mean),
         before=write(estimates[0][0].mean) if both else None,
-        note=f"95 % intervals: {intervals[0]} before, {intervals[1]} after"
-        if both
-        else f"95 % interval {intervals[0]}",
+        note=f"{percent(0.95)} interval{'s' if both else ''}: {', '.join(intervals)}",
         ranges=[_range(estimate.low, estimate.mean, estimate.high, colour, scale) for estimate, colour in estimates],
     )
 
 
-def _win_card(title: str, win: WinRate, colour: Colour) -> Card:
+def _win_card(title: str, win: WinRate, who: str, colour: Colour) -> Card:
     ties = f"; {percent(win.ties)} ties" if win.ties else ""
     return Card(
         title,
         after=percent(win.rate),
-        note=f"after PPO against before; 95 % interval {percent(win.low)} to {percent(win.high)}{ties}",
+        note=f"by {who}; {percent(0.95)} interval: {percent(win.low)} to {percent(win.high)}{ties}",
         ranges=[_range(win.low, win.rate, win.high, colour, (0.0, 1.0))],
         has_middle=True,
     )
@@ -225,28 +221,51 @@ def _training_cards(facts: Facts) -> Iterator[Card]:
 # ── samples and settings ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _development(samples: Sequence[Row]) -> list[list[Row]]:
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A response that was sampled while PPO ran."""
+
+    iteration: int
+    prompt: str
+    response: str
+    score: float | None
+    ref_kl: float | None
+    is_cut: bool
+
+
+def _development(samples: Sequence[Row]) -> list[list[Moment]]:
     """Groups of logged responses in the order of their iterations; which ones does not depend on their scores.
 
     A prompt that came back in at least three iterations is shown over time (three such prompts at most, five responses
     each). Without such prompts there is one group: the first response of six iterations, evenly spaced.
     """
-    rows = [row for row in samples if finite(row.get("iteration")) is not None]
-    by_prompt: dict[str, dict[float, Row]] = {}
-    by_iteration: dict[float, Row] = {}
-    for row in sorted(rows, key=lambda row: float(row["iteration"])):
-        by_prompt.setdefault(str(row.get("prompt")), {}).setdefault(float(row["iteration"]), row)
-        by_iteration.setdefault(float(row["iteration"]), row)
+    moments = [
+        Moment(
+            iteration=int(iteration),
+            prompt=str(row.get("prompt", "")),
+            response=str(row.get("response", "")),
+            score=finite(row.get("score")),
+            ref_kl=finite(row.get("ref_kl")),
+            is_cut=row.get("finish_reason") == "length",
+        )
+        for row in samples
+        if (iteration := finite(row.get("iteration"))) is not None
+    ]
+    by_prompt: dict[str, dict[int, Moment]] = {}
+    by_iteration: dict[int, Moment] = {}
+    for moment in sorted(moments, key=lambda moment: moment.iteration):
+        by_prompt.setdefault(moment.prompt, {}).setdefault(moment.iteration, moment)
+        by_iteration.setdefault(moment.iteration, moment)
     recurring = sorted((group for group in by_prompt.values() if len(group) >= 3), key=len, reverse=True)
     if recurring:
         return [_evenly(list(group.values()), 5) for group in recurring[:3]]
     return [_evenly(list(by_iteration.values()), 6)] if by_iteration else []
 
 
-def _evenly(rows: Sequence[Row], most: int) -> list[Row]:
-    if len(rows) <= most:
-        return list(rows)
-    return [rows[round(place * (len(rows) - 1) / (most - 1))] for place in range(most)]
+def _evenly(moments: Sequence[Moment], most: int) -> list[Moment]:
+    if len(moments) <= most:
+        return list(moments)
+    return [moments[round(place * (len(moments) - 1) / (most - 1))] for place in range(most)]
 
 
 def _settings(config: Row) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -56,7 +56,7 @@ def judge_run(facts: Facts) -> Verdict:
             f" The independent judge ({evaluation.judge_name}), which PPO never saw, prefers it {_describe(judge)}."
         )
     if any(win is not None and win.low <= 0.5 <= win.high for win in (reward, judge)):
-        reasons += " An interval that includes 50 % may be chance; more prompts would narrow it."
+        reasons += f" An interval that includes {percent(0.5)} may be chance; more prompts would narrow it."
     tone, headline = _conclude(reward, judge)
     return Verdict(tone, headline, reasons, _cautions(facts, evaluation))
 
@@ -78,22 +78,22 @@ def _conclude(reward: WinRate, judge: WinRate | None) -> tuple[Literal["good", "
 
 
 def _describe(win: WinRate) -> str:
-    return f"in {percent(win.rate)} of cases (95 % interval {percent(win.low)} to {percent(win.high)})"
+    return f"in {percent(win.rate)} of cases ({percent(0.95)} interval {percent(win.low)} to {percent(win.high)})"
 
 
 def _judge_training(facts: Facts) -> Verdict:
     """What can be said before the evaluation."""
     _, scores = curve(facts.metrics.get("ppo", ()), "score/mean")
     if not scores:
-        reasons = "PPO has not begun. Whether the responses get better is for the stage `evaluate` to say."
+        reasons = "PPO has not begun. Whether the responses get better is for the evaluation to say."
         return Verdict("open", "Too early to say.", reasons, list(_reward_model_cautions(facts)))
     first, last = ends(scores)
     total = finite(facts.setting("ppo", "iterations"))
     reasons = (
         f"PPO has done {len(scores)}{f' of {number(total)}' if total else ''} iterations. The score of the responses "
         f"sampled in training went from {score(first)} to {score(last)} (means of the first and the last tenth). "
-        "Whether that holds on unseen prompts, and in the eyes of an independent judge, is for the stage `evaluate` "
-        "to say."
+        "Whether that holds on unseen prompts, and in the eyes of an independent judge, is for the evaluation to "
+        "say."
     )
     return Verdict("open", "Not evaluated yet.", reasons, list(_reward_model_cautions(facts)))
 

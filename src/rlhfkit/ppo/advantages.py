@@ -83,9 +83,9 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
 
     (x - mean) / sqrt(var + 1e-8)                                  (+ mean, if not shift_mean)
 
-    `x` and `mask` (bool) of one shape. All-equal entries, or a single one, become 0 up to rounding (or stay, without the shift).
-    Whiten advantages over the whole rollout, not per minibatch; rewards, if at all, with shift_mean=False, since moving
-    their mean would pay for longer or for shorter responses.
+    `x` and `mask` (bool) of one shape. Equal entries, or a single one, become 0 up to rounding (or stay, without the
+    shift). Whiten advantages over the whole rollout, not per minibatch; rewards, if at all, with shift_mean=False,
+    since moving their mean would pay for longer or for shorter responses.
     Raises: ShapeError.
     Source: Ziegler et al. 2019, arXiv 1909.08593 (its code scales by rsqrt(var + 1e-8)).
     """
@@ -101,7 +101,7 @@ def rloo_advantages(scores: Tensor, *, group_size: int) -> Tensor:
 
     A[i] = scores[i] - (sum of the group - scores[i]) / (group_size - 1)
 
-    `scores` (B,): the `group_size` responses to a prompt are neighbours. A KL penalty, if wanted, is part of the scores.
+    `scores` (B,): the `group_size` responses to a prompt are neighbours. Subtract a KL penalty from the scores before.
     Raises: ShapeError, ConfigError.
     Source: Ahmadian et al. 2024, arXiv 2402.14740.
     """

@@ -33,10 +33,10 @@ def token_rewards(
     empty = (~mask.any(1)).nonzero().flatten().tolist()
     if empty:
         raise ShapeError(f"mask has no True in rows {empty}: expected a token to carry the score; leave such rows out")
-    kl = kl_estimate(where_masked(logprobs, mask), where_masked(ref_logprobs, mask), kind)
+    kl = kl_estimate(where_masked(logprobs, mask), where_masked(ref_logprobs, mask), kind)  # 0 outside the mask
     num_remaining = mask.flip(1).cumsum(1).flip(1)  # masked tokens from here to the end of the row
     last = mask & (num_remaining == 1)
-    return where_masked(-kl_coef * kl, mask) + where_masked(scores[:, None].expand(mask.shape), last)
+    return -kl_coef * kl + where_masked(scores[:, None].expand(mask.shape), last)
 
 
 def missing_eos_penalty(

@@ -247,7 +247,7 @@ def _loss(
             experience.old_values[part],
             returns[part],
             mask,
-            value_clip_range=config.value.clip_range,
+            value_clip_range=config.value.clip_range or None,
             denominator=denominator,
         )
         # A network of its own has an optimizer of its own, to which the coefficient would mean nothing.

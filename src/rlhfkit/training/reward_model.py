@@ -107,7 +107,7 @@ def train_reward_model(
     )
     num_updates = num_supervised_updates(len(train), config.minibatch_pairs, config.epochs)
     optimizer = Optimizer(model.named_parameters(), config.optim, num_updates=num_updates, what="reward model")
-    start = resume(model, optimizer, checkpoints, log)
+    start = resume(stage, model, optimizer, checkpoints, log)
     with progress.stage(stage, total=num_updates, unit="update", completed=start) as stage_progress:
         return train_supervised(
             task, config, optimizer, seed=seed, log=log, checkpoints=checkpoints, progress=stage_progress, start=start

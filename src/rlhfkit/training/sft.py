@@ -109,7 +109,7 @@ def train_sft(
     )
     num_updates = num_supervised_updates(len(train), config.minibatch_sequences, config.epochs)
     optimizer = Optimizer(model.named_parameters(), config.optim, num_updates=num_updates, what="language model")
-    start = resume(model, optimizer, checkpoints, log)
+    start = resume(stage, model, optimizer, checkpoints, log)
     with progress.stage(stage, total=num_updates, unit="update", completed=start) as stage_progress:
         return train_supervised(
             task, config, optimizer, seed=seed, log=log, checkpoints=checkpoints, progress=stage_progress, start=start

@@ -97,12 +97,13 @@ def train_supervised(
     return validation
 
 
-def resume(task_module: nn.Module, optimizer: Optimizer, checkpoints: Checkpoints, log: RunLog) -> int:
+def resume(stage: str, module: nn.Module, optimizer: Optimizer, checkpoints: Checkpoints, log: RunLog) -> int:
     """Put weights, optimizer and log back to the newest checkpoint; the number of the next update, 0 without one."""
     checkpoint = checkpoints.load_newest()
     if checkpoint is None:
+        log.forget(stage)
         return 0
-    load_trainable(task_module, subset("module", checkpoint.tensors))
+    load_trainable(module, subset("module", checkpoint.tensors))
     optimizer.load_state(subset("optimizer", checkpoint.tensors))
     log.truncate(checkpoint.state["log"])
     return checkpoint.iteration
