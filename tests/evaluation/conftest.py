@@ -116,7 +116,11 @@ def fake_metrics(iterations: int) -> list[dict[str, Any]]:
             row["validation/loss"] = 3.16 + 2.1 * math.exp(-update / 30)
         rows.append(row)
     for update in range(1, 81):
-        row = {"stage": "reward_model", "iteration": update, "loss": 0.5 + 0.2 * math.exp(-update / 25) + noise(0, 0.03)}
+        row = {
+            "stage": "reward_model",
+            "iteration": update,
+            "loss": 0.5 + 0.2 * math.exp(-update / 25) + noise(0, 0.03),
+        }
         row["accuracy"] = min(1.0, 0.78 - 0.28 * math.exp(-update / 25) + noise(0, 0.05))
         if update % 20 == 0:
             row["validation/loss"] = 0.55 + 0.15 * math.exp(-update / 25)

@@ -106,12 +106,13 @@ class LanguageModel(nn.Module):
     def logprobs(self, sequences: Sequences, *, temperature: float) -> Tensor:
         """(B, R) log-probability of each sampled token; 0 outside the mask."""
         hidden, targets = self.predicting_hidden(sequences.trimmed())
-        return spread(token_logprobs(hidden, self.head, targets, temperature=temperature)[0], sequences.mask)
+        return spread(token_logprobs(hidden, self.head, targets, temperature=temperature, with_entropy=False)[0], sequences.mask)
 
     def packed_logprobs(self, rows: PackedRows, masks: Tensor | dict[str, Tensor]) -> Tensor:
         """(N,) log-probability of each learnt token, in row-major order."""
         hidden = self.trunk(rows.ids, position_ids=rows.position_ids, attention_mask=masks)
-        return token_logprobs(hidden[:, :-1][rows.targets[:, 1:]], self.head, rows.ids[rows.targets])[0]
+        learnt = rows.targets[:, 1:]
+        return token_logprobs(hidden[:, :-1][learnt], self.head, rows.ids[:, 1:][learnt], with_entropy=False)[0]
 
     @contextmanager
     def adapters_off(self) -> Iterator[None]:

@@ -1,0 +1,277 @@
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from rlhfkit.errors import CheckpointError
+from rlhfkit.evaluation.report import render_report, write_report
+from rlhfkit.rundir import RunDir
+
+HOSTILE = (
+    """<script>alert(1)</script> </style></title> <img src=x onerror=alert(2)> "double" 'single' &amp; {{ 7 * 7 }}"""
+)
+VOID_ELEMENTS = {"meta", "link", "br"}
+
+
+class Page(HTMLParser):
+    """Elements and text of a page, which must be well nested."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID_ELEMENTS:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.text += data
+
+    def headings(self) -> list[str | None]:
+        """Ids of the sections."""
+        return [attributes.get("id") for tag, attributes in self.elements if tag == "h2" and "id" in attributes]
+
+
+def change(path: Any, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_report_of_a_whole_run_has_every_section(fake_run: RunDir):
+    path = write_report(fake_run)
+    assert path == fake_run.report
+    page = Page(path.read_text(encoding="utf-8"))
+    expected = ["numbers", "samples", "ppo", "development", "reward-model", "supervised", "settings", "origin", "words"]
+    assert page.headings() == expected
+    assert "PPO made the responses better." in page.text
+    for words in ("0.02", "1.37", "86\u202f%", "73\u202f%", "6.21 nats", "bag of words", "10 min 01 s", "Synthetic"):
+        assert words in page.text
+    links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
+    assert links == [f"#{name}" for name in expected]
+
+
+def test_report_is_small(fake_run: RunDir):
+    assert write_report(fake_run).stat().st_size < 500_000
+
+
+def test_same_run_gives_the_same_bytes(fake_run: RunDir):
+    first = write_report(fake_run).read_bytes()
+    assert write_report(fake_run).read_bytes() == first
+
+
+def test_page_loads_nothing_and_runs_nothing(fake_run: RunDir):
+    html = render_report(fake_run)
+    page = Page(html)
+    policies = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+    assert not re.search(r"https?://|//[a-z]|@import|javascript:", html)
+    for tag, attributes in page.elements:
+        assert tag not in {"script", "iframe", "object", "embed", "img", "form", "base"}
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("href", "xlink:href", "src"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:,"))
+
+
+def test_every_chart_has_a_title_a_description_and_a_caption(fake_run: RunDir):
+    html = render_report(fake_run)
+    charts = re.findall(r"<h3>([^<]+)</h3>\s*<figure>(.*?)</figure>", html, flags=re.S)
+    assert len(charts) > 15
+    for title, figure in charts:
+        assert re.search(rf'<svg viewBox="[^"]+" role="img" aria-label="{re.escape(title)}', figure)
+        assert re.search(r"<figcaption>\s*\S[^<]{20,}</figcaption>", figure)
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(fake_run: RunDir):
+    page = Page(render_report(fake_run))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.elements:
+        for value in attributes.values():
+            assert set(re.findall(r"url\(#([^)]+)\)", value or "")) <= set(ids)
+
+
+def hostile_run(run: RunDir, text: str) -> str:
+    """The page of a run in which every text that comes from outside is `text`."""
+    change(run.config, name=text, purpose=text, model={"path": text, text: text})
+    change(run.manifest, platform=text, versions={text: text}, models=[text, {"path": text, text: text}])
+    evaluation = json.loads(run.evaluation.read_text())
+    for sample in evaluation["samples"]:
+        sample.update(prompt=text, sft=text, policy=text)
+    change(run.evaluation, samples=evaluation["samples"], judge_name=text, reward_name=text)
+    groups = [{"label": text, "accuracy": 0.5, "count": 3}]
+    change(run.reward_model_report, baselines={text: 0.6}, by_length_difference=groups)
+    samples = [{"iteration": at, "prompt": text, "response": text, "finish_reason": text} for at in range(4)]
+    run.samples.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def test_text_of_models_and_data_is_never_markup(fake_run: RunDir):
+    normal = {tag for tag, _ in Page(render_report(fake_run)).elements}
+    html = hostile_run(fake_run, HOSTILE)
+    page = Page(html)
+    assert {tag for tag, _ in page.elements} <= normal
+    assert page.text.count(HOSTILE) > 30
+    assert "<script" not in html
+    assert html.count("</style>") == 1
+    assert "49" not in re.findall(r"single&#39; &amp;amp; (\S+)", html)
+
+
+@pytest.mark.parametrize(
+    "text", ["هذا فيلم جميل", "🎬🍿 \U0001f468\u200d\U0001f469\u200d\U0001f467", "\u202e desrever", "$x^2$ \\frac{1}", "a\nb\tc", "x" * 5000]
+)  # fmt: skip
+def test_unusual_text_is_shown_as_it_is(fake_run: RunDir, text: str):
+    html = hostile_run(fake_run, text)
+    assert f'<p class="text" dir="auto">{text}</p>' in html
+
+
+def test_lone_surrogates_and_control_characters_do_not_stop_the_report(fake_run: RunDir):
+    assert "\\ud800" in hostile_run(fake_run, "\ud800 \x00 \x1b[31m")
+
+
+def test_empty_responses_are_named(fake_run: RunDir):
+    evaluation = json.loads(fake_run.evaluation.read_text())
+    evaluation["samples"][0]["policy"] = ""
+    change(fake_run.evaluation, samples=evaluation["samples"])
+    assert "(empty)" in render_report(fake_run)
+
+
+@pytest.mark.parametrize(
+    "name", ["config", "manifest", "metrics", "samples", "reward_model_report", "evaluation", "stages"]
+)
+def test_any_file_may_be_missing(fake_run: RunDir, name: str):
+    getattr(fake_run, name).unlink()
+    Page(render_report(fake_run))
+
+
+def test_an_empty_run_has_a_report_that_says_so(tmp_path):
+    page = Page(render_report(RunDir(tmp_path)))
+    assert "Too early to say." in page.text
+    assert tmp_path.name in page.text
+    assert page.headings() == ["words"]
+
+
+def test_a_run_in_progress_says_how_far_it_is(fake_run: RunDir):
+    fake_run.evaluation.unlink()
+    fake_run.manifest.unlink()
+    fake_run.stages.write_text(json.dumps({"sft": {}, "preferences": {}, "reward_model": {}, "judge": {}}))
+    rows = fake_run.metrics.read_text().splitlines()
+    last = next(at for at, row in enumerate(rows) if json.loads(row).get("iteration") == 37 and '"ppo"' in row)
+    # The line after iteration 37 is half written.
+    fake_run.metrics.write_text("\n".join(rows[: last + 1]) + '\n{"stage": "ppo", "iterat')
+    page = Page(render_report(fake_run))
+    assert "Not evaluated yet." in page.text
+    assert "PPO has done 37 of 120 iterations." in page.text
+    assert "iteration 37 of 120" in page.text
+    assert "to come" in page.text
+    assert "Score in training" in page.text
+    assert "unreadable" not in page.text
+
+
+def test_unreadable_lines_are_left_out_and_counted(fake_run: RunDir):
+    with fake_run.metrics.open("a") as file:
+        file.write('garbage\n[1]\n\n{"stage": "ppo", "iteration": 121, "score/mean": NaN, "ref_kl/sequence": "x"}\n')
+    assert "2 unreadable lines of metrics or samples left out" in Page(render_report(fake_run)).text
+
+
+def test_an_iteration_that_was_repeated_after_a_kill_counts_once(fake_run: RunDir):
+    fake_run.evaluation.unlink()
+    rows = [{"stage": "ppo", "iteration": at, "score/mean": value} for at, value in [(1, 0.0), (2, 9.0), (2, 1.0)]]
+    fake_run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = Page(render_report(fake_run)).text
+    assert "PPO has done 2 of 120 iterations" in text
+    assert "went from 0.00 to 1.00" in text
+
+
+def test_a_single_iteration_can_be_shown(fake_run: RunDir):
+    fake_run.metrics.write_text('{"stage": "ppo", "iteration": 1, "score/mean": 0.5, "ref_kl/sequence": 0.0}\n')
+    Page(render_report(fake_run))
+
+
+def test_evaluation_without_ppo_shows_one_model(fake_run: RunDir):
+    evaluation = json.loads(fake_run.evaluation.read_text())
+    change(fake_run.evaluation, models={"sft": evaluation["models"]["sft"]}, win_rate=None, samples=[])
+    page = Page(render_report(fake_run))
+    assert "95\u202f% interval: −0.10 to 0.14 before" in page.text
+    assert "samples" not in page.headings()
+
+
+def test_infinite_and_missing_values_are_tolerated(fake_run: RunDir):
+    evaluation = json.loads(fake_run.evaluation.read_text())
+    policy = evaluation["models"]["policy"]
+    policy.update(perplexity=float("inf"), distinct_1=None)
+    policy["score"] = {"mean": 1.0, "low": float("nan"), "high": float("nan")}
+    change(fake_run.evaluation, models=evaluation["models"])
+    assert "∞" in Page(render_report(fake_run)).text
+
+
+def test_passwords_in_addresses_are_not_shown(fake_run: RunDir):
+    change(fake_run.config, reward={"type": "http", "url": "http://anna:hunter2@host/score"})
+    html = render_report(fake_run)
+    assert "hunter2" not in html
+    assert "…@host/score" in html
+
+
+def test_synthetic_runs_and_only_those_carry_the_badge(fake_run: RunDir):
+    assert "Synthetic" in Page(render_report(fake_run)).text
+    change(fake_run.config, synthetic=False)
+    assert "Synthetic" not in Page(render_report(fake_run)).text
+
+
+def test_development_follows_prompts_that_came_back(fake_run: RunDir):
+    rows = [{"iteration": at, "prompt": "same", "response": f"answer {at}", "score": at} for at in range(9)]
+    rows += [{"iteration": at, "prompt": f"other {at}", "response": "unseen", "score": 99} for at in range(9)]
+    fake_run.samples.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    html = render_report(fake_run)
+    assert re.findall(r"answer \d", html) == ["answer 0", "answer 2", "answer 4", "answer 6", "answer 8"]
+    assert "unseen" not in html
+
+
+def test_development_without_such_prompts_takes_iterations_evenly(fake_run: RunDir):
+    rows = [{"iteration": at, "prompt": f"prompt {at}", "response": f"answer {at}"} for at in range(11)]
+    fake_run.samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert re.findall(r"answer \d+", render_report(fake_run)) == [f"answer {at}" for at in (0, 2, 4, 6, 8, 10)]
+
+
+def test_a_missing_run_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match="no run directory"):
+        write_report(RunDir(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config", "{", r"config\.json is damaged"),
+        ("config", "[]", r"config\.json is a list, not an object"),
+        ("evaluation", '{"num_prompts": 3}', r"evaluation\.json: models: Field required"),
+        ("evaluation", '{"num_prompts": 3, "models": {"sft": {"score": 1}}}', r"models\.sft\.score"),
+        ("reward_model_report", '{"accuracy": "high"}', r"reward_model\.json: accuracy"),
+    ],
+)
+def test_a_damaged_file_is_an_error_that_names_it(fake_run: RunDir, name: str, content: str, words: str):
+    getattr(fake_run, name).write_text(content)
+    with pytest.raises(CheckpointError, match=words):
+        render_report(fake_run)
+
+
+def test_report_needs_no_torch(fake_run: RunDir):
+    code = (
+        "import sys; from rlhfkit.evaluation.report import write_report; from rlhfkit.rundir import RunDir; "
+        f"write_report(RunDir({str(fake_run.path)!r})); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
