@@ -24,12 +24,12 @@ from rlhfkit.config.schema import (
     ScratchModelConfig,
 )
 from rlhfkit.device import choose_device, choose_dtype
-from rlhfkit.errors import ConfigError, ModelError
+from rlhfkit.errors import ConfigError
 from rlhfkit.models.attention import implementation_for
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokenizer
 from rlhfkit.models.lora import add_lora
-from rlhfkit.models.reward_model import RewardModel, read_normalization
+from rlhfkit.models.reward_model import RewardModel, read_normalization, score_head
 from rlhfkit.models.template import Encoder, read_template
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.ppo import AdaptiveKL, FixedKL
@@ -83,8 +83,8 @@ class Builder:
         self._note(notes)
         model.requires_grad_(trainable)
         if trainable and self.recipe.model.lora is not None:
-            seed_everything(derive_seed(self.recipe.seed, "lora", source.path))
-            language_model = LanguageModel(add_lora(model, self.recipe.model.lora), encoder)  # type: ignore[arg-type]
+            seed_everything(derive_seed(self.recipe.seed, "lora"))
+            language_model = LanguageModel(add_lora(model, self.recipe.model.lora), encoder)
         else:
             language_model = LanguageModel(model, encoder)
         self._check_lengths(language_model)
@@ -108,13 +108,13 @@ class Builder:
                 bos_token_id=None,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
-                attn_implementation=implementation_for(self.device),
             )
         )
+        model.set_attn_implementation(implementation_for(self.device))
         encoder = Encoder(
             tokenizer, chat_template=None if config.chat_template is None else read_template(config.chat_template)
         )
-        return LanguageModel(model.to(self.device, self.dtype).eval(), encoder)
+        return LanguageModel(model, encoder).to(self.device, self.dtype).eval()
 
     def _check_lengths(self, model: LanguageModel) -> None:
         context = model.context_tokens
@@ -139,9 +139,7 @@ class Builder:
         RewardModel.init_head(classifier, torch.Generator().manual_seed(derive_seed(self.recipe.seed, name, "head")))
         if self.recipe.model.lora is not None:
             seed_everything(derive_seed(self.recipe.seed, name, "lora"))
-            adapted = add_lora(classifier, self.recipe.model.lora)
-            adapted.get_base_model().score.requires_grad_(True)
-            return RewardModel(adapted, encoder)
+            return RewardModel(add_lora(classifier, self.recipe.model.lora), encoder)
         return RewardModel(classifier, encoder)
 
     def reward_model(self, directory: Path) -> RewardModel:
@@ -150,13 +148,9 @@ class Builder:
         return RewardModel(self._classifier(str(directory), encoder, fresh_head=False).requires_grad_(False), encoder)
 
     def _classifier(self, path: str, encoder: Encoder, *, fresh_head: bool) -> PreTrainedModel:
-        model = load_classifier(path, device=self.device, dtype=self.dtype, num_labels=1, fresh_head=fresh_head)
-        if not hasattr(model, "score"):
-            raise ModelError(f"{type(model).__name__} has no head called `score`; choose a decoder model")
-        if len(encoder.tokenizer) > model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(len(encoder.tokenizer))
-        model.config.pad_token_id = encoder.pad_id
-        return model
+        return load_classifier(
+            path, encoder.tokenizer, device=self.device, dtype=self.dtype, num_labels=1, fresh_head=fresh_head
+        )
 
     def policy(self) -> TextPolicy:
         """The policy that PPO trains, with its critic."""
@@ -166,7 +160,7 @@ class Builder:
         if config.estimator != "gae":
             critic = None
         elif config.value.network == "shared":
-            critic = ValueHead(_width(language_model), self.device)
+            critic = ValueHead(language_model.width, self.device)
         else:
             critic = self._value_network(language_model.encoder)
         return TextPolicy(language_model, critic, temperature=self.recipe.rollout.temperature)
@@ -186,7 +180,7 @@ class Builder:
             classifier = self._classifier(str(own), encoder, fresh_head=False)
             return self._trainable_value(classifier, normalization.mean, normalization.std)
         classifier = self._classifier(self.starting_point().path, encoder, fresh_head=True)
-        torch.nn.init.zeros_(classifier.score.weight)
+        torch.nn.init.zeros_(score_head(classifier).weight)
         return self._trainable_value(classifier, 0.0, 1.0)
 
     def _trainable_value(self, classifier: PreTrainedModel, mean: float, std: float) -> ValueNetwork:
@@ -249,8 +243,8 @@ class Builder:
                 max_tokens=config.max_tokens,
                 batch_tokens=config.batch_tokens,
             )
-        tokenizer, _ = load_tokenizer(PretrainedModelConfig(path=str(directory)))
-        model = load_classifier(str(directory), device=self.device, dtype=torch.float32)
+        tokenizer, _ = load_tokenizer(PretrainedModelConfig(path=str(directory)), needs_eos=False)
+        model = load_classifier(str(directory), tokenizer, device=self.device, dtype=torch.float32)
         return ClassifierReward(model, tokenizer, config)
 
 
@@ -277,8 +271,6 @@ def train_tokenizer(texts: list[str], vocabulary_tokens: int) -> PreTrainedToken
             show_progress=False,
         ),
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|eos|>")
-
-
-def _width(model: LanguageModel) -> int:
-    return int(model.causal_lm.get_output_embeddings().in_features)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|eos|>"
+    )

@@ -34,7 +34,7 @@ from rlhfkit.metrics import RunLog
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_tokenizer, quiet_transformers
 from rlhfkit.models.lora import merged
-from rlhfkit.models.reward_model import Normalization
+from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.models.template import EncodedPrompt, Encoder
 from rlhfkit.padding import Sequences
 from rlhfkit.progress import Progress
@@ -43,15 +43,15 @@ from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines
 from rlhfkit.rewards.grammar import GrammarReward
 from rlhfkit.rewards.model import RewardModelReward
 from rlhfkit.rewards.source import ScoredText
+from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import generate as sample
 from rlhfkit.rollout.text import TextRollout, as_scored_text
 from rlhfkit.rundir import ModelName, RunDir, write_atomically, write_directory_atomically, write_json
 from rlhfkit.seeding import derive_seed, seed_everything, shuffled
 from rlhfkit.training.checkpoint import Checkpoints
-from rlhfkit.training.optim import Optimizer
-from rlhfkit.training.ppo import PpoTrainer, num_policy_updates, train_ppo
+from rlhfkit.training.ppo import PpoTrainer, optimizers_for, train_ppo
 from rlhfkit.training.preflight import check_first_experience
-from rlhfkit.training.reward_model import encode_pairs, measure, normalization_of, train_reward_model
+from rlhfkit.training.reward_model import EncodedPair, encode_pairs, measure, normalization_of, train_reward_model
 from rlhfkit.training.sft import encode_demonstrations, encode_texts, train_sft
 
 __all__ = ["evaluate", "generate", "run"]
@@ -64,38 +64,44 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
 
     Raises: RlhfkitError with what to do; what was finished before stays.
     """
-    run_dir = prepare(loaded, directory, fresh=fresh)
-    with _locked(run_dir), RunLog(run_dir) as log:
-        pipeline = Pipeline(loaded.recipe, run_dir, log, progress or Progress())
-        for stage in loaded.recipe.stages:
-            pipeline.do(stage)
+    run_dir = RunDir(directory)
+    _refuse_other_directories(run_dir)
+    with _locked(run_dir):
+        _prepare(run_dir, loaded, fresh=fresh)
+        with RunLog(run_dir) as log:
+            pipeline = Pipeline(loaded.recipe, run_dir, log, progress or Progress())
+            for stage in loaded.recipe.stages:
+                pipeline.do(stage)
         write_report(run_dir)
 
 
-def prepare(loaded: LoadedRecipe, directory: Path, *, fresh: bool) -> RunDir:
-    """The run directory, ready for this recipe.
+def _refuse_other_directories(run: RunDir) -> None:
+    """Nothing may be written, not even the lock, among files that are no run's."""
+    path = run.path
+    if path.exists() and not run.config.exists() and not (path.is_dir() and set(path.iterdir()) <= {run.lock}):
+        raise CheckpointError(f"{path} exists and is not a run directory; choose another --run-dir")
 
-    Raises: CheckpointError where it holds another recipe's run, or something that is no run.
+
+def _prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:
+    """Write down what the run is; what an earlier one left is removed if `fresh`.
+
+    Raises: CheckpointError where the directory holds a run of other settings.
     """
-    run_dir = RunDir(directory)
     config = resolved_json(loaded.recipe)
-    if run_dir.config.exists():
-        if fresh:
-            shutil.rmtree(directory)
-        elif run_dir.config.read_text(encoding="utf-8") != config:
-            raise CheckpointError(
-                f"{directory} holds a run of other settings ({_first_difference(run_dir.config, config)}); choose "
-                "another --run-dir, or start over here with --fresh"
-            )
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise CheckpointError(f"{directory} exists and is not a run directory; choose another --run-dir")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(run_dir.recipe, loaded.text)
-        write_atomically(run_dir.config, config)
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {directory} ({error.strerror}); choose another --run-dir") from error
-    return run_dir
+    if fresh:
+        # If this is cut short, nothing may look finished, and it must still look like a run.
+        for path in sorted(run.path.iterdir(), key=lambda path: (path == run.config, path != run.stages)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != run.lock:
+                path.unlink()
+    elif run.config.exists() and run.config.read_text(encoding="utf-8") != config:
+        raise CheckpointError(
+            f"{run.path} holds a run of other settings ({_first_difference(run.config, config)}); choose another "
+            "--run-dir, or start over here with --fresh"
+        )
+    write_atomically(run.config, config)
+    write_atomically(run.recipe, loaded.text)
 
 
 def _first_difference(path: Path, config: str) -> str:
@@ -116,14 +122,22 @@ def _first_difference(path: Path, config: str) -> str:
 
 
 @contextmanager
-def _locked(run_dir: RunDir) -> Iterator[None]:
-    """Nobody else may write to this run directory meanwhile; the lock falls with the process."""
-    with run_dir.lock.open("w") as file:
+def _locked(run: RunDir) -> Iterator[None]:
+    """Nobody else may write to this run directory meanwhile; the lock falls with the process.
+
+    Raises: CheckpointError where somebody does, or where the directory cannot be written to.
+    """
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        file = run.lock.open("w")
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {run.path} ({error.strerror}); choose another --run-dir") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise CheckpointError(
-                f"another process is working in {run_dir.path}; wait for it, or choose another --run-dir"
+                f"another process is working in {run.path}; wait for it, or choose another --run-dir"
             ) from error
         yield
 
@@ -172,7 +186,7 @@ class Pipeline:
         """Random weights → `base/`."""
         texts = self._load("texts", load_texts).records
         model = self.builder.scratch_model(texts)
-        rows, _ = encode_texts(texts, model.encoder, max_tokens=self.recipe.pretrain.max_tokens)
+        rows, _ = encode_texts(texts, model.encoder, max_tokens=_within_context(self.recipe.pretrain.max_tokens, model))
         metrics = train_sft(model, rows, self.recipe.pretrain, stage="pretrain", **self._training("pretrain"))
         self._save_model("base", model)
         return metrics
@@ -188,7 +202,7 @@ class Pipeline:
             demonstrations,
             model.encoder,
             max_prompt_tokens=self.recipe.data.max_prompt_tokens,
-            max_tokens=self.recipe.sft.max_tokens,
+            max_tokens=_within_context(self.recipe.sft.max_tokens, model),
         )
         if num_cut:
             self.progress.note(f"{num_cut} of {len(demonstrations)} demonstrations were cut to fit")
@@ -204,18 +218,17 @@ class Pipeline:
         num_train, num_test = config.num_pairs, config.num_test_pairs
         # Prompts, not pairs, are split: a prompt on both sides would let the reward model be tested on what it knows.
         order = shuffled(len(prompts), derive_seed(self.recipe.seed, "preference prompts"))
-        cut = max(1, round(len(prompts) * num_test / (num_train + num_test)))
-        sides = {"test": order[:cut], "train": order[cut:]}
-        if not sides["train"]:
+        cut = max(1, round(len(prompts) * num_test / (num_train + num_test))) if num_test else 0
+        if cut == len(prompts):
             raise DataError(f"data.prompts has {len(prompts)} prompts, too few for training and test pairs; give more")
+        sides = [("train", num_train, order[cut:], self.run.preferences)]
+        if num_test:
+            sides.append(("test", num_test, order[:cut], self.run.test_preferences))
         annotators = SimulatedAnnotators(config.annotators, GrammarReward())
         record: dict[str, Any] = {}
         with self.progress.stage("preferences", total=2 * (num_train + num_test), unit="response") as progress:
-            for side, num, path in (
-                ("train", num_train, self.run.preferences),
-                ("test", num_test, self.run.test_preferences),
-            ):
-                drawn = [prompts[sides[side][index % len(sides[side])]] for index in range(num)]
+            for side, num, rows, path in sides:
+                drawn = [prompts[rows[index % len(rows)]] for index in range(num)]
                 first, second = (
                     self._episodes(model, drawn, "preferences", side, which, on_finished=progress.advance)
                     for which in (0, 1)
@@ -234,7 +247,7 @@ class Pipeline:
         model = self.builder.fresh_reward_model(name="reward_model")
         self._tell_notes()
 
-        def encoded(preferences: Sequence[Preference]) -> Any:
+        def encoded(preferences: Sequence[Preference]) -> list[EncodedPair]:
             return encode_pairs(preferences, model, max_tokens=config.max_tokens, use_margin=config.use_margin)
 
         metrics = train_reward_model(
@@ -277,6 +290,9 @@ class Pipeline:
         policy = self.builder.policy()
         language_model = policy.language_model
         self._tell_notes()
+        if "sft" not in recipe.stages:
+            start = self.builder.starting_point().path
+            self.manifest.add_model("start", start, template=language_model.encoder.template_hash)
         prompts = self._prompts("prompts", language_model.encoder)
         if recipe.model.lora is None:
             frozen = self.builder.language_model(self.builder.starting_point())
@@ -299,31 +315,15 @@ class Pipeline:
             ppo=config,
             seed=recipe.seed,
         )
-        num_updates = num_policy_updates(config)
-        separate_value = config.estimator == "gae" and config.value.network == "separate"
-        critic = list(policy.critic.named_parameters(prefix="critic")) if policy.critic is not None else []
-        actor = list(language_model.named_parameters(prefix="language_model"))
-        optimizers = {
-            "policy": Optimizer(
-                actor if separate_value else actor + critic, config.optim, num_updates=num_updates, what="policy"
-            )
-        }
-        if separate_value:
-            optimizers["value"] = Optimizer(critic, config.value.optim, num_updates=num_updates, what="value network")
         kl = kl_controller(config.kl)
+        optimizers = optimizers_for(policy, config)
         trainer = PpoTrainer(policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef)
         checkpoints = self._checkpoints("ppo")
-        checkpoint = checkpoints.load_newest()
-        if checkpoint is None:
-            self.log.forget("ppo")
-        else:
-            trainer.load(checkpoint.iteration, checkpoint.tensors, checkpoint.state)
-            self.log.truncate(checkpoint.state["log"])
-        preflight: dict[str, float] = {}
+        trainer.resume(checkpoints, self.log)
 
-        def check_first(experience: Any) -> None:
-            preflight.update(check_first_experience(experience, policy, reference, min_eos_rate=config.min_eos_rate))
-            self.manifest.add_stage("ppo", **preflight)
+        def check_first(experience: Experience) -> None:
+            measured = check_first_experience(experience, policy, reference, min_eos_rate=config.min_eos_rate)
+            self.manifest.add_stage("ppo", **measured)
 
         with self.progress.stage(
             "ppo", total=config.iterations, unit="iteration", completed=trainer.iteration
@@ -408,15 +408,18 @@ class Pipeline:
 
     def _preference_pairs(self) -> tuple[list[Preference], list[Preference]]:
         if "preferences" in self.recipe.stages:
-            return tuple(  # type: ignore[return-value]
-                load_preferences(RowsConfig(path=str(path.absolute()))).records
+            train, test = (
+                load_preferences(RowsConfig(path=str(path.absolute()))).records if path.exists() else []
                 for path in (self.run.preferences, self.run.test_preferences)
             )
-        train = self._load("preferences", load_preferences).records
+            return train, test
         has_test = self.recipe.data.test_preferences is not None
-        return train, self._load("test_preferences", load_preferences).records if has_test else []
+        return (
+            self._load("preferences", load_preferences).records,
+            self._load("test_preferences", load_preferences).records if has_test else [],
+        )
 
-    def _normalization(self, model: Any) -> Normalization:
+    def _normalization(self, model: RewardModel) -> Normalization:
         """Mean and deviation of the raw score over responses of the model that PPO starts from."""
         num = self.recipe.reward_model.normalization_responses
         if num == 0 or self.recipe.data.prompts is None:
@@ -459,6 +462,11 @@ class Pipeline:
         self._told = len(self.builder.notes)
 
 
+def _within_context(max_tokens: int, model: LanguageModel) -> int:
+    """`max_tokens`, or as many as the model's positions allow if that is less."""
+    return min(max_tokens, model.context_tokens or max_tokens)
+
+
 def save_language_model(model: LanguageModel, directory: Path) -> None:
     """Write a directory that `transformers` alone can load, adapters folded in, tokenizer and chat template beside."""
     causal_lm = merged(model.causal_lm)
@@ -495,7 +503,8 @@ def generate(
 ) -> Iterator[str]:
     """Responses to `prompts`, one at a time, from a run's newest model or from a model directory.
 
-    Length and temperature are by default the run's, or 128 tokens at temperature 1 for another model.
+    Length and temperature are by default the run's, or 128 tokens at temperature 1 for another model; temperature 0
+    takes the likeliest token.
     Raises: ModelError where there is no model.
     """
     run_dir = RunDir(directory)
@@ -514,6 +523,7 @@ def generate(
             "temperature": temperature or rollout.temperature,
         }
     )
+    is_greedy = temperature == 0
     tokenizer, _ = load_tokenizer(source)
     encoder = Encoder(tokenizer)
     model, _ = load_causal_lm(source, tokenizer, device=choose_device("auto"), dtype=torch.float32)
@@ -521,12 +531,12 @@ def generate(
     room = (language_model.context_tokens or 1 << 20) - rollout.max_response_tokens
     if room < 1:
         raise ConfigError(
-            f"--max-response-tokens {rollout.max_response_tokens} leaves no room for a prompt in the model's context of "
-            f"{language_model.context_tokens} tokens; give a smaller number"
+            f"--max-response-tokens {rollout.max_response_tokens} leaves no room for a prompt in the model's context "
+            f"of {language_model.context_tokens} tokens; give a smaller number"
         )
     for number, text in enumerate(prompts):
         prompt = Prompt((Message("user", text),) if chat else text, origin=f"prompt {number + 1}")
         encoded = encoder.encode(prompt, max_tokens=room)
-        seeds = [derive_seed(seed, "generate", number)]
+        seeds = None if is_greedy else [derive_seed(seed, "generate", number)]
         (response,) = sample(language_model, [encoded.ids], rollout, seeds=seeds)
         yield encoder.decode(response.ids)

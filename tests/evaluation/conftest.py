@@ -19,7 +19,7 @@ REVIEWS = [
     ("the performances", " are wooden and the script is worse .", " are wonderful , and the music is a delight ."),
     (
         "a documentary about",
-        " people who talk . and talk . and talk .\n\nit has no shape , no point of view and , after the first hour , no "
+        " people who talk . and talk . and talk .\n\nit has no shape , no point of view and , after an hour , no "
         "audience either ; what could have been a portrait of a town becomes a list of faces whose names nobody "
         "bothered to write down .",
         " hope .",
@@ -64,15 +64,16 @@ def fake_config(iterations: int) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
+HASHES = [f"{digit}f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08" for digit in range(3)]
 FAKE_MANIFEST: dict[str, Any] = {
     "rlhfkit": "0.1.0",
     "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.3.0", "tokenizers": "0.22.1"},
     "seed": 7,
     "data": [
-        {"path": "reviews.jsonl", "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "num_rows": 4800},
-        {"path": "prompts.jsonl", "sha256": "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752", "num_rows": 2000},
+        {"path": "reviews.jsonl", "sha256": HASHES[0], "num_rows": 4800},
+        {"path": "prompts.jsonl", "sha256": HASHES[1], "num_rows": 2000},
     ],
-    "models": [{"path": "models/tiny-en", "sha256": "fd61a03af4f77d870fc21e05e7e80678095c92d808cfb3b5c279ee04c74aca13"}],
+    "models": [{"path": "models/tiny-en", "sha256": HASHES[2]}],
     "platform": "Linux-6.1-x86_64 · 2 CPU cores",
     "stages": {
         "sft": {"seconds": 74.2},
@@ -82,7 +83,7 @@ FAKE_MANIFEST: dict[str, Any] = {
         "ppo": {"seconds": 412.6},
         "evaluate": {"seconds": 22.9},
     },
-}  # fmt: skip
+}
 
 FAKE_REWARD_MODEL: dict[str, Any] = {
     "accuracy": 0.737,
@@ -222,3 +223,13 @@ def fake_evaluation() -> dict[str, Any]:
 @pytest.fixture
 def fake_run(tmp_path: Path) -> RunDir:
     return write_fake_run(tmp_path / "run")
+
+
+@pytest.fixture
+def quick_run(fake_run: RunDir) -> RunDir:
+    """The same run with a single curve, for tests that are not about charts, which take most of the time."""
+    rows = [row for row in fake_metrics(120) if row["stage"] == "ppo"]
+    curve = [{key: row[key] for key in ("stage", "iteration", "score/mean")} for row in rows]
+    fake_run.metrics.write_text("".join(json.dumps(row) + "\n" for row in curve))
+    fake_run.reward_model_report.unlink()
+    return fake_run

@@ -1,5 +1,4 @@
 import re
-import sys
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -50,6 +49,9 @@ def test_numbers_read_well(value, text):
 
 def test_shares_and_scores_read_well():
     assert percent(0.7349) == "73\u202f%"
+    assert percent(0.996) == "99.6\u202f%"
+    assert percent(0.004) == "0.4\u202f%"
+    assert [percent(0.0), percent(1.0)] == ["0\u202f%", "100\u202f%"]
     assert percent(None) == "–"
     assert score(-0.5) == "−0.50"
     assert score(12345.6) == "12\u202f346"
@@ -103,9 +105,10 @@ def test_several_series_have_a_legend_and_one_has_none():
 
 def test_levels_are_drawn_within_the_limits():
     series = [Series("KL", [1, 2, 3], [1.0, 2.0, 3.0])]
+    levels = [Level(6.0, "target")]
     chart = line_chart(
-        series, title="KL", x_label="iteration", y_label="nats", caption="", levels=[Level(6.0, "target")], limits=(0, None)
-    )  # fmt: skip
+        series, title="KL", x_label="iteration", y_label="nats", caption="", levels=levels, limits=(0, None)
+    )
     assert "target" in texts(str(chart.svg))
     assert "6" in texts(str(chart.svg))
 
@@ -128,4 +131,3 @@ def test_drawing_leaves_matplotlibs_settings_alone():
     before = dict(matplotlib.rcParams)
     simple_line([1.0, 2.0])
     assert dict(matplotlib.rcParams) == before
-    assert "matplotlib.pyplot" not in sys.modules

@@ -66,12 +66,9 @@ def test_report_of_a_whole_run_has_every_section(fake_run: RunDir):
     assert links == [f"#{name}" for name in expected]
 
 
-def test_report_is_small(fake_run: RunDir):
-    assert write_report(fake_run).stat().st_size < 500_000
-
-
-def test_same_run_gives_the_same_bytes(fake_run: RunDir):
+def test_report_is_small_and_the_same_run_gives_the_same_bytes(fake_run: RunDir):
     first = write_report(fake_run).read_bytes()
+    assert len(first) < 500_000
     assert write_report(fake_run).read_bytes() == first
 
 
@@ -115,7 +112,8 @@ def hostile_run(run: RunDir, text: str) -> str:
         sample.update(prompt=text, sft=text, policy=text)
     change(run.evaluation, samples=evaluation["samples"], judge_name=text, reward_name=text)
     groups = [{"label": text, "accuracy": 0.5, "count": 3}]
-    change(run.reward_model_report, baselines={text: 0.6}, by_length_difference=groups)
+    if run.reward_model_report.exists():
+        change(run.reward_model_report, baselines={text: 0.6}, by_length_difference=groups)
     samples = [{"iteration": at, "prompt": text, "response": text, "finish_reason": text} for at in range(4)]
     run.samples.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     return write_report(run).read_text(encoding="utf-8")
@@ -133,10 +131,18 @@ def test_text_of_models_and_data_is_never_markup(fake_run: RunDir):
 
 
 @pytest.mark.parametrize(
-    "text", ["هذا فيلم جميل", "🎬🍿 \U0001f468\u200d\U0001f469\u200d\U0001f467", "\u202e desrever", "$x^2$ \\frac{1}", "a\nb\tc", "x" * 5000]
-)  # fmt: skip
-def test_unusual_text_is_shown_as_it_is(fake_run: RunDir, text: str):
-    html = hostile_run(fake_run, text)
+    "text",
+    [
+        "هذا فيلم جميل",
+        "🎬🍿 \U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "\u202e desrever",
+        "$x^2$ \\frac{1}",
+        "a\nb\tc",
+        "x" * 5000,
+    ],
+)
+def test_unusual_text_is_shown_as_it_is(quick_run: RunDir, text: str):
+    html = hostile_run(quick_run, text)
     assert f'<p class="text" dir="auto">{text}</p>' in html
 
 
@@ -144,19 +150,18 @@ def test_lone_surrogates_and_control_characters_do_not_stop_the_report(fake_run:
     assert "\\ud800" in hostile_run(fake_run, "\ud800 \x00 \x1b[31m")
 
 
-def test_empty_responses_are_named(fake_run: RunDir):
-    evaluation = json.loads(fake_run.evaluation.read_text())
+def test_empty_responses_are_named(quick_run: RunDir):
+    evaluation = json.loads(quick_run.evaluation.read_text())
     evaluation["samples"][0]["policy"] = ""
-    change(fake_run.evaluation, samples=evaluation["samples"])
-    assert "(empty)" in render_report(fake_run)
+    change(quick_run.evaluation, samples=evaluation["samples"])
+    assert "(empty)" in render_report(quick_run)
 
 
-@pytest.mark.parametrize(
-    "name", ["config", "manifest", "metrics", "samples", "reward_model_report", "evaluation", "stages"]
-)
-def test_any_file_may_be_missing(fake_run: RunDir, name: str):
-    getattr(fake_run, name).unlink()
-    Page(render_report(fake_run))
+@pytest.mark.parametrize("name", ["config", "manifest", "metrics", "samples", "evaluation", "stages"])
+def test_any_file_may_be_missing(quick_run: RunDir, name: str):
+    assert not quick_run.reward_model_report.exists()
+    getattr(quick_run, name).unlink()
+    Page(render_report(quick_run))
 
 
 def test_an_empty_run_has_a_report_that_says_so(tmp_path):
@@ -166,15 +171,15 @@ def test_an_empty_run_has_a_report_that_says_so(tmp_path):
     assert page.headings() == ["words"]
 
 
-def test_a_run_in_progress_says_how_far_it_is(fake_run: RunDir):
-    fake_run.evaluation.unlink()
-    fake_run.manifest.unlink()
-    fake_run.stages.write_text(json.dumps({"sft": {}, "preferences": {}, "reward_model": {}, "judge": {}}))
-    rows = fake_run.metrics.read_text().splitlines()
+def test_a_run_in_progress_says_how_far_it_is(quick_run: RunDir):
+    quick_run.evaluation.unlink()
+    quick_run.manifest.unlink()
+    quick_run.stages.write_text(json.dumps({"sft": {}, "preferences": {}, "reward_model": {}, "judge": {}}))
+    rows = quick_run.metrics.read_text().splitlines()
     last = next(at for at, row in enumerate(rows) if json.loads(row).get("iteration") == 37 and '"ppo"' in row)
     # The line after iteration 37 is half written.
-    fake_run.metrics.write_text("\n".join(rows[: last + 1]) + '\n{"stage": "ppo", "iterat')
-    page = Page(render_report(fake_run))
+    quick_run.metrics.write_text("\n".join(rows[: last + 1]) + '\n{"stage": "ppo", "iterat')
+    page = Page(render_report(quick_run))
     assert "Not evaluated yet." in page.text
     assert "PPO has done 37 of 120 iterations." in page.text
     assert "iteration 37 of 120" in page.text
@@ -183,69 +188,80 @@ def test_a_run_in_progress_says_how_far_it_is(fake_run: RunDir):
     assert "unreadable" not in page.text
 
 
-def test_unreadable_lines_are_left_out_and_counted(fake_run: RunDir):
-    with fake_run.metrics.open("a") as file:
+def test_unreadable_lines_are_left_out_and_counted(quick_run: RunDir):
+    with quick_run.metrics.open("a") as file:
         file.write('garbage\n[1]\n\n{"stage": "ppo", "iteration": 121, "score/mean": NaN, "ref_kl/sequence": "x"}\n')
-    assert "2 unreadable lines of metrics or samples left out" in Page(render_report(fake_run)).text
+    assert "2 unreadable lines of metrics or samples left out" in Page(render_report(quick_run)).text
 
 
-def test_an_iteration_that_was_repeated_after_a_kill_counts_once(fake_run: RunDir):
-    fake_run.evaluation.unlink()
+def test_an_iteration_that_was_repeated_after_a_kill_counts_once(quick_run: RunDir):
+    quick_run.evaluation.unlink()
     rows = [{"stage": "ppo", "iteration": at, "score/mean": value} for at, value in [(1, 0.0), (2, 9.0), (2, 1.0)]]
-    fake_run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = Page(render_report(fake_run)).text
+    quick_run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = Page(render_report(quick_run)).text
     assert "PPO has done 2 of 120 iterations" in text
     assert "went from 0.00 to 1.00" in text
 
 
-def test_a_single_iteration_can_be_shown(fake_run: RunDir):
-    fake_run.metrics.write_text('{"stage": "ppo", "iteration": 1, "score/mean": 0.5, "ref_kl/sequence": 0.0}\n')
-    Page(render_report(fake_run))
+def test_a_single_iteration_can_be_shown(quick_run: RunDir):
+    quick_run.metrics.write_text('{"stage": "ppo", "iteration": 1, "score/mean": 0.5, "ref_kl/sequence": 0.0}\n')
+    Page(render_report(quick_run))
 
 
-def test_evaluation_without_ppo_shows_one_model(fake_run: RunDir):
-    evaluation = json.loads(fake_run.evaluation.read_text())
-    change(fake_run.evaluation, models={"sft": evaluation["models"]["sft"]}, win_rate=None, samples=[])
-    page = Page(render_report(fake_run))
+def test_evaluation_without_ppo_shows_one_model(quick_run: RunDir):
+    evaluation = json.loads(quick_run.evaluation.read_text())
+    change(quick_run.evaluation, models={"sft": evaluation["models"]["sft"]}, win_rate=None, samples=[])
+    page = Page(render_report(quick_run))
     assert "95\u202f% interval: −0.10 to 0.14 before" in page.text
     assert "samples" not in page.headings()
 
 
-def test_infinite_and_missing_values_are_tolerated(fake_run: RunDir):
-    evaluation = json.loads(fake_run.evaluation.read_text())
+def test_infinite_and_missing_values_are_tolerated(quick_run: RunDir):
+    evaluation = json.loads(quick_run.evaluation.read_text())
     policy = evaluation["models"]["policy"]
     policy.update(perplexity=float("inf"), distinct_1=None)
     policy["score"] = {"mean": 1.0, "low": float("nan"), "high": float("nan")}
-    change(fake_run.evaluation, models=evaluation["models"])
-    assert "∞" in Page(render_report(fake_run)).text
+    change(quick_run.evaluation, models=evaluation["models"])
+    assert "∞" in Page(render_report(quick_run)).text
 
 
-def test_passwords_in_addresses_are_not_shown(fake_run: RunDir):
-    change(fake_run.config, reward={"type": "http", "url": "http://anna:hunter2@host/score"})
-    html = render_report(fake_run)
+def test_origin_has_versions_hashes_and_what_stages_noted(quick_run: RunDir):
+    models = [{"name": "policy", "path": "run/policy", "sha256": "abc", "template": None}, "org/model"]
+    change(quick_run.manifest, models=models, device="cpu")
+    quick_run.stages.write_text(json.dumps({"sft": {"validation/loss": 3.14159, "num_cut": 0}, "judge": {}}))
+    text = Page(render_report(quick_run)).text
+    for words in ("torch 2.13.0+cpu", "device", "model: policy", "run/policy\nsha256 abc", "org/model"):
+        assert words in text
+    assert "validation/loss 3.14 · num_cut 0" in text
+    assert "None" not in text
+
+
+def test_passwords_in_addresses_are_not_shown(quick_run: RunDir):
+    change(quick_run.config, reward={"type": "http", "url": "http://anna:hunter2@host/score"})
+    html = render_report(quick_run)
     assert "hunter2" not in html
     assert "…@host/score" in html
 
 
-def test_synthetic_runs_and_only_those_carry_the_badge(fake_run: RunDir):
-    assert "Synthetic" in Page(render_report(fake_run)).text
-    change(fake_run.config, synthetic=False)
-    assert "Synthetic" not in Page(render_report(fake_run)).text
+def test_synthetic_runs_and_only_those_carry_the_badge(quick_run: RunDir):
+    assert "Synthetic" in Page(render_report(quick_run)).text
+    change(quick_run.config, synthetic=False)
+    assert "Synthetic" not in Page(render_report(quick_run)).text
 
 
-def test_development_follows_prompts_that_came_back(fake_run: RunDir):
+def test_development_follows_prompts_that_came_back(quick_run: RunDir):
     rows = [{"iteration": at, "prompt": "same", "response": f"answer {at}", "score": at} for at in range(9)]
     rows += [{"iteration": at, "prompt": f"other {at}", "response": "unseen", "score": 99} for at in range(9)]
-    fake_run.samples.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
-    html = render_report(fake_run)
+    quick_run.samples.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    html = render_report(quick_run)
     assert re.findall(r"answer \d", html) == ["answer 0", "answer 2", "answer 4", "answer 6", "answer 8"]
     assert "unseen" not in html
 
 
-def test_development_without_such_prompts_takes_iterations_evenly(fake_run: RunDir):
+def test_development_without_such_prompts_takes_iterations_evenly(quick_run: RunDir):
     rows = [{"iteration": at, "prompt": f"prompt {at}", "response": f"answer {at}"} for at in range(11)]
-    fake_run.samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert re.findall(r"answer \d+", render_report(fake_run)) == [f"answer {at}" for at in (0, 2, 4, 6, 8, 10)]
+    quick_run.samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert re.findall(r"answer \d+", render_report(quick_run)) == [f"answer {at}" for at in (0, 2, 4, 6, 8, 10)]
 
 
 def test_a_missing_run_is_an_error(tmp_path):
@@ -269,9 +285,9 @@ def test_a_damaged_file_is_an_error_that_names_it(fake_run: RunDir, name: str, c
         render_report(fake_run)
 
 
-def test_report_needs_no_torch(fake_run: RunDir):
+def test_report_needs_no_torch(quick_run: RunDir):
     code = (
         "import sys; from rlhfkit.evaluation.report import write_report; from rlhfkit.rundir import RunDir; "
-        f"write_report(RunDir({str(fake_run.path)!r})); assert 'torch' not in sys.modules"
+        f"write_report(RunDir({str(quick_run.path)!r})); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

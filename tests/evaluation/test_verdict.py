@@ -19,6 +19,7 @@ def facts(
     reward_model: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
+    finished: dict[str, Any] | None = None,
 ) -> Facts:
     """A run whose win rates have these intervals."""
 
@@ -36,7 +37,7 @@ def facts(
         name="run",
         config=config or {},
         manifest={},
-        finished={},
+        finished=finished or {},
         metrics=metrics or {},
         samples=(),
         evaluation=evaluation or None,
@@ -103,6 +104,12 @@ def test_values_that_are_missing_or_infinite_give_no_caution():
 def test_kl_far_above_its_target_is_a_caution():
     config = {"ppo": {"kl": {"type": "adaptive", "target": 6.0}}}
     assert "target 6" in judge_run(facts(after={"ref_kl": 20.0}, config=config)).cautions[0]
+
+
+def test_an_early_end_of_ppo_is_a_caution():
+    run = facts(finished={"ppo": {"iterations": 7, "stopped": "the KL went through the roof"}})
+    assert judge_run(run).cautions == ["PPO was stopped early: the KL went through the roof."]
+    assert judge_run(facts(finished={"ppo": {"stopped": None}})).cautions == []
 
 
 def test_few_prompts_are_a_caution():

@@ -203,7 +203,7 @@ def bar_chart(bars: Sequence[Bar], *, title: str, x_label: str, caption: str, ch
         axes.set_xlabel(x_label)
 
     told = "; ".join(f"{bar.label}: {percent(bar.value)}" for bar in bars)
-    height = max(_HEIGHT, 62 + 30 * len(bars))
+    height = max(_HEIGHT, 62 + 36 * len(bars))
     return Chart(title, caption, _render(draw, title, f"{title}: {told}.", height=height))
 
 
@@ -250,9 +250,11 @@ def score(value: float | None) -> str:
     return f"{value:.2f}".replace("-", "−")
 
 
-def percent(value: float | None, digits: int = 0) -> str:
-    """A share as per cent: 0.712 → "71 %"."""
-    return "–" if value is None or value != value else f"{100 * value:.{digits}f}\u202f%"
+def percent(value: float | None) -> str:
+    """A share as per cent: 0.712 → "71 %"; close to none or all with a decimal: 0.996 → "99.6 %"."""
+    if value is None or value != value:
+        return "–"
+    return f"{100 * value:.{1 if 0 < value < 0.01 or 0.99 < value < 1 else 0}f}\u202f%"
 
 
 def _label(axes: Any, x_label: str, y_label: str, *, whole_x: bool = False) -> None:
@@ -326,4 +328,5 @@ def _trend(values: Sequence[float]) -> list[float]:
 
 
 def _wrap(label: str) -> str:
-    return "\n".join(textwrap.wrap(label, 17, max_lines=2, placeholder=" …", break_on_hyphens=False))
+    printable = "".join(character if character.isprintable() else "\ufffd" for character in label)
+    return "\n".join(textwrap.wrap(printable, 18, max_lines=3, placeholder=" …", break_on_hyphens=False))

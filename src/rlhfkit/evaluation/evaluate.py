@@ -13,7 +13,7 @@ from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import masked_sum
-from rlhfkit.rewards.source import RewardSource, ScoredText
+from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.text import as_scored_text, logprobs_in_parts
 from rlhfkit.seeding import derive_seed
@@ -78,8 +78,8 @@ def compare(
         return _Answers(
             responses=responses,
             episodes=episodes,
-            scores=reward.score(episodes).tolist(),
-            judge_scores=judge.score(episodes).tolist(),
+            scores=check_scores(reward.score(episodes), episodes, source="the reward source").tolist(),
+            judge_scores=check_scores(judge.score(episodes), episodes, source="the judge").tolist(),
             ref_kl=float(masked_sum(kl, mask, dim=1).mean()),
             perplexity=math.exp(-mean_logprob),
         )

@@ -41,7 +41,7 @@ def render_report(run: RunDir) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent, score=score, duration=_duration, compact=_compact)
+    environment.filters.update(number=number, percent=percent, score=score, duration=_duration)
     return environment.get_template("report.html.jinja").render(
         facts=facts,
         verdict=judge_run(facts),
@@ -53,6 +53,7 @@ def render_report(run: RunDir) -> str:
         supervised_charts=supervised_charts(facts),
         development=_development(facts.samples),
         settings=_settings(facts.config),
+        origin=list(_origin(facts)),
     )
 
 
@@ -196,10 +197,14 @@ def _value_cards(evaluation: Evaluation) -> Iterator[Card]:
         ("distinct_2", "Distinct-2", "different word pairs among all pairs"),
         ("perplexity", "Perplexity", "per token, under the reference"),
     ):
-        write = percent if key == "eos_rate" else number
         values = [getattr(model, key) for model in models]
+        write = percent if key == "eos_rate" else _two_digits if key.startswith("distinct") else number
         if values and values[-1] is not None:
             yield Card(title, write(values[-1]), note, before=write(values[0]) if len(values) == 2 else None)
+
+
+def _two_digits(value: float | None) -> str:
+    return number(value, 2)
 
 
 def _training_cards(facts: Facts) -> Iterator[Card]:
@@ -285,6 +290,34 @@ def _flatten(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", _compact(value)
+
+
+def _origin(facts: Facts) -> Iterator[tuple[str, str]]:
+    """What the run was made of and what its stages noted, as rows of a table."""
+    manifest = facts.manifest
+    for key, value in manifest.items():
+        if key not in ("versions", "data", "models", "stages"):
+            yield key, _compact(value)
+    if isinstance(manifest.get("versions"), Mapping):
+        yield "versions", _join(manifest["versions"])
+    for key, kind in (("data", "data"), ("models", "model")):
+        for entry in manifest.get(key) or ():
+            if isinstance(entry, Mapping):
+                title = entry.get("use") or entry.get("name")
+                further = {key: value for key, value in entry.items() if key not in ("use", "name", "path")}
+                path = _compact(entry.get("path"))
+                yield f"{kind}: {_compact(title)}" if title else kind, f"{path}\n{_join(further)}".strip()
+            else:
+                yield kind, _compact(entry)
+    for stage, record in facts.finished.items():
+        if record:
+            yield f"stage: {STAGE_NAMES.get(stage, stage)}", _join(record)
+
+
+def _join(values: Mapping[str, Any]) -> str:
+    """Names and values in a line; those that say nothing are left out."""
+    told = {name: number(value) if isinstance(value, float) else _compact(value) for name, value in values.items()}
+    return " · ".join(f"{name} {told[name]}" for name, value in values.items() if value is not None)
 
 
 def _compact(value: object) -> str:

@@ -99,8 +99,9 @@ def _judge_training(facts: Facts) -> Verdict:
 
 
 def _cautions(facts: Facts, evaluation: Evaluation) -> list[str]:
-    """Side effects of PPO, and evidence that is weak."""
-    found: list[str] = []
+    """An early end, side effects of PPO, and evidence that is weak."""
+    stopped = facts.finished.get("ppo", {}).get("stopped")
+    found = [f"PPO was stopped early: {stopped}."] if stopped else []
     before, after = evaluation.models.get("sft"), evaluation.models.get("policy")
     if before is not None and after is not None:
         found += _side_effects(before.model_dump(), after.model_dump())

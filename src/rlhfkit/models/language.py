@@ -6,9 +6,10 @@ from contextlib import contextmanager, nullcontext
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhfkit.errors import ModelError
+from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.policy import PolicyOutput
 from rlhfkit.models.template import Encoder
 from rlhfkit.models.value import ValueHead, ValueNetwork
@@ -35,13 +36,9 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.encoder = encoder
-        base = causal_lm.get_base_model() if isinstance(causal_lm, PeftModel) else causal_lm
-        self.config = base.config
-        # Plain attributes, so that the parts do not appear twice among the parameters.
-        object.__setattr__(self, "_trunk", base.base_model)
-        object.__setattr__(self, "_head", base.get_output_embeddings())
+        self.config: PreTrainedConfig = unwrapped(causal_lm).config
         self._refuse_unknown_layers()
-        self._refuse_different_logits(base)
+        self._refuse_different_logits()
 
     def _refuse_unknown_layers(self) -> None:
         unknown = set(getattr(self.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
@@ -52,9 +49,9 @@ class LanguageModel(nn.Module):
             )
 
     @torch.no_grad()
-    def _refuse_different_logits(self, base: PreTrainedModel) -> None:
+    def _refuse_different_logits(self) -> None:
         ids = torch.tensor([[self.encoder.eos_id] * 3], device=self.device)
-        expected = base(input_ids=ids, use_cache=False).logits.float()
+        expected = unwrapped(self.causal_lm)(input_ids=ids, use_cache=False).logits.float()
         expected[..., self.encoder.pad_id] = NEVER
         found = self.head(self.trunk(ids)).float()
         if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected[expected > NEVER].abs().max())):
@@ -71,7 +68,12 @@ class LanguageModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the embeddings, so of the hidden states."""
-        return self._trunk.get_input_embeddings().weight.dtype
+        return unwrapped(self.causal_lm).get_input_embeddings().get_parameter("weight").dtype
+
+    @property
+    def width(self) -> int:
+        """Size of a hidden state."""
+        return int(self._lm_head.get_parameter("weight").shape[1])
 
     @property
     def context_tokens(self) -> int | None:
@@ -81,11 +83,13 @@ class LanguageModel(nn.Module):
 
     def trunk(self, ids: Tensor, **options: object) -> Tensor:
         """Hidden states (B, T, H) after the final norm."""
-        return self._trunk(input_ids=ids, use_cache="past_key_values" in options, **options).last_hidden_state
+        trunk = unwrapped(self.causal_lm).base_model
+        hidden: Tensor = trunk(input_ids=ids, use_cache="past_key_values" in options, **options).last_hidden_state
+        return hidden
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (…, V); PAD has none to speak of."""
-        logits = self._head(hidden)
+        logits: Tensor = self._lm_head(hidden)
         scale = getattr(self.config, "logit_scale", None)
         divisor = getattr(self.config, "logits_scaling", None)
         softcap = getattr(self.config, "final_logit_softcapping", None)
@@ -97,6 +101,11 @@ class LanguageModel(nn.Module):
             logits = torch.tanh(logits / softcap) * softcap
         return logits.index_fill(-1, torch.tensor(self.encoder.pad_id, device=logits.device), NEVER)
 
+    @property
+    def _lm_head(self) -> nn.Module:
+        head: nn.Module = unwrapped(self.causal_lm).get_output_embeddings()  # type: ignore[no-untyped-call]
+        return head
+
     def predicting_hidden(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Hidden states (N, H) that predict the N sampled tokens, and these tokens (N,)."""
         rows, positions, targets = sequences.predicting()
@@ -106,7 +115,9 @@ class LanguageModel(nn.Module):
     def logprobs(self, sequences: Sequences, *, temperature: float) -> Tensor:
         """(B, R) log-probability of each sampled token; 0 outside the mask."""
         hidden, targets = self.predicting_hidden(sequences.trimmed())
-        return spread(token_logprobs(hidden, self.head, targets, temperature=temperature, with_entropy=False)[0], sequences.mask)
+        return spread(
+            token_logprobs(hidden, self.head, targets, temperature=temperature, with_entropy=False)[0], sequences.mask
+        )
 
     def packed_logprobs(self, rows: PackedRows, masks: Tensor | dict[str, Tensor]) -> Tensor:
         """(N,) log-probability of each learnt token, in row-major order."""

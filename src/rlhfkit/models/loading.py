@@ -1,5 +1,6 @@
-"""Models and tokenizers from a directory or a hub id, made fit for RLHF: a PAD of its own, no dropout, right attention."""
+"""Models and tokenizers from a directory or the hub, made fit for RLHF: PAD of its own, no dropout, right attention."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -33,14 +33,14 @@ def quiet_transformers() -> Iterator[None]:
     """Silence transformers' progress bars and notices, of which none asks the user for anything."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -68,10 +68,12 @@ def _remedy(path: str, what: str) -> str:
     return "check that it is a complete model in Hugging Face format"
 
 
-def load_tokenizer(config: PretrainedModelConfig) -> tuple[PreTrainedTokenizerBase, list[str]]:
+def load_tokenizer(
+    config: PretrainedModelConfig, *, needs_eos: bool = True
+) -> tuple[PreTrainedTokenizerBase, list[str]]:
     """The tokenizer, with a PAD that is not EOS, and notes that say what was changed.
 
-    Raises: ModelError where there is none, or where it has no EOS.
+    Raises: ModelError where there is none, or where it `needs_eos` and has none.
     """
     directory = Path(config.path)
     if directory.is_dir() and not any((directory / name).exists() for name in TOKENIZER_FILES):
@@ -81,7 +83,7 @@ def load_tokenizer(config: PretrainedModelConfig) -> tuple[PreTrainedTokenizerBa
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     notes = []
-    if tokenizer.eos_token_id is None:
+    if needs_eos and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {config.path!r} has no EOS token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         why = "no PAD" if tokenizer.pad_token_id is None else "PAD equal to EOS, so EOS could not be learnt"
@@ -108,80 +110,71 @@ def load_causal_lm(
 
     Raises: ModelError where it cannot be loaded from safetensors, or weights are missing.
     """
-    with _explained(config.path, "model"):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            config.path,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            dtype=dtype,
-            use_safetensors=True,
-            attn_implementation=implementation_for(device),
-            output_loading_info=True,
+    model, missing = _load(
+        AutoModelForCausalLM,
+        config.path,
+        what="model",
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        dtype=dtype,
+        attn_implementation=implementation_for(device),
+    )
+    _refuse_missing(missing, config.path)
+    return _ready(model, tokenizer, device)
+
+
+def load_classifier(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    num_labels: int | None = None,
+    fresh_head: bool = False,
+) -> PreTrainedModel:
+    """A sequence-classification model; `fresh_head` permits that its head is new.
+
+    Without `num_labels` it is somebody else's and only read, with the attention that its authors chose.
+    Raises: ModelError where it cannot be loaded, or has weights missing other than a fresh head.
+    """
+    ours = {} if num_labels is None else {"num_labels": num_labels, "attn_implementation": implementation_for(device)}
+    model, missing = _load(
+        AutoModelForSequenceClassification, path, what="sequence-classification model", dtype=dtype, **ours
+    )
+    _refuse_missing(missing - {"score.weight"} if fresh_head else missing, path)
+    return _ready(model, tokenizer, device)[0]
+
+
+def _load(auto_class: Any, path: str, *, what: str, **options: Any) -> tuple[Any, set[str]]:
+    """(the model, names of the weights that its files lack)."""
+    with _explained(path, what):
+        model, report = auto_class.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
+    return model, set(report["missing_keys"] if isinstance(report, dict) else report.missing_keys)
+
+
+def _refuse_missing(missing: set[str], path: str) -> None:
+    if missing:
+        raise ModelError(
+            f"{path!r} lacks {len(missing)} weights of its architecture ({', '.join(sorted(missing)[:3])}, …), which "
+            "would start at random; give a complete model"
         )
-    _refuse_missing(report, config.path)
+
+
+def _ready(model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[PreTrainedModel, list[str]]:
+    """The model with an embedding for each token of `tokenizer`, and notes that say what was changed.
+
+    In evaluation mode for good: dropout would make the old, new and reference logprobs differ by chance.
+    """
     notes = []
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         with quiet_transformers():
             model.resize_token_embeddings(len(tokenizer))
         notes.append(f"embeddings grew from {rows} to {len(tokenizer)} rows, for the tokens that were added")
-    return _ready(model, tokenizer, device), notes
-
-
-def load_classifier(
-    path: str, *, device: torch.device, dtype: torch.dtype, num_labels: int | None = None, fresh_head: bool = False
-) -> PreTrainedModel:
-    """A sequence-classification model; `fresh_head` permits, and expects, that its head is new.
-
-    Raises: ModelError where it cannot be loaded, or has weights missing other than a fresh head.
-    """
-    options: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels}
-    with _explained(path, "sequence-classification model"):
-        decoder = AutoConfig.from_pretrained(path).model_type not in ENCODERS
-        if decoder:
-            options["attn_implementation"] = implementation_for(device)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-        )
-    if not fresh_head:
-        _refuse_missing(report, path)
-    return _ready(model, None, device)
-
-
-# These look both ways, so the attention that is registered for causal models is not theirs.
-ENCODERS = frozenset(
-    {
-        "bert",
-        "roberta",
-        "distilbert",
-        "deberta",
-        "deberta-v2",
-        "albert",
-        "electra",
-        "xlm-roberta",
-        "modernbert",
-        "camembert",
-        "mpnet",
-    }
-)
-
-
-def _refuse_missing(report: Any, path: str) -> None:
-    missing = sorted(report["missing_keys"] if isinstance(report, dict) else report.missing_keys)
-    if missing:
-        raise ModelError(
-            f"{path!r} lacks {len(missing)} weights of its architecture ({', '.join(missing[:3])}, …), which would start "
-            "at random; give a complete model"
-        )
-
-
-def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, device: torch.device) -> PreTrainedModel:
-    """Evaluation mode for good: dropout would make the old, new and reference logprobs differ by chance."""
-    if tokenizer is not None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-        if model.generation_config is not None:
-            model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return model.to(device).eval()
+    return model.to(device).eval(), notes

@@ -9,21 +9,38 @@ from transformers import PreTrainedModel
 from rlhfkit.config.schema import LoraConfig
 from rlhfkit.errors import ConfigError
 
-__all__ = ["add_lora", "merged"]
+__all__ = ["add_lora", "merged", "unwrapped"]
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
-    """The model with fresh adapters, which change nothing yet; only they are trainable.
+    """The model with fresh adapters, which change nothing yet; only they, and the head of a classifier, are trainable.
 
     Raises: ConfigError where `config.targets` names no module of the model.
     """
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    head = getattr(model, "score", None)
+    settings = PeftLoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft says int, and divides by the rank
+        target_modules=targets,
+        exclude_modules=None if head is None else ["score"],  # small and new, so it is trained whole
+    )
     try:
-        return get_peft_model(model, PeftLoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets))
+        adapted = get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError(
-            f'model.lora.targets = {targets!r} does not fit this model ({error}); use "all-linear" or names of its modules'
+            f"model.lora.targets = {targets!r} does not fit this model ({error}); use 'all-linear' or names of modules"
         ) from error
+    if head is not None:
+        head.requires_grad_(True)
+    return adapted
+
+
+def unwrapped(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model under the adapters, which act inside it; without adapters the model itself."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
+    return base
 
 
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

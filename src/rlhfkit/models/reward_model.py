@@ -9,13 +9,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhfkit.errors import ModelError
 from rlhfkit.models.loading import quiet_transformers
-from rlhfkit.models.lora import merged
+from rlhfkit.models.lora import merged, unwrapped
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Prompt
 from rlhfkit.rundir import write_json
 
-__all__ = ["Normalization", "RewardModel", "read_normalization", "reward_ids"]
+__all__ = ["Normalization", "RewardModel", "read_normalization", "reward_ids", "score_head"]
 
 SETTINGS_FILE = "rlhfkit_reward.json"
 
@@ -34,6 +35,17 @@ def reward_ids(encoder: Encoder, prompt: Prompt, response: str, *, finished: boo
     return ids[-max_tokens:]
 
 
+def score_head(classifier: PreTrainedModel | PeftModel) -> nn.Linear:
+    """The head of a sequence-classification model.
+
+    Raises: ModelError where it has none that is linear in one hidden state, as encoders have not.
+    """
+    head = getattr(unwrapped(classifier), "score", None)
+    if not isinstance(head, nn.Linear):
+        raise ModelError(f"{type(unwrapped(classifier)).__name__} has no linear head `score`; choose a decoder model")
+    return head
+
+
 class RewardModel(nn.Module):
     """The raw score of whole sequences."""
 
@@ -42,8 +54,6 @@ class RewardModel(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.encoder = encoder
-        base = classifier.get_base_model() if isinstance(classifier, PeftModel) else classifier
-        object.__setattr__(self, "_base", base)
 
     @staticmethod
     def init_head(classifier: PreTrainedModel, generator: torch.Generator) -> None:
@@ -51,20 +61,17 @@ class RewardModel(nn.Module):
 
         Source: Ziegler et al. 2019, arXiv 1909.08593, as in its code.
         """
-        weight = classifier.score.weight
+        weight = score_head(classifier).weight
         fresh = torch.randn(weight.shape, generator=generator) / (weight.shape[1] + 1) ** 0.5
         with torch.no_grad():
             weight.copy_(fresh)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(B,) raw scores, float32, read at position lengths - 1 of right-padded `ids` (B, T)."""
-        hidden = self._base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        trunk = unwrapped(self.classifier).base_model
+        hidden: Tensor = trunk(input_ids=ids, use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
-        return torch.nn.functional.linear(last.float(), self._head_weight().float()).squeeze(-1)
-
-    def _head_weight(self) -> Tensor:
-        score = self._base.score
-        return score.modules_to_save["default"].weight if hasattr(score, "modules_to_save") else score.weight
+        return nn.functional.linear(last.float(), score_head(self.classifier).weight.float()).squeeze(-1)
 
     def save(self, directory: Path, *, normalization: Normalization) -> None:
         """Write a directory that `transformers` alone can load, with the normalisation beside it."""

@@ -88,16 +88,18 @@ class Encoder:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt, with BOS where the tokenizer wants one."""
-        ids = self.tokenizer(self.prompt_text(prompt), add_special_tokens=self._adds_bos(prompt), verbose=False)[
-            "input_ids"
-        ]
+        ids = self._ids(self.prompt_text(prompt), add_special_tokens=self._adds_bos(prompt))
         return ids[:-1] if self._adds_bos(prompt) and ids[-1:] == [self.eos_id] else ids
 
     def response_ids(self, prompt: Prompt, response: str, *, finished: bool = True) -> list[int]:
         """Token ids of a response, with the EOS that ends it where it is `finished`."""
         lead = " " if self._wants_space(prompt, response) else ""
-        ids = self.tokenizer(lead + response, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = self._ids(lead + response, add_special_tokens=False)
         return [*ids, self.eos_id] if finished else ids
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        return ids
 
     def _adds_bos(self, prompt: Prompt) -> bool:
         """Plain text and transcripts get the tokenizer's special tokens; a chat template writes its own."""

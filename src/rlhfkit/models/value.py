@@ -5,6 +5,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhfkit.models.lora import unwrapped
+from rlhfkit.models.reward_model import score_head
 from rlhfkit.padding import Sequences
 
 __all__ = ["ValueHead", "ValueNetwork"]
@@ -22,7 +24,8 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(N,) values of hidden states (N, H)."""
-        return self.linear(hidden.float()).squeeze(-1)
+        values: Tensor = self.linear(hidden.float())
+        return values.squeeze(-1)
 
 
 class ValueNetwork(nn.Module):
@@ -36,9 +39,7 @@ class ValueNetwork(nn.Module):
         """
         super().__init__()
         self.classifier = classifier
-        base = classifier.get_base_model() if isinstance(classifier, PeftModel) else classifier
-        object.__setattr__(self, "_trunk", base.base_model)
-        score = base.score.modules_to_save["default"] if hasattr(base.score, "modules_to_save") else base.score
+        score = score_head(classifier)
         self.head = ValueHead(score.in_features, score.weight.device)
         with torch.no_grad():
             self.head.linear.weight.copy_(score.weight.float() / std)
@@ -48,6 +49,7 @@ class ValueNetwork(nn.Module):
     def forward(self, sequences: Sequences) -> Tensor:
         """(N,) values of the states before the N sampled tokens, in row-major order."""
         rows, positions, _ = sequences.predicting()
-        return self.head(
-            self._trunk(input_ids=sequences.ids[:, :-1], use_cache=False).last_hidden_state[rows, positions]
-        )
+        trunk = unwrapped(self.classifier).base_model
+        hidden: Tensor = trunk(input_ids=sequences.ids[:, :-1], use_cache=False).last_hidden_state
+        values: Tensor = self.head(hidden[rows, positions])
+        return values

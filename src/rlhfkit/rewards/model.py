@@ -62,7 +62,7 @@ class ClassifierReward:
 
         Raises: ConfigError where the label is missing, or is none of the model's.
         """
-        names = model.config.id2label
+        names = model.config.id2label or {}
         if config.label is None and len(names) > 1:
             raise ConfigError(
                 f"{config.path!r} has {len(names)} outputs ({', '.join(f'{k}={v}' for k, v in names.items())}); set "

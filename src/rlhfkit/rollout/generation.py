@@ -17,7 +17,6 @@ from rlhfkit.config.schema import RolloutConfig
 from rlhfkit.errors import ConfigError, GenerationError
 from rlhfkit.models.attention import additive_masks
 from rlhfkit.models.language import LanguageModel
-from rlhfkit.models.value import ValueHead
 from rlhfkit.padding import pad_right
 
 __all__ = ["FinishReason", "Response", "SlotCache", "generate", "stop_ids"]
@@ -38,8 +37,6 @@ class Response:
     """Its tokens, EOS included."""
     logprobs: list[float]
     """Log-probability of each token, at the sampling temperature."""
-    values: list[float]
-    """Value of the state before each token, where the critic shares the trunk; else empty."""
     finish_reason: FinishReason
 
     @property
@@ -158,7 +155,6 @@ def generate(
     config: RolloutConfig,
     *,
     seeds: Sequence[int] | None,
-    value_head: ValueHead | None = None,
     on_finished: Callable[[int], None] | None = None,
 ) -> list[Response]:
     """One response to each prompt, in order.
@@ -169,7 +165,9 @@ def generate(
     Raises: ConfigError where prompt and response do not fit the model's context; GenerationError where the model's
     logits are not finite.
     """
-    sampler = _Sampler(model, prompts, config, seeds=seeds, value_head=value_head)
+    if not prompts:
+        return []
+    sampler = _Sampler(model, prompts, config, seeds=seeds)
     while sampler.unfinished:
         num_finished = sampler.step()
         if num_finished and on_finished is not None:
@@ -187,9 +185,8 @@ class _Sampler:
         config: RolloutConfig,
         *,
         seeds: Sequence[int] | None,
-        value_head: ValueHead | None,
     ) -> None:
-        longest = max((len(prompt) for prompt in prompts), default=0) + config.max_response_tokens
+        longest = max(len(prompt) for prompt in prompts) + config.max_response_tokens
         context = model.context_tokens
         if context is not None and longest > context:
             raise ConfigError(
@@ -197,13 +194,12 @@ class _Sampler:
                 f"{config.max_response_tokens} exceed the model's context of {context} tokens; lower "
                 "data.max_prompt_tokens or rollout.max_response_tokens"
             )
-        self.model, self.prompts, self.config, self.value_head = model, prompts, config, value_head
+        self.model, self.prompts, self.config = model, prompts, config
         self.device = model.device
         num, limit = len(prompts), config.max_response_tokens
         self.uniforms = None if seeds is None else _uniforms(seeds, limit).to(self.device)
         self.tokens = torch.zeros((num, limit), dtype=torch.long, device=self.device)
         self.logprobs = torch.zeros((num, limit), device=self.device)
-        self.values = torch.zeros((num, limit), device=self.device)
         self.lengths = torch.zeros(num, dtype=torch.long, device=self.device)
         self.prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         eos, stops = stop_ids(model, config.stop_tokens)
@@ -260,7 +256,7 @@ class _Sampler:
         return self._finish()
 
     def _sample(self, hidden: Tensor, row: Tensor, active: Tensor | None = None) -> Tensor:
-        """The next token of each row, recorded with its logprob and value; idle slots repeat what they had."""
+        """The next token of each row, recorded with its logprob; idle slots repeat what they had."""
         logits = self.model.head(hidden).float()
         if not torch.isfinite(logits).all():
             raise GenerationError(
@@ -272,13 +268,11 @@ class _Sampler:
         if self.uniforms is None:
             token = logits.argmax(-1)
         else:
-            token = _draw(_truncated(log_distribution, self.config), self.uniforms[row, step])
+            token = draw(truncated(log_distribution, self.config), self.uniforms[row, step])
         counts = torch.ones_like(row, dtype=torch.bool) if active is None else active
         at = (row[counts], step[counts])
         self.tokens[at] = token[counts]
         self.logprobs[at] = log_distribution.gather(-1, token[:, None]).squeeze(-1)[counts]
-        if self.value_head is not None:
-            self.values[at] = self.value_head(hidden)[counts]
         self.lengths[row[counts]] += 1
         return token
 
@@ -296,12 +290,11 @@ class _Sampler:
         """What was sampled."""
         last = self.tokens.gather(1, (self.lengths - 1).clamp(min=0)[:, None]).squeeze(-1)
         is_eos, is_end = torch.isin(last, self.eos).tolist(), torch.isin(last, self.ending).tolist()
-        tokens, logprobs, values = self.tokens.tolist(), self.logprobs.tolist(), self.values.tolist()
+        tokens, logprobs = self.tokens.tolist(), self.logprobs.tolist()
         return [
             Response(
                 ids=tokens[row][:length],
                 logprobs=logprobs[row][:length],
-                values=values[row][:length] if self.value_head is not None else [],
                 finish_reason="eos" if is_eos[row] else "stop" if is_end[row] else "length",
             )
             for row, length in enumerate(self.lengths.tolist())
@@ -324,22 +317,25 @@ def _uniforms(seeds: Sequence[int], num: int) -> Tensor:
     return torch.stack([torch.rand(num, generator=generator.manual_seed(seed)) for seed in seeds])
 
 
-def _draw(log_distribution: Tensor, uniforms: Tensor) -> Tensor:
+def draw(log_distribution: Tensor, uniforms: Tensor) -> Tensor:
     """(B,) tokens by inversion: the first whose cumulative probability exceeds the row's uniform number."""
-    cumulative = log_distribution.exp().cumsum(-1)
+    # A GPU adds up in parallel, and in float32 the sum may then rise, by rounding, at a token without probability.
+    exact = torch.float64 if log_distribution.is_cuda else torch.float32
+    cumulative = log_distribution.exp().cumsum(-1, dtype=exact)
     wanted = uniforms[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)
 
 
-def _truncated(log_distribution: Tensor, config: RolloutConfig) -> Tensor:
-    """The distribution without the tail that top-k and top-p cut off; not renormalised."""
+def truncated(log_distribution: Tensor, config: RolloutConfig) -> Tensor:
+    """The distribution without the tail that top-k, and of the rest top-p, cuts off; not renormalised."""
     if config.top_k:
         threshold = log_distribution.topk(min(config.top_k, log_distribution.shape[-1])).values[:, -1:]
         log_distribution = log_distribution.masked_fill(log_distribution < threshold, -torch.inf)
     if config.top_p < 1:
         ordered, order = log_distribution.sort(-1, descending=True)
+        probabilities = ordered.softmax(-1)
         # A token stays while the probability before it is below top_p, so at least one does.
-        before = ordered.exp().cumsum(-1) - ordered.exp()
+        before = probabilities.cumsum(-1) - probabilities
         cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= config.top_p)
         log_distribution = log_distribution.masked_fill(cut, -torch.inf)
     return log_distribution

@@ -10,7 +10,6 @@ from rlhfkit.config.schema import PpoConfig, RolloutConfig
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.models.policy import PolicyOutput
 from rlhfkit.models.template import EncodedPrompt
-from rlhfkit.models.value import ValueHead
 from rlhfkit.padding import Sequences, length_buckets
 from rlhfkit.ppo import (
     clip_scores,
@@ -65,14 +64,12 @@ class TextRollout:
         encoder = self.policy.language_model.encoder
         prompts = self._prompts_of(iteration)
         seeds = [derive_seed(self.seed, "response", iteration, row) for row in range(len(prompts))]
-        shared_head = self.policy.critic if isinstance(self.policy.critic, ValueHead) else None
         start = time.perf_counter()
         responses = generate(
             self.policy.language_model,
             [prompt.ids for prompt in prompts],
             self.rollout,
             seeds=seeds,
-            value_head=shared_head,
             on_finished=on_finished,
         )
         generation_seconds = time.perf_counter() - start
@@ -143,12 +140,13 @@ class TextRollout:
     def _prompts_of(self, iteration: int) -> list[EncodedPrompt]:
         """Each prompt `group_size` times in a row; all prompts are seen before one comes again."""
         num = self.ppo.rollout_episodes // self.ppo.group_size
-        drawn = []
-        for index in range(iteration * num, (iteration + 1) * num):
-            epoch, place = divmod(index, len(self.prompts))
-            order = shuffled(len(self.prompts), derive_seed(self.seed, "prompts", epoch))
-            drawn += [self.prompts[order[place]]] * self.ppo.group_size
-        return drawn
+        places = [divmod(index, len(self.prompts)) for index in range(iteration * num, (iteration + 1) * num)]
+        orders = {
+            epoch: shuffled(len(self.prompts), derive_seed(self.seed, "prompts", epoch))
+            for epoch in {epoch for epoch, _ in places}
+        }
+        drawn = [self.prompts[orders[epoch][place]] for epoch, place in places]
+        return [prompt for prompt in drawn for _ in range(self.ppo.group_size)]
 
     def _shaped(self, scores: Tensor, finished: Tensor, mask: Tensor) -> tuple[Tensor, float]:
         config, clipped_share = self.ppo, 0.0

@@ -1,25 +1,26 @@
 """Checkpoints: whole or not there, checked when read, and the one before stands in for a damaged one."""
 
 import hashlib
-import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhfkit.errors import CheckpointError
-from rlhfkit.rundir import write_directory_atomically, write_json
+from rlhfkit.rundir import read_json, write_atomically, write_directory_atomically, write_json
 from rlhfkit.seeding import capture_rng, restore_rng
 
-__all__ = ["Checkpoint", "Checkpoints", "load_trainable", "prefixed", "subset", "trainable_tensors"]
+__all__ = ["Checkpoint", "Checkpoints", "HasParameters", "load_trainable", "prefixed", "subset", "trainable_tensors"]
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
+CHECKSUMS = "SHA256SUMS"
+"""Of the two, in the format of `sha256sum --check`."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,13 @@ class Checkpoints:
         self.directory, self.warn, self.keep = directory, warn, keep
 
     def save(self, iteration: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Write a checkpoint, with the state of the global random generators, then drop the oldest."""
+        """Write a checkpoint, with the state of the global random generators, then remove what it replaces."""
         rng = capture_rng()
         stored = {f"stage/{name}": tensor for name, tensor in tensors.items()}
         stored |= {"rng/numpy": rng["numpy"][1], "rng/torch": rng["torch"]}
         stored |= {f"rng/cuda{index}": tensor for index, tensor in enumerate(rng["cuda"])}
-        with write_directory_atomically(self.directory / f"{iteration:08d}") as temporary:
+        newest = self.directory / f"{iteration:08d}"
+        with write_directory_atomically(newest) as temporary:
             # A copy of each, since tied tensors may not share memory in the file.
             save_file(
                 {name: tensor.detach().cpu().contiguous().clone() for name, tensor in stored.items()},
@@ -57,11 +59,14 @@ class Checkpoints:
                     "iteration": iteration,
                     "state": state,
                     "rng": {"python": rng["python"], "numpy": [rng["numpy"][0], *rng["numpy"][2:]]},
-                    "sha256": _sha256(temporary / TENSORS),
                 },
             )
-        for old in self._all()[: -self.keep]:
-            shutil.rmtree(old)
+            write_atomically(temporary / CHECKSUMS, _checksums(temporary))
+        # Later ones are of a future that a damaged checkpoint took back; anything else, what a kill left half-written.
+        kept = [path for path in self._all() if path <= newest][-self.keep :]
+        for path in self.directory.iterdir():
+            if path not in kept:
+                shutil.rmtree(path)
 
     def load_newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole, with the global random generators put back to it; None if there is none.
@@ -72,7 +77,7 @@ class Checkpoints:
         for directory in reversed(candidates):
             try:
                 return self._load(directory)
-            except (CheckpointError, OSError, KeyError, ValueError, RuntimeError) as error:
+            except (CheckpointError, OSError) as error:
                 self.warn(f"checkpoint {directory} is damaged ({error}); trying the one before")
         if candidates:
             raise CheckpointError(
@@ -81,9 +86,9 @@ class Checkpoints:
         return None
 
     def _load(self, directory: Path) -> Checkpoint:
-        record = json.loads((directory / STATE).read_text(encoding="utf-8"))
-        if _sha256(directory / TENSORS) != record["sha256"]:
-            raise CheckpointError(f"{directory / TENSORS} does not match its checksum")
+        if (directory / CHECKSUMS).read_bytes() != _checksums(directory).encode():
+            raise CheckpointError("its files do not match their checksums")
+        record = read_json(directory / STATE)
         stored = load_file(directory / TENSORS)
         name, *rest = record["rng"]["numpy"]
         cuda = sorted((key for key in stored if key.startswith("rng/cuda")), key=lambda key: int(key[8:]))
@@ -104,17 +109,28 @@ class Checkpoints:
         return sorted(path for path in self.directory.iterdir() if re.fullmatch(r"\d{8}", path.name))
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _checksums(directory: Path) -> str:
+    lines = []
+    for name in (STATE, TENSORS):
+        with (directory / name).open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+    return "".join(lines)
 
 
-def trainable_tensors(module: torch.nn.Module) -> dict[str, Tensor]:
+class HasParameters(Protocol):
+    """What a module is to a checkpoint."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters by name."""
+        ...
+
+
+def trainable_tensors(module: HasParameters) -> dict[str, Tensor]:
     """Parameters that training changes, by name."""
     return {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
-def load_trainable(module: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_trainable(module: HasParameters, tensors: dict[str, Tensor]) -> None:
     """Put back what `trainable_tensors` gave.
 
     Raises: CheckpointError where names or shapes differ.

@@ -74,8 +74,8 @@ class Optimizer:
         norm = float(nn.utils.clip_grad_norm_(self.masters.values(), self.config.max_grad_norm))
         if not math.isfinite(norm):
             raise TrainingError(
-                f"the gradient of the {self.what} is {norm} at update {self.updates_done}; the weights were not changed. "
-                "Lower the learning rate, or look for extreme scores in the metrics"
+                f"the gradient of the {self.what} is {norm} at update {self.updates_done}, which was not made; lower "
+                "the learning rate, or look for extreme scores in the metrics"
             )
         for group in self.adamw.param_groups:
             group["lr"] = self.learning_rate
@@ -110,6 +110,4 @@ class Optimizer:
                 with torch.no_grad():
                     master.copy_(saved.pop("master"))
             if saved:
-                self.adamw.state[master] = {
-                    key: value.to(master.device) if key != "step" else value for key, value in saved.items()
-                }
+                self.adamw.state[master] = {key: value.to(master.device) for key, value in saved.items()}

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhfkit.config.schema import PpoConfig
 from rlhfkit.errors import TrainingError
 from rlhfkit.metrics import Metrics, RunLog
-from rlhfkit.models.policy import PolicyOutput
+from rlhfkit.models.policy import Policy, PolicyOutput
 from rlhfkit.padding import length_buckets
 from rlhfkit.ppo import (
     AdaptiveKL,
@@ -33,7 +33,14 @@ from rlhfkit.ppo import (
 from rlhfkit.progress import StageProgress
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.seeding import derive_seed, shuffled
-from rlhfkit.training.checkpoint import Checkpoints, load_trainable, prefixed, subset, trainable_tensors
+from rlhfkit.training.checkpoint import (
+    Checkpoints,
+    HasParameters,
+    load_trainable,
+    prefixed,
+    subset,
+    trainable_tensors,
+)
 from rlhfkit.training.optim import Optimizer
 
 __all__ = [
@@ -41,7 +48,7 @@ __all__ = [
     "PpoTrainer",
     "Rollout",
     "advantages_and_returns",
-    "num_policy_updates",
+    "optimizers_for",
     "train_ppo",
     "update",
 ]
@@ -50,12 +57,11 @@ __all__ = [
 KL_PATIENCE = 3
 
 
-class ActorCritic(Protocol):
-    """A policy as the trainer needs it; both `TextPolicy` and a control policy are one."""
+class ActorCritic(Policy[Any], HasParameters, Protocol):
+    """A policy as the trainer needs it: a module that has its critic, if any, under the name `critic`.
 
-    def evaluate(self, inputs: Any) -> PolicyOutput:
-        """Logprobs, entropy and values (B, T), with gradients."""
-        ...
+    Both `TextPolicy` and a control policy are one.
+    """
 
 
 class Rollout(Protocol):
@@ -72,12 +78,11 @@ class Rollout(Protocol):
 class PpoTrainer:
     """What a run of PPO holds: the objects that learn, and the few numbers that change."""
 
-    policy: nn.Module
-    """An `ActorCritic`."""
+    policy: ActorCritic
     rollout: Rollout
     config: PpoConfig
     optimizers: dict[str, Optimizer]
-    """One for the policy, and one for a value network of its own."""
+    """As `optimizers_for` makes them."""
     seed: int
     kl: FixedKL | AdaptiveKL
     kl_coef: float
@@ -85,6 +90,16 @@ class PpoTrainer:
     """Iterations that are complete."""
     num_above_max_kl: int = 0
     """How many of the last iterations in a row were above `max_ref_kl`."""
+
+    @property
+    def stopped(self) -> str | None:
+        """Why there shall be no further iteration, however many were planned; None while there may be."""
+        if self.num_above_max_kl < KL_PATIENCE:
+            return None
+        return (
+            f"KL to the reference was above ppo.max_ref_kl = {self.config.max_ref_kl:g} nats per sequence for "
+            f"{KL_PATIENCE} iterations in a row; raise ppo.kl.coef or lower the learning rate"
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and optimizer states, for a checkpoint."""
@@ -97,12 +112,18 @@ class PpoTrainer:
         """The numbers, for a checkpoint."""
         return {"kl_coef": self.kl_coef, "num_above_max_kl": self.num_above_max_kl}
 
-    def load(self, iteration: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
-        load_trainable(self.policy, subset("policy", tensors))
+    def resume(self, checkpoints: Checkpoints, log: RunLog) -> None:
+        """Put everything back to the newest checkpoint, if there is one; the log forgets what came after it."""
+        checkpoint = checkpoints.load_newest()
+        if checkpoint is None:
+            log.forget("ppo")
+            return
+        load_trainable(self.policy, subset("policy", checkpoint.tensors))
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state(subset(f"optimizer.{name}", tensors))
-        self.iteration, self.kl_coef, self.num_above_max_kl = iteration, state["kl_coef"], state["num_above_max_kl"]
+            optimizer.load_state(subset(f"optimizer.{name}", checkpoint.tensors))
+        self.iteration, self.kl_coef = checkpoint.iteration, checkpoint.state["kl_coef"]
+        self.num_above_max_kl = checkpoint.state["num_above_max_kl"]
+        log.truncate(checkpoint.state["log"])
 
 
 def train_ppo(
@@ -113,14 +134,14 @@ def train_ppo(
     progress: StageProgress,
     check_first: Callable[[Experience], None],
 ) -> str | None:
-    """Run all iterations that are left; why it stopped early, if it did.
+    """Run all iterations that are left; why it stopped before the last, if it did.
 
     `check_first` sees the very first experience and raises TrainingError where the run is doomed.
     Raises: TrainingError where something is not finite; the last checkpoint is from before.
     """
     config = trainer.config
     last_save = time.monotonic()
-    while trainer.iteration < config.iterations:
+    while trainer.iteration < config.iterations and trainer.stopped is None:
         start = time.perf_counter()
         iteration = trainer.iteration
         experience = trainer.rollout.collect(iteration, kl_coef=trainer.kl_coef)
@@ -129,20 +150,20 @@ def train_ppo(
         advantages, returns = advantages_and_returns(experience, config)
         metrics = {**experience.metrics, "kl_coef": trainer.kl_coef}
         metrics |= update(trainer, experience, advantages, returns)
-        trainer.kl_coef = trainer.kl.next(trainer.kl_coef, float(experience.ref_kl.mean()), len(experience.ref_kl))
+        ref_kl = float(experience.ref_kl.mean())
+        is_above = config.max_ref_kl is not None and ref_kl > config.max_ref_kl
+        trainer.num_above_max_kl = trainer.num_above_max_kl + 1 if is_above else 0
+        trainer.kl_coef = trainer.kl.next(trainer.kl_coef, ref_kl, len(experience.ref_kl))
         trainer.iteration += 1
         metrics["time/iteration_seconds"] = time.perf_counter() - start
         log.write("ppo", iteration, metrics)
         log.write_samples("ppo", iteration, experience.samples)
-        progress.advance(1, f"score {metrics['score/mean']:.2f} · KL {metrics['ref_kl/sequence']:.1f} nats")
-        stop = _above_max_kl(trainer, metrics["ref_kl/sequence"])
-        is_last = stop is not None or trainer.iteration == config.iterations
+        progress.advance(1, f"score {metrics['score/mean']:.2f} · KL {ref_kl:.1f} nats")
+        is_last = trainer.stopped is not None or trainer.iteration == config.iterations
         if is_last or time.monotonic() - last_save > 60 * config.checkpoint_minutes:
             checkpoints.save(trainer.iteration, trainer.tensors(), {**trainer.state(), "log": log.position()})
             last_save = time.monotonic()
-        if stop is not None:
-            return stop
-    return None
+    return trainer.stopped
 
 
 def advantages_and_returns(experience: Experience, config: PpoConfig) -> tuple[Tensor, Tensor]:
@@ -178,7 +199,7 @@ def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, retu
     The loss of a minibatch is a mean over its tokens, whatever the microbatches it is computed in.
     """
     config, mask = trainer.config, experience.mask
-    critic_only = trainer.iteration < config.value.warmup_iterations
+    only_critic = config.estimator == "gae" and trainer.iteration < config.value.warmup_iterations
     metrics, metrics_of_epoch = Metrics(), Metrics()
     summary = {"ppo/explained_variance": float(explained_variance(experience.old_values, returns, mask))}
     num_epochs = 0
@@ -188,22 +209,29 @@ def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, retu
             denominator = mask[rows].sum()
             deviation = 0.0
             for part in _microbatches(experience, rows, config.microbatch_tokens):
-                output: PolicyOutput = trainer.policy.evaluate(experience.inputs[part])  # type: ignore[operator]
-                loss = _loss(output, experience, advantages, returns, part, denominator, config, critic_only)
+                output = trainer.policy.evaluate(experience.inputs[part])
+                loss = _loss(output, experience, advantages, returns, part, denominator, config, only_critic)
+                if not torch.isfinite(loss["total"]):
+                    parts = ", ".join(f"{name} {value.item():g}" for name, value in loss.items())
+                    raise TrainingError(
+                        f"the PPO loss is not finite in iteration {trainer.iteration}, epoch {epoch} ({parts}); lower "
+                        "the learning rates, or look for extreme scores in the metrics"
+                    )
                 _observe(metrics_of_epoch, output, experience, part, loss, len(rows), config.clip_range)
                 deviation = max(
                     deviation,
                     float(ratio_max_deviation(output.logprobs.detach(), experience.old_logprobs[part], mask[part])),
                 )
-                loss["total"].backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(loss["total"])
             summary.setdefault("ppo/ratio_first_epoch_max_deviation", deviation)
+            if only_critic:
+                _drop_gradients_of_actor(trainer.policy)
             for name, optimizer in trainer.optimizers.items():
-                if critic_only and name == "policy" and "value" in trainer.optimizers:
+                if only_critic and name == "policy" and "value" in trainer.optimizers:
                     continue
                 learning_rate = optimizer.learning_rate
                 metrics_of_epoch.add(f"{name}/grad_norm", optimizer.step())
                 summary[f"{name}/learning_rate"] = learning_rate
-            _drop_gradients(trainer.policy)
         num_epochs += 1
         metrics.merge(metrics_of_epoch)
         if config.target_kl is not None and metrics_of_epoch.means()["ppo/approx_kl"] > config.target_kl:
@@ -223,7 +251,7 @@ def _loss(
     part: Tensor,
     denominator: Tensor,
     config: PpoConfig,
-    critic_only: bool,
+    only_critic: bool,
 ) -> dict[str, Tensor]:
     """The parts of the loss and their total; each is a sum over the microbatch's tokens / the minibatch's count."""
     mask = experience.mask[part]
@@ -237,8 +265,8 @@ def _loss(
         denominator=denominator,
     )
     entropy = masked_mean(output.entropy, mask, denominator)
-    total = torch.zeros_like(policy) if critic_only else policy
-    if config.entropy_coef and not critic_only:
+    total = torch.zeros_like(policy) if only_critic else policy
+    if config.entropy_coef and not only_critic:
         total = total - config.entropy_coef * entropy
     losses = {"policy": policy}
     if config.estimator == "gae":
@@ -252,11 +280,6 @@ def _loss(
         )
         # A network of its own has an optimizer of its own, to which the coefficient would mean nothing.
         total = total + losses["value"] * (config.value.coef if config.value.network == "shared" else 1.0)
-    if not torch.isfinite(total):
-        raise TrainingError(
-            f"the PPO loss is {float(total)} (policy {float(policy)}); no update was made. Lower the learning rates, or "
-            "look for extreme scores in the metrics"
-        )
     return {**losses, "total": total}
 
 
@@ -297,25 +320,35 @@ def _microbatches(experience: Experience, rows: list[int], max_tokens: int) -> I
         yield indices[torch.tensor(group, device=device)]
 
 
-def _drop_gradients(policy: nn.Module) -> None:
-    """Also of what no optimizer has: during the critic's warm-up the policy's would pile up."""
-    for parameter in policy.parameters():
-        parameter.grad = None
+def _is_of_critic(name: str) -> bool:
+    return name.startswith("critic.")
 
 
-def _above_max_kl(trainer: PpoTrainer, ref_kl: float) -> str | None:
-    limit = trainer.config.max_ref_kl
-    if limit is None:
-        return None
-    trainer.num_above_max_kl = trainer.num_above_max_kl + 1 if ref_kl > limit else 0
-    if trainer.num_above_max_kl < KL_PATIENCE:
-        return None
-    return (
-        f"KL to the reference was above ppo.max_ref_kl = {limit} nats per sequence for {KL_PATIENCE} iterations "
-        f"(now {ref_kl:.1f}); raise ppo.kl.coef or lower the learning rate"
-    )
+def _drop_gradients_of_actor(policy: ActorCritic) -> None:
+    """Where the critic shares the actor's trunk, its loss would move that too."""
+    for name, parameter in policy.named_parameters():
+        if not _is_of_critic(name):
+            parameter.grad = None
 
 
-def num_policy_updates(config: PpoConfig) -> int:
-    """Optimizer steps of a whole run, if no epoch stops early."""
-    return config.iterations * config.epochs * math.ceil(config.rollout_episodes / config.minibatch_episodes)
+def optimizers_for(policy: ActorCritic, config: PpoConfig) -> dict[str, Optimizer]:
+    """`policy`, and `value` for a critic that is a network of its own; their schedules end with the last iteration."""
+    per_iteration = config.epochs * math.ceil(config.rollout_episodes / config.minibatch_episodes)
+    parameters = list(policy.named_parameters())
+    if config.estimator != "gae" or config.value.network == "shared":
+        num_updates = per_iteration * config.iterations
+        return {"policy": Optimizer(parameters, config.optim, num_updates=num_updates, what="policy")}
+    return {
+        "policy": Optimizer(
+            [(name, parameter) for name, parameter in parameters if not _is_of_critic(name)],
+            config.optim,
+            num_updates=per_iteration * max(0, config.iterations - config.value.warmup_iterations),
+            what="policy",
+        ),
+        "value": Optimizer(
+            [(name, parameter) for name, parameter in parameters if _is_of_critic(name)],
+            config.value.optim,
+            num_updates=per_iteration * config.iterations,
+            what="value network",
+        ),
+    }

@@ -22,40 +22,37 @@ def check_first_experience(
     reference: Reference,
     *,
     min_eos_rate: float,
-    starts_at_reference: bool = True,
     num_rows: int = 4,
 ) -> dict[str, float]:
     """What was measured, once nothing is wrong with the first experience.
 
-    Raises: TrainingError with the cause: padding changes logits, sampling and training disagree, the ratio is not 1,
-    the KL to itself is not 0, hardly a response ends, scores do not vary.
+    Raises: TrainingError with the cause: the policy is noisy, padding changes logits, the ratio is not 1, the KL to
+    itself is not 0, sampling and training disagree, hardly a response ends, scores do not vary.
     """
     dtype = policy.language_model.dtype
     inputs, mask = experience.inputs, experience.mask
-    rows = torch.linspace(0, len(mask) - 1, min(num_rows, len(mask)), device=mask.device).long().unique()
+    rows = torch.linspace(0, len(mask) - 1, min(num_rows, len(mask)), device=mask.device).long()
     with torch.no_grad():
         alone = torch.cat([policy.evaluate(inputs[row[None]]).logprobs for row in rows])
-        together = policy.evaluate(inputs[rows]).logprobs
+        together, again = (policy.evaluate(inputs[rows]).logprobs for _ in range(2))
     measured = {
+        "noise": _difference(together, again, mask[rows]),
         "padding": _difference(alone, together, mask[rows]),
         "ratio": _difference(together, experience.old_logprobs[rows], mask[rows]),
-        "reference": (
-            _difference(logprobs_in_parts(reference, inputs[rows], max_tokens=1 << 30), together, mask[rows])
-            if starts_at_reference
-            else (0.0, 0.0)
-        ),
+        "reference": _difference(logprobs_in_parts(reference, inputs[rows], max_tokens=1 << 30), together, mask[rows]),
         "sampler": (experience.metrics["sampler/logprob_max_difference"], 0.0),
     }
     causes = {
+        "noise": "the same tokens get other logprobs when they are evaluated again; is dropout on?",
         "padding": "a row's logprobs change with its neighbours, so the model does not treat padding rightly",
-        "ratio": "old and new logprobs differ before any update, so the ratio is not 1; is dropout on?",
+        "ratio": "the logprobs of the rollout are not those of the update, so the ratio is not 1 from the start",
         "reference": "policy and reference differ before any update, so the KL to itself is not 0; are they the same "
         "weights, at the same temperature?",
         "sampler": "the sampler's logprobs differ from the training pass's; its cache or positions are wrong for this "
         "architecture",
     }
     for name, (largest, mean) in measured.items():
-        if largest > TOLERANCE[dtype] or mean > MEAN_TOLERANCE[dtype]:
+        if not (largest <= TOLERANCE[dtype] and mean <= MEAN_TOLERANCE[dtype]):  # nor where they are NaN
             raise TrainingError(
                 f"before the first update: {causes[name]} (largest difference {largest:.2g} nats, mean {mean:.2g}; "
                 f"rounding explains {TOLERANCE[dtype]:g}). Please report this model's architecture"
@@ -64,13 +61,14 @@ def check_first_experience(
     if eos_rate < min_eos_rate:
         raise TrainingError(
             f"before the first update: only {eos_rate:.1%} of the responses end by themselves, expected at least "
-            f"{min_eos_rate:.1%}; raise rollout.max_response_tokens, train SFT with EOS, or, if a fixed length is meant, "
-            "set ppo.min_eos_rate = 0"
+            f"{min_eos_rate:.1%}; raise rollout.max_response_tokens, train SFT with EOS, or, if a fixed length is "
+            "meant, set ppo.min_eos_rate = 0"
         )
-    if experience.scores.unique().numel() == 1:
+    scores = experience.scores
+    if len(scores) > 1 and scores.min() == scores.max():
         raise TrainingError(
-            f"before the first update: all {len(experience.scores)} scores are {float(experience.scores[0]):g}, so "
-            "there is nothing to learn; look at the reward source, and at penalties that may hide it"
+            f"before the first update: all {len(scores)} scores are {float(scores[0]):g}, so there is nothing to "
+            "learn; look at the reward source, and at penalties that may hide it"
         )
     return {f"preflight/{name}": largest for name, (largest, _) in measured.items()}
 

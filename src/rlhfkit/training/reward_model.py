@@ -88,7 +88,7 @@ def train_reward_model(
             metrics.add("loss", loss, len(part))
             metrics.add("accuracy", (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum(), len(part))
             if denominator is not None:
-                (loss / denominator).backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(loss / denominator)
 
     @torch.no_grad()
     def validate(metrics: Metrics) -> None:
@@ -185,7 +185,7 @@ def normalization_of(raw_scores: Tensor) -> Normalization:
     std = float(raw_scores.std(correction=0))
     if std < 1e-6:
         raise RewardError(
-            f"the reward model gives all {len(raw_scores)} reference responses the score {float(raw_scores[0]):g}; train "
-            "it on more pairs, or look at reward_model.optim.learning_rate"
+            f"the reward model gives all {len(raw_scores)} reference responses the score {float(raw_scores[0]):g}; "
+            "train it on more pairs, or look at reward_model.optim.learning_rate"
         )
     return Normalization(mean=float(raw_scores.mean()), std=std)

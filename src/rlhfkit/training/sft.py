@@ -91,7 +91,7 @@ def train_sft(
         for part in minibatch:
             loss = -_logprobs(model, part).sum()
             metrics.add("loss", loss, int(part.targets.sum()))
-            (loss / num_learnt).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss / num_learnt)
 
     @torch.no_grad()
     def validate(metrics: Metrics) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from rlhfkit.config.schema import SupervisedConfig
-from rlhfkit.errors import TrainingError
+from rlhfkit.errors import DataError, TrainingError
 from rlhfkit.metrics import Metrics, RunLog
 from rlhfkit.progress import StageProgress
 from rlhfkit.seeding import derive_seed, shuffled
@@ -61,8 +61,11 @@ def train_supervised(
 ) -> dict[str, float]:
     """Run all updates from number `start` on; the last validation metrics.
 
-    Raises: TrainingError where a loss or a gradient is not finite; the last checkpoint is from before.
+    Raises: DataError where there are no rows; TrainingError where a loss or a gradient is not finite; the last
+    checkpoint is from before.
     """
+    if task.num_rows == 0:
+        raise DataError(f"the stage {task.stage} has no rows to learn from; give more data, or raise its max_tokens")
     per_epoch = math.ceil(task.num_rows / task.minibatch_rows)
     num_updates = per_epoch * config.epochs
     validate_every = max(1, num_updates // NUM_VALIDATIONS)
@@ -78,8 +81,8 @@ def train_supervised(
         loss = metrics.means()["loss"]
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss of stage {task.stage} is {loss} at iteration {iteration}; no update was made. Lower "
-                f"{task.stage}.optim.learning_rate"
+                f"the loss of stage {task.stage} is {loss} in iteration {iteration}, whose update was not made; lower "
+                "its optim.learning_rate"
             )
         grad_norm = optimizer.step()
         values = {**metrics.means(), "learning_rate": learning_rate, "grad_norm": grad_norm}
@@ -92,7 +95,7 @@ def train_supervised(
         progress.advance(1, task.detail({**validation, **values}))
         if time.monotonic() - last_save > 60 * config.checkpoint_minutes and iteration + 1 < num_updates:
             tensors = prefixed("module", trainable_tensors(task.module)) | prefixed("optimizer", optimizer.state())
-            checkpoints.save(iteration + 1, tensors, {"log": log.position(), "validation": validation})
+            checkpoints.save(iteration + 1, tensors, {"log": log.position()})
             last_save = time.monotonic()
     return validation
 

@@ -1,0 +1,129 @@
+"""Tiny models of many families, saved as real Hugging Face directories.
+
+Their weights are random but large: with the usual small ones every distribution would be nearly uniform, attention
+would hardly look anywhere, and a wrong mask or position would go unnoticed.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from rlhfkit.build import Builder
+from rlhfkit.config.schema import (
+    DataConfig,
+    LoraConfig,
+    PpoConfig,
+    PretrainedModelConfig,
+    Recipe,
+    RewardModelRewardConfig,
+    RolloutConfig,
+    RowsConfig,
+)
+from rlhfkit.models.language import LanguageModel
+from rlhfkit.models.loading import load_causal_lm, load_tokenizer
+from rlhfkit.models.template import Encoder
+from rlhfkit.rundir import RunDir
+
+CPU = torch.device("cpu")
+EOS, PAD = 256, 257
+VOCABULARY = 258
+CONTEXT = 64
+WINDOW = 6
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "gpt_neox": {},
+    "llama": {"num_key_value_heads": 2},
+    # The first layer looks everywhere, the second no further than the window.
+    "qwen2": {
+        "num_key_value_heads": 2,
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "max_window_layers": 1,
+    },
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": WINDOW},
+    "gemma": {"num_key_value_heads": 1, "head_dim": 8},
+    "phi3": {"num_key_value_heads": 2, "sliding_window": WINDOW},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+}
+WINDOWED = ("qwen2", "mistral", "phi3")
+
+
+def byte_tokenizer(**special_tokens: str) -> PreTrainedTokenizerFast:
+    """One token a byte; EOS 256 and PAD 257, unless `special_tokens` says otherwise."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **(special_tokens or {"eos_token": "<|eos|>", "pad_token": "<|pad|>"})
+    )
+
+
+def save_family(
+    family: str, directory: Path, *, tokenizer: PreTrainedTokenizerFast | None = None, seed: int = 0, **config: Any
+) -> Path:
+    """A causal language model of `family`, two layers of width 32, with its tokenizer in `directory`."""
+    tokenizer = tokenizer or byte_tokenizer()
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.3,
+        "init_std": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if family not in ("gpt2", "opt"):
+        settings["intermediate_size"] = 48
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **{**settings, **FAMILIES[family], **config})
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() < 2:  # norms and biases, which are born as ones and zeros
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def load(directory: Path, *, chat_template: str | None = None) -> LanguageModel:
+    """The language model in `directory`, as rlhfkit reads it."""
+    config = PretrainedModelConfig(path=str(directory))
+    tokenizer, _ = load_tokenizer(config)
+    model, _ = load_causal_lm(config, tokenizer, device=CPU, dtype=torch.float32)
+    return LanguageModel(model, Encoder(tokenizer, chat_template=chat_template))
+
+
+def builder(
+    model: Path,
+    run: Path,
+    *,
+    lora: LoraConfig | None = None,
+    ppo: PpoConfig | None = None,
+    rollout: RolloutConfig | None = None,
+) -> Builder:
+    """A builder for a recipe whose only stage is PPO on the model in a directory."""
+    recipe = Recipe(
+        name="tiny",
+        stages=("ppo",),
+        model=PretrainedModelConfig(path=str(model), device="cpu", lora=lora),
+        data=DataConfig(prompts=RowsConfig(path="prompts.jsonl"), max_prompt_tokens=24),
+        reward=RewardModelRewardConfig(type="reward_model", path="elsewhere"),
+        rollout=rollout or RolloutConfig(max_response_tokens=16),
+        ppo=ppo or PpoConfig(),
+    )
+    return Builder(recipe, RunDir(run))
+
+
+Directory = Callable[[str], Path]
