@@ -4,7 +4,7 @@ Their weights are random but large: with the usual small ones every distribution
 would hardly look anywhere, and a wrong mask or position would go unnoticed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rlhfkit.build import Builder
+from rlhfkit.build import Builder, kl_controller
 from rlhfkit.config.schema import (
     DataConfig,
     LoraConfig,
@@ -26,7 +26,12 @@ from rlhfkit.config.schema import (
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_tokenizer
 from rlhfkit.models.template import Encoder
+from rlhfkit.padding import Sequences
+from rlhfkit.records import Prompt
+from rlhfkit.rewards.source import ScoredText
+from rlhfkit.rollout.text import TextRollout
 from rlhfkit.rundir import RunDir
+from rlhfkit.training.ppo import PpoTrainer, optimizers_for
 
 CPU = torch.device("cpu")
 EOS, PAD = 256, 257
@@ -61,7 +66,7 @@ def byte_tokenizer(**special_tokens: str) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **(special_tokens or {"eos_token": "<|eos|>", "pad_token": "<|pad|>"})
+        tokenizer_object=tokenizer, **(special_tokens or {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"})
     )
 
 
@@ -85,9 +90,7 @@ def save_family(
     if family not in ("gpt2", "opt"):
         settings["intermediate_size"] = 48
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(family, **{**settings, **FAMILIES[family], **config})
-    )
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**settings, **FAMILIES[family], **config}))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() < 2:  # norms and biases, which are born as ones and zeros
@@ -124,6 +127,42 @@ def builder(
         ppo=ppo or PpoConfig(),
     )
     return Builder(recipe, RunDir(run))
+
+
+class Ascii:
+    """A reward that is seldom the same twice: how many letters are ASCII, and a little for the length."""
+
+    def score(self, episodes: Sequence[ScoredText]) -> torch.Tensor:
+        texts = [episode.response for episode in episodes]
+        return torch.tensor([sum(letter.isascii() for letter in text) + 0.1 * len(text) for text in texts])
+
+
+def ppo_trainer(
+    builder: Builder, *, prompts: Sequence[str] = ("a", "Once upon a time", "be", "There was")
+) -> PpoTrainer:
+    """A trainer as the pipeline makes it."""
+    policy, config, temperature = builder.policy(), builder.recipe.ppo, builder.recipe.rollout.temperature
+    model = policy.language_model
+    if builder.recipe.model.lora is None:
+        frozen = builder.language_model(builder.starting_point())
+
+    def reference(sequences: Sequences) -> torch.Tensor:
+        if builder.recipe.model.lora is None:
+            return frozen.logprobs(sequences, temperature=temperature)
+        with model.adapters_off():
+            return model.logprobs(sequences, temperature=temperature)
+
+    rollout = TextRollout(
+        policy,
+        reference,
+        Ascii(),
+        [model.encoder.encode(Prompt(text), max_tokens=24) for text in prompts],
+        rollout=builder.recipe.rollout,
+        ppo=config,
+        seed=0,
+    )
+    kl = kl_controller(config.kl)
+    return PpoTrainer(policy, rollout, config, optimizers_for(policy, config), 0, kl, kl.initial_coef)
 
 
 Directory = Callable[[str], Path]

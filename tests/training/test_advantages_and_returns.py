@@ -125,10 +125,13 @@ def test_score_stands_at_the_last_token_alone():
 def test_each_prompt_comes_group_size_times_in_a_row_and_all_before_one_comes_again():
     config = PpoConfig(estimator="rloo", group_size=2, rollout_episodes=8, minibatch_episodes=8)
     rollout = tiny.trainer(config).rollout
-    drawn = [prompt.text for iteration in range(4) for prompt in rollout._prompts_of(iteration)]
+    drawn = []
+    for iteration in range(4):
+        inputs = rollout.collect(iteration, kl_coef=0.0).inputs
+        drawn += [tuple(row[:n]) for row, n in zip(inputs.ids.tolist(), inputs.prompt_tokens.tolist(), strict=True)]
     assert drawn[::2] == drawn[1::2]
     epochs = [drawn[0:16:2], drawn[16::2]]  # 8 prompts, of which an iteration draws 4
-    assert [sorted(epoch) for epoch in epochs] == [sorted(prompt.text for prompt in tiny.prompts())] * 2
+    assert [sorted(epoch) for epoch in epochs] == [sorted(prompt.ids for prompt in tiny.prompts())] * 2
     assert epochs[0] != epochs[1]
 
 

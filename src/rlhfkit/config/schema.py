@@ -5,7 +5,7 @@ imports torch, so that `--help` and the check of a recipe are instant.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -220,6 +220,8 @@ class DataConfig(Section):
 
     directory: str = "."
     """Where relative paths start; itself relative to the working directory."""
+    path: str | tuple[str, ...] | None = None
+    """File(s) that every table below reads which names no `path` of its own."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """A bad row stops the run with its file and line, or is left out and counted."""
     max_prompt_tokens: PositiveInt = 256
@@ -238,6 +240,23 @@ class DataConfig(Section):
     """Pairs that measure the reward model, never trained on."""
     judge_preferences: SourceConfig | None = None
     """Pairs for `judge`, which the reward model never sees."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_path(cls, tables: Any) -> Any:
+        """Give `path` to the sources of rows that have none, so that nobody else needs to know of it."""
+        if not isinstance(tables, dict):
+            return tables
+        rows = {
+            name: source
+            for name, source in tables.items()
+            if isinstance(source, dict) and source.get("type", "rows") == "rows"
+        }
+        if "path" in tables:
+            return tables | {name: {"path": tables["path"], **source} for name, source in rows.items()}
+        if rows and all("path" not in source for source in rows.values()):
+            raise ValueError(f"no file is named for {', '.join(rows)}: give data.path=FILE, or a path in each table")
+        return tables
 
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -172,7 +172,7 @@ def _ready(model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device)
             model.resize_token_embeddings(len(tokenizer))
         notes.append(f"embeddings grew from {rows} to {len(tokenizer)} rows, for the tokens that were added")
     model.config.pad_token_id = tokenizer.pad_token_id
-    if model.generation_config is not None:
+    if model.can_generate() and model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -1,0 +1,237 @@
+"""AdamW over float32 masters, its schedule and its state."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from rlhfkit.config.schema import OptimConfig
+from rlhfkit.errors import TrainingError
+from rlhfkit.training.optim import Optimizer, learning_rate_factor
+
+
+class Two(nn.Module):
+    """A matrix and a vector."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.matrix = nn.Parameter(torch.randn(3, 4, generator=generator).to(dtype))
+        self.vector = nn.Parameter(torch.randn(4, generator=generator).to(dtype))
+
+
+def made(model, *, num_updates=10, **settings):
+    config = OptimConfig(**{"learning_rate": 0.1, "schedule": "constant", **settings})
+    return Optimizer(model.named_parameters(), config, num_updates=num_updates, what="model")
+
+
+def set_gradients(model, update, *, scale=1.0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(100 + update)
+    for parameter in model.parameters():
+        parameter.grad = (scale * torch.randn(parameter.shape, generator=generator)).to(dtype)
+
+
+def adamw_by_hand(weights, gradients, *, rates, decays, betas, eps, max_norm):
+    """Loshchilov & Hutter 2019, algorithm 2, on lists of numbers."""
+    first = [0.0] * len(weights)
+    second = [0.0] * len(weights)
+    norms = []
+    for update, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        norm = math.sqrt(sum(g * g for g in gradient))
+        norms.append(norm)
+        scale = min(1.0, max_norm / (norm + 1e-6))
+        for i, g in enumerate(gradient):
+            g *= scale
+            first[i] = betas[0] * first[i] + (1 - betas[0]) * g
+            second[i] = betas[1] * second[i] + (1 - betas[1]) * g * g
+            step = first[i] / (1 - betas[0] ** update) / (math.sqrt(second[i] / (1 - betas[1] ** update)) + eps)
+            weights[i] = weights[i] - rate * decays[i] * weights[i] - rate * step
+    return weights, norms
+
+
+def test_updates_equal_the_algorithm_written_out():
+    model = Two()
+    optimizer = made(
+        model,
+        schedule="linear",
+        warmup_share=0.2,
+        weight_decay=0.3,
+        adam_betas=(0.8, 0.95),
+        adam_eps=1e-3,
+        max_grad_norm=4.2,
+    )
+    start = torch.cat([model.matrix.detach().flatten(), model.vector.detach()]).tolist()
+    gradients, norms = [], []
+    for update in range(10):
+        set_gradients(model, update)
+        gradients.append(torch.cat([model.matrix.grad.flatten(), model.vector.grad]).tolist())
+        norms.append(optimizer.step())
+    weights, expected_norms = adamw_by_hand(
+        start,
+        gradients,
+        # 2 of 10 updates rise, 8 fall: 1/3 2/3 | 8/8 7/8 … 1/8
+        rates=[0.1 / 3, 0.2 / 3, *(0.1 * left / 8 for left in range(8, 0, -1))],
+        decays=[0.3] * 12 + [0.0] * 4,
+        betas=(0.8, 0.95),
+        eps=1e-3,
+        max_norm=4.2,
+    )
+    found = torch.cat([model.matrix.detach().flatten(), model.vector.detach()])
+    torch.testing.assert_close(found, torch.tensor(weights), atol=1e-5, rtol=1e-5)  # ten updates in float32
+    assert norms == pytest.approx(expected_norms, rel=1e-5)
+    assert max(norms) > 4.2 > min(norms)
+
+
+def test_gradients_are_gone_after_an_update():
+    model = Two()
+    optimizer = made(model)
+    set_gradients(model, 0)
+    optimizer.step()
+    assert model.matrix.grad is None
+    assert model.vector.grad is None
+
+
+def test_weight_decay_is_of_matrices_only():
+    model = Two()
+    before = model.matrix.detach().clone(), model.vector.detach().clone()
+    optimizer = made(model, weight_decay=0.5)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(model.matrix.detach(), 0.95 * before[0])
+    assert torch.equal(model.vector, before[1])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup_share", "expected"),
+    [
+        ("constant", 0.0, [1, 1, 1, 1]),
+        ("linear", 0.0, [1, 0.75, 0.5, 0.25]),
+        ("cosine", 0.0, [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
+        ("constant", 0.5, [1 / 3, 2 / 3, 1, 1]),
+        ("linear", 0.5, [1 / 3, 2 / 3, 1, 0.5]),
+        ("cosine", 0.5, [1 / 3, 2 / 3, 1, 0.5]),
+        ("linear", 1.0, [0.2, 0.4, 0.6, 0.8]),
+    ],
+)
+def test_schedules_have_these_values(schedule, warmup_share, expected):
+    config = OptimConfig(schedule=schedule, warmup_share=warmup_share)
+    assert [learning_rate_factor(config, update, 4) for update in range(4)] == pytest.approx(expected)
+
+
+# ── masters ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_small_updates_of_bfloat16_weights_add_up():
+    model = Two(torch.bfloat16)
+    with torch.no_grad():
+        model.vector.fill_(1.0)
+    optimizer = made(model, learning_rate=1e-6, adam_eps=1e-12, num_updates=3000)
+    for _ in range(3000):
+        model.vector.grad = torch.ones_like(model.vector)
+        optimizer.step()
+        if optimizer.updates_done == 1:
+            assert model.vector[0].item() == 1.0
+    # Adam's step is the learning rate while the gradient is constant: 1 - 3000 * 1e-6 = 0.997, and the next bfloat16
+    # below 1 is 0.99609375. A weight that is updated itself would have rounded every step away.
+    assert model.vector[0].item() == 0.99609375
+    assert model.vector.dtype == torch.bfloat16
+
+
+def test_bfloat16_weights_are_their_masters_rounded():
+    rough, exact = Two(torch.bfloat16), Two(torch.bfloat16).float()
+    optimizers = made(rough), made(exact)
+    for update in range(5):
+        for model, optimizer in zip((rough, exact), optimizers, strict=True):
+            set_gradients(model, update, dtype=next(model.parameters()).dtype)
+            if model is exact:  # the gradient that bfloat16 can hold
+                for parameter in model.parameters():
+                    parameter.grad = parameter.grad.bfloat16().float()
+            optimizer.step()
+    assert torch.equal(rough.matrix, exact.matrix.bfloat16())
+    assert torch.equal(rough.vector, exact.vector.bfloat16())
+
+
+def test_float32_weights_have_no_masters():
+    model = Two()
+    assert not [name for name in made(model).state() if name.endswith("master")]
+
+
+# ── state ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_optimizer_put_back_goes_on_bit_for_bit(dtype):
+    settings = {"schedule": "cosine", "weight_decay": 0.1}
+    model = Two(dtype)
+    optimizer = made(model, **settings)
+    for update in range(4):
+        set_gradients(model, update, dtype=dtype)
+        optimizer.step()
+
+    other = Two(dtype)
+    other.load_state_dict({name: weight.clone() for name, weight in model.state_dict().items()})
+    resumed = made(other, **settings)
+    resumed.load_state({name: tensor.clone() for name, tensor in optimizer.state().items()})
+    assert resumed.learning_rate == optimizer.learning_rate
+
+    for update in range(4, 8):
+        for each, its in ((model, optimizer), (other, resumed)):
+            set_gradients(each, update, dtype=dtype)
+            its.step()
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, dict(other.named_parameters())[name])
+    for name, tensor in optimizer.state().items():
+        assert torch.equal(tensor, resumed.state()[name]), name
+
+
+def test_a_fresh_state_can_be_put_back_too():
+    model = Two()
+    resumed = made(Two())
+    resumed.load_state(made(model).state())
+    assert resumed.updates_done == 0
+
+
+# ── refusals ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing(bad):
+    model = Two()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = made(model)
+    set_gradients(model, 0)
+    model.vector.grad[2] = bad
+    with pytest.raises(TrainingError, match=r"gradient of the model is (nan|inf) at update 0.*lower the learning rate"):
+        optimizer.step()
+    assert all(torch.equal(before[name], weight) for name, weight in model.named_parameters())
+    assert optimizer.updates_done == 0
+
+
+def test_frozen_weights_are_left_out():
+    model = Two()
+    model.matrix.requires_grad_(False)
+    before = model.matrix.clone()
+    optimizer = made(model, weight_decay=0.5)
+    model.vector.grad = torch.ones(4)
+    optimizer.step()
+    assert torch.equal(model.matrix, before)
+    assert set(optimizer.state()) == {"updates_done", "vector/step", "vector/exp_avg", "vector/exp_avg_sq"}
+
+
+@pytest.mark.gpu
+def test_an_optimizer_put_back_on_a_gpu_goes_on_bit_for_bit():
+    model, other = Two().cuda(), Two().cuda()
+    optimizer, resumed = made(model), made(other)
+    for update in range(4):
+        generator = torch.Generator().manual_seed(update)
+        if update == 2:
+            other.load_state_dict(model.state_dict())
+            resumed.load_state({name: tensor.cpu() for name, tensor in optimizer.state().items()})
+        for each, its in ((model, optimizer), (other, resumed))[: 1 + (update >= 2)]:
+            generator.manual_seed(update)
+            for parameter in each.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator).cuda()
+            its.step()
+    assert torch.equal(model.matrix, other.matrix)

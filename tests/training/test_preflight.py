@@ -1,0 +1,116 @@
+"""Each check before the first update fires on the fault that it is made for, and names it."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from rlhfkit.config.schema import PpoConfig, RolloutConfig
+from rlhfkit.errors import TrainingError
+from rlhfkit.models.language import TextPolicy
+from rlhfkit.models.policy import PolicyOutput
+from rlhfkit.training.preflight import check_first_experience
+from tests.training import tiny
+
+CONFIG = PpoConfig(rollout_episodes=8, minibatch_episodes=8)
+
+
+@pytest.fixture
+def trainer():
+    return tiny.trainer(CONFIG)
+
+
+def check(trainer, *, policy=None, reference=None, min_eos_rate=0.0, **changes):
+    experience = dataclasses.replace(trainer.rollout.collect(0, kl_coef=0.0), **changes)
+    return check_first_experience(
+        experience, policy or trainer.policy, reference or tiny.reference(), min_eos_rate=min_eos_rate
+    )
+
+
+class Shifted(TextPolicy):
+    """A policy whose logprobs are off by what `shift` says of its inputs."""
+
+    def __init__(self, policy, shift):
+        super().__init__(policy.language_model, policy.critic, temperature=policy.temperature)
+        self.shift = shift
+
+    def evaluate(self, inputs):
+        output = super().evaluate(inputs)
+        return PolicyOutput(output.logprobs + self.shift(inputs), output.entropy, output.values)
+
+
+def test_a_healthy_start_passes_and_tells_what_was_measured(trainer):
+    measured = check(trainer)
+    assert measured.keys() == {
+        "preflight/noise",
+        "preflight/padding",
+        "preflight/ratio",
+        "preflight/reference",
+        "preflight/sampler",
+    }
+    assert all(difference < 1e-5 for difference in measured.values())
+
+
+def test_dropout_is_named(trainer):
+    generator = torch.Generator().manual_seed(0)
+    noisy = Shifted(trainer.policy, lambda inputs: 0.1 * torch.randn(inputs.mask.shape, generator=generator))
+    with pytest.raises(TrainingError, match="before the first update: the same tokens get other logprobs .* dropout"):
+        check(trainer, policy=noisy)
+
+
+def test_a_model_that_sees_its_padding_is_named(trainer):
+    # A row alone has no padding; among others it has.
+    sees_padding = Shifted(trainer.policy, lambda inputs: 0.1 * (inputs.ids == tiny.PAD).sum(1, keepdim=True))
+    with pytest.raises(TrainingError, match=r"change with its neighbours.* padding .*\(largest difference 0\.\d+ nats"):
+        check(trainer, policy=sees_padding)
+
+
+def test_a_policy_that_is_not_the_one_of_the_rollout_is_named(trainer):
+    with pytest.raises(TrainingError, match="ratio is not 1 from the start"):
+        check(trainer, policy=Shifted(trainer.policy, lambda inputs: 0.01))
+
+
+def test_another_temperature_in_the_update_is_named(trainer):
+    cooler = TextPolicy(trainer.policy.language_model, trainer.policy.critic, temperature=0.7)
+    with pytest.raises(TrainingError, match="ratio is not 1 from the start"):
+        check(trainer, policy=cooler)
+
+
+def test_another_reference_is_named(trainer):
+    with pytest.raises(TrainingError, match="policy and reference differ .* KL to itself is not 0"):
+        check(trainer, reference=tiny.reference(1))
+
+
+def test_another_temperature_of_the_reference_is_named(trainer):
+    with pytest.raises(TrainingError, match="policy and reference differ .* same temperature"):
+        check(trainer, reference=tiny.reference(temperature=0.7))
+
+
+def test_a_sampler_of_another_distribution_is_named(trainer):
+    trainer.rollout.rollout = RolloutConfig(max_response_tokens=8, temperature=0.7)
+    with pytest.raises(TrainingError, match="sampler's logprobs differ from the training pass's"):
+        check(trainer)
+
+
+def test_logprobs_that_are_nan_do_not_pass(trainer):
+    with pytest.raises(TrainingError, match="largest difference nan"):
+        check(trainer, policy=Shifted(trainer.policy, lambda inputs: torch.nan))
+
+
+def test_responses_that_do_not_end_are_named(trainer):
+    with pytest.raises(TrainingError, match=r"only 37\.5% of the responses end by themselves, expected at least 60\.0%"):
+        check(trainer, min_eos_rate=0.6)
+    check(trainer, min_eos_rate=0.3)
+
+
+def test_scores_that_are_all_the_same_are_named(trainer):
+    with pytest.raises(TrainingError, match="all 8 scores are 2, so there is nothing to learn"):
+        check(trainer, scores=torch.full((8,), 2.0))
+
+
+def test_rounding_in_bfloat16_passes():
+    trainer = tiny.trainer(CONFIG)
+    trainer.policy.language_model.to(torch.bfloat16)
+    frozen = tiny.language_model(dtype=torch.bfloat16)
+    trainer.rollout.reference = lambda sequences: frozen.logprobs(sequences, temperature=1.0)
+    check(trainer, reference=trainer.rollout.reference)
