@@ -247,7 +247,8 @@ def test_commands_on_a_run_need_a_run(invoke, command):
 def test_evaluate_hands_the_run_to_the_pipeline(invoke, pipeline, tmp_path):
     calls = []
     pipeline.evaluate = calls.append
-    (tmp_path / "config.json").write_text("{}")
+    for name in ("config.json", "recipe.toml"):
+        (tmp_path / name).touch()
     code, output, _ = invoke("evaluate", str(tmp_path))
     assert (code, calls) == (0, [tmp_path])
     assert output.startswith(f"{tmp_path} holds")
@@ -257,5 +258,6 @@ def test_report_prints_where_the_report_is(invoke, monkeypatch, tmp_path):
     fake = ModuleType("rlhfkit.evaluation.report")
     fake.write_report = lambda run: run.report
     monkeypatch.setitem(sys.modules, "rlhfkit.evaluation.report", fake)
-    (tmp_path / "config.json").write_text("{}")
+    for name in ("config.json", "recipe.toml"):
+        (tmp_path / name).touch()
     assert invoke("report", str(tmp_path)) == (0, f"{tmp_path / 'report.html'}\n", "")

@@ -21,6 +21,7 @@ LAYERS = [
     ["rollout"],
     ["training", "evaluation", "feedback"],
     ["build"],
+    ["inputs"],
     ["pipeline"],
     ["cli", "__main__"],
 ]

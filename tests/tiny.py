@@ -56,7 +56,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {"num_key_value_heads": 2, "sliding_window": WINDOW},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
 }
-WINDOWED = ("qwen2", "mistral", "phi3")
+# Further architectures, for what is peculiar to them: logits that are capped, or scaled.
+MORE_FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "final_logit_softcapping": 2.0,
+        "attn_logit_softcapping": 3.0,
+        "query_pre_attn_scalar": 8,
+    },
+    "cohere": {"num_key_value_heads": 2, "logit_scale": 0.25},
+    "granite": {"num_key_value_heads": 2, "logits_scaling": 4.0},
+}
 
 
 def byte_tokenizer(**special_tokens: str) -> PreTrainedTokenizerFast:
@@ -90,7 +102,9 @@ def save_family(
     if family not in ("gpt2", "opt"):
         settings["intermediate_size"] = 48
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**settings, **FAMILIES[family], **config}))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **{**settings, **{**FAMILIES, **MORE_FAMILIES}[family], **config})
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() < 2:  # norms and biases, which are born as ones and zeros

@@ -1,5 +1,6 @@
 """Recipe → live objects; the only place that looks at `type`."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from rlhfkit.config.schema import (
     RewardConfig,
     RewardModelRewardConfig,
     ScratchModelConfig,
+    Stage,
 )
 from rlhfkit.device import choose_device, choose_dtype
 from rlhfkit.errors import ConfigError
 from rlhfkit.models.attention import implementation_for
+from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokenizer
 from rlhfkit.models.lora import add_lora
@@ -52,6 +55,53 @@ class Builder:
     def __post_init__(self) -> None:
         self.device = choose_device(self.recipe.model.device)
         self.dtype = choose_dtype(self.recipe.model.dtype)
+
+    # ── before anything is trained ───────────────────────────────────────────────────────────────────────────────────
+
+    def check_start(self, stages: Collection[Stage]) -> Encoder | None:
+        """Tokenizer and template of the model that `stages` begin with, whose weights are not read yet.
+
+        None where the run makes it out of nothing.
+        Raises: ModelError, ConfigError where model and recipe will not do.
+        """
+        model = self.recipe.model
+        if isinstance(model, ScratchModelConfig) and "pretrain" in stages:
+            if model.chat_template is not None:
+                read_template(model.chat_template)
+            if stages != ["pretrain"]:
+                self._check_lengths(model.context_tokens)
+            return None
+        source = self.source_of() if "sft" in stages else self.starting_point()
+        config = inspect_model(
+            source.path,
+            setting="model.path",
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+        )
+        self._check_lengths(context_of(config))
+        return self.encoder(source)
+
+    def early_rewards(self, config: RewardConfig, *, setting: str) -> list[RewardSource]:
+        """The parts of a reward that can be had already; of models that others made, the files are checked.
+
+        Raises: as `reward`.
+        """
+        from rlhfkit.rewards.model import choose_output
+
+        match config:
+            case MixRewardConfig():
+                parts = [(f"{setting}.parts[{index}].source", part.source) for index, part in enumerate(config.parts)]
+                return [source for name, part in parts for source in self.early_rewards(part, setting=name)]
+            case RewardModelRewardConfig(path=None) | BagOfWordsRewardConfig(path=None):
+                return []
+            case RewardModelRewardConfig(path=str(path)):
+                found = inspect_model(path, setting=f"{setting}.path")
+                if read_normalization(path) is None:
+                    choose_output(found, config)
+                load_tokenizer(PretrainedModelConfig(path=path), needs_eos=False)
+                return []
+            case _:
+                return [self.reward(config)]
 
     # ── language models ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -87,7 +137,7 @@ class Builder:
             language_model = LanguageModel(add_lora(model, self.recipe.model.lora), encoder)
         else:
             language_model = LanguageModel(model, encoder)
-        self._check_lengths(language_model)
+        self._check_lengths(language_model.context_tokens)
         return language_model
 
     def scratch_model(self, texts: list[str]) -> LanguageModel:
@@ -116,8 +166,7 @@ class Builder:
         )
         return LanguageModel(model, encoder).to(self.device, self.dtype).eval()
 
-    def _check_lengths(self, model: LanguageModel) -> None:
-        context = model.context_tokens
+    def _check_lengths(self, context: int | None) -> None:
         prompt, response = self.recipe.data.max_prompt_tokens, self.recipe.rollout.max_response_tokens
         if context is not None and prompt + response > context:
             raise ConfigError(
@@ -168,13 +217,7 @@ class Builder:
     def _value_network(self, encoder: Encoder) -> ValueNetwork:
         init = self.recipe.ppo.value.init
         own = self.run.model("reward_model")
-        if init == "auto":
-            init = "reward_model" if own.exists() else "policy"
-        if init == "reward_model" and not own.exists():
-            raise ConfigError(
-                'ppo.value.init = "reward_model", but the run has no stage "reward_model"; add it, or choose "policy"'
-            )
-        if init == "reward_model":
+        if init == "reward_model" or (init == "auto" and own.exists()):
             normalization = read_normalization(own)
             assert normalization is not None
             classifier = self._classifier(str(own), encoder, fresh_head=False)

@@ -3,6 +3,7 @@
 Nothing but typer is imported before a command runs, so that `--help` answers at once.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory,
 
 def main() -> None:
     """Run the command line; exit code 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each retry of a download is a line of its own
     try:
         app(prog_name="rlhfkit")
     except Exception as error:
@@ -214,9 +216,10 @@ def _existing_run(path: Path) -> "RunDir":
     from rlhfkit.rundir import RunDir
 
     run = RunDir(path)
-    if not run.config.exists():
+    if not run.is_run():
+        missing = run.recipe if run.config.exists() else run.config
         raise CheckpointError(
-            f"{path} is not a run directory, as it has no {run.config.name}; "
+            f"{path} is not a run directory, as it has no {missing.name}; "
             f"make one with: rlhfkit run RECIPE --run-dir {shlex.quote(str(path))}"
         )
     return run

@@ -14,7 +14,7 @@ import torch
 
 from rlhfkit.build import Builder, kl_controller
 from rlhfkit.config.load import LoadedRecipe, resolved_json
-from rlhfkit.config.schema import PretrainedModelConfig, Recipe, RolloutConfig, RowsConfig, SourceConfig, Stage
+from rlhfkit.config.schema import PretrainedModelConfig, Recipe, RolloutConfig, RowsConfig, Stage
 from rlhfkit.data import (
     Loaded,
     find_overlap,
@@ -29,11 +29,13 @@ from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError
 from rlhfkit.evaluation.evaluate import compare
 from rlhfkit.evaluation.report import write_report
 from rlhfkit.feedback.simulated import SimulatedAnnotators
+from rlhfkit.inputs import Inputs
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
+from rlhfkit.models.inspection import context_of
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_tokenizer, quiet_transformers
-from rlhfkit.models.lora import merged
+from rlhfkit.models.lora import merged, unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.models.template import EncodedPrompt, Encoder
 from rlhfkit.padding import Sequences
@@ -66,10 +68,16 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
     """
     run_dir = RunDir(directory)
     _refuse_other_directories(run_dir)
+    if not fresh:
+        _refuse_other_settings(run_dir, loaded.recipe)
+    # Before anything is written, so that a mistake leaves no run, and removes none.
+    inputs = Inputs(loaded.recipe, Builder(loaded.recipe, run_dir))
+    finished = {} if fresh else run_dir.finished_stages()
+    inputs.check([stage for stage in loaded.recipe.stages if stage not in finished])
     with _locked(run_dir):
         _prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir) as log:
-            pipeline = Pipeline(loaded.recipe, run_dir, log, progress or Progress())
+            pipeline = Pipeline(inputs, run_dir, log, progress or Progress())
             for stage in loaded.recipe.stages:
                 pipeline.do(stage)
         write_report(run_dir)
@@ -78,8 +86,16 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
 def _refuse_other_directories(run: RunDir) -> None:
     """Nothing may be written, not even the lock, among files that are no run's."""
     path = run.path
-    if path.exists() and not run.config.exists() and not (path.is_dir() and set(path.iterdir()) <= {run.lock}):
+    if path.exists() and not run.is_run() and not (path.is_dir() and set(path.iterdir()) <= {run.lock}):
         raise CheckpointError(f"{path} exists and is not a run directory; choose another --run-dir")
+
+
+def _refuse_other_settings(run: RunDir, recipe: Recipe) -> None:
+    if run.config.exists() and run.config.read_text(encoding="utf-8") != resolved_json(recipe):
+        raise CheckpointError(
+            f"{run.path} holds a run of other settings ({_first_difference(_recipe_of(run), recipe)}); choose "
+            "another --run-dir, or start over here with --fresh"
+        )
 
 
 def _prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:
@@ -87,30 +103,34 @@ def _prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:
 
     Raises: CheckpointError where the directory holds a run of other settings.
     """
-    config = resolved_json(loaded.recipe)
     if fresh:
         # If this is cut short, nothing may look finished, and it must still look like a run.
-        for path in sorted(run.path.iterdir(), key=lambda path: (path == run.config, path != run.stages)):
+        for path in sorted(run.path.iterdir(), key=lambda path: (path in (run.config, run.recipe), path != run.stages)):
             if path.is_dir():
                 shutil.rmtree(path)
             elif path != run.lock:
                 path.unlink()
-    elif run.config.exists() and run.config.read_text(encoding="utf-8") != config:
-        raise CheckpointError(
-            f"{run.path} holds a run of other settings ({_first_difference(run.config, config)}); choose another "
-            "--run-dir, or start over here with --fresh"
-        )
-    write_atomically(run.config, config)
+    else:
+        _refuse_other_settings(run, loaded.recipe)  # again, now that nobody else writes here
+    write_atomically(run.config, resolved_json(loaded.recipe))
     write_atomically(run.recipe, loaded.text)
 
 
-def _first_difference(path: Path, config: str) -> str:
-    try:
-        theirs = Recipe.model_validate_json(path.read_text(encoding="utf-8")).model_dump()
-    except ValueError:
-        return "its config.json cannot be read by this version"
-    ours = Recipe.model_validate_json(config).model_dump()
+def _recipe_of(run: RunDir) -> Recipe:
+    """The recipe of a run.
 
+    Raises: CheckpointError where this version does not understand it.
+    """
+    try:
+        return Recipe.model_validate_json(run.config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{run.config} cannot be read by this version of rlhfkit; choose another --run-dir, or start over here "
+            "with --fresh"
+        ) from error
+
+
+def _first_difference(theirs: Recipe, ours: Recipe) -> str:
     def differing(a: Any, b: Any, name: str) -> Iterator[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             for key in {**a, **b}:
@@ -118,7 +138,7 @@ def _first_difference(path: Path, config: str) -> str:
         elif a != b:
             yield f"{name} was {a!r}, is now {b!r}"
 
-    return next(differing(theirs, ours, ""), "only the order differs")
+    return next(differing(theirs.model_dump(), ours.model_dump(), ""), "only the order differs")
 
 
 @contextmanager
@@ -146,15 +166,15 @@ def _locked(run: RunDir) -> Iterator[None]:
 class Pipeline:
     """One run: what the stages share."""
 
-    recipe: Recipe
+    inputs: Inputs
     run: RunDir
     log: RunLog
     progress: Progress
 
     def __post_init__(self) -> None:
-        self.builder = Builder(self.recipe, self.run)
+        self.recipe, self.builder = self.inputs.recipe, self.inputs.builder
         self.manifest = Manifest(self.run, seed=self.recipe.seed, device=self.builder.device)
-        self._told = 0
+        self._said: set[str] = set()
 
     def do(self, stage: Stage) -> None:
         """Run one stage, unless it is finished."""
@@ -248,7 +268,8 @@ class Pipeline:
         self._tell_notes()
 
         def encoded(preferences: Sequence[Preference]) -> list[EncodedPair]:
-            return encode_pairs(preferences, model, max_tokens=config.max_tokens, use_margin=config.use_margin)
+            max_tokens = _within_context(config.max_tokens, model)
+            return encode_pairs(preferences, model, max_tokens=max_tokens, use_margin=config.use_margin)
 
         metrics = train_reward_model(
             model, encoded(train), config, stage="reward_model", **self._training("reward_model")
@@ -278,7 +299,8 @@ class Pipeline:
             return {"num_pairs": len(preferences)}
         config = self.recipe.reward_model
         model = self.builder.fresh_reward_model(name="judge")
-        pairs = encode_pairs(preferences, model, max_tokens=config.max_tokens, use_margin=config.use_margin)
+        max_tokens = _within_context(config.max_tokens, model)
+        pairs = encode_pairs(preferences, model, max_tokens=max_tokens, use_margin=config.use_margin)
         metrics = train_reward_model(model, pairs, config, stage="judge", **self._training("judge"))
         with write_directory_atomically(self.run.model("judge")) as directory:
             model.save(directory, normalization=self._normalization(model))
@@ -381,18 +403,24 @@ class Pipeline:
         return Checkpoints(self.run.checkpoints / stage, warn=self.progress.warn)
 
     def _load(self, name: str, load: Callable[..., Loaded[T]]) -> Loaded[T]:
-        source: SourceConfig | None = getattr(self.recipe.data, name)
-        assert source is not None  # the recipe's own check saw to it
-        data = self.recipe.data
-        loaded = load(source, directory=data.directory, on_bad_row=data.on_bad_row, seed=self.recipe.seed)
+        loaded = self.inputs.load(name, load)
         self.manifest.add_data(
             {"use": name, "path": str(file.path), "sha256": file.sha256, "num_rows": file.num_rows}
             for file in loaded.sources
         )
         if loaded.skipped:
-            self.progress.warn(f"data.{name}: {len(loaded.skipped)} bad rows left out, the first: {loaded.skipped[0]}")
+            self._once(
+                self.progress.warn,
+                f"data.{name}: {len(loaded.skipped)} bad rows left out, the first: {loaded.skipped[0]}",
+            )
             self.manifest.add_stage("data", **{f"{name}_skipped": len(loaded.skipped)})
         return loaded
+
+    def _once(self, say: Callable[[str], None], text: str) -> None:
+        """Several stages may read the same data."""
+        if text not in self._said:
+            say(text)
+        self._said.add(text)
 
     def _prompts(self, name: str, encoder: Encoder) -> list[EncodedPrompt]:
         return self._encoded(self._load(name, load_prompts).records, encoder, name)
@@ -402,7 +430,9 @@ class Pipeline:
         encoded = [encoder.encode(prompt, max_tokens=limit) for prompt in prompts]
         num_cut = sum(prompt.was_cut for prompt in encoded)
         if num_cut:
-            self.progress.note(f"data.{name}: {num_cut} of {len(encoded)} prompts were cut to {limit} tokens")
+            self._once(
+                self.progress.note, f"data.{name}: {num_cut} of {len(encoded)} prompts were cut to {limit} tokens"
+            )
         self.manifest.add_stage("data", **{f"{name}_num": len(encoded), f"{name}_cut": num_cut})
         return encoded
 
@@ -457,14 +487,14 @@ class Pipeline:
         self.manifest.add_model(name, str(self.run.model(name)), template=model.encoder.template_hash)
 
     def _tell_notes(self) -> None:
-        for note in self.builder.notes[self._told :]:
-            self.progress.note(note)
-        self._told = len(self.builder.notes)
+        for note in self.builder.notes:
+            self._once(self.progress.note, note)
 
 
-def _within_context(max_tokens: int, model: LanguageModel) -> int:
+def _within_context(max_tokens: int, model: LanguageModel | RewardModel) -> int:
     """`max_tokens`, or as many as the model's positions allow if that is less."""
-    return min(max_tokens, model.context_tokens or max_tokens)
+    network = model.causal_lm if isinstance(model, LanguageModel) else model.classifier
+    return min(max_tokens, context_of(unwrapped(network).config) or max_tokens)
 
 
 def save_language_model(model: LanguageModel, directory: Path) -> None:
@@ -482,13 +512,15 @@ def evaluate(directory: Path) -> None:
     Raises: CheckpointError where the run has no policy yet.
     """
     run_dir = RunDir(directory)
-    recipe = Recipe.model_validate_json(run_dir.config.read_text(encoding="utf-8"))
+    recipe = _recipe_of(run_dir)
     if not run_dir.model("policy").exists():
         raise CheckpointError(f"{directory} has no policy yet; finish it with: rlhfkit run {recipe.name}")
     if recipe.data.test_prompts is None:
         raise ConfigError(f"the recipe of {directory} has no data.test_prompts, so there is nothing to evaluate on")
+    inputs = Inputs(recipe, Builder(recipe, run_dir))
+    inputs.check(["evaluate"])
     with _locked(run_dir), RunLog(run_dir) as log:
-        Pipeline(recipe, run_dir, log, Progress()).evaluate()
+        Pipeline(inputs, run_dir, log, Progress()).evaluate()
         write_report(run_dir)
 
 
@@ -510,8 +542,8 @@ def generate(
     run_dir = RunDir(directory)
     rollout = RolloutConfig(max_response_tokens=128)
     source = PretrainedModelConfig(path=str(directory))
-    if run_dir.config.exists():
-        recipe = Recipe.model_validate_json(run_dir.config.read_text(encoding="utf-8"))
+    if run_dir.is_run():
+        recipe = _recipe_of(run_dir)
         names: tuple[ModelName, ...] = ("policy", "sft", "base")
         made = [run_dir.model(name) for name in names if run_dir.model(name).exists()]
         if not made:

@@ -37,6 +37,10 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.lock = self.path / "lock"
 
+    def is_run(self) -> bool:
+        """Whether a run has begun here; a model's directory has a `config.json` too."""
+        return self.config.exists() and self.recipe.exists()
+
     def model(self, name: ModelName) -> Path:
         """Directory of a model that the run makes; Hugging Face format, except the judge's."""
         return self.path / name

@@ -11,7 +11,7 @@ __all__ = ["capture_rng", "derive_seed", "restore_rng", "seed_everything", "shuf
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for one use, such as derive_seed(seed, "rollout", iteration, episode).
+    """A 63-bit seed for one use, named after the recipe's seed as in `seed, "rollout", iteration, episode`.
 
     The same names give the same seed in any process and order, so a resumed run draws what the killed one would have.
     """

@@ -17,6 +17,7 @@ path = "some/model"
 [data.demonstrations]
 path = "demonstrations.jsonl"
 """
+OWN_PATHS = ["model.path=some/model", "data.path=some.jsonl"]
 
 
 @pytest.fixture
@@ -59,15 +60,15 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_is(summary):
     try:
         assert load_recipe(summary.name).recipe.name == summary.name
     except ConfigError as error:
-        # A recipe may leave the choice of a model to the person who runs it, and nothing else.
+        # A recipe may leave the choice of a model and of its data to the person who runs it, and nothing else.
         assert "model.path is required" in str(error)
-        assert load_recipe(summary.name, ["model.path=some/model"]).recipe.name == summary.name
+        assert load_recipe(summary.name, OWN_PATHS).recipe.name == summary.name
 
 
 @pytest.mark.parametrize("summary", list_recipes(), ids=lambda summary: summary.name)
 def test_a_shipped_recipe_can_be_copied(summary, tmp_path):
     (tmp_path / "mine.toml").write_text(recipe_text(summary.name))
-    overrides = [] if '"scratch"' in recipe_text(summary.name) else ["model.path=some/model"]
+    overrides = [] if '"scratch"' in recipe_text(summary.name) else OWN_PATHS
     assert load_recipe(tmp_path / "mine.toml", overrides).recipe == load_recipe(summary.name, overrides).recipe
 
 

@@ -128,14 +128,45 @@ def test_pairs_that_the_run_collects_need_no_file():
 def test_ppo_needs_a_reward_model_or_another_reward():
     assert 'add the stage "reward_model" or set reward.path' in fault(stages=["ppo"])
     own = {"type": "mix", "parts": [{"source": {"type": "reward_model"}}]}
-    assert 'add the stage "reward_model" or set reward.path' in fault(stages=["ppo"], reward=own)
+    assert 'the stage "reward_model" or set reward.parts[0].source.path' in fault(stages=["ppo"], reward=own)
     assert recipe(stages=["ppo"], reward={"type": "function", "function": "rewards:length"})
     assert recipe(stages=["ppo"], reward={"type": "reward_model", "path": "some/model"})
 
 
 def test_evaluation_needs_a_judge():
-    assert 'add the stage "judge" or set evaluation.judge' in fault(stages=["evaluate"])
-    assert recipe(stages=["evaluate"], evaluation={"judge": {"type": "lexicon", "path": "words.txt"}})
+    reward, lexicon = {"type": "grammar"}, {"type": "lexicon", "path": "words.txt"}
+    stages = ["ppo", "evaluate"]
+    assert 'add the stage "judge" or set evaluation.judge' in fault(stages=stages, reward=reward)
+    assert recipe(stages=stages, reward=reward, evaluation={"judge": lexicon})
+    own = {"judge": {"type": "reward_model"}}
+    message = fault(stages=stages, reward=reward, evaluation=own)
+    assert 'add the stage "reward_model" or set evaluation.judge.path' in message
+
+
+def test_evaluation_needs_a_policy_to_evaluate():
+    assert 'add the stage "ppo"' in fault(stages=["evaluate"], evaluation={"judge": {"type": "grammar"}})
+
+
+def test_a_bag_of_words_of_this_run_needs_the_judge_that_is_one():
+    own = {"type": "bag_of_words"}
+    message = 'add the stage "judge" with judge.type = "bag_of_words" or set reward.path'
+    assert message in fault(stages=["sft", "ppo"], reward=own)
+    assert message in fault(stages=["judge", "ppo"], reward=own, judge={"type": "reward_model"})
+    assert recipe(stages=["judge", "ppo"], reward=own)
+    assert recipe(stages=["ppo"], reward=own | {"path": "some/judge"})
+
+
+def test_a_critic_that_starts_from_the_reward_model_needs_one():
+    reward, ppo = {"type": "grammar"}, {"value": {"init": "reward_model"}}
+    assert 'add the stage "reward_model" or choose "policy"' in fault(stages=["ppo"], reward=reward, ppo=ppo)
+    assert recipe(stages=["reward_model", "ppo"], reward=reward, ppo=ppo)
+
+
+def test_a_response_without_eos_is_scored_anew_or_penalised_but_not_both():
+    with pytest.raises(ValidationError, match=r"missing_eos_score -1 replaces .*; set one of the two"):
+        PpoConfig(missing_eos_score=-1.0, missing_eos_penalty=0.5)
+    assert PpoConfig(missing_eos_score=-1.0)
+    assert PpoConfig(missing_eos_penalty=0.5)
 
 
 def test_all_faults_between_sections_are_named_at_once():

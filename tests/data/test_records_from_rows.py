@@ -125,18 +125,18 @@ PAIR = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
         (load_prompts, {"prompt": []}, 'column "prompt" is empty; expected a list of messages'),
         (load_prompts, {"prompt": [{"role": "user", "content": " "}]}, "the prompt is empty"),
         (load_prompts, {"messages": [ANSWER]}, "the prompt is empty"),
-        (load_prompts, {"messages": "Hi"}, "column \"messages\" is of type str, 'Hi'; expected a list of messages"),
+        (load_prompts, {"messages": "Hi"}, "column \"messages\" is the text 'Hi'; expected a list of messages"),
         (load_prompts, {"prompt": [USER, ANSWER]}, "the prompt ends with a turn of the assistant; expected the user"),
-        (load_prompts, {"prompt": ["Hi"]}, r"prompt\[1\] is of type str, 'Hi'; expected a message"),
+        (load_prompts, {"prompt": ["Hi"]}, r"prompt\[1\] is the text 'Hi'; expected a message"),
         (load_prompts, {"prompt": [{"role": "tool", "content": "x"}]}, r"prompt\[1\] has the role 'tool'; expected"),
         (load_prompts, {"prompt": [{"role": "user"}]}, r'"prompt\[1\].content" is empty; expected text'),
-        (load_prompts, {"text": "A whole text."}, r"a whole text, where a prompt is needed; .*beginning_words"),
+        (load_prompts, {"text": "A whole text."}, r"nothing says where the prompt ends; .*beginning_words"),
         (load_demonstrations, {"prompt": "Hi"}, 'no response; the row has prompt; expected "completion"'),
         (load_demonstrations, {"prompt": "Hi", "completion": " "}, "the response is empty"),
         (
             load_demonstrations,
             {"prompt": "Hi", "completion": 3},
-            "column \"completion\" is of type int, '3'; expected text",
+            'column "completion" is the number 3; expected text',
         ),
         (load_demonstrations, {"prompt": "Hi", "completion": [USER]}, "ends with a turn of the user"),
         (load_demonstrations, {"prompt": "Ho", "completion": [USER, ANSWER]}, "before the response are not the prompt"),
@@ -275,7 +275,7 @@ def test_real_dialogues_of_anthropic_are_read_and_the_odd_ones_named():
     for preference in loaded.records:
         roles = [turn.role for turn in preference.prompt.content]
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
-    with pytest.raises(DataError, match=r":87: the chosen response is empty; .*8 further bad rows among the 2312 read"):
+    with pytest.raises(DataError, match=r":87: the chosen response is empty; .*\(9 bad rows of 2312; mend them"):
         load_preferences(RowsConfig(path=HH), directory=SHARED)
 
 

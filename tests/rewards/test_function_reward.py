@@ -32,6 +32,12 @@ def raises(prompts, responses):
 def _fail(responses):
     return [int(response) for response in responses]
 
+def speaks(prompts, responses):
+    raise ValueError("one\\n  two")
+
+def exits(prompts, responses):
+    raise SystemExit(0)
+
 def nothing(prompts, responses):
     pass
 
@@ -58,10 +64,11 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "broken_syntax.py").write_text("x = 1\ndef f(:\n")
     (tmp_path / "broken_import.py").write_text("\nimport a_module_that_nobody_has\n")
     (tmp_path / "broken_body.py").write_text("\n\n1 / 0\n")
+    (tmp_path / "broken_exit.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield lambda function: FunctionReward(FunctionRewardConfig(type="function", function=function))
-    for name in ("my_rewards", "broken_syntax", "broken_import", "broken_body"):
+    for name in ("my_rewards", "broken_syntax", "broken_import", "broken_body", "broken_exit"):
         sys.modules.pop(name, None)
 
 
@@ -99,6 +106,16 @@ def test_missing_column_names_the_row_and_its_columns(build, make_episodes):
         build("my_rewards:matches").score(make_episodes("a", topic=["t"], grade=[1]))
 
 
+def test_words_of_an_exception_stay_on_one_line(build, make_episodes):
+    with pytest.raises(RewardError, match=r"my_rewards:speaks raised ValueError: one two \(at"):
+        build("my_rewards:speaks").score(make_episodes("abc"))
+
+
+def test_a_function_that_exits_does_not_end_the_run_as_if_it_were_done(build, make_episodes):
+    with pytest.raises(RewardError, match=r"my_rewards:exits raised SystemExit: 0 \(at .*my_rewards\.py:"):
+        build("my_rewards:exits").score(make_episodes("abc"))
+
+
 def test_exception_names_function_error_and_line(build, make_episodes):
     line = MODULE.splitlines().index("    return [int(response) for response in responses]") + 1
     with pytest.raises(RewardError, match=rf"my_rewards:raises raised ValueError.*'abc'.*my_rewards\.py:{line}\)"):
@@ -108,9 +125,9 @@ def test_exception_names_function_error_and_line(build, make_episodes):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("nothing", "my_rewards:nothing returned NoneType"),
+        ("nothing", "my_rewards:nothing returned None, not a list of numbers"),
         ("not_a_number", "my_rewards:not_a_number returned nan"),
-        ("too_few", r"my_rewards:too_few returned scores of shape \(1,\) for 2"),
+        ("too_few", r"my_rewards:too_few returned 1 score for 2 responses"),
     ],
 )
 def test_bad_scores_name_the_function(build, make_episodes, function, words):
@@ -124,7 +141,7 @@ def test_bad_scores_name_the_function(build, make_episodes, function, words):
         ("no_such_module:length", "no module 'no_such_module'"),
         ("my_rewards.inner:length", "no module 'my_rewards.inner'"),
         ("my_rewards:lenght", "did you mean 'length'"),
-        ("my_rewards:zzz", "its functions: any_arguments, length"),
+        ("my_rewards:zzz", "its functions: any_arguments, exits, length"),
         ("my_rewards:constant", "of type float, not a function"),
         ("my_rewards:swapped", r"takes \(responses, prompts\); expected \(prompts, responses"),
         ("my_rewards:one_list", r"takes \(texts\); expected \(prompts, responses"),
@@ -141,6 +158,7 @@ def test_a_name_that_cannot_be_used_is_a_config_error(build, function, words):
         ("broken_syntax", r"SyntaxError.*broken_syntax\.py:2"),
         ("broken_import", r"ModuleNotFoundError.*a_module_that_nobody_has.*broken_import\.py:2"),
         ("broken_body", r"ZeroDivisionError.*broken_body\.py:3"),
+        ("broken_exit", r"SystemExit: 0 \(at .*broken_exit\.py:2"),
     ],
 )
 def test_a_module_that_fails_on_import_is_named_with_its_line(build, module, words):

@@ -150,7 +150,7 @@ def test_nobody_listening_is_an_error_with_the_address(make_episodes):
         (b"[1.0, 2.0]", 'without a list "scores"'),
         (b'{"score": [1.0, 2.0]}', 'without a list "scores"'),
         (b'{"scores": 1.0}', 'without a list "scores"'),
-        (b'{"scores": [1.0]}', r"shape \(1,\) for 2 responses"),
+        (b'{"scores": [1.0]}', "returned 1 score for 2 responses"),
         (b'{"scores": ["a", "b"]}', "not a list of numbers"),
         (b'{"scores": [1.0, null]}', "not a list of numbers"),
         (b'{"scores": [1.0, NaN]}', "returned nan for response 1"),
@@ -196,3 +196,8 @@ def test_a_token_that_is_missing_or_unusable_is_a_config_error(monkeypatch: pyte
 def test_a_malformed_address_is_a_config_error():
     with pytest.raises(ConfigError, match=r"reward\.url is not an address"):
         build("http://127.0.0.1:notaport/score")
+
+
+def test_an_address_without_a_host_is_a_config_error():
+    with pytest.raises(ConfigError, match=r"reward\.url = 'http://' names no host; expected https://host/path"):
+        build("http://")

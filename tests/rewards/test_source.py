@@ -20,12 +20,13 @@ def test_scores_of_no_episodes_are_empty():
 @pytest.mark.parametrize(
     ("scores", "words"),
     [
-        (None, "mine returned NoneType"),
-        (["a", "b"], "mine returned list"),
-        ([1.0, None], "mine returned list"),
-        ([1.0], r"shape \(1,\) for 2 responses"),
+        (None, "mine returned None, not a list of numbers"),
+        (["a", "b"], r"mine returned \['a', 'b'\], not a list of numbers"),
+        ([1.0, None], "not a list of numbers"),
+        ([1.0], "returned 1 score for 2 responses"),
+        ([1.0, 2.0, 3.0], "returned 3 scores for 2 responses"),
         ([[1.0], [2.0]], r"shape \(2, 1\) for 2 responses"),
-        (3.0, r"shape \(\) for 2 responses"),
+        (3.0, r"returned 3\.0, not a list of numbers"),
         ([1.0, math.nan], r"returned nan for response 1 \('b'\) and 1 of 2"),
         ([math.inf, -math.inf], r"returned inf for response 0 \('a'\) and 2 of 2"),
         ([1e300, 0.0], "returned inf for response 0"),

@@ -257,6 +257,7 @@ def test_critic_warmup_moves_only_the_critic(network):
         return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
 
     assert moved_parts() == {"critic"}
+    assert trainer.optimizers["policy"].updates_done == (0 if network == "separate" else 8)
     trainer.iteration = 1
     assert moved_parts() == {"critic", "language_model"}
 
@@ -325,6 +326,21 @@ def test_reported_numbers_equal_the_explicit_loops():
     }
     assert {name: report[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     assert 0.2 < report["ppo/clip_fraction"] < 0.8  # the batch is one in which that means something
+
+
+def test_kl_and_clip_fraction_are_what_the_last_epoch_saw():
+    def config(epochs):
+        optim = OptimConfig(learning_rate=1e-2)
+        return PpoConfig(rollout_episodes=64, minibatch_episodes=64, epochs=epochs, optim=optim)
+
+    trainer, experience, *estimates = collected(config(1))
+    update(trainer, experience, *estimates)
+    with torch.no_grad():
+        log_ratio = (trainer.policy.evaluate(experience.inputs).logprobs - experience.old_logprobs)[experience.mask]
+    report = update(*collected(config(2)))
+    assert report["ppo/approx_kl"] == pytest.approx((log_ratio.exp() - 1 - log_ratio).mean().item(), rel=1e-4)
+    assert report["ppo/clip_fraction"] == pytest.approx(((log_ratio.exp() - 1).abs() > 0.2).float().mean().item())
+    assert report["ppo/clip_fraction"] > 0.1
 
 
 def test_target_kl_stops_the_epochs():

@@ -1,6 +1,7 @@
 """Models of a few hundred weights over a dozen letters, so that every test of a loop takes a fraction of a second."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -14,6 +15,7 @@ from rlhfkit.models.template import EncodedPrompt, Encoder
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import FixedKL
+from rlhfkit.progress import Progress, StageProgress
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rollout.text import TextRollout
@@ -100,6 +102,11 @@ def count_a() -> Scripted:
     return Scripted(lambda text: float(text.count("a")))
 
 
+def count_vowels(prompts: list[str], responses: list[str]) -> list[float]:
+    """A reward function for recipes."""
+    return [float(sum(letter in "aeiou" for letter in response)) for response in responses]
+
+
 def trainer(
     config: PpoConfig,
     *,
@@ -130,3 +137,24 @@ def trainer(
         kl=FixedKL(config.kl.coef),
         kl_coef=config.kl.coef,
     )
+
+
+class Interrupting(Progress):
+    """Interrupts, as Ctrl-C does, when so many units of a stage are done."""
+
+    def __init__(self, name: str, completed: int) -> None:
+        super().__init__(quiet=True)
+        self.name, self.completed = name, completed
+
+    @contextmanager
+    def stage(self, name: str, *, total: int, unit: str, completed: int = 0) -> Iterator[StageProgress]:
+        with super().stage(name, total=total, unit=unit, completed=completed) as stage:
+            advance = stage.advance
+
+            def advance_or_stop(amount: int = 1, detail: str = "") -> None:
+                advance(amount, detail)
+                if name == self.name and stage.completed >= self.completed:
+                    raise KeyboardInterrupt
+
+            stage.advance = advance_or_stop  # type: ignore[method-assign]
+            yield stage

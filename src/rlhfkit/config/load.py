@@ -59,7 +59,10 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe {name_or_path} is not valid TOML: {error}") from error
+        raise ConfigError(
+            f"recipe {name_or_path} is not valid TOML: {error}; mend it there (texts stand in quotes, as in "
+            'name = "mine", and each table begins on a line of its own, as [ppo])'
+        ) from error
     applied, faults = _apply(overrides, table)
     try:
         recipe = Recipe.model_validate(table)
@@ -131,7 +134,11 @@ def _read(name_or_path: str) -> str:
     except IsADirectoryError as error:
         raise ConfigError(f"{name_or_path} is a directory; give a recipe's name or a TOML file") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"recipe {name_or_path} is not UTF-8 ({error}); save it as UTF-8") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"recipe {name_or_path}:{line}: byte {error.start} (0x{error.object[error.start]:02x}) is not UTF-8; "
+            "save the file as UTF-8"
+        ) from error
     except OSError as error:
         raise ConfigError(f"recipe {name_or_path} cannot be read: {error.strerror}") from error
 
@@ -214,7 +221,7 @@ def _fault(detail: ErrorDetails, place: _Place, overrides: dict[str, str]) -> tu
             return f"{name}{origin}: ", f"no such setting; {_where_instead(place)}"
         case "value_error":
             reason = str(context["error"])
-            blamed = [given for key, given in overrides.items() if key.rpartition(".")[2] in reason]
+            blamed = [given for key, given in overrides.items() if _names(reason, key, name)]
             given = f" (on the command line: {', '.join(blamed)})" if blamed else ""
             return f"{name}: " if name else "", reason + given
         case "union_tag_invalid":
@@ -312,6 +319,12 @@ def _origin(name: str, overrides: dict[str, str]) -> str:
 
     given = any(is_inside(name, key) or is_inside(key, name) for key in overrides)
     return " (from the command line)" if given else ""
+
+
+def _names(reason: str, key: str, section: str) -> bool:
+    """Whether a validator of `section` (of the whole recipe, if empty) speaks of the setting `key`."""
+    setting = key.removeprefix(f"{section}.") if section else key
+    return re.search(rf"(?<![\w.]){re.escape(setting)}(?!\w)", reason) is not None
 
 
 def _how_to_give(name: str, field: FieldInfo | None) -> str:

@@ -4,10 +4,12 @@ A recipe is a TOML file whose tables are the fields of `Recipe`. Nothing compute
 imports torch, so that `--help` and the check of a recipe are instant.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -21,6 +23,7 @@ from pydantic import (
 )
 
 __all__ = [
+    "DATA_OF_STAGE",
     "AdaptiveKLConfig",
     "AnnotatorsConfig",
     "BagOfWordsRewardConfig",
@@ -58,7 +61,18 @@ __all__ = [
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenShare = Annotated[float, Field(gt=0.0, le=1.0)]
+LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]  # no shell expands the ~ of model.path=~/models/mine
 Stage = Literal["pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate"]
+DATA_OF_STAGE: dict[Stage, tuple[str, ...]] = {
+    "pretrain": ("texts",),
+    "sft": ("demonstrations",),
+    "preferences": ("prompts",),
+    "reward_model": ("preferences", "test_preferences", "prompts"),
+    "judge": ("judge_preferences", "prompts"),
+    "ppo": ("prompts",),
+    "evaluate": ("test_prompts", "prompts"),
+}
+"""Tables of `data` that a stage reads: the first it needs, the others it uses where they are set."""
 
 
 class Section(BaseModel):
@@ -96,7 +110,7 @@ class PretrainedModelConfig(Section):
     """A pre-trained causal language model."""
 
     type: Literal["pretrained"] = "pretrained"
-    path: Annotated[str, Field(examples=["DIR-or-hub-id"])]
+    path: Annotated[LocalPath, Field(examples=["DIR-or-hub-id"])]
     """Directory in Hugging Face format, or a hub id."""
     revision: str | None = None
     """Commit or tag on the hub; give one to make a run repeatable."""
@@ -106,7 +120,7 @@ class PretrainedModelConfig(Section):
     """Where to compute; "auto" takes an accelerator if there is one."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights, in SFT, reward model, value and PPO alike."""
-    chat_template: str | None = None
+    chat_template: LocalPath | None = None
     """Jinja file for conversations; by default the tokenizer's own, or Human/Assistant transcripts if it has none."""
     trust_remote_code: bool = False
     """Execute Python code that comes with the model. Leave this off unless you have read that code."""
@@ -132,7 +146,7 @@ class ScratchModelConfig(Section):
     """Where to compute; "auto" takes an accelerator if there is one."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights in the stages after `pretrain`."""
-    chat_template: str | None = None
+    chat_template: LocalPath | None = None
     """Jinja file for conversations; by default Human/Assistant transcripts."""
 
     @model_validator(mode="after")
@@ -218,7 +232,7 @@ SourceConfig = Annotated[
 class DataConfig(Section):
     """What the stages read. Formats: prompt, prompt-completion, messages, preference; plain or conversational."""
 
-    directory: str = "."
+    directory: LocalPath = "."
     """Where relative paths start; itself relative to the working directory."""
     path: str | tuple[str, ...] | None = None
     """File(s) that every table below reads which names no `path` of its own."""
@@ -363,7 +377,7 @@ class RewardModelRewardConfig(Section):
     """Score of a reward model, read with its own tokenizer."""
 
     type: Literal["reward_model"]
-    path: str | None = None
+    path: LocalPath | None = None
     """Directory or hub id of a sequence-classification model; by default the one that this run trains."""
     label: NonNegativeInt | None = None
     """Which output to take where the model has several; by default the only one."""
@@ -385,7 +399,7 @@ class LexiconRewardConfig(Section):
     """Mean weight of a response's words in a lexicon."""
 
     type: Literal["lexicon"]
-    path: str
+    path: LocalPath
     """File of lines `word TAB weight` (further columns are ignored, as in VADER's)."""
     case_sensitive: bool = False
     """Whether "Good" and "good" differ."""
@@ -413,7 +427,7 @@ class BagOfWordsRewardConfig(Section):
     """Logistic regression on TF-IDF that the stage `judge` fitted, or one that was saved earlier."""
 
     type: Literal["bag_of_words"]
-    path: str | None = None
+    path: LocalPath | None = None
     """Directory that holds it; by default this run's judge."""
 
 
@@ -576,7 +590,7 @@ class PpoConfig(Section):
     """Responses written to `samples.jsonl` per iteration."""
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> "PpoConfig":
+    def _settings_fit(self) -> "PpoConfig":
         if self.rollout_episodes % self.minibatch_episodes:
             raise ValueError(
                 f"minibatch_episodes {self.minibatch_episodes} does not divide rollout_episodes "
@@ -590,6 +604,11 @@ class PpoConfig(Section):
         if self.estimator != "gae" and self.group_size < 2:
             raise ValueError(
                 f"estimator {self.estimator!r} compares responses to one prompt; set group_size to 2 or more"
+            )
+        if self.missing_eos_score is not None and self.missing_eos_penalty:
+            raise ValueError(
+                f"missing_eos_score {self.missing_eos_score:g} replaces the score from which missing_eos_penalty "
+                f"{self.missing_eos_penalty:g} would be subtracted; set one of the two"
             )
         return self
 
@@ -659,28 +678,40 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         yield f"stages {list(stages)} are not in order; write {order}"
     if (recipe.model.type == "scratch") != ("pretrain" in stages):
         yield 'model.type = "scratch" and the stage "pretrain" belong together; use both or neither'
-    made = {"preferences", "test_preferences"} if "preferences" in stages else set()
-    for stage, field in {
-        "pretrain": "texts",
-        "sft": "demonstrations",
-        "preferences": "prompts",
-        "reward_model": "preferences",
-        "judge": "judge_preferences",
-        "ppo": "prompts",
-        "evaluate": "test_prompts",
-    }.items():
-        if stage in stages and field not in made and getattr(recipe.data, field) is None:
+    for stage in order:
+        field = DATA_OF_STAGE[stage][0]
+        is_made = field == "preferences" and "preferences" in stages
+        if getattr(recipe.data, field) is None and not is_made:
             yield f'the stage "{stage}" reads data.{field}, which is not set; add [data.{field}]'
-    if "ppo" in stages and _uses_own_reward_model(recipe.reward) and "reward_model" not in stages:
-        yield (
-            'reward.type = "reward_model" without a path scores with the reward model of this run; '
-            'add the stage "reward_model" or set reward.path'
-        )
-    if recipe.evaluation.judge is None and "judge" not in stages and "evaluate" in stages:
-        yield 'evaluation needs a judge that PPO never saw; add the stage "judge" or set evaluation.judge'
+    if "ppo" in stages:
+        yield from _faults_of_reward("reward", recipe.reward, recipe)
+        if recipe.ppo.value.init == "reward_model" and "reward_model" not in stages:
+            yield (
+                'ppo.value.init = "reward_model" starts from the reward model of this run; '
+                'add the stage "reward_model" or choose "policy"'
+            )
+    if "evaluate" in stages:
+        if "ppo" not in stages:
+            yield 'the stage "evaluate" compares the model before PPO with the one after; add the stage "ppo"'
+        if recipe.evaluation.judge is not None:
+            yield from _faults_of_reward("evaluation.judge", recipe.evaluation.judge, recipe)
+        elif "judge" not in stages:
+            yield 'evaluation needs a judge that PPO never saw; add the stage "judge" or set evaluation.judge'
 
 
-def _uses_own_reward_model(reward: object) -> bool:
+def _faults_of_reward(name: str, reward: object, recipe: Recipe) -> Iterator[str]:
+    """Where a reward is a model of this run, but no stage makes it."""
     if isinstance(reward, MixRewardConfig):
-        return any(_uses_own_reward_model(part.source) for part in reward.parts)
-    return isinstance(reward, RewardModelRewardConfig) and reward.path is None
+        for index, part in enumerate(reward.parts):
+            yield from _faults_of_reward(f"{name}.parts[{index}].source", part.source, recipe)
+    if isinstance(reward, RewardModelRewardConfig) and reward.path is None and "reward_model" not in recipe.stages:
+        yield (
+            f'{name}.type = "reward_model" without a path scores with the reward model of this run; '
+            f'add the stage "reward_model" or set {name}.path'
+        )
+    makes_bag_of_words = "judge" in recipe.stages and recipe.judge.type == "bag_of_words"
+    if isinstance(reward, BagOfWordsRewardConfig) and reward.path is None and not makes_bag_of_words:
+        yield (
+            f'{name}.type = "bag_of_words" without a path scores with the bag of words of this run; '
+            f'add the stage "judge" with judge.type = "bag_of_words" or set {name}.path'
+        )

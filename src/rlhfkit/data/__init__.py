@@ -3,7 +3,7 @@
 from rlhfkit.data.demonstrations import load_demonstrations
 from rlhfkit.data.preferences import load_preferences, write_preferences
 from rlhfkit.data.prompts import find_overlap, load_prompts
-from rlhfkit.data.rows import Loaded, OnBadRow, Row, SourceFile, read_rows
+from rlhfkit.data.rows import Loaded, OnBadRow, Row, SourceFile, read_rows, refuse_bad_rows
 from rlhfkit.data.texts import load_texts
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "load_prompts",
     "load_texts",
     "read_rows",
+    "refuse_bad_rows",
     "write_preferences",
 ]

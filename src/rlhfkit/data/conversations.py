@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from rlhfkit.data.rows import described
 from rlhfkit.errors import DataError
 from rlhfkit.records import Conversation, Message
 
@@ -26,7 +27,7 @@ def read_text(value: Any, column: str, *, expected: str = "text") -> str:
     Raises: DataError.
     """
     if not isinstance(value, str):
-        raise DataError(f'column "{column}" is {_kind(value)}; expected {expected}')
+        raise DataError(f'column "{column}" is {described(value)}; expected {expected}')
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -41,15 +42,15 @@ def read_messages(value: Any, column: str) -> Conversation:
     Raises: DataError.
     """
     if not isinstance(value, list) or not value:
-        raise DataError(f'column "{column}" is {_kind(value)}; expected a list of messages {{"role", "content"}}')
+        raise DataError(f'column "{column}" is {described(value)}; expected a list of messages {{"role", "content"}}')
     turns = []
     for number, message in enumerate(value, start=1):
         turn = f"{column}[{number}]"
         if not isinstance(message, dict):
-            raise DataError(f'{turn} is {_kind(message)}; expected a message {{"role", "content"}}')
+            raise DataError(f'{turn} is {described(message)}; expected a message {{"role", "content"}}')
         role = message.get("role")
         if role not in ROLES:
-            raise DataError(f"{turn} has the role {role!r}; expected system, user or assistant")
+            raise DataError(f"{turn} has the role {role!r}; expected system, user or assistant; rename it")
         content = message.get("content", message.get("text"))
         turns.append(Message(ROLES[role], read_text(content, f"{turn}.content")))
     return tuple(turns)
@@ -95,9 +96,3 @@ def part_dialogues(chosen: Conversation, rejected: Conversation) -> tuple[Conver
             "expected two dialogues that differ in their last turn only"
         )
     return chosen[:-1], chosen[-1].content, rejected[-1].content
-
-
-def _kind(value: object) -> str:
-    if value is None or value == []:
-        return "empty"
-    return f"of type {type(value).__name__}, {str(value)[:40]!r}"

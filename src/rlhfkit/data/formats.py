@@ -51,7 +51,7 @@ def read_answered_prompt(row: Row, *, beginning_words: tuple[int, int] | None, s
     if response is None:
         raise DataError(
             f'no response; the row has {", ".join(row.columns)}; expected "completion", or "messages" that end with a '
-            'turn of the assistant; name it as in columns = {completion = "answer"}'
+            'turn of the assistant; if it has another name, say so as in columns = {completion = "answer"}'
         )
     return content, _not_blank(response, "response")
 
@@ -70,9 +70,10 @@ def read_pair(row: Row) -> tuple[Content, str, str]:
 def need(row: Row, column: str) -> Any:
     """The value of a column. Raises: DataError where there is none."""
     if column not in row.columns:
+        example = next((name for name in row.columns if name not in OWN_COLUMNS), "its name")
         raise DataError(
-            f'no column "{column}"; the row has {", ".join(row.columns) or "none"}; '
-            f'name it as in columns = {{{column} = "the file\'s name"}}'
+            f'no column "{column}"; the row has {", ".join(row.columns) or "none"}; if it has another name, say so as '
+            f'in columns = {{{column} = "{example}"}}'
         )
     if row.columns[column] is None:
         raise DataError(f'column "{column}" is empty; expected a value')
@@ -137,7 +138,10 @@ def _join(content: Content, answer: Any, column: str) -> tuple[Content, str]:
 def _split_text(text: str, beginning_words: tuple[int, int] | None, seed: str) -> tuple[str, str]:
     """The first words of a text, and the rest with the blank before it; drawn by the row alone, whatever the others."""
     if beginning_words is None:
-        raise DataError("a whole text, where a prompt is needed; expected a prompt; set beginning_words = [4, 8]")
+        raise DataError(
+            "a whole text, of which nothing says where the prompt ends; set beginning_words = [4, 8] to make its first "
+            "4 to 8 words the prompt"
+        )
     ends = [word.end() for word in re.finditer(r"\S+", text)]
     low, high = beginning_words
     if len(ends) <= low:

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, TypeVar
 from rlhfkit.config.schema import RowsConfig
 from rlhfkit.errors import DataError
 
-__all__ = ["Loaded", "OnBadRow", "Row", "SourceFile", "load_rows", "read_rows"]
+__all__ = ["Loaded", "OnBadRow", "Row", "SourceFile", "described", "load_rows", "read_rows", "refuse_bad_rows"]
 
 T = TypeVar("T")
 OnBadRow = Literal["stop", "skip"]
@@ -81,14 +81,22 @@ def load_rows(
             records.append(parse(row))
         except DataError as error:
             faults.append(f"{row.origin}: {error}")
-    if faults and not records:
-        raise DataError(f"none of the {len(rows)} rows can be used; the first: {faults[0]}")
-    if faults and on_bad_row == "stop":
-        raise DataError(
-            f"{faults[0]} ({len(faults) - 1} further bad rows among the {len(rows)} read); "
-            'mend the rows, or leave them out with data.on_bad_row = "skip"'
-        )
+    refuse_bad_rows(faults, num_rows=len(rows), on_bad_row=on_bad_row)
     return Loaded(records, tuple(faults), sources)
+
+
+def refuse_bad_rows(faults: Sequence[str], *, num_rows: int, on_bad_row: OnBadRow) -> None:
+    """Nothing, if `num_rows` rows of which those with `faults` are bad will do.
+
+    Raises: DataError with the first fault where `on_bad_row` is "stop", and where no good row is left.
+    """
+    if faults and len(faults) == num_rows:
+        raise DataError(f"none of the {num_rows} rows can be used; the first: {faults[0]}")
+    if faults and on_bad_row == "stop":
+        bad, them = ("1 bad row", "it") if len(faults) == 1 else (f"{len(faults)} bad rows", "them")
+        raise DataError(
+            f'{faults[0]} ({bad} of {num_rows}; mend {them}, or leave {them} out with data.on_bad_row = "skip")'
+        )
 
 
 def read_rows(
@@ -169,12 +177,13 @@ def _read_bytes(name: str, path: Path) -> bytes:
 def _not_found(name: str, path: Path) -> DataError:
     if not path.parent.is_dir():
         return DataError(f"{name} is not there: no directory {path.parent}; mend the path or data.directory")
+    directory = path.parent.resolve()  # "is not in ." says nothing
     if close := _close_names(path):
-        return DataError(f"{name} is not in {path.parent}; did you mean {' or '.join(close)}?")
+        return DataError(f"{name} is not in {directory}; did you mean {' or '.join(close)}?")
     there = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
     listed = ", ".join(there[:8]) + (", …" if len(there) > 8 else "") if there else "nothing"
     return DataError(
-        f"{name} is not in {path.parent}, which holds {listed}; mend the path or data.directory "
+        f"{name} is not in {directory}, which holds {listed}; mend the path or data.directory "
         '(a dataset on the hub is format = "hub")'
     )
 
@@ -271,7 +280,8 @@ def _json_rows(name: str, text: str) -> list[Row | DataError]:
         except (ValueError, RecursionError) as error:
             rows.append(
                 DataError(
-                    f"{origin}: not JSON ({error}): {_short(line)}; expected one object per line, or a list of objects"
+                    f"{origin}: not JSON ({_json_fault(error)}) in {_short(line)!r}; expected one object per line, "
+                    'as {"prompt": "…"}'
                 )
             )
     return rows
@@ -280,8 +290,31 @@ def _json_rows(name: str, text: str) -> list[Row | DataError]:
 def _json_row(value: object, origin: str) -> Row | DataError:
     if isinstance(value, dict):
         return Row(value, origin)
-    kind = type(value).__name__
-    return DataError(f'{origin}: of type {kind}, {_short(repr(value))}; expected an object such as {{"prompt": "…"}}')
+    return DataError(f'{origin}: {described(value)}; expected an object such as {{"prompt": "…"}}')
+
+
+def described(value: object) -> str:
+    """What a value is, in the words of JSON."""
+    match value:
+        case None | "" | []:
+            return "empty"
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return f"the number {value}"
+        case str():
+            return f"the text {_short(value)!r}"
+        case list():
+            return f"a list, {_short(str(value))}"
+        case dict():
+            return f"an object, {_short(str(value))}"
+        case _:
+            return f"of type {type(value).__name__}, {_short(str(value))}"
+
+
+def _json_fault(error: Exception) -> str:
+    """What is wrong with a line; to the parser it is always line 1."""
+    return f"character {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _csv_rows(name: str, text: str, *, delimiter: str) -> list[Row | DataError]:

@@ -108,9 +108,9 @@ def load_causal_lm(
 ) -> tuple[PreTrainedModel, list[str]]:
     """The language model on `device`, and notes that say what was changed.
 
-    Raises: ModelError where it cannot be loaded from safetensors, or weights are missing.
+    Raises: ModelError where it cannot be loaded from safetensors, or not whole.
     """
-    model, missing = _load(
+    model, random = _load(
         AutoModelForCausalLM,
         config.path,
         what="model",
@@ -119,7 +119,7 @@ def load_causal_lm(
         dtype=dtype,
         attn_implementation=implementation_for(device),
     )
-    _refuse_missing(missing, config.path)
+    _refuse_random(random, config.path)
     return _ready(model, tokenizer, device)
 
 
@@ -135,28 +135,30 @@ def load_classifier(
     """A sequence-classification model; `fresh_head` permits that its head is new.
 
     Without `num_labels` it is somebody else's and only read, with the attention that its authors chose.
-    Raises: ModelError where it cannot be loaded, or has weights missing other than a fresh head.
+    Raises: ModelError where it cannot be loaded from safetensors, or not whole, apart from a fresh head.
     """
     ours = {} if num_labels is None else {"num_labels": num_labels, "attn_implementation": implementation_for(device)}
-    model, missing = _load(
+    model, random = _load(
         AutoModelForSequenceClassification, path, what="sequence-classification model", dtype=dtype, **ours
     )
-    _refuse_missing(missing - {"score.weight"} if fresh_head else missing, path)
+    _refuse_random(random - {"score.weight"} if fresh_head else random, path)
     return _ready(model, tokenizer, device)[0]
 
 
 def _load(auto_class: Any, path: str, *, what: str, **options: Any) -> tuple[Any, set[str]]:
-    """(the model, names of the weights that its files lack)."""
+    """(the model, names of the weights that its files lack or have in another shape, so that they are random)."""
     with _explained(path, what):
-        model, report = auto_class.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
-    return model, set(report["missing_keys"] if isinstance(report, dict) else report.missing_keys)
+        model, report = auto_class.from_pretrained(
+            path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    return model, {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
 
 
-def _refuse_missing(missing: set[str], path: str) -> None:
-    if missing:
+def _refuse_random(weights: set[str], path: str) -> None:
+    if weights:
         raise ModelError(
-            f"{path!r} lacks {len(missing)} weights of its architecture ({', '.join(sorted(missing)[:3])}, …), which "
-            "would start at random; give a complete model"
+            f"{path!r} lacks {len(weights)} weights that its config.json tells of, or has them in another shape "
+            f"({', '.join(sorted(weights)[:3])}, …); they would start at random: give a complete model"
         )
 
 

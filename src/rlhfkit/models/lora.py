@@ -1,6 +1,7 @@
 """Low-rank adapters through peft: a policy that carries its own reference."""
 
 import copy
+import warnings
 
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
@@ -26,7 +27,9 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         exclude_modules=None if head is None else ["score"],  # small and new, so it is trained whole
     )
     try:
-        adapted = get_peft_model(model, settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of which none asks the user for anything
+            adapted = get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError(
             f"model.lora.targets = {targets!r} does not fit this model ({error}); use 'all-linear' or names of modules"

@@ -50,10 +50,14 @@ class RewardModel(nn.Module):
     """The raw score of whole sequences."""
 
     def __init__(self, classifier: PreTrainedModel | PeftModel, encoder: Encoder) -> None:
-        """Score with `classifier`, which has one output."""
+        """Score with `classifier`, which has one output.
+
+        Raises: ModelError where it is no decoder.
+        """
         super().__init__()
         self.classifier = classifier
         self.encoder = encoder
+        score_head(classifier)
 
     @staticmethod
     def init_head(classifier: PreTrainedModel, generator: torch.Generator) -> None:

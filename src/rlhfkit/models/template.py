@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import jinja2
@@ -13,12 +14,13 @@ from rlhfkit.records import Message, Prompt
 
 __all__ = ["TRANSCRIPT_TEMPLATE", "EncodedPrompt", "Encoder", "read_template"]
 
-# For a tokenizer that has no chat template: transcripts in which the speakers are named, as in Anthropic's HH data.
+# For a tokenizer that has no chat template: transcripts in which the speakers are named, as in Anthropic's HH data. The
+# line breaks are in expressions, since Jinja, as transformers sets it up, drops one that follows a tag.
 TRANSCRIPT_TEMPLATE = (
     "{% for m in messages %}"
     "{% if m['role'] == 'system' %}{{ m['content'] }}"
-    "{% else %}\n\n{{ 'Human' if m['role'] == 'user' else 'Assistant' }}: {{ m['content'] }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}\n\nAssistant:{% endif %}"
+    "{% else %}{{ '\\n\\nHuman: ' if m['role'] == 'user' else '\\n\\nAssistant: ' }}{{ m['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
 )
 
 
@@ -30,7 +32,7 @@ def read_template(path: str) -> str:
     try:
         template = Path(path).read_text(encoding="utf-8")
         jinja2.Environment().parse(template)
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"model.chat_template = {path!r} cannot be read ({error}); give a Jinja file") from error
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(f"model.chat_template {path}:{error.lineno} is not Jinja: {error.message}") from error
@@ -64,6 +66,12 @@ class Encoder:
         tokenizer.chat_template = self.chat_template
         self.pad_id = int(tokenizer.pad_token_id)
         self.eos_id = int(tokenizer.eos_token_id)
+        # Tokenizers like Llama 2's put a space before a text and take it away again when they decode. A response is no
+        # beginning, so there it is encoded and decoded after this.
+        once = self._ids("a", add_special_tokens=False)
+        is_plain = tokenizer.decode([*once, *once]) == 2 * str(tokenizer.decode(once))
+        self._lead_in = "" if is_plain else "\n"
+        self._lead_in_ids = self._ids(self._lead_in, add_special_tokens=False)
 
     @property
     def template_hash(self) -> str:
@@ -93,8 +101,11 @@ class Encoder:
 
     def response_ids(self, prompt: Prompt, response: str, *, finished: bool = True) -> list[int]:
         """Token ids of a response, with the EOS that ends it where it is `finished`."""
-        lead = " " if self._wants_space(prompt, response) else ""
-        ids = self._ids(lead + response, add_special_tokens=False)
+        text = f" {response}" if self._wants_space(prompt, response) else response
+        ids = self._ids(self._lead_in + text, add_special_tokens=False)
+        start = len(self._lead_in_ids)
+        # Where the two merge, as line breaks may, the response is encoded alone.
+        ids = ids[start:] if ids[:start] == self._lead_in_ids else self._ids(text, add_special_tokens=False)
         return [*ids, self.eos_id] if finished else ids
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -107,11 +118,23 @@ class Encoder:
 
     def _wants_space(self, prompt: Prompt, response: str) -> bool:
         """After "Assistant:" a response needs the space that its own text does not have."""
-        return not isinstance(prompt.content, str) and self.uses_fallback and not response[:1].isspace()
+        return not isinstance(prompt.content, str) and self._spaces_responses and not response[:1].isspace()
+
+    @cached_property
+    def _spaces_responses(self) -> bool:
+        """Whether the template has a space between where the assistant begins to speak and what it says."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            asked = self.tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, tokenize=False)
+            answered = str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        except jinja2.TemplateError:
+            return False
+        return answered.startswith(f"{asked} b")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response, without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        text = str(self.tokenizer.decode([*self._lead_in_ids, *ids], skip_special_tokens=True))
+        return text.removeprefix(self._lead_in)
 
     def encode(self, prompt: Prompt, *, max_tokens: int) -> EncodedPrompt:
         """The prompt in at most `max_tokens` tokens.
@@ -135,23 +158,33 @@ class Encoder:
         return EncodedPrompt(short, self.prompt_text(short), tuple(ids), was_cut=True)
 
     def _cut(self, prompt: Prompt, max_tokens: int) -> Prompt:
+        def fits(prompt: Prompt) -> bool:
+            return len(self.prompt_ids(prompt)) <= max_tokens
+
         if isinstance(prompt.content, str):
             text = prompt.content
-            keep = _most(len(text), lambda n: len(self.prompt_ids(replace(prompt, content=text[-n:]))) <= max_tokens)
-            return replace(prompt, content=_at_boundary_from_left(text, keep))
+
+            def last(n: int) -> Prompt:
+                return replace(prompt, content=text[-n:])
+
+            keep = _most(len(text), lambda n: fits(last(n)))
+            whole_words = last(len(_at_boundary_from_left(text, keep)))
+            # Without the space before it, the first word may take more tokens.
+            return whole_words if fits(whole_words) else last(keep)
         system = tuple(message for message in prompt.content[:1] if message.role == "system")
         turns = prompt.content[len(system) :]
-        while len(turns) > 1 and len(self.prompt_ids(replace(prompt, content=system + turns))) > max_tokens:
+        while len(turns) > 1 and not fits(replace(prompt, content=system + turns)):
             turns = turns[2:] if len(turns) > 2 else turns[1:]
         role, text = turns[0]
 
         def shortened(n: int) -> Prompt:
             return replace(prompt, content=(*system, Message(role, text[:n]), *turns[1:]))
 
-        if len(self.prompt_ids(shortened(len(text)))) <= max_tokens:
+        if fits(shortened(len(text))):
             return shortened(len(text))
-        keep = _most(len(text), lambda n: len(self.prompt_ids(shortened(n))) <= max_tokens)
-        return shortened(len(_at_boundary_from_right(text, keep)))
+        keep = _most(len(text), lambda n: fits(shortened(n)))
+        whole_words = shortened(len(_at_boundary_from_right(text, keep)))
+        return whole_words if fits(whole_words) else shortened(keep)
 
 
 def _most(upper: int, fits: Callable[[int], bool]) -> int:

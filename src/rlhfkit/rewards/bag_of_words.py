@@ -114,11 +114,15 @@ def preference_baselines(train: Sequence[Preference], test: Sequence[Preference]
     """Accuracy on `test` of what needs no language model, under the names that the report knows.
 
     `tfidf_logistic`: BagOfWords fitted on `train`; `shorter`, `longer`: the response with fewer or more characters
-    (equal lengths count half).
+    (equal lengths count half). Where no text has a word, as with answers "A" and "B", the first can only guess.
     """
+    try:
+        learnt = BagOfWords.fit_preferences(train, seed=seed).accuracy_on(test)
+    except DataError:
+        learnt = 0.5
     chosen, rejected = [len(pair.chosen) for pair in test], [len(pair.rejected) for pair in test]
     return {
-        "tfidf_logistic": BagOfWords.fit_preferences(train, seed=seed).accuracy_on(test),
+        "tfidf_logistic": learnt,
         "shorter": share_of_pairs_won(rejected, chosen),
         "longer": share_of_pairs_won(chosen, rejected),
     }

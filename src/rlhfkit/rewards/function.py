@@ -14,6 +14,7 @@ import torch
 
 from rlhfkit.config.schema import FunctionRewardConfig
 from rlhfkit.errors import ConfigError, RewardError
+from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import ScoredText, check_scores
 
 __all__ = ["FunctionReward"]
@@ -48,32 +49,36 @@ class FunctionReward:
         """
         prompts = [episode.prompt_text for episode in episodes]
         responses = [episode.response for episode in episodes]
-        columns = self._fill_columns(episodes)
+        columns = self.columns_of([episode.prompt for episode in episodes])
         try:
             scores = self._function(prompts, responses, **columns)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() there would end the run as if it were done
             raise RewardError(
-                f"{self.name} raised {type(error).__name__}: {error} (at {_where(error, self._function)}); "
-                "mend the function: a reward that fails must not become a number"
+                f"{self.name} raised {_told(error)} (at {_where(error, self._function)}); mend the function: a reward "
+                "that fails must not become a number"
             ) from error
         return check_scores(scores, episodes, source=self.name)
 
-    def _fill_columns(self, episodes: Sequence[ScoredText]) -> dict[str, list[Any]]:
+    def columns_of(self, prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+        """What the function's further parameters get for `prompts`.
+
+        Raises: RewardError where a prompt's row lacks a column.
+        """
         filled: dict[str, list[Any]] = {}
         for column, required in self._columns.items():
-            lacking = [episode.prompt for episode in episodes if column not in episode.prompt.columns]
+            lacking = [prompt for prompt in prompts if column not in prompt.columns]
             if not lacking:
-                filled[column] = [episode.prompt.columns[column] for episode in episodes]
+                filled[column] = [prompt.columns[column] for prompt in prompts]
             elif required:
                 there = ", ".join(map(repr, sorted(lacking[0].columns))) or "none"
                 raise RewardError(
                     f"{self.name} asks for the column {column!r}, which the row {lacking[0].origin or 'of a prompt'} "
                     f"does not have; its columns: {there}. Rename the parameter, give it a default, or add the column"
                 )
-        if self._takes_all and episodes:
-            everywhere = set.intersection(*(set(episode.prompt.columns) for episode in episodes))
+        if self._takes_all and prompts:
+            everywhere = set.intersection(*(set(prompt.columns) for prompt in prompts))
             for column in sorted(everywhere - set(filled)):
-                filled[column] = [episode.prompt.columns[column] for episode in episodes]
+                filled[column] = [prompt.columns[column] for prompt in prompts]
         return filled
 
 
@@ -92,7 +97,7 @@ def _import_function(name: str) -> Callable[..., Any]:
             f"reward.function {name!r}: there is no module {error.name!r}; write `package.module:function`, importable "
             f"from the working directory {os.getcwd()} or installed beside rlhfkit"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed_import(name, error) from error
     function = getattr(module, function_name, None)
     if function is None:
@@ -108,16 +113,21 @@ def _import_function(name: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _failed_import(name: str, error: Exception) -> RewardError:
+def _failed_import(name: str, error: BaseException) -> RewardError:
     if isinstance(error, SyntaxError):
         where = f"{error.filename}:{error.lineno}"
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename}:{frame.lineno}"
     return RewardError(
-        f"reward.function {name!r}: importing its module raised {type(error).__name__}: {error} (at {where}); "
-        "mend the module"
+        f"reward.function {name!r}: importing its module raised {_told(error)} (at {where}); mend the module"
     )
+
+
+def _told(error: BaseException) -> str:
+    """Type and words of somebody else's exception, on one line."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def _suggestion(wanted: str, module: ModuleType) -> str:
@@ -151,7 +161,7 @@ def _wanted_columns(function: Callable[..., Any], name: str) -> tuple[dict[str, 
     return columns, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _where(error: Exception, function: Callable[..., Any]) -> str:
+def _where(error: BaseException, function: Callable[..., Any]) -> str:
     """Last file:line of the traceback in the function's own file, or the last one of all."""
     frames = traceback.extract_tb(error.__traceback__)
     code = getattr(inspect.unwrap(function), "__code__", None)

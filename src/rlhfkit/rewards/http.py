@@ -32,6 +32,8 @@ class HttpReward:
             url = httpx.URL(config.url)
         except httpx.InvalidURL as error:
             raise ConfigError(f"reward.url is not an address ({error}); expected https://host/path") from error
+        if not url.host:
+            raise ConfigError(f"reward.url = {config.url!r} names no host; expected https://host/path")
         # What messages show: user name, password and query may hold secrets.
         self._public_url = str(url.copy_with(username=None, password=None, query=None, fragment=None))
         self._token = _read_token(config.token_env)

@@ -1,5 +1,6 @@
 """The one protocol of all rewards."""
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -46,14 +47,14 @@ def check_scores(
     try:
         tensor = torch.as_tensor(scores, dtype=torch.float32).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise RewardError(
-            f"{source} returned {type(scores).__name__} that is not a list of numbers ({error}); "
-            "return one float per response"
-        ) from error
+        raise _not_numbers(scores, source) from error
+    if tensor.dim() == 0:
+        raise _not_numbers(scores, source)
     if tensor.shape != (len(episodes),):
+        plural = "s" * (len(tensor) != 1)
+        returned = f"{len(tensor)} score{plural}" if tensor.dim() == 1 else f"scores of shape {tuple(tensor.shape)}"
         raise RewardError(
-            f"{source} returned scores of shape {tuple(tensor.shape)} for {len(episodes)} responses; "
-            f"expected ({len(episodes)},): return one float per response, in order"
+            f"{source} returned {returned} for {len(episodes)} responses; return one float per response, in order"
         )
     bad = (~torch.isfinite(tensor)).nonzero().flatten().tolist()
     if bad:
@@ -63,3 +64,9 @@ def check_scores(
             f"{len(bad)} of {len(episodes)} scores are not finite; return finite numbers"
         )
     return tensor
+
+
+def _not_numbers(scores: object, source: str) -> RewardError:
+    return RewardError(
+        f"{source} returned {reprlib.repr(scores)}, not a list of numbers; return one float per response"
+    )

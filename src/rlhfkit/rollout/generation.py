@@ -17,6 +17,7 @@ from rlhfkit.config.schema import RolloutConfig
 from rlhfkit.errors import ConfigError, GenerationError
 from rlhfkit.models.attention import additive_masks
 from rlhfkit.models.language import LanguageModel
+from rlhfkit.models.template import Encoder
 from rlhfkit.padding import pad_right
 
 __all__ = ["FinishReason", "Response", "SlotCache", "generate", "stop_ids"]
@@ -110,15 +111,23 @@ def stop_ids(model: LanguageModel, stop_tokens: Sequence[str]) -> tuple[set[int]
     """
     configured = getattr(model.causal_lm.generation_config, "eos_token_id", None)
     eos = {model.encoder.eos_id} | set(configured if isinstance(configured, list) else [configured])
+    return {int(token) for token in eos if token is not None}, stop_token_ids(model.encoder, stop_tokens)
+
+
+def stop_token_ids(encoder: Encoder, stop_tokens: Sequence[str]) -> set[int]:
+    """Ids of the recipe's stop tokens.
+
+    Raises: ConfigError where one is not a single token.
+    """
     stops = set()
     for token in stop_tokens:
-        ids = model.encoder.tokenizer(token, add_special_tokens=False)["input_ids"]
+        ids = encoder.tokenizer(token, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             raise ConfigError(
                 f"rollout.stop_tokens: {token!r} is {len(ids)} tokens for this tokenizer; expected a single one"
             )
         stops.add(ids[0])
-    return {int(token) for token in eos if token is not None}, stops
+    return stops
 
 
 class _Slots:

@@ -1,0 +1,152 @@
+"""What a run reads, tried before anything is trained: a typo must not come to light after hours."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import cycle
+from typing import Any, TypeVar
+
+from rlhfkit.build import Builder
+from rlhfkit.config.schema import DATA_OF_STAGE, GrammarRewardConfig, Recipe, RewardConfig, SourceConfig, Stage
+from rlhfkit.data import (
+    Loaded,
+    load_demonstrations,
+    load_preferences,
+    load_prompts,
+    load_texts,
+    refuse_bad_rows,
+)
+from rlhfkit.errors import ConfigError, DataError, RewardError, RlhfkitError
+from rlhfkit.models.template import Encoder
+from rlhfkit.records import Demonstration, Preference, Prompt
+from rlhfkit.rewards.function import FunctionReward
+from rlhfkit.rewards.source import ScoredText
+from rlhfkit.rollout.generation import stop_token_ids
+
+__all__ = ["Inputs"]
+
+T = TypeVar("T")
+
+LOADERS: dict[str, Callable[..., Loaded[Any]]] = {
+    "texts": load_texts,
+    "demonstrations": load_demonstrations,
+    "prompts": load_prompts,
+    "test_prompts": load_prompts,
+    "preferences": load_preferences,
+    "test_preferences": load_preferences,
+    "judge_preferences": load_preferences,
+}
+"""Table of `data` → what reads it."""
+
+TRIAL_RESPONSES = ("", "Yes, that is fine.")
+"""What rewards are tried on: an empty response comes sooner or later, and many a function divides by its length."""
+
+
+@dataclass
+class Inputs:
+    """The data of a recipe, read once, and the check of all that it names."""
+
+    recipe: Recipe
+    builder: Builder
+    _encoder: Encoder | None = None
+    _loaded: dict[str, Loaded[Any]] = field(default_factory=dict)
+
+    def load(self, name: str, load: Callable[..., Loaded[T]]) -> Loaded[T]:
+        """Records of the table `name` of `data`; after `check`, only those that the model can read.
+
+        Raises: DataError, which begins with the table's name.
+        """
+        if name not in self._loaded:
+            source: SourceConfig | None = getattr(self.recipe.data, name)
+            assert source is not None  # the recipe's own check saw to it
+            data = self.recipe.data
+            try:
+                loaded = load(source, directory=data.directory, on_bad_row=data.on_bad_row, seed=self.recipe.seed)
+                self._loaded[name] = self._readable(loaded)
+            except DataError as error:
+                raise DataError(f"data.{name}: {error}") from error
+        return self._loaded[name]
+
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Read the data of `stages`, look at the files of models, and try the rewards; no weights are read.
+
+        Raises: RlhfkitError; where there are several faults, ConfigError with all of them.
+        """
+        faults: dict[str, RlhfkitError] = {}
+        for check in self._checks(stages):
+            try:
+                check()
+            except RlhfkitError as error:
+                faults.setdefault(str(error), error)
+        if len(faults) == 1:
+            raise next(iter(faults.values()))
+        if faults:
+            raise ConfigError(
+                f"{len(faults)} faults, so nothing was started:" + "".join(f"\n  {fault}" for fault in faults)
+            )
+
+    def _checks(self, stages: Sequence[Stage]) -> Iterator[Callable[[], object]]:
+        """Each on its own, so that one fault does not hide the others."""
+        recipe = self.recipe
+        if stages:
+            yield lambda: self._check_start(stages)
+        made = ("preferences", "test_preferences") if "preferences" in recipe.stages else ()
+        named = dict.fromkeys(name for stage in stages for name in DATA_OF_STAGE[stage])
+        for name in named:
+            if name not in made and getattr(recipe.data, name) is not None:
+                yield lambda name=name: self.load(name, LOADERS[name])  # type: ignore[misc]
+        if "preferences" in stages:
+            yield lambda: self._try_reward(GrammarRewardConfig(type="grammar"), "preferences", ["prompts"])
+        if {"ppo", "evaluate"} & set(stages):
+            prompts = [name for name in ("prompts", "test_prompts") if name in named]
+            yield lambda: self._try_reward(recipe.reward, "reward", prompts)
+        if "evaluate" in stages and (judge := recipe.evaluation.judge) is not None:
+            yield lambda: self._try_reward(judge, "evaluation.judge", ["test_prompts"])
+
+    def _check_start(self, stages: Collection[Stage]) -> None:
+        self._encoder = self.builder.check_start(stages)
+        if self._encoder is not None:
+            stop_token_ids(self._encoder, self.recipe.rollout.stop_tokens)
+
+    def _try_reward(self, config: RewardConfig, setting: str, tables: Sequence[str]) -> None:
+        prompts = [prompt for name in tables if name in self._loaded for prompt in self._loaded[name].records]
+        episodes = [
+            ScoredText(prompt, self._text(prompt), response)
+            for prompt, response in zip(cycle(prompts), TRIAL_RESPONSES, strict=False)
+        ]
+        for source in self.builder.early_rewards(config, setting=setting):
+            if isinstance(source, FunctionReward):
+                source.columns_of(prompts)
+            if episodes:
+                try:
+                    source.score(episodes)
+                except RewardError as error:
+                    trial = f'an empty response and on "{TRIAL_RESPONSES[1]}"'
+                    raise RewardError(f"{setting}, tried on {trial}: {error}") from error
+
+    def _text(self, prompt: Prompt) -> str:
+        if self._encoder is not None:
+            return self._encoder.prompt_text(prompt)
+        return prompt.content if isinstance(prompt.content, str) else prompt.content[-1].content
+
+    def _readable(self, loaded: Loaded[T]) -> Loaded[T]:
+        """Without the records that the chat template refuses, or whose prompt cannot be cut to its limit."""
+        records, faults = [], []
+        for record in loaded.records:
+            try:
+                self._encode(record)
+                records.append(record)
+            except DataError as error:
+                faults.append(str(error))
+        refuse_bad_rows(faults, num_rows=len(loaded.records), on_bad_row=self.recipe.data.on_bad_row)
+        return replace(loaded, records=records, skipped=(*loaded.skipped, *faults))
+
+    def _encode(self, record: object) -> None:
+        if self._encoder is None:
+            return
+        match record:
+            case (Prompt() as prompt) | Demonstration(prompt=prompt) if not isinstance(prompt.content, str):
+                self._encoder.encode(prompt, max_tokens=self.recipe.data.max_prompt_tokens)
+            case Preference(prompt=prompt):  # reward models cut whole sequences
+                self._encoder.prompt_text(prompt)
+            case _:  # text can be cut anywhere
+                pass

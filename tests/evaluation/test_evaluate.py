@@ -1,0 +1,155 @@
+"""Before and after on the same prompts: what is measured equals what plain loops measure."""
+
+import math
+
+import pytest
+import torch
+from tests.training import tiny
+
+from rlhfkit.config.schema import RolloutConfig
+from rlhfkit.errors import RewardError
+from rlhfkit.evaluation.evaluate import compare, distinct
+from rlhfkit.intervals import wilson_interval
+
+ROLLOUT = RolloutConfig(max_response_tokens=8, temperature=0.7)
+
+
+def evaluated(policy, *, reward=None, judge=None, prompts=None, max_tokens=64, **options):
+    return compare(
+        tiny.language_model(),
+        policy,
+        prompts or tiny.prompts(24),
+        reward=reward or tiny.count_a(),
+        judge=judge or tiny.Scripted(lambda text: float(len(text) - 4)),
+        reward_name="count of a",
+        judge_name="length",
+        rollout=ROLLOUT,
+        seed=3,
+        num_samples=options.pop("num_samples", 24),
+        max_tokens=max_tokens,
+        on_finished=options.pop("on_finished", lambda num: None),
+    )
+
+
+def plain_logprobs(model, prompt, response, *, temperature, ended):
+    """Log-probability of each token of a response, from whole logits."""
+    ids = [*prompt.ids, *model.encoder.tokenizer(response)["input_ids"], *([tiny.EOS] if ended else [])]
+    with torch.no_grad():
+        logits = model.causal_lm(input_ids=torch.tensor([ids])).logits[0]
+    logits = torch.cat([torch.full_like(logits[:, :1], -1e9), logits[:, 1:]], dim=1)  # PAD cannot be sampled
+    logprobs = (logits / temperature).log_softmax(-1)
+    return [logprobs[place - 1, ids[place]].item() for place in range(len(prompt.ids), len(ids))]
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    return evaluated(tiny.language_model(1))
+
+
+@pytest.fixture(scope="module")
+def responses(evaluation):
+    """Responses of "sft" and "policy"; one shorter than the limit ended by itself."""
+    return {side: [getattr(sample, side) for sample in evaluation.samples] for side in ("sft", "policy")}
+
+
+def test_the_reference_has_no_kl_to_itself(evaluation):
+    assert evaluation.models["sft"].ref_kl == pytest.approx(0, abs=1e-6)
+
+
+def test_the_same_model_twice_answers_the_same_and_ties_everywhere():
+    same = evaluated(tiny.language_model())
+    assert all(sample.sft == sample.policy for sample in same.samples)
+    assert same.models["sft"] == same.models["policy"]
+    assert same.win_rate.reward.rate == 0.5
+    assert same.win_rate.reward.ties == 1.0
+
+
+def test_kl_is_that_of_the_models_own_responses_at_the_sampling_temperature(evaluation, responses):
+    sums = []
+    for prompt, response in zip(tiny.prompts(24), responses["policy"], strict=True):
+        mine, reference = (
+            plain_logprobs(model, prompt, response, temperature=0.7, ended=len(response) < 8)
+            for model in (tiny.language_model(1), tiny.language_model())
+        )
+        sums.append(sum(mine) - sum(reference))
+    assert evaluation.models["policy"].ref_kl == pytest.approx(sum(sums) / 24, rel=1e-4)
+    assert sum(sums) / 24 > 1
+
+
+@pytest.mark.parametrize("side", ["sft", "policy"])
+def test_perplexity_is_of_the_responses_under_the_reference_at_temperature_1(evaluation, responses, side):
+    reference = tiny.language_model()
+    logprobs = []
+    for prompt, response in zip(tiny.prompts(24), responses[side], strict=True):
+        logprobs += plain_logprobs(reference, prompt, response, temperature=1.0, ended=len(response) < 8)
+    assert evaluation.models[side].perplexity == pytest.approx(math.exp(-sum(logprobs) / len(logprobs)), rel=1e-4)
+
+
+def test_scores_of_both_sources_are_averaged_with_intervals(evaluation, responses):
+    for side, texts in responses.items():
+        results = evaluation.models[side]
+        assert results.score.mean == pytest.approx(sum(text.count("a") for text in texts) / 24)
+        assert results.judge.mean == pytest.approx(sum(len(text) - 4 for text in texts) / 24)
+        assert results.score.low < results.score.mean < results.score.high
+        positive = sum(len(text) > 4 for text in texts) / 24
+        share = results.judge_positive_share
+        assert (share.mean, share.low, share.high) == pytest.approx((positive, *wilson_interval(positive, 24)))
+
+
+def test_win_rate_counts_a_tie_as_half(evaluation, responses):
+    wins = ties = 0
+    for before, after in zip(responses["sft"], responses["policy"], strict=True):
+        wins += after.count("a") > before.count("a")
+        ties += after.count("a") == before.count("a")
+    rate = (wins + ties / 2) / 24
+    found = evaluation.win_rate.reward
+    assert 0 < ties < 24
+    assert (found.rate, found.ties) == pytest.approx((rate, ties / 24))
+    assert (found.low, found.high) == pytest.approx(wilson_interval(rate, 24))
+
+
+def test_lengths_and_endings_are_counted(evaluation, responses):
+    for side, texts in responses.items():
+        assert evaluation.models[side].eos_rate == sum(len(text) < 8 for text in texts) / 24
+        assert evaluation.models[side].response_tokens == sum(min(len(text) + 1, 8) for text in texts) / 24
+
+
+def test_the_size_of_a_microbatch_changes_nothing(evaluation):
+    other = evaluated(tiny.language_model(1), max_tokens=10_000)
+    assert other.samples == evaluation.samples
+    assert other.models["policy"].ref_kl == pytest.approx(evaluation.models["policy"].ref_kl, rel=1e-5)
+
+
+def test_progress_hears_of_every_response():
+    finished = []
+    evaluated(tiny.language_model(1), on_finished=finished.append)
+    assert sum(finished) == 48
+
+
+def test_samples_are_the_first_prompts_with_their_scores():
+    evaluation = evaluated(tiny.language_model(1), num_samples=3)
+    assert [sample.prompt for sample in evaluation.samples] == [prompt.text for prompt in tiny.prompts(3)]
+    for sample in evaluation.samples:
+        assert (sample.score_sft, sample.score_policy) == (sample.sft.count("a"), sample.policy.count("a"))
+        assert (sample.judge_sft, sample.judge_policy) == (len(sample.sft) - 4, len(sample.policy) - 4)
+    assert (evaluation.reward_name, evaluation.judge_name) == ("count of a", "length")
+
+
+@pytest.mark.parametrize("source", ["reward", "judge"])
+def test_a_score_that_is_nan_is_an_error(source):
+    with pytest.raises(RewardError, match=r"returned nan for response 0"):
+        evaluated(tiny.language_model(1), **{source: tiny.Scripted(lambda text: math.nan)})
+
+
+# ── distinct-n ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_distinct_by_hand():
+    texts = ["the cat saw the cat", "the dog"]
+    assert distinct(texts, 1) == 4 / 7  # the cat saw dog
+    assert distinct(texts, 2) == 4 / 5  # the-cat cat-saw saw-the the-dog; no pair goes across texts
+
+
+def test_distinct_of_nothing_is_0():
+    assert distinct([], 1) == 0
+    assert distinct(["one", ""], 2) == 0

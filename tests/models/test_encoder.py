@@ -1,0 +1,279 @@
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from rlhfkit.errors import ConfigError, DataError
+from rlhfkit.models.template import TRANSCRIPT_TEMPLATE, Encoder, read_template
+from rlhfkit.records import Message, Prompt
+from tests.tiny import EOS, byte_tokenizer
+
+CHATML = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+STRICT = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    "{{ m['content'] }}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    """Bytes, without a chat template of its own."""
+    return Encoder(byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def chat() -> Encoder:
+    return Encoder(byte_tokenizer(), chat_template=CHATML)
+
+
+def bos_tokenizer(*, ends_with_eos: bool = False) -> PreTrainedTokenizerFast:
+    """Bytes after a BOS, which most tokenizers add by themselves, and before an EOS, which a few do."""
+    tokenizer = byte_tokenizer(bos_token="<s>", eos_token="</s>", pad_token="<|pad|>")
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if ends_with_eos else "<s> $A", special_tokens=[("<s>", bos), ("</s>", eos)]
+    )
+    return tokenizer
+
+
+def conversation(*turns: tuple[str, str], origin: str = "") -> Prompt:
+    return Prompt(tuple(Message(role, text) for role, text in turns), origin=origin)
+
+
+def text_of(encoder: Encoder, ids) -> str:
+    return encoder.tokenizer.decode(ids)
+
+
+# ── templates ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_text_is_taken_as_it_is(encoder):
+    assert encoder.prompt_text(Prompt("Once upon")) == "Once upon"
+    assert text_of(encoder, encoder.prompt_ids(Prompt("Once upon"))) == "Once upon"
+
+
+def test_conversation_without_template_becomes_a_transcript(encoder):
+    prompt = conversation(("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"))
+    assert encoder.uses_fallback
+    assert encoder.prompt_text(prompt) == "Be kind.\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
+
+
+def test_response_to_a_transcript_gets_the_space_that_assistant_needs(encoder):
+    prompt = conversation(("user", "Hi"))
+    assert text_of(encoder, encoder.response_ids(prompt, "Hello", finished=False)) == " Hello"
+    assert text_of(encoder, encoder.response_ids(prompt, " Hello", finished=False)) == " Hello"
+    assert text_of(encoder, encoder.response_ids(Prompt("Hi"), "Hello", finished=False)) == "Hello"
+
+
+def test_transcript_with_its_response_is_the_transcript_of_the_longer_conversation(encoder):
+    prompt = conversation(("user", "Hi"))
+    ids = encoder.prompt_ids(prompt) + encoder.response_ids(prompt, "Hello", finished=False)
+    longer = encoder.prompt_text(conversation(("user", "Hi"), ("assistant", "Hello"), ("user", "")))
+    assert longer.startswith(text_of(encoder, ids) + "\n\nHuman: ")
+
+
+def test_chat_template_is_used_and_its_response_gets_no_space(chat):
+    prompt = conversation(("user", "Hi"))
+    assert not chat.uses_fallback
+    assert chat.prompt_text(prompt) == "<user>Hi</s><assistant>"
+    assert text_of(chat, chat.response_ids(prompt, "Hello", finished=False)) == "Hello"
+
+
+def test_response_gets_the_space_that_a_chat_template_puts_before_it():
+    """As Llama 2's and Mistral's do."""
+    spaced = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+        "{% else %}{{ ' ' + m['content'] + '</s>' }}{% endif %}{% endfor %}"
+    )
+    encoder = Encoder(byte_tokenizer(), chat_template=spaced)
+    prompt = conversation(("user", "Hi"))
+    assert encoder.prompt_text(prompt) == "[INST] Hi [/INST]"
+    assert text_of(encoder, encoder.response_ids(prompt, "Hello", finished=False)) == " Hello"
+    assert text_of(encoder, encoder.response_ids(Prompt("Hi"), "Hello", finished=False)) == "Hello"
+
+
+def test_the_tokenizers_own_template_comes_before_transcripts():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML
+    assert Encoder(tokenizer).chat_template == CHATML
+    assert Encoder(tokenizer, chat_template=STRICT).chat_template == STRICT
+
+
+def test_template_stays_with_the_saved_tokenizer(tmp_path):
+    for template in (CHATML, None):
+        encoder = Encoder(byte_tokenizer(), chat_template=template)
+        encoder.tokenizer.save_pretrained(tmp_path)
+        again = Encoder(PreTrainedTokenizerFast.from_pretrained(tmp_path))
+        assert again.chat_template == (template or TRANSCRIPT_TEMPLATE)
+        assert again.uses_fallback == encoder.uses_fallback
+        assert again.template_hash == encoder.template_hash
+
+
+def test_other_templates_have_other_hashes(encoder, chat):
+    assert encoder.template_hash != chat.template_hash
+
+
+def test_a_choice_of_templates_is_not_ours_to_make():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"default": CHATML, "tools": STRICT}
+    with pytest.raises(ConfigError, match=r"several chat templates \(default, tools\).*model\.chat_template"):
+        Encoder(tokenizer)
+
+
+def test_conversation_that_the_template_refuses_is_named():
+    encoder = Encoder(byte_tokenizer(), chat_template=STRICT)
+    prompt = conversation(("system", "Be kind."), ("user", "Hi"), origin="chats.jsonl:3")
+    with pytest.raises(DataError, match=r"chats\.jsonl:3 does not fit the chat template \(no system turns\).*'system'"):
+        encoder.encode(prompt, max_tokens=100)
+
+
+def test_template_file_is_read_or_refused(tmp_path):
+    (tmp_path / "good.jinja").write_text(CHATML)
+    (tmp_path / "bad.jinja").write_text("\n{% for m in %}")
+    assert read_template(str(tmp_path / "good.jinja")) == CHATML
+    with pytest.raises(ConfigError, match=r"bad\.jinja:2 is not Jinja"):
+        read_template(str(tmp_path / "bad.jinja"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_template(str(tmp_path / "none.jinja"))
+
+
+# ── special tokens ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_response_ends_with_eos_where_it_is_finished(encoder):
+    finished = encoder.response_ids(Prompt("a"), "b", finished=True)
+    assert finished == [*encoder.response_ids(Prompt("a"), "b", finished=False), EOS]
+
+
+@pytest.mark.parametrize("ends_with_eos", [False, True])
+def test_bos_begins_text_and_transcripts_once_and_eos_never_ends_a_prompt(ends_with_eos):
+    encoder = Encoder(bos_tokenizer(ends_with_eos=ends_with_eos))
+    assert text_of(encoder, encoder.prompt_ids(Prompt("ab"))) == "<s>ab"
+    assert text_of(encoder, encoder.prompt_ids(conversation(("user", "ab")))) == "<s>\n\nHuman: ab\n\nAssistant:"
+    assert text_of(encoder, encoder.response_ids(Prompt("ab"), "c")) == "c</s>"
+
+
+def test_bos_is_the_chat_templates_own_business():
+    encoder = Encoder(bos_tokenizer(), chat_template="{{ bos_token }}" + CHATML)
+    ids = encoder.prompt_ids(conversation(("user", "ab")))
+    assert ids.count(encoder.tokenizer.bos_token_id) == 1
+    assert text_of(encoder, ids) == "<s><user>ab</s><assistant>"
+
+
+def test_bos_survives_the_cut():
+    encoder = Encoder(bos_tokenizer())
+    cut = encoder.encode(Prompt("one two three four five"), max_tokens=12)
+    assert text_of(encoder, cut.ids) == "<s>four five"
+
+
+def test_decoded_text_has_no_special_tokens(encoder):
+    assert encoder.decode([*encoder.response_ids(Prompt("a"), "well , then ."), EOS]) == "well , then ."
+
+
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    """Puts a space before each text and drops it when it decodes, as Llama 2, Mistral and Phi-3 do."""
+    steps = ["wo", "wor", "worl", "world", "▁world"]
+    tokens = ["<pad>", "</s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abdehlorw", *steps]
+    merges = [("w", "o"), ("wo", "r"), ("wor", "l"), ("worl", "d"), ("▁", "world")]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def test_response_keeps_its_first_space_though_the_tokenizer_drops_that_of_a_text():
+    encoder = Encoder(llama_tokenizer())
+    world = encoder.tokenizer.convert_tokens_to_ids("▁world")
+    assert encoder.tokenizer.decode([world]) == "world"
+    assert encoder.decode([world, world, encoder.eos_id]) == " world world"
+
+
+def test_response_gets_no_space_though_the_tokenizer_gives_one_to_a_text():
+    encoder = Encoder(llama_tokenizer())
+    assert encoder.tokenizer.tokenize("world") == ["▁world"]
+    for response, tokens in {"world": ["world"], " world": ["▁world"], "\nworld": ["<0x0A>", "world"]}.items():
+        ids = encoder.response_ids(Prompt("a"), response, finished=False)
+        assert encoder.tokenizer.convert_ids_to_tokens(ids) == tokens
+        assert encoder.decode(ids) == response
+
+
+@pytest.mark.parametrize("response", ["b c", " b", "\n\nb", "", "é\n"])
+@pytest.mark.parametrize("make", [byte_tokenizer, bos_tokenizer, llama_tokenizer])
+def test_response_comes_back_from_its_tokens(make, response):
+    encoder = Encoder(make())
+    assert encoder.decode(encoder.response_ids(Prompt("a"), response)) == response
+
+
+# ── cutting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_text_that_fits_is_whole(encoder):
+    encoded = encoder.encode(Prompt("0123456789"), max_tokens=10)
+    assert (encoded.text, len(encoded.ids), encoded.was_cut) == ("0123456789", 10, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "max_tokens", "kept"),
+    [
+        ("one two three four", 15, "two three four"),
+        ("first line\nsecond line here", 19, "second line here"),
+        ("first line\nsecond line here", 17, "second line here"),
+        ("no_boundary_anywhere", 8, "anywhere"),
+        ("far away\nfrom the_end_of_it_all", 25, "from the_end_of_it_all"),
+        ("a bcdefghijklmnopqrstuvwxyz", 20, "ghijklmnopqrstuvwxyz"),
+    ],
+)
+def test_text_loses_its_beginning_at_a_line_or_else_a_word(encoder, text, max_tokens, kept):
+    encoded = encoder.encode(Prompt(text, origin="x"), max_tokens=max_tokens)
+    assert (encoded.text, encoded.was_cut) == (kept, True)
+    assert text_of(encoder, encoded.ids) == kept
+    assert encoded.prompt.content == kept
+    assert encoded.prompt.origin == "x"
+
+
+def test_conversation_loses_its_oldest_turns_in_pairs_and_keeps_system_and_tail(chat):
+    prompt = conversation(
+        ("system", "S"), ("user", "u1"), ("assistant", "a1"), ("user", "u2"), ("assistant", "a2"), ("user", "u3")
+    )
+    whole = "<system>S</s><user>u1</s><assistant>a1</s><user>u2</s><assistant>a2</s><user>u3</s><assistant>"
+    assert chat.encode(prompt, max_tokens=len(whole)).text == whole
+    cut = chat.encode(prompt, max_tokens=len(whole) - 1)
+    assert cut.text == "<system>S</s><user>u2</s><assistant>a2</s><user>u3</s><assistant>"
+    assert cut.was_cut
+    assert chat.encode(prompt, max_tokens=len(cut.text) - 1).text == "<system>S</s><user>u3</s><assistant>"
+
+
+def test_last_turn_that_is_too_long_loses_its_end_at_a_word_but_the_tail_stays(chat):
+    prompt = conversation(("user", "tell me a story about the old sea"))
+    cut = chat.encode(prompt, max_tokens=len("<user>tell me a story ab</s><assistant>"))
+    assert cut.text == "<user>tell me a story</s><assistant>"
+    assert text_of(chat, cut.ids) == cut.text
+
+
+def test_a_cut_at_a_word_never_makes_more_tokens():
+    """Here " realism" is one token, and "realism" is seven."""
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", -99.0),
+        (" realism", -1.0),
+        *((x, -10.0) for x in "abcdefgilmrs"),
+    ]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>"))
+    assert encoder.encode(Prompt("abcdefg realism"), max_tokens=1).text == " realism"
+
+
+def test_a_prompt_without_tokens_is_refused(encoder):
+    with pytest.raises(DataError, match=r"rows\.jsonl:7 has no tokens"):
+        encoder.encode(Prompt("", origin="rows.jsonl:7"), max_tokens=10)
+
+
+def test_a_template_that_does_not_fit_is_refused_with_the_numbers(chat):
+    with pytest.raises(DataError, match=r"a\.csv:2 needs 22 tokens even when cut, and data.max_prompt_tokens is 12"):
+        chat.encode(conversation(("user", "hello"), origin="a.csv:2"), max_tokens=12)

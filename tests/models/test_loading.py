@@ -1,0 +1,206 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rlhfkit.config.schema import PretrainedModelConfig
+from rlhfkit.errors import ConfigError, ModelError
+from rlhfkit.models.language import LanguageModel
+from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokenizer
+from rlhfkit.models.template import Encoder
+from tests.tiny import CPU, EOS, MORE_FAMILIES, PAD, Directory, builder, byte_tokenizer, load, save_family
+
+
+def read(directory) -> tuple[LanguageModel, list[str]]:
+    config = PretrainedModelConfig(path=str(directory))
+    tokenizer, notes = load_tokenizer(config)
+    model, more = load_causal_lm(config, tokenizer, device=CPU, dtype=torch.float32)
+    return LanguageModel(model, Encoder(tokenizer)), [*notes, *more]
+
+
+@pytest.fixture
+def copy(directory_of: Directory, tmp_path):
+    """A model directory that a test may spoil."""
+    return shutil.copytree(directory_of("gpt2"), tmp_path / "model")
+
+
+# ── PAD ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_pad_that_is_there_stays_as_it_is(directory_of: Directory):
+    model, notes = read(directory_of("llama"))
+    assert (model.encoder.eos_id, model.encoder.pad_id) == (EOS, PAD)
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("special_tokens", "why"),
+    [
+        ({"eos_token": "<|endoftext|>"}, "no PAD"),
+        ({"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}, "PAD equal to EOS"),
+    ],
+)
+def test_a_pad_that_is_missing_or_equals_eos_is_added_with_an_embedding(special_tokens, why, tmp_path):
+    directory = save_family("gpt2", tmp_path, tokenizer=byte_tokenizer(**special_tokens))
+    model, notes = read(directory)
+    assert (model.encoder.eos_id, model.encoder.pad_id) == (256, 257)
+    assert [why in notes[0], "<|pad|> as token 257" in notes[0]] == [True, True]
+    assert notes[1] == "embeddings grew from 257 to 258 rows, for the tokens that were added"
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(directory)(ids).logits
+        found = model.head(model.trunk(ids))
+    assert found.shape[-1] == 258
+    torch.testing.assert_close(found[..., :257], expected, rtol=0, atol=2e-5)
+    assert float(found[..., 257].max()) < -1e8
+
+
+def test_spare_embedding_rows_take_the_new_pad(tmp_path):
+    tokenizer = byte_tokenizer(eos_token="<|endoftext|>")
+    model, notes = read(save_family("gpt2", tmp_path, tokenizer=tokenizer, vocab_size=300))
+    assert model.causal_lm.get_input_embeddings().weight.shape[0] == 300
+    assert model.encoder.pad_id == 257
+    assert len(notes) == 1
+
+
+def test_builder_tells_each_note_once(tmp_path):
+    directory = save_family("gpt2", tmp_path / "model", tokenizer=byte_tokenizer(eos_token="<|endoftext|>"))
+    made = builder(directory, tmp_path)
+    for _ in range(2):
+        made.language_model(made.starting_point())
+    assert len(made.notes) == 2
+
+
+def test_a_tokenizer_without_eos_is_refused(tmp_path):
+    directory = save_family("gpt2", tmp_path, tokenizer=byte_tokenizer(pad_token="<|pad|>"))
+    with pytest.raises(ModelError, match=r"has no EOS token; set eos_token in tokenizer_config.json"):
+        read(directory)
+
+
+# ── what is missing ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_directory_and_no_hub_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="no such directory, and the hub"):
+        read(tmp_path / "nothing")
+
+
+def test_no_tokenizer(copy):
+    for path in copy.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ModelError, match=r"has no tokenizer; the directory needs the model's tokenizer\.json"):
+        read(copy)
+
+
+def test_no_config(copy):
+    (copy / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        read(copy)
+
+
+def test_pickled_weights_alone_are_refused(copy):
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no \*\.safetensors; convert the weights, since pickled ones can run code"):
+        read(copy)
+
+
+def test_missing_weights_are_refused_by_name(copy):
+    tensors = load_file(copy / "model.safetensors")
+    tensors.pop("transformer.h.1.mlp.c_fc.weight")
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights .*h\.1\.mlp\.c_fc\.weight.*give a complete model"):
+        read(copy)
+
+
+def test_weights_of_another_shape_are_refused(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
+    with pytest.raises(ModelError, match=r"in another shape \(transformer\.wte\.weight"):
+        read(copy)
+
+
+def test_damaged_weights_are_refused(copy):
+    (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(ModelError, match="check that it is a complete model"):
+        read(copy)
+
+
+# ── classifiers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def classifier(directory, **options):
+    tokenizer, _ = load_tokenizer(PretrainedModelConfig(path=str(directory)))
+    return load_classifier(str(directory), tokenizer, device=CPU, dtype=torch.float32, **options)
+
+
+def test_a_head_may_be_fresh_only_where_that_is_expected(directory_of: Directory):
+    assert classifier(directory_of("llama"), num_labels=1, fresh_head=True).get_parameter("score.weight").shape[0] == 1
+    with pytest.raises(ModelError, match=r"lacks 1 weights .*score\.weight"):
+        classifier(directory_of("llama"), num_labels=1)
+
+
+def test_only_the_head_may_be_fresh(copy):
+    tensors = load_file(copy / "model.safetensors")
+    tensors.pop("transformer.h.1.mlp.c_fc.weight")
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights .*h\.1\.mlp\.c_fc\.weight"):
+        classifier(copy, num_labels=1, fresh_head=True)
+
+
+def test_reward_model_of_an_encoder_is_refused(tmp_path):
+    config = AutoConfig.for_model(
+        "bert", vocab_size=258, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    config.num_labels = 1
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "bert")
+    byte_tokenizer().save_pretrained(tmp_path / "bert")
+    with pytest.raises(ModelError, match="BertForSequenceClassification has no linear head `score`"):
+        builder(tmp_path / "bert", tmp_path).reward_model(tmp_path / "bert")
+
+
+# ── the models that we make of it ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_dropout_is_off_for_good(tmp_path):
+    directory = save_family("gpt2", tmp_path, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    model = load(directory)
+    ids = torch.arange(20)[None]
+    first, second = model.trunk(ids), model.trunk(ids)
+    assert torch.equal(first, second)
+
+
+def test_an_architecture_that_does_more_than_head_of_hidden_is_refused(directory_of: Directory):
+    model = AutoModelForCausalLM.from_pretrained(directory_of("llama"))
+    forward = model.forward
+
+    def surprising(**options):
+        output = forward(**options)
+        output.logits = output.logits * 2
+        return output
+
+    model.forward = surprising
+    tokenizer, _ = load_tokenizer(PretrainedModelConfig(path=str(directory_of("llama"))))
+    with pytest.raises(ModelError, match=r"llama does not compute its logits as head\(hidden\) alone"):
+        LanguageModel(model, Encoder(tokenizer))
+
+
+@pytest.mark.parametrize("family", MORE_FAMILIES)
+def test_scaled_and_capped_logits_are_known(family, directory_of: Directory):
+    ids = torch.arange(15)[None]
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(directory_of(family), attn_implementation="eager")(ids).logits
+        model = load(directory_of(family))
+        found = model.head(model.trunk(ids))
+    torch.testing.assert_close(found[..., :PAD], expected[..., :PAD], rtol=0, atol=2e-5)
+
+
+def test_prompt_and_response_that_exceed_the_context_are_refused_before_anything_runs(tmp_path):
+    directory = save_family("gpt2", tmp_path / "model", max_position_embeddings=32)
+    made = builder(directory, tmp_path)
+    with pytest.raises(ConfigError, match=r"max_prompt_tokens = 24 and rollout.max_response_tokens = 16 add up to 40"):
+        made.language_model(made.starting_point())

@@ -1,0 +1,135 @@
+import pytest
+import torch
+
+from rlhfkit.errors import ShapeError
+from rlhfkit.padding import Sequences, length_buckets, pack, pad_right
+
+PAD = 9
+
+
+def example() -> Sequences:
+    return Sequences.join([[1, 2, 3], [4]], [[5, 6], [7, 8, 0, 1]], pad=PAD)
+
+
+def test_rows_are_filled_up_on_the_right():
+    assert pad_right([[1, 2, 3], [], [4]], pad=PAD).tolist() == [[1, 2, 3], [9, 9, 9], [4, 9, 9]]
+    assert pad_right([[1]], pad=PAD).dtype == torch.long
+    assert pad_right([], pad=PAD).numel() == 0
+
+
+# ── sequences ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_prompt_and_response_are_contiguous_and_only_responses_count():
+    sequences = example()
+    assert sequences.ids.tolist() == [[1, 2, 3, 5, 6], [4, 7, 8, 0, 1]]
+    assert sequences.prompt_tokens.tolist() == [3, 1]
+    assert sequences.mask.tolist() == [[True, True, False, False], [True] * 4]
+    assert len(sequences) == 2
+
+
+def test_a_token_is_predicted_one_place_before_it():
+    rows, positions, targets = example().predicting()
+    assert rows.tolist() == [0, 0, 1, 1, 1, 1]
+    assert positions.tolist() == [2, 3, 0, 1, 2, 3]
+    assert targets.tolist() == [5, 6, 7, 8, 0, 1]
+
+
+def test_tokens_that_the_policy_did_not_sample_are_not_predicted():
+    """Such as what a tool answered in the middle of a response."""
+    masks = [[True, False], [False, True, False, True]]
+    sequences = Sequences.join([[1, 2, 3], [4]], [[5, 6], [7, 8, 0, 1]], pad=PAD, masks=masks)
+    rows, positions, targets = sequences.predicting()
+    assert list(zip(rows.tolist(), positions.tolist(), targets.tolist(), strict=True)) == [
+        (0, 2, 5),
+        (1, 1, 8),
+        (1, 3, 1),
+    ]
+
+
+def test_length_counts_up_to_the_last_token_that_counts():
+    masks = [[True, False], [False, True, False, False]]
+    sequences = Sequences.join([[1, 2, 3], [4]], [[5, 6], [7, 8, 0, 1]], pad=PAD, masks=masks)
+    assert sequences.lengths().tolist() == [4, 3]
+    assert example().lengths().tolist() == [5, 5]
+    assert Sequences.join([[1, 2], [3]], [[], [4]], pad=PAD).lengths().tolist() == [2, 2]
+    assert Sequences.join([[1, 2], [3]], [[], []], pad=PAD).lengths().tolist() == [2, 1]
+
+
+def test_rows_are_taken_by_index():
+    row = example()[torch.tensor([1])]
+    assert row.ids.tolist() == [[4, 7, 8, 0, 1]]
+    assert row.prompt_tokens.tolist() == [1]
+    assert row.mask.tolist() == [[True] * 4]
+
+
+def test_trimmed_rows_lose_the_padding_that_none_needs_and_nothing_else():
+    sequences = Sequences.join([[1], [2, 3], [4] * 7], [[5], [6], [7] * 5], pad=PAD)
+    short = sequences[torch.tensor([0, 1])]
+    assert short.ids.shape == (2, 12)
+    trimmed = short.trimmed()
+    assert trimmed.ids.tolist() == [[1, 5, 9], [2, 3, 6]]
+    assert torch.equal(trimmed.mask, short.mask)
+    for ours, theirs in zip(trimmed.predicting(), short.predicting(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_prompt_without_tokens_is_refused():
+    with pytest.raises(ShapeError, match="start with BOS"):
+        Sequences.join([[1], []], [[2], [3]], pad=PAD)
+
+
+def test_each_prompt_needs_one_response():
+    with pytest.raises(ValueError, match="argument"):
+        Sequences.join([[1], [2]], [[3]], pad=PAD)
+
+
+# ── microbatches ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_tokens", "groups"),
+    [
+        ([], 10, []),
+        ([3], 10, [[0]]),
+        ([2, 5, 3, 5], 10, [[1, 3], [2, 0]]),  # two of 5 are 10; 3 and 2, padded to 3, are 6
+        ([2, 5, 3, 5], 9, [[1], [3], [2, 0]]),
+        ([4, 4, 4], 12, [[0, 1, 2]]),
+        ([4, 4, 4], 11, [[0, 1], [2]]),
+        ([99, 1, 1], 10, [[0], [1, 2]]),
+    ],
+)
+def test_groups_are_of_like_length_and_stay_within_the_limit(lengths, max_tokens, groups):
+    assert length_buckets(lengths, max_tokens=max_tokens) == groups
+
+
+# ── packing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_rows_are_packed_longest_first_where_they_fit():
+    packed = pack([[1, 2], [3, 4, 5], [6], [7, 8, 0, 1]], [1, 2, 0, 1], max_tokens=6, pad=PAD)
+    assert packed.ids.tolist() == [[7, 8, 0, 1, 1, 2], [3, 4, 5, 6, PAD, PAD]]
+    assert packed.segments.tolist() == [[1, 1, 1, 1, 2, 2], [1, 1, 1, 2, 0, 0]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 0, 0, 0]]
+    # Row 0 is learnt from 1, row 1 from 2, row 3 from 1; the single token of row 2 has nothing before it.
+    assert packed.targets.int().tolist() == [[0, 1, 1, 1, 0, 1], [0, 0, 1, 0, 0, 0]]
+
+
+def test_a_row_longer_than_the_limit_has_a_bin_of_its_own():
+    packed = pack([[1, 2, 3], [4]], [1, 1], max_tokens=2, pad=PAD)
+    assert packed.ids.tolist() == [[1, 2, 3], [4, PAD, PAD]]
+
+
+def test_nothing_packed_is_nothing():
+    assert pack([], [], max_tokens=5, pad=PAD).ids.shape == (0, 0)
+
+
+def test_a_query_sees_its_own_sequence_up_to_itself():
+    allowed = pack([[1, 2], [3, 4, 5]], [1, 1], max_tokens=5, pad=PAD).allowed()
+    assert allowed[0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]

@@ -1,0 +1,520 @@
+"""A whole run of tiny models: the same seed gives the same bits, a killed run goes on, and nothing is done twice."""
+
+import fcntl
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlhfkit import pipeline
+from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
+from rlhfkit.data import load_prompts
+from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError
+from rlhfkit.evaluation.results import Evaluation, RewardModelResults, read_results
+from rlhfkit.models.reward_model import read_normalization
+from rlhfkit.progress import Progress
+from rlhfkit.rundir import RunDir
+from tests.training import tiny
+
+RECIPE = """
+# A whole run in a few seconds.
+name = "tiny"
+synthetic = true
+seed = 3
+stages = ["pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate"]
+
+[model]
+type = "scratch"
+num_layers = 1
+width = 16
+num_heads = 2
+vocabulary_tokens = 384
+context_tokens = 64
+
+[data]
+max_prompt_tokens = 40
+texts = { type = "grammar", num_rows = 48 }
+demonstrations = { type = "grammar", num_rows = 24, seed_offset = 1 }
+prompts = { type = "grammar", num_rows = 12, seed_offset = 2 }
+test_prompts = { type = "grammar", num_rows = 6, seed_offset = 3 }
+judge_preferences = { type = "grammar", num_rows = 24, seed_offset = 4 }
+
+[pretrain]
+minibatch_sequences = 16
+max_tokens = 64
+checkpoint_minutes = 1e-9
+
+[sft]
+minibatch_sequences = 8
+max_tokens = 64
+checkpoint_minutes = 1e-9
+
+[preferences]
+num_pairs = 12
+num_test_pairs = 6
+
+[reward_model]
+minibatch_pairs = 4
+normalization_responses = 8
+checkpoint_minutes = 1e-9
+optim = { learning_rate = 1e-3 }
+
+[rollout]
+max_response_tokens = 12
+
+[ppo]
+iterations = 2
+rollout_episodes = 8
+minibatch_episodes = 8
+epochs = 2
+min_eos_rate = 0.0
+checkpoint_minutes = 1e-9
+optim = { learning_rate = 1e-3 }
+kl = { type = "adaptive", target = 1.0, horizon_episodes = 100 }
+"""
+STAGES = ("pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate")
+
+
+@pytest.fixture(scope="session")
+def recipe_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(recipe_file):
+    """Run the recipe in a directory."""
+
+    def run_in(directory, *overrides, fresh=False, progress=None):
+        loaded = load_recipe(recipe_file, overrides)
+        pipeline.run(loaded, directory, fresh=fresh, progress=progress or Progress(quiet=True))
+        return RunDir(directory)
+
+    return run_in
+
+
+@pytest.fixture(scope="session")
+def finished(run, tmp_path_factory):
+    """A run of every stage; tests only look at it, or take a copy."""
+    return run(tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture(autouse=True)
+def no_charts(monkeypatch):
+    """Drawing takes longer than training such models; `finished`, which is made before, has its charts."""
+    monkeypatch.setattr(pipeline, "write_report", lambda run_dir: run_dir.report.touch())
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "copy")
+    return RunDir(tmp_path / "copy")
+
+
+PRETRAIN_ONLY = ('stages=["pretrain"]', "data.texts.num_rows=16")
+
+
+def metrics(run_dir):
+    rows = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def results_of(run_dir):
+    """Everything that a run makes and that must not depend on how often it was stopped."""
+    models = {
+        f"{name}/{file.name}": file.read_bytes()
+        for name in ("base", "sft", "reward_model", "judge", "policy")
+        for file in sorted(run_dir.model(name).iterdir())
+        if file.name != "config.json" or name == "judge"
+    }
+    files = {
+        path.name: path.read_text()
+        for path in (
+            run_dir.samples,
+            run_dir.preferences,
+            run_dir.test_preferences,
+            run_dir.reward_model_report,
+            run_dir.evaluation,
+        )
+    }
+    last = run_dir.checkpoints / "ppo" / "00000002"
+    checkpoint = {"checkpoint": (last / "tensors.safetensors").read_bytes()}
+    kl_coef = {"kl_coef": json.loads((last / "state.json").read_text())["state"]["kl_coef"]}
+    return {**models, **files, **checkpoint, **kl_coef, "metrics": metrics(run_dir)}
+
+
+def assert_same_results(found, expected):
+    found, expected = results_of(found), results_of(expected)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+# ── a whole run ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_stage_leaves_what_the_next_one_reads(finished):
+    assert tuple(finished.finished_stages()) == STAGES
+    assert [row["iteration"] for row in metrics(finished) if row["stage"] == "ppo"] == [0, 1]
+    assert {row["stage"] for row in metrics(finished)} == {"pretrain", "sft", "reward_model", "ppo"}
+    assert read_results(finished.evaluation, Evaluation).num_prompts == 6
+    assert read_results(finished.reward_model_report, RewardModelResults).num_pairs <= 6
+    assert len(finished.preferences.read_text().splitlines()) <= 12
+    assert finished.report.exists()
+    assert sorted(path.name for path in finished.checkpoints.iterdir()) == ["ppo"]
+    assert [path.name for path in finished.path.rglob(".*")] == []
+
+
+def test_the_manifest_says_what_the_run_was_made_of(finished):
+    manifest = json.loads(finished.manifest.read_text())
+    assert manifest["seed"] == 3
+    assert {entry["use"] for entry in manifest["data"]} == {
+        "texts",
+        "demonstrations",
+        "prompts",
+        "test_prompts",
+        "judge_preferences",
+    }
+    assert {entry["name"] for entry in manifest["models"]} == {"base", "start", "sft", "reward_model", "policy"}
+    assert all(len(entry["sha256"]) == 64 for entry in manifest["models"] + manifest["data"])
+    assert manifest["stages"]["ppo"]["preflight/ratio"] < 1e-4
+    assert manifest["versions"]["torch"] == torch.__version__
+
+
+def test_transformers_alone_loads_the_models(finished):
+    tokenizer = AutoTokenizer.from_pretrained(finished.model("policy"))
+    policy = AutoModelForCausalLM.from_pretrained(finished.model("policy"))
+    reward_model = AutoModelForSequenceClassification.from_pretrained(finished.model("reward_model"))
+    ids = tokenizer("The pizza was superb.", return_tensors="pt")
+    assert policy(**ids).logits.shape[-1] == len(tokenizer)
+    assert reward_model(**ids).logits.shape == (1, 1)
+
+
+def test_the_reward_of_the_starting_point_has_mean_0_and_deviation_1(finished):
+    normalization = read_normalization(finished.model("reward_model"))
+    assert normalization.std > 0
+    assert (normalization.mean, normalization.std) != (0.0, 1.0)
+    first = next(row for row in metrics(finished) if row["stage"] == "ppo")
+    assert abs(first["score/mean"]) < 1.5  # of eight other responses
+    report = json.loads(finished.reward_model_report.read_text())
+    assert report["normalization"] == {"mean": normalization.mean, "std": normalization.std}
+
+
+def test_ppo_begins_at_the_reference(finished):
+    first = next(row for row in metrics(finished) if row["stage"] == "ppo")
+    assert first["ref_kl/sequence"] == pytest.approx(0, abs=1e-5)
+    assert first["ppo/ratio_first_epoch_max_deviation"] < 1e-4
+
+
+def test_the_same_seed_gives_the_same_bits(run, finished, tmp_path):
+    assert_same_results(run(tmp_path / "again"), finished)
+
+
+def test_another_seed_gives_another_policy(run, tmp_path):
+    def base(seed):
+        return (
+            run(tmp_path / f"seed{seed}", *PRETRAIN_ONLY, f"seed={seed}").model("base") / "model.safetensors"
+        ).read_bytes()
+
+    assert base(1) != base(2)
+
+
+def test_a_run_that_is_killed_in_every_stage_ends_with_the_same_bits(run, finished, tmp_path):
+    directory = tmp_path / "killed"
+    for name in ("pretrain", "sft", "preferences", "reward_model", "normalise", "ppo", "evaluate"):
+        with pytest.raises(KeyboardInterrupt):
+            run(directory, progress=tiny.Interrupting(name, 2 if name != "ppo" else 1))
+        assert not RunDir(directory).report.exists()
+    assert_same_results(run(directory), finished)
+
+
+def test_finished_stages_are_not_done_again(run, copy):
+    before = {path: path.stat().st_mtime_ns for path in copy.path.rglob("*.safetensors")}
+    copy.report.unlink()
+    told = []
+    progress = Progress(quiet=True)
+    progress.note = told.append
+    run(copy.path, progress=progress)
+    assert told == [f"{stage}: finished before" for stage in STAGES]
+    assert {path: path.stat().st_mtime_ns for path in copy.path.rglob("*.safetensors")} == before
+    assert copy.report.exists()
+
+
+# ── the run directory ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_fresh_starts_over(run, tmp_path):
+    run_dir = run(tmp_path / "run", *PRETRAIN_ONLY)
+    expected = (run_dir.model("base") / "model.safetensors").read_bytes()
+    for path in (run_dir.path / "junk", run_dir.model("base") / "junk"):
+        path.write_text("left")
+    num_lines = len(metrics(run_dir))
+    run(run_dir.path, *PRETRAIN_ONLY, fresh=True)
+    assert list(run_dir.path.rglob("junk")) == []
+    assert len(metrics(run_dir)) == num_lines
+    assert (run_dir.model("base") / "model.safetensors").read_bytes() == expected
+
+
+def test_fresh_takes_other_settings(run, tmp_path):
+    run(tmp_path / "run", *PRETRAIN_ONLY)
+    run_dir = run(tmp_path / "run", *PRETRAIN_ONLY, "model.width=8", fresh=True)
+    assert json.loads(run_dir.config.read_text())["model"]["width"] == 8
+
+
+def test_other_settings_are_refused_and_the_first_that_differs_is_named(run, copy):
+    before = copy.config.read_text()
+    with pytest.raises(
+        CheckpointError, match=r"holds a run of other settings \(ppo\.clip_range was 0\.2, is now 0\.1\).* --fresh"
+    ):
+        run(copy.path, "ppo.clip_range=0.1", "ppo.gamma=0.5")
+    assert copy.config.read_text() == before
+
+
+def test_settings_that_this_version_does_not_know_are_refused(run, copy):
+    copy.config.write_text('{"from": "another version"}')
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read by this version.* --fresh"):
+        run(copy.path)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read by this version"):
+        pipeline.evaluate(copy.path)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read by this version"):
+        next(pipeline.generate(copy.path, [PROMPT]))
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_directory_that_is_no_run_is_left_alone(run, tmp_path, fresh):
+    precious = tmp_path / "thesis.txt"
+    precious.write_text("years of work")
+    with pytest.raises(CheckpointError, match="exists and is not a run directory; choose another --run-dir"):
+        run(tmp_path, fresh=fresh)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_models_directory_is_no_run_though_it_has_a_config(run, copy, fresh):
+    before = sorted(copy.model("policy").iterdir())
+    with pytest.raises(CheckpointError, match="exists and is not a run directory"):
+        run(copy.model("policy"), fresh=fresh)
+    assert sorted(copy.model("policy").iterdir()) == before
+
+
+def test_a_file_is_no_run_directory(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="exists and is not a run directory"):
+        run(tmp_path / "file")
+
+
+def test_an_empty_directory_may_be_used_even_one_that_was_locked(run, tmp_path):
+    (tmp_path / "lock").touch()
+    assert run(tmp_path, *PRETRAIN_ONLY).model("base").exists()
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_second_process_is_refused(run, copy, fresh):
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); "
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(copy.lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "locked\n"
+    try:
+        with pytest.raises(CheckpointError, match="another process is working in"):
+            run(copy.path, fresh=fresh)
+        assert tuple(copy.finished_stages()) == STAGES
+    finally:
+        other.communicate()
+    run(copy.path)
+
+
+def test_the_lock_is_free_after_a_run_and_after_an_error(run, tmp_path):
+    run_dir = run(tmp_path, *PRETRAIN_ONLY)
+    with pytest.raises(CheckpointError, match="other settings"):
+        run(tmp_path, "seed=9")
+    with run_dir.lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_cannot_be_written_to_is_named(run, tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write to .*; choose another --run-dir"):
+            run(tmp_path / "run")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(run):
+    with pytest.raises(CheckpointError, match=r"cannot write to /proc/run \(.*; choose another --run-dir"):
+        run(Path("/proc/run"))
+
+
+# ── damage ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_damaged_checkpoints_of_ppo_are_an_error_and_not_a_silent_new_beginning(run, copy):
+    stages = json.loads(copy.stages.read_text())
+    copy.stages.write_text(json.dumps({stage: stages[stage] for stage in STAGES[:-2]}))
+    for path in copy.checkpoints.rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"all checkpoints in .* are damaged"):
+        run(copy.path)
+
+
+# ── settings that take other ways ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_test_pairs_the_reward_model_is_trained_all_the_same(run, finished, tmp_path):
+    stages = 'stages=["pretrain", "sft", "preferences", "reward_model"]'
+    run_dir = run(tmp_path, stages, "preferences.num_test_pairs=0", "preferences.num_pairs=6")
+    assert not run_dir.test_preferences.exists()
+    assert not run_dir.reward_model_report.exists()
+    assert run_dir.model("reward_model").exists()
+
+
+def test_too_few_prompts_for_both_kinds_of_pairs_are_an_error(run, tmp_path):
+    stages = 'stages=["pretrain", "preferences"]'
+    with pytest.raises(DataError, match=r"data\.prompts has 1 prompts, too few for training and test pairs"):
+        run(tmp_path, stages, "data.prompts.num_rows=1")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ('ppo.value={network="shared"}',),
+        ('ppo.estimator="rloo"', "ppo.group_size=4"),
+        ("model.lora={rank=2}",),
+        ('model.dtype="bfloat16"',),
+    ],
+    ids=["shared critic", "rloo", "lora", "bfloat16"],
+)
+def test_ppo_takes_each_kind_of_model_and_estimator(run, tmp_path, overrides):
+    stages = 'stages=["pretrain", "ppo"]'
+    reward = 'reward={type="function", function="tests.training.tiny:count_vowels"}'
+    run_dir = run(tmp_path, stages, reward, *overrides)
+    rows = [row for row in metrics(run_dir) if row["stage"] == "ppo"]
+    assert [row["iteration"] for row in rows] == [0, 1]
+    base, policy = (
+        AutoModelForCausalLM.from_pretrained(run_dir.model(name)).state_dict() for name in ("base", "policy")
+    )
+    assert base.keys() == policy.keys()
+    assert any(not torch.equal(base[name], policy[name]) for name in base)
+    names = [entry["name"] for entry in json.loads(run_dir.manifest.read_text())["models"]]
+    assert names == ["base", "start", "policy"]
+
+
+def test_sft_cuts_sequences_to_the_models_context(run, tmp_path):
+    overrides = ("model.context_tokens=52", "pretrain.max_tokens=512", "sft.max_tokens=512")
+    run_dir = run(tmp_path, 'stages=["pretrain", "sft"]', *overrides)
+    assert run_dir.finished_stages()["sft"]["num_cut"] > 20  # most reviews are longer
+
+
+# ── generate and evaluate ────────────────────────────────────────────────────────────────────────────────────────────
+
+PROMPT = "Review of the Blue Door, a pizza place:"
+
+
+def test_generate_answers_each_prompt(finished):
+    first, second = pipeline.generate(finished.path, [PROMPT, PROMPT])
+    assert first != second
+    assert list(pipeline.generate(finished.path, [PROMPT, PROMPT])) == [first, second]
+    assert list(pipeline.generate(finished.path, [PROMPT], seed=1)) != [first]
+
+
+def test_generate_at_temperature_0_takes_the_likeliest_token_whatever_the_seed(finished):
+    (found,) = pipeline.generate(finished.path, [PROMPT], temperature=0, max_response_tokens=5)
+    (again,) = pipeline.generate(finished.path, [PROMPT], temperature=0, max_response_tokens=5, seed=9)
+    tokenizer = AutoTokenizer.from_pretrained(finished.model("policy"))
+    model = AutoModelForCausalLM.from_pretrained(finished.model("policy"))
+    ids = tokenizer(PROMPT)["input_ids"]
+    num_prompt = len(ids)
+    for _ in range(5):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1]
+        logits[tokenizer.pad_token_id] = -math.inf
+        ids.append(int(logits.argmax()))
+        if ids[-1] == tokenizer.eos_token_id:
+            break
+    assert found == again == tokenizer.decode(ids[num_prompt:], skip_special_tokens=True)
+
+
+def test_generate_takes_the_newest_model_that_there_is(copy):
+    def answers(directory):
+        return list(pipeline.generate(directory, [PROMPT], max_response_tokens=12))
+
+    for name in ("policy", "sft", "base"):
+        assert answers(copy.path) == answers(copy.model(name))  # a model's directory will do as well
+        shutil.rmtree(copy.model(name))
+    with pytest.raises(ModelError, match="has no model yet; finish it with: rlhfkit run tiny"):
+        answers(copy.path)
+
+
+def test_generate_refuses_a_length_that_leaves_no_room(finished):
+    with pytest.raises(ConfigError, match=r"--max-response-tokens 64 leaves no room .* context of 64 tokens"):
+        list(pipeline.generate(finished.path, [PROMPT], max_response_tokens=64))
+
+
+def test_evaluating_again_gives_the_same_numbers(finished, copy):
+    copy.evaluation.unlink()
+    copy.report.unlink()
+    pipeline.evaluate(copy.path)
+    assert copy.evaluation.read_text() == finished.evaluation.read_text()
+    assert copy.report.exists()
+
+
+def test_evaluating_a_run_without_a_policy_is_refused(copy):
+    shutil.rmtree(copy.model("policy"))
+    with pytest.raises(CheckpointError, match="has no policy yet; finish it with: rlhfkit run tiny"):
+        pipeline.evaluate(copy.path)
+
+
+# ── shipped recipes ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", [summary.name for summary in list_recipes()])
+def test_every_shipped_recipe_parses_with_the_command_in_its_header(name):
+    command = re.search(rf"^# +rlhfkit run {name} (.*)$", recipe_text(name), flags=re.MULTILINE)
+    recipe = load_recipe(name, command[1].split() if command else []).recipe
+    assert recipe.name == name
+    assert recipe.purpose
+
+
+def test_the_demo_runs_two_iterations_at_reduced_size(tmp_path):
+    loaded = load_recipe(
+        "demo",
+        [
+            "data.texts.num_rows=64",
+            "data.demonstrations.num_rows=32",
+            "data.prompts.num_rows=24",
+            "data.test_prompts.num_rows=8",
+            "pretrain.epochs=1",
+            "preferences.num_pairs=16",
+            "preferences.num_test_pairs=4",
+            "reward_model.normalization_responses=8",
+            "ppo.iterations=2",
+            "ppo.rollout_episodes=8",
+            "ppo.minibatch_episodes=8",
+            "ppo.min_eos_rate=0",
+            "model.num_layers=1",
+            "model.width=16",
+            "model.num_heads=2",
+        ],
+    )
+    pipeline.run(loaded, tmp_path / "demo", progress=Progress(quiet=True))
+    run_dir = RunDir(tmp_path / "demo")
+    assert tuple(run_dir.finished_stages()) == loaded.recipe.stages
+    assert [row["iteration"] for row in metrics(run_dir) if row["stage"] == "ppo"] == [0, 1]
+    assert run_dir.recipe.read_text() == loaded.text
+    test_prompts = load_prompts(loaded.recipe.data.test_prompts, seed=loaded.recipe.seed).records
+    assert {sample.prompt for sample in read_results(run_dir.evaluation, Evaluation).samples} <= {
+        prompt.content for prompt in test_prompts
+    }
