@@ -6,7 +6,7 @@ would hardly look anywhere, and a wrong mask or position would go unnoticed.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -33,9 +33,11 @@ from rlhfkit.rollout.text import TextRollout
 from rlhfkit.rundir import RunDir
 from rlhfkit.training.ppo import PpoTrainer, optimizers_for
 
+Directory = Callable[[str], Path]
+"""Name of a family -> where a model of it is saved."""
+
 CPU = torch.device("cpu")
 EOS, PAD = 256, 257
-VOCABULARY = 258
 CONTEXT = 64
 WINDOW = 6
 
@@ -43,7 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "gpt_neox": {},
     "llama": {"num_key_value_heads": 2},
-    # The first layer looks everywhere, the second no further than the window.
+    # Its first layer looks everywhere, its second no further than the window.
     "qwen2": {
         "num_key_value_heads": 2,
         "use_sliding_window": True,
@@ -129,12 +131,13 @@ def builder(
     lora: LoraConfig | None = None,
     ppo: PpoConfig | None = None,
     rollout: RolloutConfig | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> Builder:
     """A builder for a recipe whose only stage is PPO on the model in a directory."""
     recipe = Recipe(
         name="tiny",
         stages=("ppo",),
-        model=PretrainedModelConfig(path=str(model), device="cpu", lora=lora),
+        model=PretrainedModelConfig(path=str(model), device="cpu", dtype=dtype, lora=lora),
         data=DataConfig(prompts=RowsConfig(path="prompts.jsonl"), max_prompt_tokens=24),
         reward=RewardModelRewardConfig(type="reward_model", path="elsewhere"),
         rollout=rollout or RolloutConfig(max_response_tokens=16),
@@ -177,6 +180,3 @@ def ppo_trainer(
     )
     kl = kl_controller(config.kl)
     return PpoTrainer(policy, rollout, config, optimizers_for(policy, config), 0, kl, kl.initial_coef)
-
-
-Directory = Callable[[str], Path]

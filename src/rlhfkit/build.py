@@ -74,7 +74,7 @@ class Builder:
         source = self.source_of() if "sft" in stages else self.starting_point()
         config = inspect_model(
             source.path,
-            setting="model.path",
+            subject=f'model.path = "{source.path}"',
             revision=source.revision,
             trust_remote_code=source.trust_remote_code,
         )
@@ -95,7 +95,7 @@ class Builder:
             case RewardModelRewardConfig(path=None) | BagOfWordsRewardConfig(path=None):
                 return []
             case RewardModelRewardConfig(path=str(path)):
-                found = inspect_model(path, setting=f"{setting}.path")
+                found = inspect_model(path, subject=f'{setting}.path = "{path}"')
                 if read_normalization(path) is None:
                     choose_output(found, config)
                 load_tokenizer(PretrainedModelConfig(path=path), needs_eos=False)

@@ -32,7 +32,7 @@ from rlhfkit.feedback.simulated import SimulatedAnnotators
 from rlhfkit.inputs import Inputs
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
-from rlhfkit.models.inspection import context_of
+from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_tokenizer, quiet_transformers
 from rlhfkit.models.lora import merged, unwrapped
@@ -535,12 +535,12 @@ def generate(
 ) -> Iterator[str]:
     """Responses to `prompts`, one at a time, from a run's newest model or from a model directory.
 
-    Length and temperature are by default the run's, or 128 tokens at temperature 1 for another model; temperature 0
-    takes the likeliest token.
+    Length and temperature are by default the run's, or 128 tokens (half the context where that is less) at temperature
+    1 for another model; temperature 0 takes the likeliest token.
     Raises: ModelError where there is no model.
     """
     run_dir = RunDir(directory)
-    rollout = RolloutConfig(max_response_tokens=128)
+    rollout = None
     source = PretrainedModelConfig(path=str(directory))
     if run_dir.is_run():
         recipe = _recipe_of(run_dir)
@@ -549,6 +549,9 @@ def generate(
         if not made:
             raise ModelError(f"{directory} has no model yet; finish it with: rlhfkit run {recipe.name}")
         rollout, source = recipe.rollout, source.model_copy(update={"path": str(made[0])})
+    subject = source.path if rollout else f"{directory} (no run directory)"
+    context = context_of(inspect_model(source.path, subject=subject)) or 1 << 20
+    rollout = rollout or RolloutConfig(max_response_tokens=min(128, context // 2))
     rollout = rollout.model_copy(
         update={
             "max_response_tokens": max_response_tokens or rollout.max_response_tokens,
@@ -560,11 +563,11 @@ def generate(
     encoder = Encoder(tokenizer)
     model, _ = load_causal_lm(source, tokenizer, device=choose_device("auto"), dtype=torch.float32)
     language_model = LanguageModel(model, encoder)
-    room = (language_model.context_tokens or 1 << 20) - rollout.max_response_tokens
+    room = context - rollout.max_response_tokens
     if room < 1:
         raise ConfigError(
             f"--max-response-tokens {rollout.max_response_tokens} leaves no room for a prompt in the model's context "
-            f"of {language_model.context_tokens} tokens; give a smaller number"
+            f"of {context} tokens; give a smaller number"
         )
     for number, text in enumerate(prompts):
         prompt = Prompt((Message("user", text),) if chat else text, origin=f"prompt {number + 1}")

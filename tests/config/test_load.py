@@ -225,6 +225,10 @@ def test_a_fault_between_settings_names_the_overrides_that_take_part(minimal):
         "ppo: minibatch_episodes 63 does not divide rollout_episodes 64; choose a divisor "
         "(on the command line: ppo.minibatch_episodes=63)"
     ]
+    minimal.write_text(MINIMAL.replace('path = "demonstrations.jsonl"', ""))
+    assert faults(minimal, "model.path=other/model") == [
+        "data: no file is named for demonstrations: give data.path=FILE, or a path in each table"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,12 @@ def test_values_cannot_be_changed():
         recipe().seed = 1
 
 
+def test_a_tilde_is_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert recipe(model={"path": "~/models/mine"}).model.path == "/home/ada/models/mine"
+    assert recipe(model={"path": "owner/name"}).model.path == "owner/name"
+
+
 def test_unknown_settings_are_refused():
     assert "Extra inputs" in fault(colour="red")
 

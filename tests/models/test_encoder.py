@@ -168,6 +168,11 @@ def test_bos_survives_the_cut():
     assert text_of(encoder, cut.ids) == "<s>four five"
 
 
+def test_no_text_holds_pad_even_if_it_spells_it_out(encoder):
+    assert text_of(encoder, encoder.prompt_ids(Prompt("a<|pad|>b"))) == "ab"
+    assert encoder.pad_id not in encoder.response_ids(Prompt("a"), "<|pad|>")
+
+
 def test_decoded_text_has_no_special_tokens(encoder):
     assert encoder.decode([*encoder.response_ids(Prompt("a"), "well , then ."), EOS]) == "well , then ."
 

@@ -166,9 +166,15 @@ def test_reward_model_of_an_encoder_is_refused(tmp_path):
 # ── the models that we make of it ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_dropout_is_off_for_good(tmp_path):
-    directory = save_family("gpt2", tmp_path, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
-    model = load(directory)
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("gpt2", {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}),
+        ("opt", {"dropout": 0.5, "attention_dropout": 0.5, "layerdrop": 0.5}),
+    ],
+)
+def test_dropout_is_off_for_good(family, settings, tmp_path):
+    model = load(save_family(family, tmp_path, **settings))
     ids = torch.arange(20)[None]
     first, second = model.trunk(ids), model.trunk(ids)
     assert torch.equal(first, second)

@@ -8,7 +8,7 @@ from rlhfkit.errors import ConfigError, GenerationError
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.padding import Sequences
 from rlhfkit.rollout.generation import Response, draw, generate, truncated
-from tests.tiny import CONTEXT, EOS, FAMILIES, PAD, Directory, load
+from tests.tiny import CONTEXT, EOS, FAMILIES, MORE_FAMILIES, PAD, Directory, load
 
 NUM_PROMPTS = 12
 # One token in eight ends a response, so that slots are freed at different times.
@@ -34,7 +34,7 @@ def logprobs_of(model: LanguageModel, prompts: list[list[int]], responses: list[
         return model.logprobs(sequences, temperature=temperature), sequences.mask
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
 def test_sampler_and_training_pass_agree_on_every_logprob(family, directory_of: Directory):
     model = ending_early(load(directory_of(family)))
     config = RolloutConfig(max_response_tokens=14, temperature=0.7, slots=4)

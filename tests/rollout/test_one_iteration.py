@@ -74,6 +74,22 @@ def test_iteration_with_adapters_moves_them_and_leaves_the_reference(network, di
     assert trainer.rollout.collect(1, kl_coef=0.0).metrics["ref_kl/sequence"] != pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
+@pytest.mark.parametrize("network", ["separate", "shared"])
+def test_iteration_in_bfloat16(network, lora, directory_of: Directory, tmp_path):
+    config = settings(value=ValueConfig(network=network, optim=FAST))
+    made = builder(directory_of("mistral"), tmp_path, ppo=config, rollout=ROLLOUT, lora=lora, dtype="bfloat16")
+    trainer = ppo_trainer(made)
+    before = weights(trainer)
+    experience = trainer.rollout.collect(0, kl_coef=0.05)
+    for tensor in (experience.old_logprobs, experience.old_values, experience.rewards):
+        assert tensor.dtype == torch.float32
+    metrics = update(trainer, experience, *advantages_and_returns(experience, trainer.config))
+    assert metrics["ppo/ratio_first_epoch_max_deviation"] < 0.1
+    changed = [not torch.equal(before[name], after) for name, after in weights(trainer).items()]
+    assert sum(changed) > 0.9 * len(changed)  # a few weights are too large for a step to reach the next bfloat16
+
+
 @pytest.mark.parametrize("estimator", ["rloo", "grpo"])
 def test_iteration_without_critic(estimator, directory_of: Directory, tmp_path):
     config = settings(estimator=estimator, group_size=2)

@@ -36,14 +36,14 @@ def settings(**changes):
     return PpoConfig(**{**usual, **changes})
 
 
-def run(trainer, directory, *, check_first=lambda experience: None):
+def run(trainer, directory, *, check_first=lambda experience: None, progress=None):
     """What `train_ppo` says, in a run directory from which it may go on."""
     run_dir = RunDir(directory)
     checkpoints = Checkpoints(run_dir.checkpoints / "ppo", warn=pytest.fail)
     with RunLog(run_dir) as log:
         trainer.resume(checkpoints, log)
-        with Progress(quiet=True).stage("ppo", total=1, unit="iteration") as progress:
-            return train_ppo(trainer, log=log, checkpoints=checkpoints, progress=progress, check_first=check_first)
+        with (progress or Progress(quiet=True)).stage("ppo", total=1, unit="iteration") as stage:
+            return train_ppo(trainer, log=log, checkpoints=checkpoints, progress=stage, check_first=check_first)
 
 
 def metrics(directory):
@@ -295,7 +295,20 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, variant, kill_at):
     assert samples(tmp_path / "killed") == samples(tmp_path / "whole")
 
 
-def test_iterations_after_the_last_checkpoint_are_made_again(tmp_path):
+def test_an_iteration_that_was_written_but_not_saved_is_made_again(tmp_path):
+    whole, resumed = tiny.trainer(settings()), tiny.trainer(settings())
+    run(whole, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny.trainer(settings()), tmp_path / "killed", progress=tiny.Interrupting("ppo", 3))
+    assert len(metrics(tmp_path / "killed")) == 3
+    assert saved_iterations(tmp_path / "killed") == [1, 2]
+    run(resumed, tmp_path / "killed")
+    assert_identical(weights(resumed), weights(whole))
+    assert without_times(metrics(tmp_path / "killed")) == without_times(metrics(tmp_path / "whole"))
+    assert samples(tmp_path / "killed") == samples(tmp_path / "whole")
+
+
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path):
     seldom = settings(iterations=4, checkpoint_minutes=60)
     whole = tiny.trainer(seldom)
     run(whole, tmp_path / "whole")

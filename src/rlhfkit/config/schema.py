@@ -610,6 +610,11 @@ class PpoConfig(Section):
                 f"missing_eos_score {self.missing_eos_score:g} replaces the score from which missing_eos_penalty "
                 f"{self.missing_eos_penalty:g} would be subtracted; set one of the two"
             )
+        if isinstance(self.kl, AdaptiveKLConfig) and self.kl.horizon_episodes <= self.rollout_episodes:
+            raise ValueError(
+                f"kl.horizon_episodes {self.kl.horizon_episodes} is not more than one rollout ({self.rollout_episodes} "
+                "episodes), so the coefficient would jump; raise it to at least ten rollouts"
+            )
         return self
 
 
@@ -695,8 +700,12 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             yield 'the stage "evaluate" compares the model before PPO with the one after; add the stage "ppo"'
         if recipe.evaluation.judge is not None:
             yield from _faults_of_reward("evaluation.judge", recipe.evaluation.judge, recipe)
+            if recipe.evaluation.judge == recipe.reward:
+                yield "evaluation.judge is what PPO maximises (reward), so it cannot be independent; name another judge"
         elif "judge" not in stages:
             yield 'evaluation needs a judge that PPO never saw; add the stage "judge" or set evaluation.judge'
+        elif isinstance(recipe.reward, BagOfWordsRewardConfig) and recipe.reward.path is None:
+            yield 'reward.type = "bag_of_words" without a path maximises the judge of this run; set evaluation.judge'
 
 
 def _faults_of_reward(name: str, reward: object, recipe: Recipe) -> Iterator[str]:

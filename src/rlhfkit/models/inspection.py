@@ -17,13 +17,12 @@ HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def inspect_model(
-    path: str, *, setting: str, revision: str | None = None, trust_remote_code: bool = False
+    path: str, *, subject: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedConfig:
     """Configuration of the model in a directory or on the hub; of a directory, once its files look whole.
 
-    Raises: ModelError, which begins with the `setting` that names the model.
+    Raises: ModelError, which begins with `subject`, such as the setting that names the model.
     """
-    subject = f'{setting} = "{path}"'
     directory = Path(path)
     if path and directory.is_dir():
         _check_files(directory, subject)

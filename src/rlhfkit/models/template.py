@@ -109,8 +109,9 @@ class Encoder:
         return [*ids, self.eos_id] if finished else ids
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of `text` without PAD, which a text may spell out, but which has no probability."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
-        return ids
+        return [token for token in ids if token != self.pad_id]
 
     def _adds_bos(self, prompt: Prompt) -> bool:
         """Plain text and transcripts get the tokenizer's special tokens; a chat template writes its own."""

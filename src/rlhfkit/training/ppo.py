@@ -153,7 +153,9 @@ def train_ppo(
         ref_kl = float(experience.ref_kl.mean())
         is_above = config.max_ref_kl is not None and ref_kl > config.max_ref_kl
         trainer.num_above_max_kl = trainer.num_above_max_kl + 1 if is_above else 0
-        trainer.kl_coef = trainer.kl.next(trainer.kl_coef, ref_kl, len(experience.ref_kl))
+        if not _only_critic_learns(trainer):
+            # A policy that may not move has no KL, which says nothing about the coefficient.
+            trainer.kl_coef = trainer.kl.next(trainer.kl_coef, ref_kl, len(experience.ref_kl))
         trainer.iteration += 1
         metrics["time/iteration_seconds"] = time.perf_counter() - start
         log.write("ppo", iteration, metrics)
@@ -199,7 +201,7 @@ def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, retu
     The loss of a minibatch is a mean over its tokens, whatever the microbatches it is computed in.
     """
     config, mask = trainer.config, experience.mask
-    only_critic = config.estimator == "gae" and trainer.iteration < config.value.warmup_iterations
+    only_critic = _only_critic_learns(trainer)
     metrics, metrics_of_epoch = Metrics(), Metrics()
     summary = {"ppo/explained_variance": float(explained_variance(experience.old_values, returns, mask))}
     num_epochs = 0
@@ -241,6 +243,10 @@ def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, retu
     # What an update did in the end is what its last epoch saw; a mean over epochs would hide it.
     summary |= {name: last[name] for name in ("ppo/approx_kl", "ppo/clip_fraction")}
     return {**summary, "ppo/num_epochs": float(num_epochs)}
+
+
+def _only_critic_learns(trainer: PpoTrainer) -> bool:
+    return trainer.config.estimator == "gae" and trainer.iteration < trainer.config.value.warmup_iterations
 
 
 def _loss(
