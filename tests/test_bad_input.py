@@ -645,6 +645,8 @@ def test_the_judge_is_checked_too(desk: Desk):
     desk.write("judging.py", LETTERS.replace("float", "str"))
     judge = 'evaluation.judge={type="function", function="judging:letters"}'
     assert desk.refused(judge).startswith("evaluation.judge, tried on an empty response")
+    judge = 'evaluation.judge={type="lexicon", path="nowhere.txt"}'
+    assert desk.refused(judge).startswith("evaluation.judge: cannot read the lexicon nowhere.txt")
 
 
 def test_simulated_people_judge_synthetic_reviews_only(desk: Desk):

@@ -88,3 +88,11 @@ def test_a_directory_that_cannot_be_filled_leaves_the_old_one(tmp_path):
         raise OSError("disk is full")
     assert names(tmp_path) == ["policy"]
     assert (tmp_path / "policy" / "weights").read_text() == "old"
+
+
+def test_a_run_is_told_from_a_model_by_its_recipe(tmp_path):
+    assert not RunDir(tmp_path).is_run()
+    RunDir(tmp_path).config.touch()  # as a model has it too
+    assert not RunDir(tmp_path).is_run()
+    RunDir(tmp_path).recipe.touch()
+    assert RunDir(tmp_path).is_run()

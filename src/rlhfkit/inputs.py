@@ -113,7 +113,13 @@ class Inputs:
             ScoredText(prompt, self._text(prompt), response)
             for prompt, response in zip(cycle(prompts), TRIAL_RESPONSES, strict=False)
         ]
-        for source in self.builder.early_rewards(config, setting=setting):
+        try:
+            sources = self.builder.early_rewards(config, setting=setting)
+        except RlhfkitError as error:
+            if str(error).startswith(setting):
+                raise
+            raise type(error)(f"{setting}: {error}") from error  # or a judge's fault would look like the reward's
+        for source in sources:
             if isinstance(source, FunctionReward):
                 source.columns_of(prompts)
             if episodes:

@@ -168,9 +168,15 @@ def test_bos_survives_the_cut():
     assert text_of(encoder, cut.ids) == "<s>four five"
 
 
-def test_no_text_holds_pad_even_if_it_spells_it_out(encoder):
-    assert text_of(encoder, encoder.prompt_ids(Prompt("a<|pad|>b"))) == "ab"
-    assert encoder.pad_id not in encoder.response_ids(Prompt("a"), "<|pad|>")
+def test_a_conversation_that_spells_out_pad_loses_it(chat):
+    assert text_of(chat, chat.prompt_ids(conversation(("user", "a<|pad|>b")))) == "<user>ab</s><assistant>"
+
+
+def test_a_special_token_spelled_out_in_plain_text_is_just_characters(encoder):
+    for token in (encoder.tokenizer.eos_token, encoder.tokenizer.pad_token):
+        prompt, text = Prompt(f"a{token}b"), f"c{token}d"
+        ids = [*encoder.prompt_ids(prompt), *encoder.response_ids(prompt, text, finished=False)]
+        assert encoder.decode(ids) == f"a{token}bc{token}d"
 
 
 def test_decoded_text_has_no_special_tokens(encoder):

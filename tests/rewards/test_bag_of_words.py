@@ -127,6 +127,11 @@ def test_baselines_are_length_and_words():
     assert baselines["tfidf_logistic"] == 1.0
 
 
+def test_the_words_of_answers_without_a_word_can_only_be_guessed():
+    baselines = preference_baselines(pairs(["A", "B"], ["B", "A"]), pairs(["A"], ["B"]), seed=0)
+    assert baselines == {"tfidf_logistic": 0.5, "shorter": 0.5, "longer": 0.5}
+
+
 @pytest.mark.skipif(not RT_POLARITY.exists(), reason=f"{RT_POLARITY} is not on this machine")
 def test_film_reviews_are_told_apart():
     files = sorted(path for path in RT_POLARITY.iterdir() if path.name.endswith((".pos", ".neg")))

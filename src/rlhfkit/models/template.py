@@ -96,7 +96,10 @@ class Encoder:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt, with BOS where the tokenizer wants one."""
-        ids = self._ids(self.prompt_text(prompt), add_special_tokens=self._adds_bos(prompt))
+        from_template = not isinstance(prompt.content, str) and not self.uses_fallback
+        ids = self._ids(
+            self.prompt_text(prompt), add_special_tokens=self._adds_bos(prompt), from_template=from_template
+        )
         return ids[:-1] if self._adds_bos(prompt) and ids[-1:] == [self.eos_id] else ids
 
     def response_ids(self, prompt: Prompt, response: str, *, finished: bool = True) -> list[int]:
@@ -108,9 +111,14 @@ class Encoder:
         ids = ids[start:] if ids[:start] == self._lead_in_ids else self._ids(text, add_special_tokens=False)
         return [*ids, self.eos_id] if finished else ids
 
-    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of `text` without PAD, which a text may spell out, but which has no probability."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+    def _ids(self, text: str, *, add_special_tokens: bool, from_template: bool = False) -> list[int]:
+        """Token ids of `text` without PAD, which has no probability.
+
+        Only a template may name special tokens; in a person's text "<|endoftext|>" is thirteen characters.
+        """
+        ids: list[int] = self.tokenizer(
+            text, add_special_tokens=add_special_tokens, split_special_tokens=not from_template, verbose=False
+        )["input_ids"]
         return [token for token in ids if token != self.pad_id]
 
     def _adds_bos(self, prompt: Prompt) -> bool:

@@ -12,7 +12,7 @@ from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import Encoder
 from rlhfkit.padding import PackedRows, pack
 from rlhfkit.progress import Progress
-from rlhfkit.records import Demonstration
+from rlhfkit.records import Demonstration, Prompt
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.supervised import (
@@ -50,7 +50,7 @@ def encode_demonstrations(
 
 def encode_texts(texts: Sequence[str], encoder: Encoder, *, max_tokens: int) -> tuple[list[LearntText], int]:
     """(texts in which every token but the first and their EOS are learnt, how many had to be cut)."""
-    rows = [[*encoder.tokenizer(text, verbose=False)["input_ids"], encoder.eos_id] for text in texts]
+    rows = [[*encoder.prompt_ids(Prompt(text)), encoder.eos_id] for text in texts]
     return [LearntText(ids[:max_tokens], 1) for ids in rows], sum(len(ids) > max_tokens for ids in rows)
 
 
