@@ -238,7 +238,8 @@ class Builder:
         """The independent judge, and what to call it."""
         configured = self.recipe.evaluation.judge
         if configured is not None:
-            return self.reward(configured), configured.type.replace("_", " ")
+            name = "the true rule" if configured.type == "grammar" else configured.type.replace("_", " ")
+            return self.reward(configured), name
         if self.recipe.judge.type == "bag_of_words":
             return self.reward(BagOfWordsRewardConfig(type="bag_of_words")), "bag of words"
         own = RewardModelRewardConfig(type="reward_model", path=str(self.run.model("judge")))

@@ -74,7 +74,7 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
     inputs = Inputs(loaded.recipe, Builder(loaded.recipe, run_dir))
     finished = {} if fresh else run_dir.finished_stages()
     inputs.check([stage for stage in loaded.recipe.stages if stage not in finished])
-    with _locked(run_dir):
+    with _locked(run_dir), quiet_transformers():
         _prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir) as log:
             pipeline = Pipeline(inputs, run_dir, log, progress or Progress())

@@ -254,8 +254,8 @@ def test_accuracy_calibration_and_lengths_by_hand():
         {"confidence": pytest.approx(sigmoid(3)), "accuracy": pytest.approx(0.5), "count": 2},
     ]
     assert report["by_length_difference"] == [
-        {"label": "chosen longer by -3 to -2 tokens", "accuracy": pytest.approx(0.75), "count": 2},
-        {"label": "chosen longer by -1 to 0 tokens", "accuracy": pytest.approx(0.5), "count": 2},
+        {"label": "chosen shorter by 2 to 3 tokens", "accuracy": pytest.approx(0.75), "count": 2},
+        {"label": "chosen shorter by 0 to 1 tokens", "accuracy": pytest.approx(0.5), "count": 2},
         {"label": "chosen longer by 1 to 2 tokens", "accuracy": pytest.approx(0.5), "count": 2},
     ]
 

@@ -102,7 +102,8 @@ def train_reward_model(
         backward=lambda rows, metrics: run([train[row] for row in rows], metrics, denominator=len(rows)),
         validate=validate,
         detail=lambda metrics: (
-            f"loss {metrics['loss']:.3f} · held-out accuracy {metrics.get('validation/accuracy', float('nan')):.2f}"
+            f"loss {metrics['loss']:.3f}"
+            + (f" · held-out accuracy {metrics['validation/accuracy']:.2f}" if "validation/accuracy" in metrics else "")
         ),
     )
     num_updates = num_supervised_updates(len(train), config.minibatch_pairs, config.epochs)
@@ -164,6 +165,15 @@ def _calibration(difference: Tensor, right: Tensor) -> list[dict[str, float]]:
     return bins
 
 
+def _length_label(low: int, high: int) -> str:
+    """How much longer or shorter the chosen response is, in words."""
+    if high <= 0:
+        return f"chosen shorter by {-high} to {-low} tokens"
+    if low >= 0:
+        return f"chosen longer by {low} to {high} tokens"
+    return f"chosen from {-low} tokens shorter to {high} longer"
+
+
 def _by_length_difference(pairs: Sequence[EncodedPair], right: Tensor) -> list[dict[str, Any]]:
     """Thirds of the pairs by how much longer the chosen response is."""
     difference = torch.tensor([len(pair.chosen) - len(pair.rejected) for pair in pairs])
@@ -172,7 +182,7 @@ def _by_length_difference(pairs: Sequence[EncodedPair], right: Tensor) -> list[d
     for part in order.tensor_split(3):
         if len(part):
             low, high = int(difference[part].min()), int(difference[part].max())
-            label = f"chosen longer by {low} to {high} tokens"
+            label = _length_label(low, high)
             thirds.append({"label": label, "accuracy": float(right[part].mean()), "count": len(part)})
     return thirds
 
