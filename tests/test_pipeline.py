@@ -373,9 +373,11 @@ def test_damaged_checkpoints_of_ppo_are_an_error_and_not_a_silent_new_beginning(
 # ── settings that take other ways ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_without_test_pairs_the_reward_model_is_trained_all_the_same(run, finished, tmp_path):
+def test_without_test_pairs_the_reward_model_is_trained_all_the_same(run, tmp_path):
     stages = 'stages=["pretrain", "sft", "preferences", "reward_model"]'
-    run_dir = run(tmp_path, stages, "preferences.num_test_pairs=0", "preferences.num_pairs=6")
+    # The only prompt is then for training.
+    pairs = ("preferences.num_test_pairs=0", "preferences.num_pairs=6", "data.prompts.num_rows=1")
+    run_dir = run(tmp_path, stages, *pairs)
     assert not run_dir.test_preferences.exists()
     assert not run_dir.reward_model_report.exists()
     assert run_dir.model("reward_model").exists()
