@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhfkit.errors import ModelError
+from rlhfkit.models.inspection import context_of
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.policy import PolicyOutput
 from rlhfkit.models.template import Encoder
@@ -78,8 +79,7 @@ class LanguageModel(nn.Module):
     @property
     def context_tokens(self) -> int | None:
         """Longest sequence that the positions allow, where the model says so."""
-        length = getattr(self.config, "max_position_embeddings", None)
-        return int(length) if length else None
+        return context_of(self.config)
 
     def trunk(self, ids: Tensor, **options: object) -> Tensor:
         """Hidden states (B, T, H) after the final norm."""
