@@ -80,7 +80,7 @@ def test_only_what_works_is_offered(invoke):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nonsense"], ["run"], ["run", "demo", "--nonsense"], ["generate", "x", "--temperature", "0"], ["report"]],
+    [["nonsense"], ["run"], ["run", "demo", "--nonsense"], ["generate", "x", "--temperature", "-1"], ["report"]],
     ids=" ".join,
 )
 def test_wrong_usage_exits_with_2(invoke, arguments):

@@ -141,7 +141,7 @@ def generate(
         int | None, typer.Option(min=1, metavar="N", help="Longest response; by default the run's.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.01, metavar="T", help="Low is predictable, high varied; by default the run's.")
+        float | None, typer.Option(min=0.0, metavar="T", help="0 is greedy, high is varied; by default the run's.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same responses.")] = 0,
     debug: Debug = False,
