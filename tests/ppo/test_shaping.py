@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rlhfkit.errors import ConfigError, ShapeError
-from rlhfkit.ppo import clip_scores, length_penalty, missing_eos_penalty, token_rewards
+from rlhfkit.ppo import brevity_penalty, clip_scores, length_penalty, missing_eos_penalty, token_rewards
 from tests.oracles import ppo as oracle
 
 SCORES = torch.tensor([1.0, 2.0, 3.0])
@@ -114,9 +114,16 @@ def test_only_tokens_beyond_the_target_cost():
     assert penalised.tolist() == [1.0, 2.0, 2.0]
 
 
-def test_length_penalty_refuses_a_shape_that_would_broadcast():
+def test_only_tokens_that_are_missing_to_the_target_cost():
+    lengths = torch.tensor([6, 10, 14])
+    penalised = brevity_penalty(SCORES, lengths, coef=0.25, target_tokens=10)
+    assert penalised.tolist() == [0.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("penalty", [length_penalty, brevity_penalty])
+def test_a_penalty_on_length_refuses_a_shape_that_would_broadcast(penalty):
     with pytest.raises(ShapeError, match=r"lengths \(3, 1\)"):
-        length_penalty(SCORES, torch.ones(3, 1), coef=0.1, target_tokens=1)
+        penalty(SCORES, torch.ones(3, 1), coef=0.1, target_tokens=1)
 
 
 def test_clipping_says_which_share_was_clipped():

@@ -179,6 +179,14 @@ def test_length_penalty_counts_tokens_beyond_the_target():
     torch.testing.assert_close(plain.scores - shaped.scores, 0.25 * (lengths - 5).clamp(min=0))
 
 
+def test_brevity_penalty_counts_tokens_missing_to_the_target():
+    plain = collect(reward=LENGTH)
+    shaped = collect(reward=LENGTH, brevity_penalty=0.25, brevity_penalty_tokens=5)
+    lengths = plain.mask.sum(1)
+    assert int(lengths.max()) > 5 > int(lengths.min())
+    torch.testing.assert_close(plain.scores - shaped.scores, 0.25 * (5 - lengths).clamp(min=0))
+
+
 def test_clip_score_bounds_the_score_and_reports_the_share():
     shaped = collect(reward=LENGTH, clip_score=3.0)
     plain = collect(reward=LENGTH).scores

@@ -574,6 +574,10 @@ class PpoConfig(Section):
     """Subtracted per token beyond `length_penalty_tokens`."""
     length_penalty_tokens: NonNegativeInt = 0
     """Length from which the penalty counts."""
+    brevity_penalty: NonNegativeFloat = 0.0
+    """Subtracted per token that is missing to `brevity_penalty_tokens`."""
+    brevity_penalty_tokens: NonNegativeInt = 0
+    """Length from which a response is long enough."""
     optim: OptimConfig = OptimConfig()
     """The policy's optimizer."""
     kl: KLConfig = FixedKLConfig()

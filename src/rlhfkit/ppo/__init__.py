@@ -12,13 +12,14 @@ from rlhfkit.ppo.loss import (
     value_loss,
 )
 from rlhfkit.ppo.masked import masked_mean, masked_sum, masked_var
-from rlhfkit.ppo.shaping import clip_scores, length_penalty, missing_eos_penalty, token_rewards
+from rlhfkit.ppo.shaping import brevity_penalty, clip_scores, length_penalty, missing_eos_penalty, token_rewards
 
 __all__ = [
     "AdaptiveKL",
     "FixedKL",
     "KLKind",
     "approx_kl",
+    "brevity_penalty",
     "clip_fraction",
     "clip_scores",
     "explained_variance",

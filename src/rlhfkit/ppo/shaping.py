@@ -7,7 +7,7 @@ from rlhfkit.errors import ConfigError, ShapeError
 from rlhfkit.ppo.kl import KLKind, kl_estimate
 from rlhfkit.ppo.masked import at_least_float32, check_bool, check_rows, check_shapes, where_masked
 
-__all__ = ["clip_scores", "length_penalty", "missing_eos_penalty", "token_rewards"]
+__all__ = ["brevity_penalty", "clip_scores", "length_penalty", "missing_eos_penalty", "token_rewards"]
 
 
 def token_rewards(
@@ -73,6 +73,19 @@ def length_penalty(scores: Tensor, lengths: Tensor, *, coef: float, target_token
     """
     check_shapes(scores=scores, lengths=lengths)
     return at_least_float32(scores) - coef * (lengths - target_tokens).clamp(min=0)
+
+
+def brevity_penalty(scores: Tensor, lengths: Tensor, *, coef: float, target_tokens: int) -> Tensor:
+    """Scores (B,) minus `coef` for every token that is missing to `target_tokens`.
+
+    scores - coef * max(0, target_tokens - lengths)
+
+    `lengths` (B,): masked tokens of each response. For rewards that say too much of a response with too little in it:
+    a reward model never saw an empty one.
+    Raises: ShapeError.
+    """
+    check_shapes(scores=scores, lengths=lengths)
+    return at_least_float32(scores) - coef * (target_tokens - lengths).clamp(min=0)
 
 
 def clip_scores(scores: Tensor, *, limit: float) -> tuple[Tensor, Tensor]:

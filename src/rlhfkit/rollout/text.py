@@ -12,6 +12,7 @@ from rlhfkit.models.policy import PolicyOutput
 from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.padding import Sequences, length_buckets
 from rlhfkit.ppo import (
+    brevity_penalty,
     clip_scores,
     kl_estimate,
     length_penalty,
@@ -156,6 +157,10 @@ class TextRollout:
         if config.length_penalty:
             scores = length_penalty(
                 scores, mask.sum(1), coef=config.length_penalty, target_tokens=config.length_penalty_tokens
+            )
+        if config.brevity_penalty:
+            scores = brevity_penalty(
+                scores, mask.sum(1), coef=config.brevity_penalty, target_tokens=config.brevity_penalty_tokens
             )
         scores = missing_eos_penalty(
             scores, finished, replace=config.missing_eos_score, penalty=config.missing_eos_penalty or None
