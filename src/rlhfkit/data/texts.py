@@ -8,7 +8,7 @@ from rlhfkit.data import grammar
 from rlhfkit.data.conversations import read_text
 from rlhfkit.data.formats import need
 from rlhfkit.data.rows import Loaded, OnBadRow, Row, SourceFile, load_rows
-from rlhfkit.envs import guess
+from rlhfkit.envs.guess import transcripts
 from rlhfkit.errors import DataError
 
 __all__ = ["load_located_texts", "load_texts"]
@@ -30,7 +30,7 @@ def load_texts(
 
 def _games(source: GuessTextsConfig, seed: int) -> Loaded[str]:
     rules = {"highest": source.highest, "max_guesses": source.max_guesses}
-    texts = guess.transcripts(source.num_rows, seed + source.seed_offset, **rules)
+    texts = transcripts(source.num_rows, seed + source.seed_offset, **rules)
     sha256 = hashlib.sha256(repr(texts).encode()).hexdigest()
     return Loaded(texts, (), (SourceFile("guess", sha256, len(texts)),))
 
