@@ -5,7 +5,8 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-from gymnasium import Space, spaces
+from gymnasium import Space, Wrapper, spaces
+from gymnasium.wrappers import TimeLimit
 
 from rlhfkit.envs.text import (
     TextEnv,
@@ -276,7 +277,9 @@ def _notes(env: Any) -> Iterator[str]:
 
 def _has_time_limit(env: Any) -> bool:
     spec = _get(env, "spec")
-    return spec is not None and spec.max_episode_steps is not None
+    if spec is not None and spec.max_episode_steps is not None:
+        return True
+    return isinstance(env, TimeLimit) or (isinstance(env, Wrapper) and _has_time_limit(env.env))
 
 
 def _copied(observation: Any) -> Any:
