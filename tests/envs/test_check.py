@@ -114,8 +114,14 @@ class SecondLife(Good):
     ("factory", "message"),
     [
         (opening(""), "reset returned an empty prompt; return text for the policy to continue"),
-        (opening(None), "reset returned None (NoneType); expected a text or a rlhfkit.records.Prompt; return one of the two"),
-        (opening(("Say it:", {})), "reset returned ('Say it:', {}) (tuple); expected a text or a rlhfkit.records.Prompt"),
+        (
+            opening(None),
+            "reset returned None (NoneType); expected a text or a rlhfkit.records.Prompt; return one of the two",
+        ),
+        (
+            opening(("Say it:", {})),
+            "reset returned ('Say it:', {}) (tuple); expected a text or a rlhfkit.records.Prompt",
+        ),
         (opening(Prompt("  ")), "reset returned an empty prompt"),
         (
             opening(Prompt((Message("user", "Hi"), Message("assistant", "Yes?")))),
@@ -126,12 +132,28 @@ class SecondLife(Good):
         (returning(reward="1"), "the reward of a step is '1' (str); expected a number; return a float"),
         (returning(reward=np.ones(2)), "the reward of a step is array([1., 1.]) (ndarray); expected a number"),
         (returning(reward=True), "the reward of a step is True (bool); expected a number"),
-        (returning(reward=float("nan")), "the reward of a step is nan; expected a finite number; look for a division by zero"),
-        (returning(observation=b"Go"), "the observation of a step is b'Go' (bytes); expected text; return a str, if empty"),
-        (returning(observation=""), "a step that does not end the episode has an empty observation; say something to respond to"),
+        (
+            returning(reward=float("nan")),
+            "the reward of a step is nan; expected a finite number; look for a division by zero",
+        ),
+        (
+            returning(observation=b"Go"),
+            "the observation of a step is b'Go' (bytes); expected text; return a str, if empty",
+        ),
+        (
+            returning(observation=""),
+            "a step that does not end the episode has an empty observation; say something to respond to",
+        ),
         (returning(terminated=0), "terminated of a step is 0 (int); expected True or False; wrap it in bool()"),
-        (returning(truncated=None), "truncated of a step is None (NoneType); expected True or False; wrap it in bool()"),
-        (Endless, "no end after 200 responses; return terminated=True at the end, or give it a time limit: TurnLimit(env, max_turns)"),
+        (
+            returning(truncated=None),
+            "truncated of a step is None (NoneType); expected True or False; wrap it in bool()",
+        ),
+        (
+            Endless,
+            "no end after 200 responses; return terminated=True at the end, or give it a time limit: "
+            "TurnLimit(env, max_turns)",
+        ),
         (Raising, "step('') raised IndexError: list index out of range (at "),
         (
             Seedless,
@@ -139,20 +161,21 @@ class SecondLife(Good):
         ),
         (LateDice, "step 1 was TextStep("),
         (Forgetless, "gave another episode in the same environment, reset again: step 1 was"),
-        (SecondLife, "a step after the end went on with the episode; raise an error there, or stay terminated until reset"),
+        (
+            SecondLife,
+            "a step after the end went on with the episode; raise an error there, or stay terminated until reset",
+        ),
         (object, "is no TextEnv; return an object with reset(seed) and step(response)"),
     ],
-)  # fmt: skip
+)
 def test_broken_text_environment_is_told_what_to_change(factory, message):
     assert message in fault(check_text_env, factory)
 
 
 def test_one_environment_for_all_episodes_is_refused():
     shared = Good()
-    assert (
-        "the factory returned the same environment twice, and episodes are played side by side; make a new one"
-        in fault(check_text_env, lambda: shared)
-    )
+    told = fault(check_text_env, lambda: shared)
+    assert "returned the same environment twice, and episodes are played side by side; make a new one" in told
 
 
 def test_several_faults_are_told_at_once():
@@ -192,7 +215,18 @@ class Walk(gymnasium.Env[np.ndarray, np.int64]):
         return np.array([self.place], dtype=np.float32)
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1", "MountainCarContinuous-v0", "FrozenLake-v1", "Blackjack-v1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CartPole-v1",
+        "Acrobot-v1",
+        "MountainCar-v0",
+        "Pendulum-v1",
+        "MountainCarContinuous-v0",
+        "FrozenLake-v1",
+        "Blackjack-v1",
+    ],
+)
 def test_environments_of_gymnasium_pass(name):
     assert check_gymnasium_env(gymnasium.make(name)) == ()
 
@@ -268,30 +302,61 @@ class Spaceless(Walk):
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        (observing([0.0]), "the observation of reset is [0.0] (list); expected an array; return np.array(…, dtype=np.float32)"),
-        (observing(np.zeros(2, np.float32)), "the observation of reset has shape (2,), and observation_space has (1,); change one of the two"),
+        (
+            observing([0.0]),
+            "the observation of reset is [0.0] (list); expected an array; return np.array(…, dtype=np.float32)",
+        ),
+        (
+            observing(np.zeros(2, np.float32)),
+            "the observation of reset has shape (2,), and observation_space has (1,); change one of the two",
+        ),
         (observing(np.zeros(1)), "has dtype float64, and observation_space has float32; add .astype(np.float32)"),
-        (observing(HERE + 4), "the observation of reset is 4 at [0], outside observation_space, which goes from -3 to 3 there; widen the space, or clip the observation"),
+        (
+            observing(HERE + 4),
+            "the observation of reset is 4 at [0], outside observation_space, which goes from -3 to 3 there; widen "
+            "the space, or clip the observation",
+        ),
         (observing(HERE + np.nan), "the observation of reset holds NaN; look for a division by zero"),
         (NoInfo(), "expected (observation, info); return observation, {}"),
         (OldReset(), "reset(seed=0) raised TypeError"),
-        (stepping(HERE, 0.0, True, {}), "step returned 4 values (four are the old interface, whose `done` says too little); expected 5; return observation, reward, terminated, truncated, info"),
-        (stepping(HERE, None, True, False, {}), "the reward of a step is None (NoneType); expected a number; return a float"),
-        (stepping(HERE, np.ones(1), True, False, {}), "the reward of a step is array([1.]) (ndarray); expected a number"),
+        (
+            stepping(HERE, 0.0, True, {}),
+            "step returned 4 values (four are the old interface, whose `done` says too little); expected 5; return "
+            "observation, reward, terminated, truncated, info",
+        ),
+        (
+            stepping(HERE, None, True, False, {}),
+            "the reward of a step is None (NoneType); expected a number; return a float",
+        ),
+        (
+            stepping(HERE, np.ones(1), True, False, {}),
+            "the reward of a step is array([1.]) (ndarray); expected a number",
+        ),
         (stepping(HERE, "1", True, False, {}), "the reward of a step is '1' (str); expected a number"),
         (stepping(HERE, np.nan, True, False, {}), "the reward of a step is nan; expected a finite number"),
-        (stepping(HERE, 0.0, 1, False, {}), "terminated of a step is 1 (int); expected True or False; wrap it in bool()"),
+        (
+            stepping(HERE, 0.0, 1, False, {}),
+            "terminated of a step is 1 (int); expected True or False; wrap it in bool()",
+        ),
         (stepping(HERE, 0.0, True, None, {}), "truncated of a step is None (NoneType); expected True or False"),
         (stepping(HERE, 0.0, True, False, None), "info of a step is None (NoneType); expected a dict; return {}"),
         (IgnoresSeed(), "reset(seed=0) and the same actions gave another episode the second time: reset returned"),
         (LateNoise(), "gave another episode the second time: step 1 returned"),
-        (NeverEnds(), "no end after 1000 random actions, and no time limit; return terminated=True at the end, or set max_episode_steps"),
+        (
+            NeverEnds(),
+            "no end after 1000 random actions, and no time limit; return terminated=True at the end, or set "
+            "max_episode_steps",
+        ),
         (Narrow(), "raised ValueError: no action 2"),
-        (Spaceless(), "is no Gymnasium environment, as it lacks observation_space; derive it from gymnasium.Env and set both spaces"),
+        (
+            Spaceless(),
+            "is no Gymnasium environment, as it lacks observation_space; derive it from gymnasium.Env and set both "
+            "spaces",
+        ),
         (object(), "lacks reset, step, observation_space, action_space"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else value[:40],
-)  # fmt: skip
+)
 def test_broken_gymnasium_environment_is_told_what_to_change(env, message):
     assert message in fault(check_gymnasium_env, env)
 
