@@ -157,7 +157,8 @@ class SecondLife(Good):
         (Raising, "step('') raised IndexError: list index out of range (at "),
         (
             Seedless,
-            "seed 0 and the same responses gave another episode in another environment of the factory: the prompt was 'Say",
+            "seed 0 and the same responses gave another episode in another environment of the factory: the prompt was "
+            "'Say",
         ),
         (LateDice, "step 1 was TextStep("),
         (Forgetless, "gave another episode in the same environment, reset again: step 1 was"),
