@@ -64,7 +64,7 @@ def judge_run(facts: Facts) -> Verdict:
 
 
 def _judge_episodes(facts: Facts, evaluation: Evaluation, reward: WinRate, judge: WinRate | None) -> Verdict:
-    """The same for whole episodes; an environment that pays by itself is what is wanted, and needs no second opinion."""
+    """The same for whole episodes; an environment that pays by itself is the truth, and needs no second opinion."""
     reasons = (
         f"On {evaluation.num_prompts} held-out episodes the policy after PPO earns a higher return "
         f"{_describe(reward)}; the same return counts half."
