@@ -119,6 +119,8 @@ class Inputs:
         try:
             check_text_env(self.builder.env_factory(config, dialogues))
         except RlhfkitError as error:
+            if str(error).startswith("env."):
+                raise
             raise type(error)(f'env.type = "{config.type}": {error}') from error
 
     def _try_reward(self, config: RewardConfig, setting: str, tables: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rlhfkit.errors import EnvError
+from rlhfkit.errors import EnvError, RlhfkitError
 from rlhfkit.records import Prompt
 
 __all__ = [
@@ -83,6 +83,8 @@ class TurnLimit:
         """What `env` says; truncated, if it is not over by now."""
         step = self.env.step(response)
         self._num_turns += 1
+        if not isinstance(step, TextStep):
+            return step  # for `faults_of_step` to say what it is
         if step.terminated or step.truncated or self._num_turns < self.max_turns:
             return step
         return TextStep(step.observation, step.reward, terminated=False, truncated=True, won=step.won)
@@ -153,6 +155,8 @@ def guarded(call: Callable[[], Any], what: str) -> Any:
     """
     try:
         return call()
+    except RlhfkitError:  # it has its words already
+        raise
     except (Exception, SystemExit) as error:  # sys.exit() there would end the run as if it were done
         frame = traceback.extract_tb(error.__traceback__)[-1]
         words = " ".join(str(error).split())
