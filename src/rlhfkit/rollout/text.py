@@ -110,6 +110,7 @@ class TextRollout:
             rewards=rewards,
             scores=scores,
             ref_kl=ref_kl,
+            headline=f"score {raw_scores.mean():.2f} · KL {ref_kl.mean():.1f} nats",
             metrics={
                 "score/mean": float(raw_scores.mean()),
                 "score/std": float(raw_scores.std()) if len(raw_scores) > 1 else 0.0,
@@ -137,6 +138,13 @@ class TextRollout:
                 for row in range(min(self.ppo.num_samples, len(episodes)))
             ],
         )
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: an iteration's draws follow from its number."""
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing to load; see `state`."""
 
     def _prompts_of(self, iteration: int) -> list[EncodedPrompt]:
         """Each prompt `group_size` times in a row; all prompts are seen before one comes again."""
