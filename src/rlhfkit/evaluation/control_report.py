@@ -71,15 +71,15 @@ def _headline(seeds: Sequence[SeedResult]) -> str:
         return "Not measured yet"
     mean, std = spread_over([seed.episode_return.mean for seed in seeds])
     if len(seeds) == 1:
-        return f"Mean return {number(mean)}"
-    return f"Mean return {number(mean)} ± {number(std)} over {len(seeds)} seeds"
+        return f"Mean return {mean:.1f}"
+    return f"Mean return {mean:.1f} ± {std:.1f} over {len(seeds)} seeds"
 
 
 def _lead(seeds: Sequence[SeedResult]) -> str:
     if not seeds:
         return "The run has not come to its evaluation."
     worst = min(seeds, key=lambda seed: seed.episode_return.mean)
-    several = f" The worst seed has {number(worst.episode_return.mean)}." if len(seeds) > 1 else ""
+    several = f" The worst seed has {worst.episode_return.mean:.1f}." if len(seeds) > 1 else ""
     return (
         f"{seeds[0].num_episodes} episodes of each seed, which training never saw, with the likeliest action in each "
         f"state; ± is the deviation between seeds.{several}"
@@ -90,8 +90,8 @@ def _recording_caption(evaluation: ControlEvaluation | None) -> str:
     if evaluation is None or evaluation.recorded_return is None:
         return ""
     return (
-        f"The episode whose return, {number(evaluation.recorded_return)}, is the median of all evaluated episodes; seed "
-        f"{evaluation.recorded_seed}. Not the best one."
+        f"The episode whose return, {number(evaluation.recorded_return)}, is the median of all evaluated episodes; "
+        f"seed {evaluation.recorded_seed}. Not the best one."
     )
 
 
