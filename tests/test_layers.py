@@ -21,7 +21,7 @@ LAYERS = [
     ["rollout"],
     ["training", "evaluation", "feedback"],
     ["build"],
-    ["inputs"],
+    ["inputs", "control_pipeline"],
     ["pipeline"],
     ["cli", "__main__"],
 ]

@@ -11,7 +11,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from rlhfkit.config.schema import (
     AdaptiveKLConfig,
     BagOfWordsRewardConfig,
-    EnvConfig,
     FixedKLConfig,
     FunctionEnvConfig,
     FunctionRewardConfig,
@@ -28,6 +27,7 @@ from rlhfkit.config.schema import (
     RewardModelRewardConfig,
     ScratchModelConfig,
     Stage,
+    TextEnvConfig,
 )
 from rlhfkit.device import choose_device, choose_dtype
 from rlhfkit.envs.function import load_factory
@@ -243,7 +243,7 @@ class Builder:
 
     # ── environments ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def env_factory(self, config: EnvConfig, dialogues: Sequence[Prompt]) -> TextEnvFactory:
+    def env_factory(self, config: TextEnvConfig, dialogues: Sequence[Prompt]) -> TextEnvFactory:
         """What makes the environment that `config` describes; `dialogues` are what one of recorded ones replays.
 
         Raises: ConfigError, EnvError where the user's factory cannot be had.

@@ -15,6 +15,7 @@ import typer
 from rlhfkit.errors import CheckpointError, RlhfkitError
 
 if TYPE_CHECKING:
+    from rlhfkit.config.control import ControlRecipe
     from rlhfkit.config.schema import Recipe
     from rlhfkit.rundir import RunDir
 
@@ -188,8 +189,12 @@ def report(run: RunArgument, debug: Debug = False) -> None:
 
 def closing_words(run: "RunDir") -> str:
     """What a run has left behind, and what to do next."""
+    is_control = run.is_control()
     written = {
-        run.model("policy"): "the trained model, for transformers and for rlhfkit generate",
+        run.model("policy"): "the trained policy of each seed"
+        if is_control
+        else "the trained model, for transformers and for rlhfkit generate",
+        run.episode: "an episode to watch",
         run.model("reward_model"): "the reward model",
         run.model("sft"): "the model before PPO",
         run.evaluation: "before and after, in numbers",
@@ -201,14 +206,14 @@ def closing_words(run: "RunDir") -> str:
     width = max(map(len, names.values()), default=0)
     lines = [f"{run.path} holds", *(f"  {name:<{width}}  {written[path]}" for path, name in names.items())]
     where = shlex.quote(str(run.path))
-    if run.model("policy") in names or run.model("sft") in names:
+    if not is_control and (run.model("policy") in names or run.model("sft") in names):
         lines.append(f"next: rlhfkit generate {where} --prompt '…'")
     if run.report in names:
-        lines.append(f"      open {where}/{run.report.name} in a browser")
+        lines.append(f"{'next:' if is_control else '     '} open {where}/{run.report.name} in a browser")
     return "\n".join(lines)
 
 
-def _default_run_dir(recipe: "Recipe") -> Path:
+def _default_run_dir(recipe: "Recipe | ControlRecipe") -> Path:
     return Path("runs") / (recipe.name + (f"-seed{recipe.seed}" if recipe.seed else ""))
 
 

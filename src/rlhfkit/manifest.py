@@ -14,7 +14,17 @@ from rlhfkit.rundir import RunDir, read_json, write_json
 
 __all__ = ["Manifest", "hash_of_directory"]
 
-PACKAGES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "scikit-learn",
+    "gymnasium",
+)
 
 
 class Manifest:

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 from rlhfkit.errors import CheckpointError, TrainingError
@@ -90,9 +90,17 @@ class RunLog:
         for board in self._boards.values():
             board.close()
 
-    def write(self, stage: str, iteration: int, metrics: Mapping[str, Scalar]) -> None:
+    def write(
+        self,
+        stage: str,
+        iteration: int,
+        metrics: Mapping[str, Scalar],
+        *,
+        labels: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         """Append one line to `metrics.jsonl`, and a TensorBoard point `stage/metric` for each metric.
 
+        `labels`, as {"seed": 3}, tell one training of a stage from another.
         Raises: TrainingError where a metric is not finite.
         """
         values = {name: _rounded(value) for name, value in metrics.items()}
@@ -102,8 +110,8 @@ class RunLog:
                     f"{name} is {value} in stage {stage}, iteration {iteration}, where a finite number was expected; "
                     "the metrics before it show what grew: try a lower learning rate or a smaller max_grad_norm"
                 )
-        _append(self._metrics, {"stage": stage, "iteration": iteration, **values})
-        board = self._board(stage, iteration)
+        _append(self._metrics, {"stage": stage, "iteration": iteration, **labels, **values})
+        board = self._board("/".join([stage, *(f"{name}-{label}" for name, label in labels.items())]), iteration)
         for name, value in values.items():
             board.add_scalar(f"{stage}/{name}", value, iteration)
 
@@ -146,17 +154,17 @@ class RunLog:
                 position += len(line)
             file.seek(0, os.SEEK_END)
 
-    def _board(self, stage: str, iteration: int) -> "SummaryWriter":
-        """The stage's TensorBoard writer; points of an earlier attempt from `iteration` on are purged.
+    def _board(self, name: str, iteration: int) -> "SummaryWriter":
+        """The TensorBoard writer of a stage's training; points of an earlier attempt from `iteration` on are purged.
 
-        One directory per stage, since purging spares no tag of a directory.
+        One directory for each, since purging spares no tag of a directory.
         """
-        if stage not in self._boards:
+        if name not in self._boards:
             from torch.utils.tensorboard import SummaryWriter
 
-            directory = self._run.tensorboard / stage
-            self._boards[stage] = SummaryWriter(directory, purge_step=iteration, flush_secs=30)
-        return self._boards[stage]
+            directory = self._run.tensorboard / name
+            self._boards[name] = SummaryWriter(directory, purge_step=iteration, flush_secs=30)
+        return self._boards[name]
 
 
 def _open_lines(path: Path) -> IO[bytes]:

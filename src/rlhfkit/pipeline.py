@@ -1,6 +1,7 @@
 """The stages of a recipe, in order; what is finished is not done again."""
 
 import fcntl
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,8 +14,10 @@ import numpy as np
 import torch
 
 from rlhfkit.build import Builder, kl_controller
-from rlhfkit.config.load import LoadedRecipe, resolved_json
+from rlhfkit.config.control import ControlRecipe
+from rlhfkit.config.load import LoadedRecipe, recipe_kind, resolved_json
 from rlhfkit.config.schema import PretrainedModelConfig, Recipe, RolloutConfig, RowsConfig, Stage
+from rlhfkit.control_pipeline import ControlPipeline
 from rlhfkit.data import (
     Loaded,
     find_overlap,
@@ -25,6 +28,7 @@ from rlhfkit.data import (
     write_preferences,
 )
 from rlhfkit.device import choose_device
+from rlhfkit.envs.control import make_env
 from rlhfkit.envs.text import TextEnvFactory
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError
 from rlhfkit.evaluation.episodes import compare_episodes
@@ -73,6 +77,9 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
     _refuse_other_directories(run_dir)
     if not fresh:
         _refuse_other_settings(run_dir, loaded.recipe)
+    if isinstance(loaded.recipe, ControlRecipe):
+        _run_control(loaded, loaded.recipe, run_dir, fresh=fresh, progress=progress or Progress())
+        return
     # Before anything is written, so that a mistake leaves no run, and removes none.
     inputs = Inputs(loaded.recipe, Builder(loaded.recipe, run_dir))
     finished = {} if fresh else run_dir.finished_stages()
@@ -86,6 +93,17 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
         write_report(run_dir)
 
 
+def _run_control(
+    loaded: LoadedRecipe, recipe: ControlRecipe, run_dir: RunDir, *, fresh: bool, progress: Progress
+) -> None:
+    make_env(recipe.env).close()  # before anything is written
+    with _locked(run_dir):
+        _prepare(run_dir, loaded, fresh=fresh)
+        with RunLog(run_dir) as log:
+            ControlPipeline(recipe, run_dir, log, progress).do()
+        write_report(run_dir)
+
+
 def _refuse_other_directories(run: RunDir) -> None:
     """Nothing may be written, not even the lock, among files that are no run's."""
     path = run.path
@@ -93,7 +111,7 @@ def _refuse_other_directories(run: RunDir) -> None:
         raise CheckpointError(f"{path} exists and is not a run directory; choose another --run-dir")
 
 
-def _refuse_other_settings(run: RunDir, recipe: Recipe) -> None:
+def _refuse_other_settings(run: RunDir, recipe: Recipe | ControlRecipe) -> None:
     if run.config.exists() and run.config.read_text(encoding="utf-8") != resolved_json(recipe):
         raise CheckpointError(
             f"{run.path} holds a run of other settings ({_first_difference(_recipe_of(run), recipe)}); choose "
@@ -119,13 +137,14 @@ def _prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:
     write_atomically(run.recipe, loaded.text)
 
 
-def _recipe_of(run: RunDir) -> Recipe:
+def _recipe_of(run: RunDir) -> Recipe | ControlRecipe:
     """The recipe of a run.
 
     Raises: CheckpointError where this version does not understand it.
     """
     try:
-        return Recipe.model_validate_json(run.config.read_text(encoding="utf-8"))
+        table = json.loads(run.config.read_text(encoding="utf-8"))
+        return recipe_kind(table).model_validate(table)
     except ValueError as error:
         raise CheckpointError(
             f"{run.config} cannot be read by this version of rlhfkit; choose another --run-dir, or start over here "
@@ -133,7 +152,7 @@ def _recipe_of(run: RunDir) -> Recipe:
         ) from error
 
 
-def _first_difference(theirs: Recipe, ours: Recipe) -> str:
+def _first_difference(theirs: Recipe | ControlRecipe, ours: Recipe | ControlRecipe) -> str:
     def differing(a: Any, b: Any, name: str) -> Iterator[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             for key in {**a, **b}:
@@ -335,7 +354,8 @@ class Pipeline:
         optimizers = optimizers_for(policy, config)
         trainer = PpoTrainer(policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef)
         checkpoints = self._checkpoints("ppo")
-        trainer.resume(checkpoints, self.log)
+        if not trainer.resume(checkpoints, self.log):
+            self.log.forget("ppo")
 
         def check_first(experience: Experience) -> None:
             measured = check_first_experience(experience, policy, reference, min_eos_rate=config.min_eos_rate)
@@ -560,6 +580,11 @@ def evaluate(directory: Path) -> None:
     """
     run_dir = RunDir(directory)
     recipe = _recipe_of(run_dir)
+    if isinstance(recipe, ControlRecipe):
+        with _locked(run_dir), RunLog(run_dir) as log:
+            ControlPipeline(recipe, run_dir, log, Progress()).evaluate()
+            write_report(run_dir)
+        return
     if not run_dir.model("policy").exists():
         raise CheckpointError(f"{directory} has no policy yet; finish it with: rlhfkit run {recipe.name}")
     if recipe.data.test_prompts is None and recipe.uses_prompts:
@@ -591,6 +616,11 @@ def generate(
     source = PretrainedModelConfig(path=str(directory))
     if run_dir.is_run():
         recipe = _recipe_of(run_dir)
+        if isinstance(recipe, ControlRecipe):
+            raise ModelError(
+                f"{directory} is a run of the control task {recipe.env.id}, whose policy writes no text; "
+                f"measure it with: rlhfkit evaluate {directory}"
+            )
         names: tuple[ModelName, ...] = ("policy", "sft", "base")
         made = [run_dir.model(name) for name in names if run_dir.model(name).exists()]
         if not made:

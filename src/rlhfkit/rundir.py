@@ -32,6 +32,7 @@ class RunDir:
         self.reward_model_report = self.path / "reward_model.json"
         self.evaluation = self.path / "evaluation.json"
         self.report = self.path / "report.html"
+        self.episode = self.path / "episode.gif"
         self.tensorboard = self.path / "tensorboard"
         self.stages = self.path / "stages.json"
         self.checkpoints = self.path / "checkpoints"
@@ -40,6 +41,10 @@ class RunDir:
     def is_run(self) -> bool:
         """Whether a run has begun here; a model's directory has a `config.json` too."""
         return self.config.exists() and self.recipe.exists()
+
+    def is_control(self) -> bool:
+        """Whether the run is of a control task, not of a language model."""
+        return self.config.exists() and "control" in (read_json(self.config).get("stages") or ())
 
     def model(self, name: ModelName) -> Path:
         """Directory of a model that the run makes; Hugging Face format, except the judge's."""

@@ -188,7 +188,7 @@ def test_nothing_can_be_set_below_a_plain_value(minimal):
         ("sft=3", "3", "a table"),
         ("stages=sft", '"sft"', "a list"),
         ("stages=[]", "[]", "at least 1 of them"),
-        ("sft.optim.schedule=lin", '"lin"', '"constant", "linear" or "cosine"'),
+        ("sft.optim.schedule=lin", '"lin"', '"constant", "linear", "cosine" or "step"'),
         ("ppo.kl.type=adaptiv", '"adaptiv"', '"fixed" or "adaptive"'),
         ("model.lora.targets=3", "3", 'a list or "all-linear"'),
     ],

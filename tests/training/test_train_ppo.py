@@ -212,6 +212,12 @@ class Far:
     def __init__(self, rollout, kls):
         self.rollout, self.kls = rollout, kls
 
+    def state(self):
+        return {}
+
+    def load_state(self, tensors):
+        pass
+
     def collect(self, iteration, *, kl_coef, on_finished=None):
         experience = self.rollout.collect(iteration, kl_coef=kl_coef)
         ref_kl = torch.full_like(experience.ref_kl, self.kls[iteration])
@@ -359,6 +365,12 @@ def test_a_rollout_with_nan_in_it_changes_no_weights_and_leaves_the_last_good_ch
     class Poisoned:
         def __init__(self, rollout):
             self.rollout = rollout
+
+        def state(self):
+            return {}
+
+        def load_state(self, tensors):
+            pass
 
         def collect(self, iteration, *, kl_coef, on_finished=None):
             experience = self.rollout.collect(iteration, kl_coef=kl_coef)

@@ -20,10 +20,19 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.schema import Recipe, Section
 from rlhfkit.errors import ConfigError
 
-__all__ = ["LoadedRecipe", "RecipeSummary", "list_recipes", "load_recipe", "recipe_text", "resolved_json"]
+__all__ = [
+    "LoadedRecipe",
+    "RecipeSummary",
+    "list_recipes",
+    "load_recipe",
+    "recipe_kind",
+    "recipe_text",
+    "resolved_json",
+]
 
 Table = dict[str, Any]
 
@@ -32,7 +41,7 @@ Table = dict[str, Any]
 class LoadedRecipe:
     """A recipe with what it was made from."""
 
-    recipe: Recipe
+    recipe: Recipe | ControlRecipe
     """Every setting, checked."""
     text: str
     """The TOML as it was given, comments included."""
@@ -64,17 +73,24 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
             'name = "mine", and each table begins on a line of its own, as [ppo])'
         ) from error
     applied, faults = _apply(overrides, table)
+    kind = recipe_kind(table)
     try:
-        recipe = Recipe.model_validate(table)
+        recipe = kind.model_validate(table)
     except ValidationError as error:
-        faults += _faults(error, applied)
+        faults += _faults(error, applied, kind)
     if faults:
         heading = f"recipe {name_or_path}: " if len(faults) == 1 else f"recipe {name_or_path} has {len(faults)} faults:"
         raise ConfigError(heading + (faults[0] if len(faults) == 1 else "".join(f"\n  {fault}" for fault in faults)))
     return LoadedRecipe(recipe, text, tuple(overrides))
 
 
-def resolved_json(recipe: Recipe) -> str:
+def recipe_kind(table: Table) -> type[Recipe] | type[ControlRecipe]:
+    """The class of a recipe; a control task says so in its stages."""
+    stages = table.get("stages")
+    return ControlRecipe if isinstance(stages, list) and "control" in stages else Recipe
+
+
+def resolved_json(recipe: Recipe | ControlRecipe) -> str:
     """Every setting, defaults included, as JSON (TOML has no null)."""
     return recipe.model_dump_json(indent=2) + "\n"
 
@@ -195,13 +211,15 @@ class _Place(NamedTuple):
     """The section that the setting is, or would be, in."""
     siblings: tuple[type[Section], ...]
     """Other sections that may stand there, with another `type`."""
+    recipe: type[Section]
+    """The class of the whole recipe."""
 
 
-def _faults(error: ValidationError, overrides: dict[str, str]) -> list[str]:
+def _faults(error: ValidationError, overrides: dict[str, str], kind: type[Section]) -> list[str]:
     """One line for each setting that is wrong."""
     reasons: dict[str, list[str]] = {}
     for detail in error.errors(include_url=False):
-        subject, reason = _fault(detail, _locate(detail["loc"]), overrides)
+        subject, reason = _fault(detail, _locate(detail["loc"], kind), overrides)
         if reason and reason not in reasons.setdefault(subject, []):  # the members of a union complain one by one
             reasons[subject].append(reason)
     return [subject + " or ".join(several) for subject, several in reasons.items() if several]
@@ -268,13 +286,13 @@ def _expected(kind: str, context: dict[str, Any], message: str, field: FieldInfo
             return message.removeprefix("Input should be ")
 
 
-def _locate(location: tuple[int | str, ...]) -> _Place:
+def _locate(location: tuple[int | str, ...], kind: type[Section]) -> _Place:
     """Walk the recipe's types along a location of pydantic's."""
     name = ""
     field: FieldInfo | None = None
-    section: type[Section] = Recipe
+    section: type[Section] = kind
     siblings: tuple[type[Section], ...] = ()
-    annotation: Any = Recipe
+    annotation: Any = kind
     for step in location:
         members = _members(annotation)
         if len(members) > 1:  # the step is pydantic's label of one member, not a key of the recipe
@@ -287,7 +305,7 @@ def _locate(location: tuple[int | str, ...]) -> _Place:
         else:
             annotation = (get_args(members[0]) or (None,))[0] if members else None
             name += f"[{step}]" if isinstance(step, int) else f".{step}"
-    return _Place(name, field, section, siblings)
+    return _Place(name, field, section, siblings, kind)
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -346,7 +364,7 @@ def _where_instead(place: _Place) -> str:
         return f"{key} belongs to {parent}.type = {_either(tags)}"
     if near := difflib.get_close_matches(key, place.section.model_fields, n=1):
         return f"did you mean {f'{parent}.' if parent else ''}{near[0]}?"
-    elsewhere = [name for name in _settings(Recipe) if name.endswith(f".{key}")]
+    elsewhere = [name for name in _settings(place.recipe) if name.endswith(f".{key}")]
     if near := [name for name in elsewhere if name.startswith(f"{parent}.")] or elsewhere:
         return f"did you mean {' or '.join(near[:3])}?"
     return f"{parent or 'a recipe'} has {', '.join(place.section.model_fields)}"

@@ -29,7 +29,6 @@ __all__ = [
     "BagOfWordsRewardConfig",
     "ContrastConfig",
     "DataConfig",
-    "EnvConfig",
     "EvaluationConfig",
     "FixedKLConfig",
     "FunctionEnvConfig",
@@ -46,6 +45,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PpoConfig",
+    "PpoUpdateConfig",
     "PreferencesConfig",
     "PretrainConfig",
     "PretrainedModelConfig",
@@ -60,6 +60,7 @@ __all__ = [
     "SftConfig",
     "SourceConfig",
     "Stage",
+    "TextEnvConfig",
     "TextsConfig",
     "ValueConfig",
     "WeightedRewardConfig",
@@ -315,8 +316,12 @@ class OptimConfig(Section):
 
     learning_rate: PositiveFloat = 1e-5
     """Highest learning rate."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the rate falls to zero over all updates, after the warm-up."""
+    schedule: Literal["constant", "linear", "cosine", "step"] = "linear"
+    """How the rate falls over all updates after the warm-up: "linear" and "cosine" to zero, "step" now and then."""
+    step_updates: PositiveInt = 10_000
+    """For the schedule "step": updates between two drops."""
+    step_factor: OpenShare = 0.5
+    """For the schedule "step": what a drop multiplies the rate by."""
     warmup_share: Share = 0.0
     """Share of the updates over which the rate rises from zero."""
     weight_decay: NonNegativeFloat = 0.0
@@ -532,7 +537,7 @@ class FunctionEnvConfig(Section):
     """Pay every response the score of `reward` on top of what the environment pays."""
 
 
-EnvConfig = Annotated[GuessEnvConfig | ReplayEnvConfig | FunctionEnvConfig, Field(discriminator="type")]
+TextEnvConfig = Annotated[GuessEnvConfig | ReplayEnvConfig | FunctionEnvConfig, Field(discriminator="type")]
 
 # ── PPO ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -601,8 +606,33 @@ class ValueConfig(Section):
     """First iterations in which only the value learns."""
 
 
-class PpoConfig(Section):
-    """Proximal policy optimization (Schulman et al. 2017, arXiv 1707.06347), or a critic-free estimator."""
+class PpoUpdateConfig(Section):
+    """What an update of PPO needs to know (Schulman et al. 2017, arXiv 1707.06347), whatever the policy acts in."""
+
+    epochs: PositiveInt = 4
+    """Passes over each rollout."""
+    clip_range: OpenShare = 0.2
+    """How far the ratio may leave 1 before its gradient stops."""
+    clip_schedule: Literal["constant", "linear"] = "constant"
+    """Whether the clip range falls to zero over the iterations."""
+    dual_clip: Annotated[float, Field(gt=1.0)] | None = None
+    """Bound on the loss of bad actions whose ratio is large (arXiv 1912.09729); off by default."""
+    gamma: OpenShare = 1.0
+    """Discount per token or step."""
+    gae_lambda: Share = 0.95
+    """Decay of generalized advantage estimation."""
+    entropy_coef: NonNegativeFloat = 0.0
+    """Bonus per nat of entropy."""
+    target_kl: PositiveFloat | None = None
+    """Stop the epochs of an iteration once `approx_kl` passes this, in nats per action."""
+    optim: OptimConfig = OptimConfig()
+    """The policy's optimizer."""
+    checkpoint_minutes: PositiveFloat = 2.0
+    """Time between two checkpoints."""
+
+
+class PpoConfig(PpoUpdateConfig):
+    """PPO of a language model, or a critic-free estimator in its place."""
 
     estimator: Literal["gae", "rloo", "grpo"] = "gae"
     """How advantages are made: GAE with a critic, or from the scores of `group_size` responses to the same prompt."""
@@ -612,24 +642,10 @@ class PpoConfig(Section):
     """Rounds of collect and update."""
     rollout_episodes: PositiveInt = 64
     """Responses sampled per iteration."""
-    epochs: PositiveInt = 4
-    """Passes over each rollout."""
     minibatch_episodes: PositiveInt = 64
     """Responses per optimizer step; must divide `rollout_episodes`."""
     microbatch_tokens: PositiveInt = 8192
     """Tokens (padding included) in one forward and backward pass; bounds memory, does not change the result."""
-    clip_range: OpenShare = 0.2
-    """How far the ratio may leave 1 before its gradient stops."""
-    dual_clip: Annotated[float, Field(gt=1.0)] | None = None
-    """Bound on the loss of bad actions whose ratio is large (arXiv 1912.09729); off by default."""
-    gamma: OpenShare = 1.0
-    """Discount per token."""
-    gae_lambda: Share = 0.95
-    """Decay of generalized advantage estimation."""
-    entropy_coef: NonNegativeFloat = 0.0
-    """Bonus per nat of entropy."""
-    target_kl: PositiveFloat | None = None
-    """Stop the epochs of an iteration once `approx_kl` passes this, in nats per token."""
     whiten_rewards: bool = False
     """Scale token rewards to deviation 1 (mean kept)."""
     clip_score: PositiveFloat | None = None
@@ -646,8 +662,6 @@ class PpoConfig(Section):
     """Subtracted per token that is missing to `brevity_penalty_tokens`."""
     brevity_penalty_tokens: NonNegativeInt = 0
     """Length from which a response is long enough."""
-    optim: OptimConfig = OptimConfig()
-    """The policy's optimizer."""
     kl: KLConfig = FixedKLConfig()
     """The leash to the reference."""
     value: ValueConfig = ValueConfig()
@@ -656,10 +670,23 @@ class PpoConfig(Section):
     """Stop PPO once the KL to the reference, in nats per sequence, stays above this for three iterations."""
     min_eos_rate: Share = 0.05
     """The run refuses to start if fewer of the first responses end with EOS; 0 for tasks of fixed length."""
-    checkpoint_minutes: PositiveFloat = 2.0
-    """Time between two checkpoints."""
     num_samples: NonNegativeInt = 4
     """Responses written to `samples.jsonl` per iteration."""
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Optimizer steps in an iteration that is not cut short."""
+        return self.epochs * (self.rollout_episodes // self.minibatch_episodes)
+
+    @property
+    def minibatch_rows(self) -> int:
+        """Rows of an experience per optimizer step."""
+        return self.minibatch_episodes
+
+    @property
+    def value_optim(self) -> OptimConfig | None:
+        """Settings of the critic's own optimizer; None where there is no critic, or it is part of the policy."""
+        return self.value.optim if self.estimator == "gae" and self.value.network == "separate" else None
 
     @model_validator(mode="after")
     def _settings_fit(self) -> "PpoConfig":
@@ -730,7 +757,7 @@ class Recipe(Section):
     """Settings of the stage."""
     reward: RewardConfig = RewardModelRewardConfig(type="reward_model")
     """What PPO maximises."""
-    env: EnvConfig | None = None
+    env: TextEnvConfig | None = None
     """The environment that PPO acts in, in place of single prompts and their reward."""
     rollout: RolloutConfig = RolloutConfig()
     """How responses are sampled."""

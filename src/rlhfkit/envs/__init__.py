@@ -1,1 +1,1 @@
-"""Environments: language as one, true Gymnasium ones over tokens, and the check of either."""
+"""Environments: Gymnasium's control tasks side by side, language as an environment, and the check of either."""

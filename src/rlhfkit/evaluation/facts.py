@@ -60,10 +60,11 @@ def read_facts(run: RunDir) -> Facts:
     metrics_rows, damaged_metrics = _read_lines(run.metrics)
     samples, damaged_samples = _read_lines(run.samples)
     config = _read_object(run.config)
-    by_stage: dict[str, dict[float, Row]] = {}
+    by_stage: dict[str, dict[tuple[float, float], Row]] = {}
     for row in metrics_rows:
         # An iteration that a killed run did and its successor repeated is there twice; the later one counts.
-        by_stage.setdefault(str(row.get("stage")), {})[finite(row.get("iteration")) or 0.0] = row
+        key = finite(row.get("seed")) or 0.0, finite(row.get("iteration")) or 0.0
+        by_stage.setdefault(str(row.get("stage")), {})[key] = row
     return Facts(
         name=str(config.get("name") or run.path.resolve().name),
         config=config,
@@ -71,7 +72,7 @@ def read_facts(run: RunDir) -> Facts:
         finished=run.finished_stages(),
         metrics={stage: [rows[key] for key in sorted(rows)] for stage, rows in by_stage.items()},
         samples=samples,
-        evaluation=read_results(run.evaluation, Evaluation),
+        evaluation=None if run.is_control() else read_results(run.evaluation, Evaluation),
         reward_model=read_results(run.reward_model_report, RewardModelResults),
         damaged_lines=damaged_metrics + damaged_samples,
     )

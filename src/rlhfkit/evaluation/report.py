@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhfkit.evaluation.charts import Colour, number, percent, score
+from rlhfkit.evaluation.control_report import control_page
 from rlhfkit.evaluation.curves import further_ppo_charts, ppo_charts, reward_model_charts, supervised_charts
 from rlhfkit.evaluation.facts import STAGE_NAMES, Facts, Row, curve, ends, finite, read_facts
 from rlhfkit.evaluation.results import Estimate, Evaluation, WinRate
@@ -42,6 +43,11 @@ def render_report(run: RunDir) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, percent=percent, score=score, duration=_duration)
+    settings, origin = _settings(facts.config), list(_origin(facts))
+    if run.is_control():
+        page = control_page(facts, run)
+        template = environment.get_template("control.html.jinja")
+        return template.render(facts=facts, page=page, settings=settings, origin=origin)
     return environment.get_template("report.html.jinja").render(
         facts=facts,
         verdict=judge_run(facts),
@@ -52,8 +58,8 @@ def render_report(run: RunDir) -> str:
         reward_model_charts=reward_model_charts(facts),
         supervised_charts=supervised_charts(facts),
         development=_development(facts.samples),
-        settings=_settings(facts.config),
-        origin=list(_origin(facts)),
+        settings=settings,
+        origin=origin,
     )
 
 

@@ -1,11 +1,11 @@
 """Experience: the one batch that PPO learns from, whatever the policy acted in."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 from torch import Tensor
 
-__all__ = ["Experience", "Rows"]
+__all__ = ["Experience", "Rows", "Steps"]
 
 
 class Rows(Protocol):
@@ -21,6 +21,14 @@ class Rows(Protocol):
 
     def lengths(self) -> Tensor:
         """(B,) what each row costs to evaluate, in tokens or steps."""
+        ...
+
+
+class Steps(Rows, Protocol):
+    """Rows that can be parted into single steps."""
+
+    def only(self, mask: Tensor) -> Self:
+        """The N steps where `mask` (B, T) is True, each a row of its own."""
         ...
 
 
@@ -44,11 +52,22 @@ class Experience:
     """bool, True where it came to its end or was cut off."""
     rewards: Tensor
     """What GAE eats: the environment's rewards, or score at the last token minus the KL penalty of each token."""
-    scores: Tensor
-    """(B,) score of each episode, after penalties, before the KL."""
-    ref_kl: Tensor
-    """(B,) KL of policy to reference in nats summed per sequence, estimated by k1; zeros without a reference."""
+    scores: Tensor | None = None
+    """(B,) score of each episode, after penalties, before the KL; None where rewards come step by step."""
+    ref_kl: Tensor | None = None
+    """(B,) KL of policy to reference in nats summed per sequence, estimated by k1; None without a reference."""
+    steps_are_independent: bool = False
+    """Whether the policy sees one state at a time, so that a minibatch may take steps from anywhere."""
+    headline: str = ""
+    """How it goes, for the line of progress."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What the rollout has to tell."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """A few episodes for `samples.jsonl`."""
+
+    def in_single_steps(self) -> "Experience":
+        """The N steps in which the policy acted, each a row of its own: (N, 1) in place of (B, T)."""
+        inputs: Steps = self.inputs
+        by_step = ("old_logprobs", "old_values", "next_values", "terminated", "ended", "rewards")
+        parts = {name: getattr(self, name)[self.mask][:, None] for name in by_step}
+        return replace(self, inputs=inputs.only(self.mask), mask=self.mask[self.mask][:, None], **parts)

@@ -262,6 +262,13 @@ class MultiTurnRollout:
             ],
         )
 
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: an iteration's draws follow from its number."""
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing to load; see `state`."""
+
     def _values_after(self, episodes: Sequence[Episode]) -> Tensor:
         """(B,) value of the state after the last response, observation included; 0 where the episode terminated.
 

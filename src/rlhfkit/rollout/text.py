@@ -120,6 +120,13 @@ class TextRollout:
             ],
         )
 
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: an iteration's draws follow from its number."""
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing to load; see `state`."""
+
     def _prompts_of(self, iteration: int) -> list[EncodedPrompt]:
         """Each prompt `group_size` times in a row; all prompts are seen before one comes again."""
         num = self.ppo.rollout_episodes // self.ppo.group_size
@@ -178,6 +185,7 @@ def experience_of(
         rewards=penalties + shaped,
         scores=shaped.sum(1),
         ref_kl=ref_kl,
+        headline=f"score {totals.mean():.2f} · KL {ref_kl.mean():.1f} nats",
         metrics={
             "score/mean": float(totals.mean()),
             "score/std": float(totals.std()) if len(totals) > 1 else 0.0,

@@ -25,6 +25,8 @@ def learning_rate_factor(config: OptimConfig, update: int, num_updates: int) -> 
             return left
         case "cosine":
             return 0.5 * (1 - math.cos(math.pi * left))
+        case "step":
+            return config.step_factor ** ((update - warmup) // config.step_updates)
 
 
 class Optimizer:
@@ -44,9 +46,11 @@ class Optimizer:
             name: parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_()
             for name, parameter in self.parameters.items()
         }
+        decaying = [p for p in self.masters.values() if p.dim() >= 2 and config.weight_decay]
+        others = [p for p in self.masters.values() if p.dim() < 2 or not config.weight_decay]
         groups = [
-            {"params": [p for p in self.masters.values() if p.dim() >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in self.masters.values() if p.dim() < 2], "weight_decay": 0.0},
+            {"params": decaying, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
         ]
         self.adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]],

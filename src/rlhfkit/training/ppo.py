@@ -2,13 +2,15 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.schema import PpoConfig
 from rlhfkit.errors import TrainingError
 from rlhfkit.metrics import Metrics, RunLog
@@ -49,6 +51,7 @@ __all__ = [
     "Rollout",
     "advantages_and_returns",
     "optimizers_for",
+    "run_iteration",
     "train_ppo",
     "update",
 ]
@@ -73,6 +76,14 @@ class Rollout(Protocol):
         """The experience of one iteration."""
         ...
 
+    def state(self) -> dict[str, Tensor]:
+        """What an iteration leaves behind for the next, for a checkpoint; nothing where iterations are independent."""
+        ...
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Continue from what `state` gave."""
+        ...
+
 
 @dataclass
 class PpoTrainer:
@@ -80,12 +91,13 @@ class PpoTrainer:
 
     policy: ActorCritic
     rollout: Rollout
-    config: PpoConfig
+    config: PpoConfig | ControlPpoConfig
     optimizers: dict[str, Optimizer]
     """As `optimizers_for` makes them."""
     seed: int
-    kl: FixedKL | AdaptiveKL
-    kl_coef: float
+    kl: FixedKL | AdaptiveKL | None = None
+    """What moves `kl_coef`; None without a reference."""
+    kl_coef: float = 0.0
     iteration: int = 0
     """Iterations that are complete."""
     num_above_max_kl: int = 0
@@ -101,9 +113,15 @@ class PpoTrainer:
             f"{KL_PATIENCE} iterations in a row; raise ppo.kl.coef or lower the learning rate"
         )
 
+    @property
+    def clip_range(self) -> float:
+        """The clip range of this iteration."""
+        left = 1 - self.iteration / self.config.iterations if self.config.clip_schedule == "linear" else 1.0
+        return self.config.clip_range * left
+
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and optimizer states, for a checkpoint."""
-        tensors = prefixed("policy", trainable_tensors(self.policy))
+        """Weights, optimizer states and what the rollout remembers, for a checkpoint."""
+        tensors = prefixed("policy", trainable_tensors(self.policy)) | prefixed("rollout", self.rollout.state())
         for name, optimizer in self.optimizers.items():
             tensors |= prefixed(f"optimizer.{name}", optimizer.state())
         return tensors
@@ -112,18 +130,19 @@ class PpoTrainer:
         """The numbers, for a checkpoint."""
         return {"kl_coef": self.kl_coef, "num_above_max_kl": self.num_above_max_kl}
 
-    def resume(self, checkpoints: Checkpoints, log: RunLog) -> None:
+    def resume(self, checkpoints: Checkpoints, log: RunLog) -> bool:
         """Put everything back to the newest checkpoint, if there is one; the log forgets what came after it."""
         checkpoint = checkpoints.load_newest()
         if checkpoint is None:
-            log.forget("ppo")
-            return
+            return False
         load_trainable(self.policy, subset("policy", checkpoint.tensors))
+        self.rollout.load_state(subset("rollout", checkpoint.tensors))
         for name, optimizer in self.optimizers.items():
             optimizer.load_state(subset(f"optimizer.{name}", checkpoint.tensors))
         self.iteration, self.kl_coef = checkpoint.iteration, checkpoint.state["kl_coef"]
         self.num_above_max_kl = checkpoint.state["num_above_max_kl"]
         log.truncate(checkpoint.state["log"])
+        return True
 
 
 def train_ppo(
@@ -132,35 +151,24 @@ def train_ppo(
     log: RunLog,
     checkpoints: Checkpoints,
     progress: StageProgress,
-    check_first: Callable[[Experience], None],
+    check_first: Callable[[Experience], None] | None = None,
+    stage: str = "ppo",
+    labels: Mapping[str, int] = MappingProxyType({}),
 ) -> str | None:
     """Run all iterations that are left; why it stopped before the last, if it did.
 
-    `check_first` sees the very first experience and raises TrainingError where the run is doomed.
+    `check_first` sees the very first experience and raises TrainingError where the run is doomed. `labels` tell
+    the log's lines of one training from those of another in the same stage.
     Raises: TrainingError where something is not finite; the last checkpoint is from before.
     """
     config = trainer.config
     last_save = time.monotonic()
     while trainer.iteration < config.iterations and trainer.stopped is None:
-        start = time.perf_counter()
         iteration = trainer.iteration
-        experience = trainer.rollout.collect(iteration, kl_coef=trainer.kl_coef)
-        if iteration == 0:
-            check_first(experience)
-        advantages, returns = advantages_and_returns(experience, config)
-        metrics = {**experience.metrics, "kl_coef": trainer.kl_coef}
-        metrics |= update(trainer, experience, advantages, returns)
-        ref_kl = float(experience.ref_kl.mean())
-        is_above = config.max_ref_kl is not None and ref_kl > config.max_ref_kl
-        trainer.num_above_max_kl = trainer.num_above_max_kl + 1 if is_above else 0
-        if not _only_critic_learns(trainer):
-            # A policy that may not move has no KL, which says nothing about the coefficient.
-            trainer.kl_coef = trainer.kl.next(trainer.kl_coef, ref_kl, len(experience.ref_kl))
-        trainer.iteration += 1
-        metrics["time/iteration_seconds"] = time.perf_counter() - start
-        log.write("ppo", iteration, metrics)
-        log.write_samples("ppo", iteration, experience.samples)
-        progress.advance(1, f"score {metrics['score/mean']:.2f} · KL {ref_kl:.1f} nats")
+        experience, metrics = run_iteration(trainer, check_first=check_first)
+        log.write(stage, iteration, metrics, labels=labels)
+        log.write_samples(stage, iteration, experience.samples)
+        progress.advance(1, experience.headline)
         is_last = trainer.stopped is not None or trainer.iteration == config.iterations
         if is_last or time.monotonic() - last_save > 60 * config.checkpoint_minutes:
             checkpoints.save(trainer.iteration, trainer.tensors(), {**trainer.state(), "log": log.position()})
@@ -168,7 +176,37 @@ def train_ppo(
     return trainer.stopped
 
 
-def advantages_and_returns(experience: Experience, config: PpoConfig) -> tuple[Tensor, Tensor]:
+def run_iteration(
+    trainer: PpoTrainer, *, check_first: Callable[[Experience], None] | None = None
+) -> tuple[Experience, dict[str, float]]:
+    """Collect, estimate advantages, update: what was experienced, and the metrics.
+
+    Raises: TrainingError where something is not finite.
+    """
+    start = time.perf_counter()
+    experience = trainer.rollout.collect(trainer.iteration, kl_coef=trainer.kl_coef)
+    if trainer.iteration == 0 and check_first is not None:
+        check_first(experience)
+    advantages, returns = advantages_and_returns(experience, trainer.config)
+    metrics = {**experience.metrics, **update(trainer, experience, advantages, returns)}
+    if trainer.kl is not None and experience.ref_kl is not None:
+        metrics["kl_coef"] = trainer.kl_coef
+        _hold_to_reference(trainer, trainer.kl, experience.ref_kl)
+    trainer.iteration += 1
+    metrics["time/iteration_seconds"] = time.perf_counter() - start
+    return experience, metrics
+
+
+def _hold_to_reference(trainer: PpoTrainer, kl: FixedKL | AdaptiveKL, ref_kls: Tensor) -> None:
+    """Move the coefficient, and count the iterations that were too far away."""
+    ref_kl, limit = float(ref_kls.mean()), trainer.config.max_ref_kl
+    trainer.num_above_max_kl = trainer.num_above_max_kl + 1 if limit is not None and ref_kl > limit else 0
+    if not _only_critic_learns(trainer):
+        # A policy that may not move has no KL, which says nothing about the coefficient.
+        trainer.kl_coef = kl.next(trainer.kl_coef, ref_kl, len(ref_kls))
+
+
+def advantages_and_returns(experience: Experience, config: PpoConfig | ControlPpoConfig) -> tuple[Tensor, Tensor]:
     """Advantages (B, T), whitened over the whole rollout, and returns (B, T) = unwhitened advantages + old values.
 
     Without a critic the advantage of a response, its rewards summed and compared within its group, stands at each of
@@ -200,32 +238,43 @@ def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, retu
 
     The loss of a minibatch is a mean over its tokens, whatever the microbatches it is computed in.
     """
-    config, mask = trainer.config, experience.mask
+    config = trainer.config
     only_critic = _only_critic_learns(trainer)
     metrics, metrics_of_epoch = Metrics(), Metrics()
-    summary = {"ppo/explained_variance": float(explained_variance(experience.old_values, returns, mask))}
+    explained = explained_variance(experience.old_values, returns, experience.mask)
+    summary = {"ppo/explained_variance": float(explained)}
+    if experience.steps_are_independent:
+        advantages, returns = (x[experience.mask][:, None] for x in (advantages, returns))
+        experience = experience.in_single_steps()
+    mask = experience.mask
     num_epochs = 0
     for epoch in range(config.epochs):
         metrics_of_epoch = Metrics()
-        for rows in _minibatches(trainer, epoch, len(mask)):
+        needs_distance = config.target_kl is not None or epoch == config.epochs - 1
+        for rows in _minibatches(trainer, epoch, mask):
+            is_first = "ppo/ratio_first_epoch_max_deviation" not in summary
             denominator = mask[rows].sum()
             deviation = 0.0
             for part in _microbatches(experience, rows, config.microbatch_tokens):
                 output = trainer.policy.evaluate(experience.inputs[part])
-                loss = _loss(output, experience, advantages, returns, part, denominator, config, only_critic)
-                if not torch.isfinite(loss["total"]):
+                loss = _loss(output, experience, advantages, returns, part, denominator, trainer)
+                if not math.isfinite(loss["total"].item()):
                     parts = ", ".join(f"{name} {value.item():g}" for name, value in loss.items())
                     raise TrainingError(
                         f"the PPO loss is not finite in iteration {trainer.iteration}, epoch {epoch} ({parts}); lower "
                         "the learning rates, or look for extreme scores in the metrics"
                     )
-                _observe(metrics_of_epoch, output, experience, part, loss, len(rows), config.clip_range)
-                deviation = max(
-                    deviation,
-                    float(ratio_max_deviation(output.logprobs.detach(), experience.old_logprobs[part], mask[part])),
-                )
+                for name in loss.keys() - {"total"}:
+                    # The parts of a minibatch add up to its loss; counted once, they make the mean over minibatches.
+                    metrics_of_epoch.add(f"ppo/{name}_loss", loss[name], len(part) / len(rows))
+                if needs_distance:
+                    _observe_distance(metrics_of_epoch, output, experience, part, trainer.clip_range)
+                if is_first:
+                    ratio = ratio_max_deviation(output.logprobs.detach(), experience.old_logprobs[part], mask[part])
+                    deviation = max(deviation, float(ratio))
                 torch.autograd.backward(loss["total"])
-            summary.setdefault("ppo/ratio_first_epoch_max_deviation", deviation)
+            if is_first:
+                summary["ppo/ratio_first_epoch_max_deviation"] = deviation
             if only_critic:
                 _drop_gradients_of_actor(trainer.policy)
             for name, optimizer in trainer.optimizers.items():
@@ -256,17 +305,17 @@ def _loss(
     returns: Tensor,
     part: Tensor,
     denominator: Tensor,
-    config: PpoConfig,
-    only_critic: bool,
+    trainer: PpoTrainer,
 ) -> dict[str, Tensor]:
     """The parts of the loss and their total; each is a sum over the microbatch's tokens / the minibatch's count."""
+    config, only_critic = trainer.config, _only_critic_learns(trainer)
     mask = experience.mask[part]
     policy = policy_loss(
         output.logprobs,
         experience.old_logprobs[part],
         advantages[part],
         mask,
-        clip_range=config.clip_range,
+        clip_range=trainer.clip_range,
         dual_clip=config.dual_clip,
         denominator=denominator,
     )
@@ -284,46 +333,35 @@ def _loss(
             value_clip_range=config.value.clip_range or None,
             denominator=denominator,
         )
-        # A network of its own has an optimizer of its own, to which the coefficient would mean nothing.
-        total = total + losses["value"] * (config.value.coef if config.value.network == "shared" else 1.0)
+        # To an optimizer of its own the coefficient would mean nothing.
+        total = total + losses["value"] * (config.value.coef if config.value_optim is None else 1.0)
     return {**losses, "total": total}
 
 
-def _observe(
-    metrics: Metrics,
-    output: PolicyOutput,
-    experience: Experience,
-    part: Tensor,
-    loss: dict[str, Tensor],
-    minibatch_rows: int,
-    clip_range: float,
+def _observe_distance(
+    metrics: Metrics, output: PolicyOutput, experience: Experience, part: Tensor, clip_range: float
 ) -> None:
-    mask, old = experience.mask[part], experience.old_logprobs[part]
+    """How far the policy has moved from the one that acted."""
+    mask, old, logprobs = experience.mask[part], experience.old_logprobs[part], output.logprobs.detach()
     count = mask.sum()
-    logprobs = output.logprobs.detach()
     metrics.add("ppo/approx_kl", approx_kl(logprobs, old, mask, denominator=1.0), count)
     metrics.add("ppo/clip_fraction", clip_fraction(logprobs, old, mask, clip_range=clip_range, denominator=1.0), count)
-    for name in ("policy", "value"):
-        if name in loss:
-            # The parts of a minibatch add up to its loss; counting a minibatch once makes the mean over minibatches.
-            metrics.add(f"ppo/{name}_loss", loss[name], len(part) / minibatch_rows)
 
 
-def _minibatches(trainer: PpoTrainer, epoch: int, num_rows: int) -> Iterator[list[int]]:
-    """Rows of each minibatch, in another order each epoch; the responses to one prompt may part."""
-    order = shuffled(num_rows, derive_seed(trainer.seed, "minibatches", trainer.iteration, epoch))
-    size = min(trainer.config.minibatch_episodes, num_rows)
-    for start in range(0, num_rows, size):
-        yield order[start : start + size]
+def _minibatches(trainer: PpoTrainer, epoch: int, mask: Tensor) -> Iterator[Tensor]:
+    """Indices of the rows of each minibatch, in another order each epoch; the responses to one prompt may part."""
+    order = shuffled(len(mask), derive_seed(trainer.seed, "minibatches", trainer.iteration, epoch))
+    return iter(torch.split(torch.tensor(order, device=mask.device), trainer.config.minibatch_rows))
 
 
-def _microbatches(experience: Experience, rows: list[int], max_tokens: int) -> Iterator[Tensor]:
+def _microbatches(experience: Experience, rows: Tensor, max_tokens: int | None) -> Iterator[Tensor]:
     """The rows of a minibatch in parts of like length that fit into memory."""
-    device = experience.mask.device
-    indices = torch.tensor(rows, device=device)
-    lengths = experience.inputs[indices].lengths().tolist()
+    if max_tokens is None:
+        yield rows
+        return
+    lengths = experience.inputs[rows].lengths().tolist()
     for group in length_buckets(lengths, max_tokens=max_tokens):
-        yield indices[torch.tensor(group, device=device)]
+        yield rows[torch.tensor(group, device=rows.device)]
 
 
 def _is_of_critic(name: str) -> bool:
@@ -337,11 +375,11 @@ def _drop_gradients_of_actor(policy: ActorCritic) -> None:
             parameter.grad = None
 
 
-def optimizers_for(policy: ActorCritic, config: PpoConfig) -> dict[str, Optimizer]:
-    """`policy`, and `value` for a critic that is a network of its own; their schedules end with the last iteration."""
-    per_iteration = config.epochs * math.ceil(config.rollout_episodes / config.minibatch_episodes)
+def optimizers_for(policy: ActorCritic, config: PpoConfig | ControlPpoConfig) -> dict[str, Optimizer]:
+    """`policy`, and `value` for a critic that has its own; their schedules end with the last iteration."""
+    per_iteration = config.updates_per_iteration
     parameters = list(policy.named_parameters())
-    if config.estimator != "gae" or config.value.network == "shared":
+    if config.value_optim is None:
         num_updates = per_iteration * config.iterations
         return {"policy": Optimizer(parameters, config.optim, num_updates=num_updates, what="policy")}
     return {
@@ -353,7 +391,7 @@ def optimizers_for(policy: ActorCritic, config: PpoConfig) -> dict[str, Optimize
         ),
         "value": Optimizer(
             [(name, parameter) for name, parameter in parameters if _is_of_critic(name)],
-            config.value.optim,
+            config.value_optim,
             num_updates=per_iteration * config.iterations,
             what="value network",
         ),

@@ -65,6 +65,7 @@ def check_first_experience(
             "meant, set ppo.min_eos_rate = 0"
         )
     scores = experience.scores
+    assert scores is not None  # text has them
     if len(scores) > 1 and scores.min() == scores.max():
         raise TrainingError(
             f"before the first update: all {len(scores)} scores are {float(scores[0]):g}, so there is nothing to "

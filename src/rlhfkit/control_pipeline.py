@@ -1,0 +1,196 @@
+"""A control task, seed by seed: train, evaluate, record; what is finished is not done again."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlhfkit.config.control import ControlRecipe, EnvConfig, NetworkConfig
+from rlhfkit.envs.control import make_env, make_envs
+from rlhfkit.errors import CheckpointError
+from rlhfkit.evaluation.control import ControlEvaluation, SeedResult, episode_returns, record_episode, summarize
+from rlhfkit.manifest import Manifest
+from rlhfkit.metrics import RunLog
+from rlhfkit.models.control import ControlPolicy
+from rlhfkit.progress import Progress
+from rlhfkit.rollout.control import ControlRollout
+from rlhfkit.rundir import RunDir, read_json, write_atomically, write_directory_atomically, write_json
+from rlhfkit.seeding import derive_seed, seed_everything
+from rlhfkit.training.checkpoint import Checkpoints
+from rlhfkit.training.ppo import PpoTrainer, optimizers_for, train_ppo
+
+__all__ = ["ControlPipeline", "control_trainer", "load_control_policy"]
+
+
+@dataclass
+class ControlPipeline:
+    """One run: what the seeds share."""
+
+    recipe: ControlRecipe
+    run: RunDir
+    log: RunLog
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        # The networks are too small to share out: a second thread costs more than it brings.
+        torch.set_num_threads(1)
+        self.manifest = Manifest(self.run, seed=self.recipe.seed, device=torch.device("cpu"))
+
+    @property
+    def seeds(self) -> range:
+        """The seeds to train."""
+        return range(self.recipe.seed, self.recipe.seed + self.recipe.num_seeds)
+
+    def do(self) -> None:
+        """Train and evaluate every seed that is not finished."""
+        if "control" in self.run.finished_stages():
+            self.progress.note("control: finished before")
+            return
+        start = time.monotonic()
+        for number, seed in enumerate(self.seeds):
+            if not self._done(seed):
+                self._train(seed, is_first=number == 0)
+        self.evaluate()
+        seconds = round(time.monotonic() - start, 1)
+        self.manifest.add_stage("control", seconds=seconds)
+        self.run.finish_stage("control", {"seconds": seconds, "num_seeds": len(self.seeds)})
+
+    def _done(self, seed: int) -> bool:
+        return (self._directory(seed) / "training.json").exists()
+
+    def _directory(self, seed: int) -> Path:
+        return self.run.model("policy") / f"seed-{seed}"
+
+    def _train(self, seed: int, *, is_first: bool) -> None:
+        """One training → `policy/seed-N/`."""
+        recipe = self.recipe
+        trainer = control_trainer(recipe, seed)
+        checkpoints = Checkpoints(self.run.checkpoints / "control" / f"seed-{seed}", warn=self.progress.warn)
+        if not trainer.resume(checkpoints, self.log):
+            if is_first:
+                self.log.forget("control")
+            else:
+                self.log.truncate(read_json(self._directory(seed - 1) / "training.json")["log"])
+        start = time.monotonic()
+        with self.progress.stage(
+            f"{recipe.name} seed {seed}",
+            total=recipe.ppo.iterations,
+            unit="iteration",
+            completed=trainer.iteration,
+        ) as stage:
+            train_ppo(
+                trainer,
+                log=self.log,
+                checkpoints=checkpoints,
+                progress=stage,
+                stage="control",
+                labels={"seed": seed},
+            )
+        assert isinstance(trainer.policy, ControlPolicy) and isinstance(trainer.rollout, ControlRollout)
+        record = {
+            "env_steps": trainer.rollout.env_steps,
+            "training_seconds": round(time.monotonic() - start, 2),
+            "log": self.log.position(),
+        }
+        trainer.rollout.envs.close()
+        with write_directory_atomically(self._directory(seed)) as directory:
+            save_control_policy(trainer.policy, directory, recipe)
+            write_json(directory / "training.json", record)
+
+    def evaluate(self) -> None:
+        """Every seed's policy in held-out episodes → `evaluation.json`, and the median episode as `episode.gif`."""
+        recipe = self.recipe
+        results: list[SeedResult] = []
+        episodes: list[tuple[float, int, int]] = []
+        num = recipe.evaluation.num_episodes
+        with self.progress.stage("evaluate", total=len(self.seeds), unit="seed") as progress:
+            for seed in self.seeds:
+                policy = load_control_policy(self._directory(seed))
+                returns = episode_returns(policy, recipe.env, num_episodes=num, seed=seed)
+                training = read_json(self._directory(seed) / "training.json")
+                results.append(
+                    summarize(
+                        seed,
+                        returns,
+                        env_steps=training["env_steps"],
+                        training_seconds=training["training_seconds"],
+                    )
+                )
+                episodes += [(episode_return, seed, index) for index, episode_return in enumerate(returns)]
+                progress.advance(1, f"return {results[-1].episode_return.mean:.1f}")
+        median, seed, index = sorted(episodes)[len(episodes) // 2]
+        gif = None
+        if recipe.evaluation.record:
+            gif = record_episode(load_control_policy(self._directory(seed)), recipe.env, seed=seed, index=index)
+            if gif is None:
+                self.progress.note(f"{recipe.env.id} cannot be drawn, so no episode is recorded")
+            else:
+                write_atomically(self.run.episode, gif)
+        evaluation = ControlEvaluation(
+            env_id=recipe.env.id,
+            seeds=tuple(results),
+            recorded_seed=None if gif is None else seed,
+            recorded_return=None if gif is None else median,
+        )
+        write_atomically(self.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
+
+
+def control_trainer(recipe: ControlRecipe, seed: int) -> PpoTrainer:
+    """Policy, environments and optimizers of one training.
+
+    Raises: EnvError, MissingDependencyError where the environment cannot be had.
+    """
+    config = recipe.ppo
+    envs = make_envs(recipe.env, config.num_envs, lambda n, k: derive_seed(seed, "episode", n, k))
+    seed_everything(derive_seed(seed, "weights"))
+    policy = ControlPolicy(
+        envs.observations.shape[1],
+        envs.action_space,
+        recipe.network,
+        shared_trunk=config.value.network == "shared",
+    )
+    rollout = ControlRollout(
+        policy,
+        envs,
+        num_steps=config.rollout_steps,
+        gamma=config.gamma,
+        seed=seed,
+        normalize_observations=recipe.env.normalize_observations,
+        normalize_rewards=recipe.env.normalize_rewards,
+    )
+    return PpoTrainer(policy, rollout, config, optimizers_for(policy, config), seed)
+
+
+def save_control_policy(policy: ControlPolicy, directory: Path, recipe: ControlRecipe) -> None:
+    """Write weights and statistics, and what it takes to build the network again."""
+    save_file(policy.state_dict(), directory / "policy.safetensors")
+    write_json(
+        directory / "policy.json",
+        {
+            "env": recipe.env.model_dump(),
+            "network": recipe.network.model_dump(),
+            "shared_trunk": policy.shared_trunk,
+            "normalizes": policy.normalizes,
+            "num_inputs": len(policy.observation_mean),
+        },
+    )
+
+
+def load_control_policy(directory: Path) -> ControlPolicy:
+    """The policy that `save_control_policy` wrote.
+
+    Raises: CheckpointError where it is not there; EnvError where its environment cannot be had.
+    """
+    if not (directory / "policy.json").exists():
+        raise CheckpointError(f"{directory} holds no control policy; expected policy.json and policy.safetensors")
+    made: dict[str, Any] = read_json(directory / "policy.json")
+    env = make_env(EnvConfig.model_validate(made["env"]))
+    network = NetworkConfig.model_validate(made["network"])
+    policy = ControlPolicy(made["num_inputs"], env.action_space, network, shared_trunk=made["shared_trunk"])
+    policy.load_state_dict(load_file(directory / "policy.safetensors"))
+    policy.normalizes = made["normalizes"]
+    env.close()
+    return policy.eval()

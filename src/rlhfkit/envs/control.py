@@ -1,0 +1,263 @@
+"""Gymnasium environments side by side, each step with the observation that really followed it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces.utils import flatdim, flatten_space
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+
+from rlhfkit.config.control import EnvConfig
+from rlhfkit.errors import CheckpointError, ConfigError, EnvError, MissingDependencyError
+
+__all__ = ["ControlEnvs", "EnvStep", "make_env", "make_envs"]
+
+T = TypeVar("T")
+Floats = NDArray[np.floating[Any]]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class EnvStep:
+    """What one step of all N environments brought."""
+
+    rewards: Floats
+    """(N,)"""
+    terminated: Bools
+    """(N,)"""
+    truncated: Bools
+    """(N,) cut off, and not terminated by the same step."""
+    acted: Bools
+    """(N,) False where the environment spent the call on a reset and ignored the action: nothing to learn from."""
+    last_observations: Floats
+    """(E, D) the observations with which the E episodes ended that this step ended, in order."""
+
+
+class ControlEnvs:
+    """N environments of one kind, in which a new episode begins where one ended.
+
+    Two ways to begin it, by what the vector environment can do. Environments of their own are reset by us, each episode
+    from a seed of its own, in the same call. A native one resets by itself in its next call, which is no step then.
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any], seed_of_episode: Callable[[int, int], int]) -> None:
+        """Take over `envs`; episode k of environment n begins from `seed_of_episode(n, k)`."""
+        mode = envs.metadata.get("autoreset_mode")
+        if mode not in (AutoresetMode.DISABLED, AutoresetMode.NEXT_STEP):
+            raise EnvError(
+                f"the vector environment {type(envs.unwrapped).__name__} resets itself in mode {mode}; expected "
+                'NEXT_STEP or DISABLED; set env.vectorization = "sync"'
+            )
+        self.envs, self.num_envs, self._seed = envs, envs.num_envs, seed_of_episode
+        self._resets_itself = mode == AutoresetMode.NEXT_STEP
+        self._ended = np.zeros(self.num_envs, dtype=bool)
+        self._episodes = np.zeros(self.num_envs, dtype=np.int64)
+        self._actions: list[list[NDArray[Any]]] = [[] for _ in range(self.num_envs)]
+        self.observations: Floats = self._reset_all()
+        """(N, D) what to act on next."""
+
+    @property
+    def action_space(self) -> gymnasium.Space[Any]:
+        """Of one environment."""
+        return self.envs.single_action_space
+
+    def _reset_all(self) -> Floats:
+        if self._resets_itself:  # one generator for all of them
+            observations, _ = self.envs.reset(seed=self._seed(0, 0))
+        else:
+            observations, _ = self.envs.reset(seed=[self._seed(n, 0) for n in range(self.num_envs)])  # type: ignore[arg-type]
+        return np.asarray(observations)
+
+    def step(self, actions: NDArray[Any]) -> EnvStep:
+        """Act in all environments.
+
+        Raises: EnvError where a reward or an observation is not a finite number.
+        """
+        observations, rewards, terminated, truncated, _ = self.envs.step(actions)
+        acted = ~self._ended if self._resets_itself else np.ones(self.num_envs, dtype=bool)
+        if not (np.isfinite(rewards).all() and np.isfinite(observations).all()):
+            raise EnvError(
+                f"{self.envs.spec.id if self.envs.spec else 'the environment'} returned a reward or an observation "
+                f"that is not a finite number (rewards {rewards}); mend its step()"
+            )
+        self._ended = terminated | truncated
+        last = np.array(observations[self._ended])
+        if not self._resets_itself:
+            for n in range(self.num_envs):
+                self._actions[n].append(actions[n])
+            if self._ended.any():
+                observations = self._reset(self._ended)
+        self.observations = np.asarray(observations)
+        return EnvStep(rewards, terminated, truncated & ~terminated, acted, last)
+
+    def _reset(self, which: Bools) -> Floats:
+        """Begin the next episode where `which` is True; observations (N, D) of all."""
+        for n in which.nonzero()[0]:
+            self._episodes[n] += 1
+            self._actions[n] = []
+        return self._reset_to_episodes(which)
+
+    def _reset_to_episodes(self, which: Bools) -> Floats:
+        seeds = [self._seed(n, int(self._episodes[n])) if which[n] else None for n in range(self.num_envs)]
+        observations, _ = self.envs.reset(seed=seeds, options={"reset_mask": which})  # type: ignore[arg-type]
+        return np.asarray(observations)
+
+    # ── to go on exactly where a run stopped ─────────────────────────────────────────────────────────────────────────
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What it takes to put the environments back to where they are, as arrays by name.
+
+        Of a native one, its arrays and its generator. Of the others, which keep their state to themselves, the actions
+        of the running episodes: they are played again from the episodes' seeds.
+        """
+        state: dict[str, NDArray[Any]] = {"observations": self.observations, "ended": self._ended}
+        if self._resets_itself:
+            return state | _state_of_native(self.envs.unwrapped)
+        state["episodes"] = self._episodes
+        state["num_actions"] = np.array([len(actions) for actions in self._actions])
+        empty = np.zeros((0, *(self.action_space.shape or ())), dtype=self.action_space.dtype)
+        state["actions"] = np.stack([a for actions in self._actions for a in actions]) if any(self._actions) else empty
+        return state
+
+    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
+        """Put the environments back to what `state` gave.
+
+        Raises: CheckpointError where playing the actions again leads elsewhere: the environment is not deterministic.
+        """
+        self._ended = state["ended"].copy()
+        if self._resets_itself:
+            _load_native(self.envs.unwrapped, state)
+            self.observations = state["observations"].copy()
+            return
+        self._episodes = state["episodes"].copy()
+        ends = np.cumsum(state["num_actions"])
+        self._actions = [
+            list(state["actions"][end - num : end]) for end, num in zip(ends, state["num_actions"], strict=True)
+        ]
+        self.observations = self._replay()
+        if not np.array_equal(self.observations, state["observations"]):
+            raise CheckpointError(
+                "the environment, played again with the same seeds and actions, did not come to the same observations, "
+                "so the run cannot go on exactly; make it deterministic given its seed, or start over with --fresh"
+            )
+
+    def _replay(self) -> Floats:
+        """Play all running episodes so that they arrive together; one that begins later idles before."""
+        longest = max(map(len, self._actions))
+        observations = self._reset_to_episodes(np.ones(self.num_envs, dtype=bool))
+        ended = np.zeros(self.num_envs, dtype=bool)
+        begins = np.array([longest - len(actions) for actions in self._actions])
+        for t in range(longest):
+            if (restart := (begins == t) | ended).any():
+                self._reset_to_episodes(restart)
+            actions = [
+                played[t - begin] if t >= begin else self._actions[begins.argmin()][t]
+                for played, begin in zip(self._actions, begins, strict=True)
+            ]
+            observations, _, terminated, truncated, _ = self.envs.step(np.stack(actions))
+            ended = terminated | truncated
+        if (begins == longest).any():
+            observations = self._reset_to_episodes(begins == longest)
+        return np.asarray(observations)
+
+    def close(self) -> None:
+        """Let the environments go."""
+        self.envs.close()
+
+
+def _state_of_native(envs: Any) -> dict[str, NDArray[Any]]:
+    arrays = {f"native.{name}": value for name, value in vars(envs).items() if isinstance(value, np.ndarray)}
+    generator = envs.np_random.bit_generator.state
+    words = [generator["state"]["state"], generator["state"]["inc"]]
+    parts = [word >> shift & 0xFFFFFFFF for word in words for shift in (0, 32, 64, 96)]
+    arrays["generator"] = np.array([*parts, generator["has_uint32"], generator["uinteger"]], dtype=np.int64)
+    return {name: np.array(value) for name, value in arrays.items()}
+
+
+def _load_native(envs: Any, state: dict[str, NDArray[Any]]) -> None:
+    for name, value in state.items():
+        if name.startswith("native."):
+            setattr(envs, name.removeprefix("native."), value.copy())
+    parts = [int(part) for part in state["generator"]]
+    words = [
+        sum(part << shift for part, shift in zip(four, (0, 32, 64, 96), strict=True))
+        for four in (parts[:4], parts[4:8])
+    ]
+    envs.np_random.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": words[0], "inc": words[1]},
+        "has_uint32": parts[8],
+        "uinteger": parts[9],
+    }
+
+
+# ── making them ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_envs(config: EnvConfig, num_envs: int, seed_of_episode: Callable[[int, int], int]) -> ControlEnvs:
+    """`num_envs` environments as `config` says, with flat observations.
+
+    Raises: EnvError where there is no such environment; ConfigError where it has no native vector environment, but
+    shall; MissingDependencyError.
+    """
+    mode = _mode_of(config)
+    if mode == "native":
+        envs = _guarded(config, lambda: gymnasium.make_vec(config.id, num_envs, "vector_entry_point", **config.kwargs))
+    else:
+        make = gymnasium.vector.AsyncVectorEnv if mode == "async" else gymnasium.vector.SyncVectorEnv
+        one = [lambda: make_env(config)] * num_envs
+        envs = _guarded(config, lambda: make(one, autoreset_mode=AutoresetMode.DISABLED, copy=False))
+    return ControlEnvs(envs, seed_of_episode)
+
+
+def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+    """One environment, with flat observations.
+
+    Raises: as `make_envs`.
+    """
+    env = _guarded(
+        config,
+        lambda: gymnasium.make(config.id, render_mode=render_mode, disable_env_checker=True, **config.kwargs),
+    )
+    space = env.observation_space
+    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
+        return env
+    try:
+        flat = flatten_space(space)
+        flatdim(space)
+    except (NotImplementedError, ValueError) as error:
+        raise EnvError(f'env.id = "{config.id}": observations of {space} cannot be laid into one vector') from error
+    if not isinstance(flat, gymnasium.spaces.Box):
+        raise EnvError(
+            f'env.id = "{config.id}": observations of {space} have no fixed length; wrap the environment so that it '
+            "gives a Box"
+        )
+    return gymnasium.wrappers.FlattenObservation(env)
+
+
+def _mode_of(config: EnvConfig) -> Literal["native", "sync", "async"]:
+    spec = _guarded(config, lambda: gymnasium.spec(config.id))
+    has_native = spec.vector_entry_point is not None
+    if config.vectorization == "native" and not has_native:
+        raise ConfigError(
+            f'env.vectorization = "native", but {config.id} has no vector environment of its own; choose "sync"'
+        )
+    if config.vectorization == "auto":
+        return "native" if has_native else "sync"
+    return config.vectorization
+
+
+def _guarded(config: EnvConfig, make: Callable[[], T]) -> T:
+    """What `make` makes, with Gymnasium's errors in our words."""
+    try:
+        return make()
+    except gymnasium.error.DependencyNotInstalled as error:
+        extra = "box2d" if "box2d" in str(error).lower() else None
+        remedy = f"pip install 'rlhfkit[{extra}]'" if extra else str(error)
+        raise MissingDependencyError(f'env.id = "{config.id}" needs a package that is missing: {remedy}') from error
+    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise EnvError(f'env.id = "{config.id}", env.kwargs = {config.kwargs}: {reason}') from error

@@ -1,0 +1,123 @@
+"""What a control policy is worth: its likeliest actions in episodes of its own, and one of them to look at."""
+
+import io
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rlhfkit.config.control import EnvConfig
+from rlhfkit.envs.control import make_env, make_envs
+from rlhfkit.errors import EnvError
+from rlhfkit.evaluation.results import Estimate, Results
+from rlhfkit.intervals import mean_interval
+from rlhfkit.models.control import ControlPolicy
+from rlhfkit.seeding import derive_seed
+
+__all__ = ["ControlEvaluation", "SeedResult", "episode_returns", "record_episode", "summarize"]
+
+MOST_STEPS = 100_000
+"""An episode that has not ended by then never will."""
+MOST_FRAMES, FRAME_WIDTH = 200, 300
+"""Of a recording, which shall not weigh more than the rest of the report."""
+
+
+class SeedResult(Results):
+    """One training."""
+
+    seed: int
+    episode_return: Estimate
+    """Over the evaluation's episodes."""
+    lowest: float
+    highest: float
+    num_episodes: int
+    env_steps: int
+    """Steps of training."""
+    training_seconds: float
+
+
+class ControlEvaluation(Results):
+    """`evaluation.json` of a control task."""
+
+    env_id: str
+    seeds: tuple[SeedResult, ...]
+    recorded_seed: int | None = None
+    """Training whose episode is recorded, where there is a recording."""
+    recorded_return: float | None = None
+
+
+def episode_returns(policy: ControlPolicy, env: EnvConfig, *, num_episodes: int, seed: int) -> list[float]:
+    """Undiscounted return of episode 0 … num_episodes - 1, each from a seed of its own, by the likeliest actions.
+
+    Raises: EnvError where an episode does not end.
+    """
+    one_by_one = env.model_copy(update={"vectorization": "sync"})
+    envs = make_envs(one_by_one, num_episodes, lambda n, _: derive_seed(seed, "evaluation", n))
+    returns, runs = np.zeros(num_episodes), np.ones(num_episodes, dtype=bool)
+    for _ in range(MOST_STEPS):
+        actions = policy.act(torch.from_numpy(envs.observations).float(), None)
+        step = envs.step(policy.actions.to_env(actions))
+        returns += np.where(runs, step.rewards, 0.0)
+        runs &= ~(step.terminated | step.truncated)
+        if not runs.any():
+            envs.close()
+            return [float(episode_return) for episode_return in returns]
+    raise EnvError(
+        f'env.id = "{env.id}": {int(runs.sum())} episodes did not end within {MOST_STEPS:,} steps; give the '
+        "environment a time limit (gymnasium.register(…, max_episode_steps=…))"
+    )
+
+
+def summarize(seed: int, returns: Sequence[float], *, env_steps: int, training_seconds: float) -> SeedResult:
+    """The result of one training."""
+    mean, low, high, std = mean_interval(returns)
+    return SeedResult(
+        seed=seed,
+        episode_return=Estimate(mean=mean, low=low, high=high, std=std),
+        lowest=min(returns),
+        highest=max(returns),
+        num_episodes=len(returns),
+        env_steps=env_steps,
+        training_seconds=training_seconds,
+    )
+
+
+def record_episode(policy: ControlPolicy, env: EnvConfig, *, seed: int, index: int) -> bytes | None:
+    """Episode `index` of `episode_returns` as an animated GIF; None where the environment cannot be drawn."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory; no screen is needed
+    drawn = make_env(env, render_mode="rgb_array")
+    if "rgb_array" not in drawn.metadata.get("render_modes", []):
+        return None
+    observation, _ = drawn.reset(seed=derive_seed(seed, "evaluation", index))
+    frames = [drawn.render()]
+    ended = False
+    while not ended and len(frames) < MOST_STEPS:
+        action = policy.act(torch.from_numpy(np.asarray(observation))[None].float(), None)
+        observation, _, terminated, truncated, _ = drawn.step(policy.actions.to_env(action)[0])
+        frames.append(drawn.render())
+        ended = bool(terminated or truncated)
+    frames_per_second = float(drawn.metadata.get("render_fps") or 30)
+    drawn.close()
+    return _gif([np.asarray(frame) for frame in frames], frames_per_second)
+
+
+def _gif(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:
+    """At most `MOST_FRAMES` of the frames, evenly taken, at the speed of life (or as fast as viewers show it)."""
+    stride = -(-len(frames) // MOST_FRAMES)
+    height = round(frames[0].shape[0] * FRAME_WIDTH / frames[0].shape[1])
+    images = [Image.fromarray(frame).resize((FRAME_WIDTH, height)) for frame in frames[::stride]]
+    first = images[-1].quantize(64)  # one palette for all, or each frame has its own
+    images = [image.quantize(64, palette=first, dither=Image.Dither.NONE) for image in images]
+    content = io.BytesIO()
+    images[0].save(
+        content,
+        format="GIF",
+        save_all=True,
+        append_images=images[1:],
+        duration=max(20, round(1000 * stride / frames_per_second)),
+        loop=0,
+        optimize=True,
+    )
+    return content.getvalue()

@@ -1,0 +1,315 @@
+"""Actor and critic for Gymnasium's spaces."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rlhfkit.config.control import NetworkConfig
+from rlhfkit.errors import EnvError
+from rlhfkit.models.policy import PolicyOutput
+
+__all__ = ["ActionKind", "ControlPolicy", "ControlSteps", "action_kind"]
+
+OBSERVATION_LIMIT = 10.0
+"""Normalised observations are clipped here, as in openai/baselines."""
+
+
+@dataclass(frozen=True)
+class ControlSteps:
+    """Recorded observations and actions."""
+
+    observations: Tensor
+    """(B, T, D)"""
+    actions: Tensor
+    """(B, T), or (B, T, A) where an action has several parts; as the policy drew them."""
+
+    def __len__(self) -> int:
+        return len(self.observations)
+
+    def __getitem__(self, rows: Tensor) -> "ControlSteps":
+        return ControlSteps(self.observations[rows], self.actions[rows])
+
+    def only(self, mask: Tensor) -> "ControlSteps":
+        """The N steps where `mask` (B, T) is True, each a row of its own."""
+        return ControlSteps(self.observations[mask][:, None], self.actions[mask][:, None])
+
+    def lengths(self) -> Tensor:
+        """(B,) steps of each row."""
+        return torch.full((len(self),), self.observations.shape[1])
+
+
+# ── actions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ActionKind(Protocol):
+    """How numbers that a network puts out become a distribution over actions."""
+
+    num_outputs: int
+    num_noise: int
+
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """(*shape, num_noise) what randomness `sample` needs."""
+        ...
+
+    def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
+        """Actions drawn from the distribution."""
+        ...
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        """The likeliest actions."""
+        ...
+
+    def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each action its log-probability, of each distribution its entropy, in nats."""
+        ...
+
+    def to_env(self, actions: Tensor) -> NDArray[Any]:
+        """Actions as the environment wants them."""
+        ...
+
+
+def _gumbel(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    uniform = torch.rand(*shape, generator=generator).clamp_(min=torch.finfo(torch.float32).tiny)
+    return -(-uniform.log()).log()
+
+
+class Categorical(nn.Module):
+    """One of n actions; outputs are logits."""
+
+    def __init__(self, space: spaces.Discrete) -> None:
+        super().__init__()
+        self.num_outputs = self.num_noise = int(space.n)
+        self.start = int(space.start)
+
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Gumbel noise: the largest of logits plus noise is a draw from their softmax."""
+        return _gumbel((*shape, self.num_noise), generator)
+
+    def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
+        """Index of the action (…)."""
+        return (outputs + noise).argmax(-1)
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        """Index of the likeliest action (…)."""
+        return outputs.argmax(-1)
+
+    def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Both (…)."""
+        logprobs = functional.log_softmax(outputs, dim=-1)
+        return logprobs.gather(-1, actions[..., None])[..., 0], -(logprobs.exp() * logprobs).sum(-1)
+
+    def to_env(self, actions: Tensor) -> NDArray[Any]:
+        """Counted as the space counts."""
+        return actions.numpy() + self.start
+
+
+class MultiCategorical(nn.Module):
+    """Several independent choices."""
+
+    def __init__(self, space: spaces.MultiDiscrete) -> None:
+        super().__init__()
+        self.parts = [int(n) for n in space.nvec.reshape(-1)]
+        self.num_outputs = self.num_noise = sum(self.parts)
+        self.shape, self.start = space.shape, space.start
+
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """As for one choice."""
+        return _gumbel((*shape, self.num_noise), generator)
+
+    def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
+        """Actions (…, A)."""
+        return self.mode(outputs + noise)
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        """Actions (…, A)."""
+        return torch.stack([logits.argmax(-1) for logits in torch.split(outputs, self.parts, -1)], -1)
+
+    def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the choices."""
+        all_logprobs = [functional.log_softmax(logits, dim=-1) for logits in torch.split(outputs, self.parts, -1)]
+        logprobs = [part.gather(-1, actions[..., i : i + 1])[..., 0] for i, part in enumerate(all_logprobs)]
+        entropies = [-(part.exp() * part).sum(-1) for part in all_logprobs]
+        return torch.stack(logprobs).sum(0), torch.stack(entropies).sum(0)
+
+    def to_env(self, actions: Tensor) -> NDArray[Any]:
+        """In the shape of the space."""
+        return actions.numpy().reshape(-1, *self.shape) + self.start
+
+
+class Bernoulli(nn.Module):
+    """Independent switches; outputs are the logits of "on"."""
+
+    def __init__(self, space: spaces.MultiBinary) -> None:
+        super().__init__()
+        self.shape = space.shape
+        self.num_outputs = self.num_noise = math.prod(space.shape)
+
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Logistic noise."""
+        return torch.rand(*shape, self.num_noise, generator=generator).logit(eps=1e-7)
+
+    def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
+        """Actions (…, A)."""
+        return self.mode(outputs + noise)
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        """Actions (…, A)."""
+        return (outputs > 0).long()
+
+    def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the switches."""
+        on, off = functional.logsigmoid(outputs), functional.logsigmoid(-outputs)
+        logprobs = torch.where(actions == 1, on, off)
+        return logprobs.sum(-1), -(on.exp() * on + off.exp() * off).sum(-1)
+
+    def to_env(self, actions: Tensor) -> NDArray[Any]:
+        """In the shape of the space."""
+        return actions.numpy().astype(np.int8).reshape(-1, *self.shape)
+
+
+class Gaussian(nn.Module):
+    """Real numbers, each from a normal distribution whose deviation does not depend on the state.
+
+    The policy's -1 to 1 is the range of the space where that is bounded. What lies beyond is clipped for the
+    environment alone: the log-probability is that of the number drawn.
+    """
+
+    def __init__(self, space: spaces.Box, log_std: float) -> None:
+        super().__init__()
+        self.shape = space.shape
+        self.num_outputs = self.num_noise = math.prod(space.shape)
+        bounded = np.isfinite(space.low) & np.isfinite(space.high)
+        self.centre = np.where(bounded, (space.low / 2 + space.high / 2), 0.0).astype(space.dtype)
+        self.scale = np.where(bounded, (space.high / 2 - space.low / 2), 1.0).astype(space.dtype)
+        self.low, self.high = space.low, space.high
+        self.log_std = nn.Parameter(torch.full((self.num_outputs,), log_std))
+
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Standard normal noise."""
+        return torch.randn(*shape, self.num_noise, generator=generator)
+
+    def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
+        """Actions (…, A)."""
+        return outputs + self.log_std.exp() * noise
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        """Actions (…, A)."""
+        return outputs
+
+    def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the numbers."""
+        constant = 0.5 * math.log(2 * math.pi)
+        deviations = (actions - outputs) * (-self.log_std).exp()
+        logprobs = (-0.5 * deviations.square() - self.log_std - constant).sum(-1)
+        return logprobs, (self.log_std + 0.5 + constant).sum().expand(logprobs.shape)
+
+    def to_env(self, actions: Tensor) -> NDArray[Any]:
+        """Scaled to the space's range, and clipped to it."""
+        numbers = actions.numpy().reshape(-1, *self.shape) * self.scale + self.centre
+        clipped: NDArray[Any] = np.clip(numbers, self.low, self.high).astype(self.low.dtype)
+        return clipped
+
+
+def action_kind(
+    space: gymnasium.Space[Any], *, log_std: float = 0.0
+) -> Categorical | MultiCategorical | Bernoulli | Gaussian:
+    """The distribution for a space of actions.
+
+    Raises: EnvError where there is none.
+    """
+    match space:
+        case spaces.Discrete():
+            return Categorical(space)
+        case spaces.MultiDiscrete():
+            return MultiCategorical(space)
+        case spaces.MultiBinary():
+            return Bernoulli(space)
+        case spaces.Box() if np.issubdtype(space.dtype, np.floating):
+            return Gaussian(space, log_std)
+        case _:
+            raise EnvError(
+                f"actions of {space} are not supported; expected Discrete, MultiDiscrete, MultiBinary or a Box of "
+                "floats; wrap the environment so that its actions are one of them"
+            )
+
+
+# ── the policy ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ControlPolicy(nn.Module):
+    """A small actor with its critic, which see one observation at a time."""
+
+    def __init__(
+        self, num_inputs: int, action_space: gymnasium.Space[Any], config: NetworkConfig, *, shared_trunk: bool = False
+    ) -> None:
+        """Orthogonal weights from torch's global generator; the actor's last layer is small: it begins undecided."""
+        super().__init__()
+        self.actions = action_kind(action_space, log_std=config.log_std)
+        widths = (num_inputs, *config.hidden)
+        self.trunk = _hidden_layers(widths, config)
+        self.head = _linear(widths[-1], self.actions.num_outputs, gain=0.01)
+        last = _linear(widths[-1], 1, gain=1.0)
+        self.shared_trunk = shared_trunk
+        self.critic = last if shared_trunk else nn.Sequential(_hidden_layers(widths, config), last)
+        self.normalizes = False
+        self.register_buffer("observation_mean", torch.zeros(num_inputs))
+        self.register_buffer("observation_std", torch.ones(num_inputs))
+
+    observation_mean: Tensor
+    observation_std: Tensor
+
+    def normalize_by(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> None:
+        """Read observations in deviations from a mean from now on."""
+        self.normalizes = True
+        self.observation_mean.copy_(torch.from_numpy(mean))
+        self.observation_std.copy_(torch.from_numpy(std))
+
+    def _seen(self, observations: Tensor) -> Tensor:
+        if not self.normalizes:
+            return observations
+        scaled = (observations - self.observation_mean) / self.observation_std
+        return scaled.clamp(-OBSERVATION_LIMIT, OBSERVATION_LIMIT)
+
+    @torch.inference_mode()
+    def act(self, observations: Tensor, noise: Tensor | None) -> Tensor:
+        """Actions (N,) or (N, A) for observations (N, D); the likeliest ones where there is no noise."""
+        outputs = self.head(self.trunk(self._seen(observations)))
+        return self.actions.mode(outputs) if noise is None else self.actions.sample(outputs, noise)
+
+    def values(self, observations: Tensor) -> Tensor:
+        """Values (…) of observations (…, D)."""
+        seen = self._seen(observations)
+        return torch.as_tensor(self.critic(self.trunk(seen) if self.shared_trunk else seen)[..., 0])
+
+    def evaluate(self, inputs: ControlSteps) -> PolicyOutput:
+        """Logprobs, entropy and values (B, T) of recorded actions, with gradients."""
+        seen = self._seen(inputs.observations)
+        features = self.trunk(seen)
+        logprobs, entropy = self.actions.logprobs_and_entropy(self.head(features), inputs.actions)
+        values = self.critic(features if self.shared_trunk else seen)[..., 0]
+        return PolicyOutput(logprobs, entropy, values)
+
+
+def _hidden_layers(widths: Sequence[int], config: NetworkConfig) -> nn.Sequential:
+    activation = nn.Tanh if config.activation == "tanh" else nn.ReLU
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [_linear(inputs, outputs, gain=math.sqrt(2)), activation()]
+    return nn.Sequential(*layers)
+
+
+def _linear(inputs: int, outputs: int, *, gain: float) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
