@@ -43,15 +43,17 @@ class ControlEnvs:
     from a seed of its own, in the same call. A native one resets by itself in its next call, which is no step then.
     """
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], seed_of_episode: Callable[[int, int], int]) -> None:
-        """Take over `envs`; episode k of environment n begins from `seed_of_episode(n, k)`."""
+    def __init__(
+        self, envs: VectorEnv[Any, Any, Any], seed_of_episode: Callable[[int, int], int], *, name: str
+    ) -> None:
+        """Take over `envs`; episode k of environment n begins from `seed_of_episode(n, k)`. Errors say `name`."""
         mode = envs.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.DISABLED, AutoresetMode.NEXT_STEP):
             raise EnvError(
-                f"the vector environment {type(envs.unwrapped).__name__} resets itself in mode {mode}; expected "
+                f"the vector environment of {name} resets itself in mode {mode}; expected "
                 'NEXT_STEP or DISABLED; set env.vectorization = "sync"'
             )
-        self.envs, self.num_envs, self._seed = envs, envs.num_envs, seed_of_episode
+        self.envs, self.num_envs, self.name, self._seed = envs, envs.num_envs, name, seed_of_episode
         self._resets_itself = mode == AutoresetMode.NEXT_STEP
         self._ended = np.zeros(self.num_envs, dtype=bool)
         self._episodes = np.zeros(self.num_envs, dtype=np.int64)
@@ -80,7 +82,7 @@ class ControlEnvs:
         acted = ~self._ended if self._resets_itself else np.ones(self.num_envs, dtype=bool)
         if not (np.isfinite(rewards).all() and np.isfinite(observations).all()):
             raise EnvError(
-                f"{self.envs.spec.id if self.envs.spec else 'the environment'} returned a reward or an observation "
+                f"{self.name} returned a reward or an observation "
                 f"that is not a finite number (rewards {rewards}); mend its step()"
             )
         self._ended = terminated | truncated
@@ -210,7 +212,7 @@ def make_envs(config: EnvConfig, num_envs: int, seed_of_episode: Callable[[int, 
         make = gymnasium.vector.AsyncVectorEnv if mode == "async" else gymnasium.vector.SyncVectorEnv
         one = [lambda: make_env(config)] * num_envs
         envs = _guarded(config, lambda: make(one, autoreset_mode=AutoresetMode.DISABLED, copy=False))
-    return ControlEnvs(envs, seed_of_episode)
+    return ControlEnvs(envs, seed_of_episode, name=config.id)
 
 
 def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
