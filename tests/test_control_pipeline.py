@@ -208,6 +208,17 @@ def test_observations_of_any_kind_are_laid_flat(tmp_path):
     assert weights(done, 0)["trunk.0.weight"].shape[1] == 16
 
 
+def test_a_module_that_the_id_names_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "my_task.py").write_text(
+        "import gymnasium\n"
+        "from tests.envs.scripted import Counter\n"
+        "gymnasium.register('Mine-v0', entry_point=Counter, kwargs={'ends': 2})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    done = run(tmp_path / "run", "env.id=my_task:Mine-v0", "num_seeds=1")
+    assert json.loads(done.evaluation.read_text())["env_id"] == "my_task:Mine-v0"
+
+
 def test_diverging_training_is_stopped(tmp_path):
     with pytest.raises(TrainingError, match="finite"):
         run(tmp_path / "run", "ppo.optim.learning_rate=1e30", "ppo.optim.max_grad_norm=1e30")

@@ -1,11 +1,13 @@
 """Gymnasium environments side by side, each step with the observation that really followed it."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces.utils import flatdim, flatten_space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
@@ -241,7 +243,7 @@ def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnasium.
 
 
 def _mode_of(config: EnvConfig) -> Literal["native", "sync", "async"]:
-    spec = _guarded(config, lambda: gymnasium.spec(config.id))
+    spec = _guarded(config, lambda: _spec(config.id))
     has_native = spec.vector_entry_point is not None
     if config.vectorization == "native" and not has_native:
         raise ConfigError(
@@ -250,6 +252,13 @@ def _mode_of(config: EnvConfig) -> Literal["native", "sync", "async"]:
     if config.vectorization == "auto":
         return "native" if has_native else "sync"
     return config.vectorization
+
+
+def _spec(env_id: str) -> EnvSpec:
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    return gymnasium.spec(name)
 
 
 def _guarded(config: EnvConfig, make: Callable[[], T]) -> T:
