@@ -248,7 +248,7 @@ def test_evaluate_hands_the_run_to_the_pipeline(invoke, pipeline, tmp_path):
     calls = []
     pipeline.evaluate = calls.append
     for name in ("config.json", "recipe.toml"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text("{}")
     code, output, _ = invoke("evaluate", str(tmp_path))
     assert (code, calls) == (0, [tmp_path])
     assert output.startswith(f"{tmp_path} holds")

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from rlhfkit.config.control import ControlRecipe, EnvConfig, NetworkConfig
 from rlhfkit.envs.control import make_env, make_envs
 from rlhfkit.errors import CheckpointError
-from rlhfkit.evaluation.control import ControlEvaluation, SeedResult, episode_returns, record_episode, summarize
+from rlhfkit.evaluation.control import episode_returns, record_episode, summarize
+from rlhfkit.evaluation.results import ControlEvaluation, SeedResult
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.control import ControlPolicy
@@ -22,7 +23,7 @@ from rlhfkit.seeding import derive_seed, seed_everything
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import PpoTrainer, optimizers_for, train_ppo
 
-__all__ = ["ControlPipeline", "control_trainer", "load_control_policy"]
+__all__ = ["ControlPipeline", "check_control", "control_trainer", "load_control_policy"]
 
 
 @dataclass
@@ -136,6 +137,16 @@ class ControlPipeline:
             recorded_return=None if gif is None else median,
         )
         write_atomically(self.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
+
+
+def check_control(recipe: ControlRecipe) -> None:
+    """Make everything once, so that what cannot be made is known before anything is written.
+
+    Raises: EnvError, ConfigError, MissingDependencyError.
+    """
+    trainer = control_trainer(recipe, recipe.seed)
+    assert isinstance(trainer.rollout, ControlRollout)
+    trainer.rollout.envs.close()
 
 
 def control_trainer(recipe: ControlRecipe, seed: int) -> PpoTrainer:

@@ -17,7 +17,7 @@ from rlhfkit.build import Builder, kl_controller
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe, recipe_kind, resolved_json
 from rlhfkit.config.schema import PretrainedModelConfig, Recipe, RolloutConfig, RowsConfig, Stage
-from rlhfkit.control_pipeline import ControlPipeline
+from rlhfkit.control_pipeline import ControlPipeline, check_control
 from rlhfkit.data import (
     Loaded,
     find_overlap,
@@ -28,7 +28,6 @@ from rlhfkit.data import (
     write_preferences,
 )
 from rlhfkit.device import choose_device
-from rlhfkit.envs.control import make_env
 from rlhfkit.envs.text import TextEnvFactory
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError
 from rlhfkit.evaluation.episodes import compare_episodes
@@ -96,7 +95,7 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
 def _run_control(
     loaded: LoadedRecipe, recipe: ControlRecipe, run_dir: RunDir, *, fresh: bool, progress: Progress
 ) -> None:
-    make_env(recipe.env).close()  # before anything is written
+    check_control(recipe)  # before anything is written
     with _locked(run_dir):
         _prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir) as log:

@@ -1,11 +1,13 @@
 """Gymnasium environments side by side, each step with the observation that really followed it."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces.utils import flatdim, flatten_space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
@@ -43,15 +45,17 @@ class ControlEnvs:
     from a seed of its own, in the same call. A native one resets by itself in its next call, which is no step then.
     """
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], seed_of_episode: Callable[[int, int], int]) -> None:
-        """Take over `envs`; episode k of environment n begins from `seed_of_episode(n, k)`."""
+    def __init__(
+        self, envs: VectorEnv[Any, Any, Any], seed_of_episode: Callable[[int, int], int], *, name: str
+    ) -> None:
+        """Take over `envs`; episode k of environment n begins from `seed_of_episode(n, k)`. Errors say `name`."""
         mode = envs.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.DISABLED, AutoresetMode.NEXT_STEP):
             raise EnvError(
-                f"the vector environment {type(envs.unwrapped).__name__} resets itself in mode {mode}; expected "
+                f"the vector environment of {name} resets itself in mode {mode}; expected "
                 'NEXT_STEP or DISABLED; set env.vectorization = "sync"'
             )
-        self.envs, self.num_envs, self._seed = envs, envs.num_envs, seed_of_episode
+        self.envs, self.num_envs, self.name, self._seed = envs, envs.num_envs, name, seed_of_episode
         self._resets_itself = mode == AutoresetMode.NEXT_STEP
         self._ended = np.zeros(self.num_envs, dtype=bool)
         self._episodes = np.zeros(self.num_envs, dtype=np.int64)
@@ -80,7 +84,7 @@ class ControlEnvs:
         acted = ~self._ended if self._resets_itself else np.ones(self.num_envs, dtype=bool)
         if not (np.isfinite(rewards).all() and np.isfinite(observations).all()):
             raise EnvError(
-                f"{self.envs.spec.id if self.envs.spec else 'the environment'} returned a reward or an observation "
+                f"{self.name} returned a reward or an observation "
                 f"that is not a finite number (rewards {rewards}); mend its step()"
             )
         self._ended = terminated | truncated
@@ -210,7 +214,7 @@ def make_envs(config: EnvConfig, num_envs: int, seed_of_episode: Callable[[int, 
         make = gymnasium.vector.AsyncVectorEnv if mode == "async" else gymnasium.vector.SyncVectorEnv
         one = [lambda: make_env(config)] * num_envs
         envs = _guarded(config, lambda: make(one, autoreset_mode=AutoresetMode.DISABLED, copy=False))
-    return ControlEnvs(envs, seed_of_episode)
+    return ControlEnvs(envs, seed_of_episode, name=config.id)
 
 
 def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
@@ -239,7 +243,7 @@ def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnasium.
 
 
 def _mode_of(config: EnvConfig) -> Literal["native", "sync", "async"]:
-    spec = _guarded(config, lambda: gymnasium.spec(config.id))
+    spec = _guarded(config, lambda: _spec(config.id))
     has_native = spec.vector_entry_point is not None
     if config.vectorization == "native" and not has_native:
         raise ConfigError(
@@ -248,6 +252,13 @@ def _mode_of(config: EnvConfig) -> Literal["native", "sync", "async"]:
     if config.vectorization == "auto":
         return "native" if has_native else "sync"
     return config.vectorization
+
+
+def _spec(env_id: str) -> EnvSpec:
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    return gymnasium.spec(name)
 
 
 def _guarded(config: EnvConfig, make: Callable[[], T]) -> T:

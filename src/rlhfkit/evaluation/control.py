@@ -11,41 +11,17 @@ from PIL import Image
 from rlhfkit.config.control import EnvConfig
 from rlhfkit.envs.control import make_env, make_envs
 from rlhfkit.errors import EnvError
-from rlhfkit.evaluation.results import Estimate, Results
+from rlhfkit.evaluation.results import Estimate, SeedResult
 from rlhfkit.intervals import mean_interval
 from rlhfkit.models.control import ControlPolicy
 from rlhfkit.seeding import derive_seed
 
-__all__ = ["ControlEvaluation", "SeedResult", "episode_returns", "record_episode", "summarize"]
+__all__ = ["episode_returns", "record_episode", "summarize"]
 
 MOST_STEPS = 100_000
 """An episode that has not ended by then never will."""
 MOST_FRAMES, FRAME_WIDTH = 200, 300
 """Of a recording, which shall not weigh more than the rest of the report."""
-
-
-class SeedResult(Results):
-    """One training."""
-
-    seed: int
-    episode_return: Estimate
-    """Over the evaluation's episodes."""
-    lowest: float
-    highest: float
-    num_episodes: int
-    env_steps: int
-    """Steps of training."""
-    training_seconds: float
-
-
-class ControlEvaluation(Results):
-    """`evaluation.json` of a control task."""
-
-    env_id: str
-    seeds: tuple[SeedResult, ...]
-    recorded_seed: int | None = None
-    """Training whose episode is recorded, where there is a recording."""
-    recorded_return: float | None = None
 
 
 def episode_returns(policy: ControlPolicy, env: EnvConfig, *, num_episodes: int, seed: int) -> list[float]:

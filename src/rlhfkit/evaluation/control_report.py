@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from rlhfkit.evaluation.charts import Chart, Level, Series, line_chart, number
-from rlhfkit.evaluation.control import ControlEvaluation, SeedResult
 from rlhfkit.evaluation.facts import Facts, Row, finite
-from rlhfkit.evaluation.results import read_results
+from rlhfkit.evaluation.results import ControlEvaluation, SeedResult, read_results
 from rlhfkit.rundir import RunDir
 
 __all__ = ["ControlPage", "control_page"]

@@ -10,6 +10,7 @@ from rlhfkit.rundir import read_json
 
 __all__ = [
     "CalibrationBin",
+    "ControlEvaluation",
     "Estimate",
     "Evaluation",
     "LengthGroup",
@@ -18,6 +19,7 @@ __all__ = [
     "Results",
     "RewardModelResults",
     "SamplePair",
+    "SeedResult",
     "WinRate",
     "WinRates",
     "read_results",
@@ -108,6 +110,30 @@ class Evaluation(Results):
     judge_name: str = "judge"
     reward_name: str = "reward"
     samples: tuple[SamplePair, ...] = ()
+
+
+class SeedResult(Results):
+    """One training."""
+
+    seed: int
+    episode_return: Estimate
+    """Over the evaluation's episodes."""
+    lowest: float
+    highest: float
+    num_episodes: int
+    env_steps: int
+    """Steps of training."""
+    training_seconds: float
+
+
+class ControlEvaluation(Results):
+    """`evaluation.json` of a control task."""
+
+    env_id: str
+    seeds: tuple[SeedResult, ...]
+    recorded_seed: int | None = None
+    """Training whose episode is recorded, where there is a recording."""
+    recorded_return: float | None = None
 
 
 class CalibrationBin(Results):

@@ -1,0 +1,231 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlhfkit import cli, pipeline
+from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
+from rlhfkit.errors import TrainingError
+from rlhfkit.progress import Progress
+from rlhfkit.rundir import RunDir
+from rlhfkit.training.checkpoint import Checkpoints
+from tests.envs import scripted
+
+SMALL = [
+    "num_seeds=2",
+    "ppo.env_steps=512",
+    "ppo.num_envs=4",
+    "ppo.rollout_steps=32",
+    "ppo.minibatch_steps=64",
+    "ppo.epochs=2",
+    "evaluation.num_episodes=3",
+]
+
+
+def run(path, *overrides, recipe="cartpole", fresh=False):
+    loaded = load_recipe(recipe, [*SMALL, *overrides])
+    pipeline.run(loaded, path, fresh=fresh, progress=Progress(quiet=True))
+    return RunDir(path)
+
+
+def command(monkeypatch, capsys, *words):
+    """Exit code, and what was printed to stdout and to stderr."""
+    monkeypatch.setattr("sys.argv", ["rlhfkit", *words])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def weights(run, seed):
+    return load_file(run.model("policy") / f"seed-{seed}" / "policy.safetensors")
+
+
+CONTROL = [summary.name for summary in list_recipes() if '["control"]' in recipe_text(summary.name)]
+
+
+@pytest.mark.parametrize("recipe", CONTROL)
+def test_a_shipped_control_recipe_runs_from_training_to_report(recipe, tmp_path):
+    if recipe == "lunarlander":
+        pytest.importorskip("Box2D")
+    done = run(tmp_path / "run", "num_seeds=1", "ppo.env_steps=256", "evaluation.num_episodes=1", recipe=recipe)
+    rows = [json.loads(line) for line in done.metrics.read_text().splitlines()]
+    assert [(row["stage"], row["seed"], row["iteration"]) for row in rows] == [("control", 0, 0), ("control", 0, 1)]
+    assert rows[-1]["env_steps"] > 200
+    page = done.report.read_text()
+    assert "data:image/gif;base64," in page
+    assert "<script" not in page
+    assert done.episode.read_bytes()[:6] == b"GIF89a"
+
+
+def test_every_seed_is_trained_evaluated_and_shown(tmp_path):
+    done = run(tmp_path / "run", "seed=3")
+    evaluation = json.loads(done.evaluation.read_text())
+    assert [seed["seed"] for seed in evaluation["seeds"]] == [3, 4]
+    assert [seed["num_episodes"] for seed in evaluation["seeds"]] == [3, 3]
+    means = [seed["episode_return"]["mean"] for seed in evaluation["seeds"]]
+    spread = f"{np.mean(means):.1f} ± {np.std(means, ddof=1):.1f} over 2 seeds"
+    assert spread in done.report.read_text()
+    assert not torch.equal(weights(done, 3)["head.weight"], weights(done, 4)["head.weight"])
+
+
+def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, monkeypatch):
+    settings = ["env.normalize_observations=true", "env.normalize_rewards=true", "ppo.checkpoint_minutes=1e-9"]
+    whole = run(tmp_path / "whole", *settings)
+    save = Checkpoints.save
+    saved = []
+
+    def killed_after_the_sixth(self, *arguments):
+        save(self, *arguments)
+        saved.append(self.directory.name)
+        if len(saved) == 6:  # seed 0 has four iterations
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", killed_after_the_sixth)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", *settings)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert saved[-1] == "seed-1"
+    resumed = run(tmp_path / "killed", *settings)
+    for seed in (0, 1):
+        expected, found = weights(whole, seed), weights(resumed, seed)
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert untimed(whole) == untimed(resumed)
+
+
+def untimed(run):
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def test_a_seed_without_a_checkpoint_begins_anew_and_leaves_the_others_alone(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole")
+    update = pipeline.ControlPipeline._train
+
+    def killed_in_the_second(self, seed, *, is_first):
+        if not is_first:
+            self.log.write("control", 0, {"env_steps": 1}, labels={"seed": seed})
+            raise KeyboardInterrupt
+        update(self, seed, is_first=is_first)
+
+    monkeypatch.setattr(pipeline.ControlPipeline, "_train", killed_in_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed")
+    monkeypatch.setattr(pipeline.ControlPipeline, "_train", update)
+    assert untimed(run(tmp_path / "killed")) == untimed(whole)
+
+
+def test_evaluate_measures_again_with_the_same_result(tmp_path):
+    done = run(tmp_path / "run")
+    before = done.evaluation.read_text()
+    done.evaluation.unlink()
+    pipeline.evaluate(done.path)
+    assert done.evaluation.read_text() == before
+
+
+def test_a_recorded_episode_has_the_return_that_is_said(tmp_path):
+    from rlhfkit.config.control import EnvConfig
+    from rlhfkit.control_pipeline import load_control_policy
+    from rlhfkit.evaluation.control import episode_returns
+
+    done = run(tmp_path / "run", "evaluation.num_episodes=5")
+    evaluation = json.loads(done.evaluation.read_text())
+    returns = [
+        episode_return
+        for seed in (0, 1)
+        for episode_return in episode_returns(
+            load_control_policy(done.model("policy") / f"seed-{seed}"),
+            EnvConfig(id="CartPole-v1"),
+            num_episodes=5,
+            seed=seed,
+        )
+    ]
+    assert evaluation["recorded_return"] == sorted(returns)[5]
+
+
+def test_an_environment_that_cannot_be_drawn_is_not_recorded(tmp_path):
+    done = run(tmp_path / "run", f"env.id={scripted.TERMINATING}")
+    assert not done.episode.exists()
+    assert "data:image/gif" not in done.report.read_text()
+    # steps 1 + 2 + 3, and 1 for each of the three actions that is not 0
+    assert 6 <= json.loads(done.evaluation.read_text())["seeds"][0]["episode_return"]["mean"] <= 9
+
+
+def test_an_episode_that_never_ends_is_named(tmp_path, monkeypatch):
+    from rlhfkit.errors import EnvError
+
+    endless = scripted.register("Endless", scripted.Counter)
+    monkeypatch.setattr("rlhfkit.evaluation.control.MOST_STEPS", 50)
+    with pytest.raises(EnvError, match="3 episodes did not end within 50 steps; give the environment a time limit"):
+        run(tmp_path / "run", f"env.id={endless}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("env.id=CartPol-v1", r'env.id = "CartPol-v1".*Did you mean: `CartPole`'),
+        ("env.id=nowhere:Task-v0", r'env.id = "nowhere:Task-v0".*No module named .nowhere'),
+        ("env.kwargs.gravity=3", r"env.kwargs = {'gravity': 3}: .*unexpected keyword argument 'gravity'"),
+        ("env.id=FrozenLake-v1 env.vectorization=native", "has no vector environment of its own"),
+        ("ppo.minibatch_steps=100", "minibatch_steps 100 does not divide num_envs x rollout_steps = 128"),
+        ("ppo.env_steps=100", "env_steps 100 is less than one rollout"),
+        ("ppo.env_step=100", "did you mean ppo.env_steps?"),
+        ("model.path=x", "model.*no such setting; a recipe has name"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(override, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = command(monkeypatch, capsys, "run", "cartpole", *SMALL, *override.split(" "))
+    assert code == 1
+    assert re.search(message, errors.replace("\n", " "))
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_control_run_writes_no_text(tmp_path, monkeypatch, capsys):
+    done = run(tmp_path / "run")
+    code, _, errors = command(monkeypatch, capsys, "generate", str(done.path), "--prompt", "x")
+    assert code == 1
+    assert "whose policy writes no text; measure it with: rlhfkit evaluate" in errors
+
+
+def test_the_closing_words_say_where_to_look(tmp_path):
+    done = run(tmp_path / "run")
+    words = cli.closing_words(done)
+    assert "episode.gif" in words
+    assert "rlhfkit generate" not in words
+    assert words.endswith("report.html in a browser")
+
+
+def test_observations_of_any_kind_are_laid_flat(tmp_path):
+    done = run(tmp_path / "run", "env.id=FrozenLake-v1", "num_seeds=1")
+    assert weights(done, 0)["trunk.0.weight"].shape[1] == 16
+
+
+def test_a_module_that_the_id_names_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "my_task.py").write_text(
+        "import gymnasium\n"
+        "from tests.envs.scripted import Counter\n"
+        "gymnasium.register('Mine-v0', entry_point=Counter, kwargs={'ends': 2})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    done = run(tmp_path / "run", "env.id=my_task:Mine-v0", "num_seeds=1")
+    assert json.loads(done.evaluation.read_text())["env_id"] == "my_task:Mine-v0"
+
+
+def test_diverging_training_is_stopped(tmp_path):
+    with pytest.raises(TrainingError, match="finite"):
+        run(tmp_path / "run", "ppo.optim.learning_rate=1e30", "ppo.optim.max_grad_norm=1e30")
+
+
+@pytest.mark.slow
+def test_cartpole_is_solved_by_every_seed(tmp_path):
+    pipeline.run(load_recipe("cartpole"), tmp_path / "run", progress=Progress(quiet=True))
+    evaluation = json.loads(RunDir(tmp_path / "run").evaluation.read_text())
+    assert [seed["episode_return"]["mean"] >= 475 for seed in evaluation["seeds"]] == [True] * 5
