@@ -14,7 +14,7 @@ PACKAGE = Path(rlhfkit.__file__).parent
 # In L0 and L1 each name may import the names before it; from L2 on, only the layers above, apart from EXCEPTIONS.
 ORDERED_LAYERS = [
     ["errors", "records", "config", "recipes", "rundir"],
-    ["ppo", "device", "seeding", "padding", "intervals", "manifest", "metrics", "progress", "distributed"],
+    ["ppo", "importing", "device", "seeding", "padding", "intervals", "manifest", "metrics", "progress", "distributed"],
 ]
 LAYERS = [
     ["data", "models", "envs", "rewards"],

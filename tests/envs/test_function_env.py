@@ -44,9 +44,9 @@ def test_a_class_is_a_factory():
         (
             "no_worlds:Hello",
             ConfigError,
-            r"there is no module 'no_worlds'; write `package\.module:factory`, importable",
+            r"there is no module 'no_worlds'; write `package\.module:function`, importable",
         ),
-        ("my_worlds:Helo", ConfigError, r"my_worlds has no class or function 'Helo'; it has Hello, failing, nothing"),
+        ("my_worlds:Helo", ConfigError, r"my_worlds has no function 'Helo'; did you mean 'Hello'\?"),
         ("my_broken_worlds:Hello", EnvError, r"importing its module raised ZeroDivisionError: .*; mend the module"),
     ],
 )
@@ -61,11 +61,11 @@ def test_a_name_that_leads_nowhere_is_told(desk, name, error, message):
     [
         (
             "my_worlds:nothing",
-            r"env\.function = 'my_worlds:nothing' returned a NoneType, without reset and step; return a",
+            r"env\.function 'my_worlds:nothing' returned a NoneType, without reset and step; return a",
         ),
         (
             "my_worlds:failing",
-            r"env\.function = 'my_worlds:failing' raised KeyError: 'map\.txt' \(at .*my_worlds\.py:14\)",
+            r"env\.function 'my_worlds:failing' raised KeyError: 'map\.txt' \(at .*my_worlds\.py:14\)",
         ),
     ],
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rlhfkit.errors import EnvError, RlhfkitError
+from rlhfkit.importing import told_error
 from rlhfkit.records import Prompt
 
 __all__ = [
@@ -159,10 +160,9 @@ def guarded(call: Callable[[], Any], what: str) -> Any:
         raise
     except (Exception, SystemExit) as error:  # sys.exit() there would end the run as if it were done
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        words = " ".join(str(error).split())
         raise EnvError(
-            f"{what} raised {type(error).__name__}{f': {words}' if words else ''} (at "
-            f"{frame.filename}:{frame.lineno}); mend the environment: it must take any response, and any seed"
+            f"{what} raised {told_error(error)} (at {frame.filename}:{frame.lineno}); mend the environment: it must "
+            "take any response, and any seed"
         ) from error
 
 

@@ -1,19 +1,15 @@
 """A Python function as a reward."""
 
-import difflib
-import importlib
 import inspect
-import os
-import sys
 import traceback
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from rlhfkit.config.schema import FunctionRewardConfig
 from rlhfkit.errors import ConfigError, RewardError
+from rlhfkit.importing import import_named, told_error
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import ScoredText, check_scores
 
@@ -38,7 +34,7 @@ class FunctionReward:
         the module fails while it is imported.
         """
         self.name = config.function
-        self._function = _import_function(config.function)
+        self._function = import_named(config.function, setting="reward.function", error=RewardError)
         self._columns, self._takes_all = _wanted_columns(self._function, config.function)
 
     def score(self, episodes: Sequence[ScoredText]) -> torch.Tensor:
@@ -54,8 +50,8 @@ class FunctionReward:
             scores = self._function(prompts, responses, **columns)
         except (Exception, SystemExit) as error:  # sys.exit() there would end the run as if it were done
             raise RewardError(
-                f"{self.name} raised {_told(error)} (at {_where(error, self._function)}); mend the function: a reward "
-                "that fails must not become a number"
+                f"{self.name} raised {told_error(error)} (at {_where(error, self._function)}); mend the function: a "
+                "reward that fails must not become a number"
             ) from error
         return check_scores(scores, episodes, source=self.name)
 
@@ -80,66 +76,6 @@ class FunctionReward:
             for column in sorted(everywhere - set(filled)):
                 filled[column] = [prompt.columns[column] for prompt in prompts]
         return filled
-
-
-def _import_function(name: str) -> Callable[..., Any]:
-    """The callable `package.module:function`, looked up from the working directory first."""
-    module_name, function_name = name.split(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _failed_import(name, error) from error
-        raise ConfigError(
-            f"reward.function {name!r}: there is no module {error.name!r}; write `package.module:function`, importable "
-            f"from the working directory {os.getcwd()} or installed beside rlhfkit"
-        ) from error
-    except (Exception, SystemExit) as error:
-        raise _failed_import(name, error) from error
-    function = getattr(module, function_name, None)
-    if function is None:
-        raise ConfigError(
-            f"reward.function {name!r}: {module_name} has no function {function_name!r}"
-            f"{_suggestion(function_name, module)}"
-        )
-    if not callable(function):
-        raise ConfigError(
-            f"reward.function {name!r} is of type {type(function).__name__}, not a function"
-            f"{_suggestion(function_name, module)}"
-        )
-    return function  # type: ignore[no-any-return]
-
-
-def _failed_import(name: str, error: BaseException) -> RewardError:
-    if isinstance(error, SyntaxError):
-        where = f"{error.filename}:{error.lineno}"
-    else:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{frame.filename}:{frame.lineno}"
-    return RewardError(
-        f"reward.function {name!r}: importing its module raised {_told(error)} (at {where}); mend the module"
-    )
-
-
-def _told(error: BaseException) -> str:
-    """Type and words of somebody else's exception, on one line."""
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
-
-
-def _suggestion(wanted: str, module: ModuleType) -> str:
-    functions = [
-        name
-        for name, value in vars(module).items()
-        if callable(value) and not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
-    ]
-    close = difflib.get_close_matches(wanted, functions, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; its functions: {', '.join(sorted(functions)) or 'none'}"
 
 
 def _wanted_columns(function: Callable[..., Any], name: str) -> tuple[dict[str, bool], bool]:

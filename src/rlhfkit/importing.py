@@ -1,0 +1,74 @@
+"""A Python callable that a recipe names as `package.module:name`."""
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from rlhfkit.errors import ConfigError, RlhfkitError
+
+__all__ = ["import_named", "told_error"]
+
+
+def import_named(name: str, *, setting: str, error: type[RlhfkitError]) -> Callable[..., Any]:
+    """The callable `package.module:name` that `setting` names, looked up from the working directory first.
+
+    Raises: ConfigError where there is no such module or callable; `error` where the module fails while it is imported.
+    """
+    module_name, function_name = name.split(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as missing:
+        if missing.name is None or not f"{module_name}.".startswith(f"{missing.name}."):
+            raise error(_failed_import(name, setting, missing)) from missing
+        raise ConfigError(
+            f"{setting} {name!r}: there is no module {missing.name!r}; write `package.module:function`, importable "
+            f"from the working directory {os.getcwd()} or installed beside rlhfkit"
+        ) from missing
+    except (Exception, SystemExit) as failure:
+        raise error(_failed_import(name, setting, failure)) from failure
+    function = getattr(module, function_name, None)
+    if function is None:
+        raise ConfigError(
+            f"{setting} {name!r}: {module_name} has no function {function_name!r}{_suggestion(function_name, module)}"
+        )
+    if not callable(function):
+        raise ConfigError(
+            f"{setting} {name!r} is of type {type(function).__name__}, not a function"
+            f"{_suggestion(function_name, module)}"
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def told_error(error: BaseException) -> str:
+    """Type and words of somebody else's exception, on one line."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _failed_import(name: str, setting: str, error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        where = f"{error.filename}:{error.lineno}"
+    else:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{frame.filename}:{frame.lineno}"
+    return f"{setting} {name!r}: importing its module raised {told_error(error)} (at {where}); mend the module"
+
+
+def _suggestion(wanted: str, module: ModuleType) -> str:
+    functions = [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
+    close = difflib.get_close_matches(wanted, functions, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; its functions: {', '.join(sorted(functions)) or 'none'}"
