@@ -28,9 +28,19 @@ from rlhfkit import data
 from rlhfkit.cli import app
 from rlhfkit.config import schema
 from rlhfkit.config.load import load_recipe, recipe_text
-from rlhfkit.config.schema import OptimConfig, PpoConfig, Recipe, RewardModelConfig, RowsConfig, SftConfig, ValueConfig
+from rlhfkit.config.schema import (
+    OptimConfig,
+    PpoConfig,
+    Recipe,
+    RewardModelConfig,
+    RolloutConfig,
+    RowsConfig,
+    SftConfig,
+    ValueConfig,
+)
 from rlhfkit.metrics import RunLog
 from rlhfkit.progress import Progress
+from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rundir import RunDir
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import train_ppo
@@ -386,3 +396,20 @@ def test_every_metric_of_the_supervised_stages_is_explained(tmp_path):
             checkpoints = Checkpoints(run.checkpoints / stage, warn=pytest.fail)
             train(model, rows, config, stage=stage, log=log, checkpoints=checkpoints, **common)
     assert documented_metrics("supervised stages") == written(run)
+
+
+def test_every_metric_of_an_environment_is_explained():
+    config = PpoConfig(rollout_episodes=4, minibatch_episodes=4)
+    acting = tiny.policy()
+    rollout = MultiTurnRollout(
+        acting,
+        tiny.reference(),
+        tiny.Won,
+        reward=None,
+        rollout=RolloutConfig(max_response_tokens=2),
+        ppo=config,
+        max_prompt_tokens=8,
+        seed=0,
+    )
+    found = {name for name in rollout.collect(0, kl_coef=0.0).metrics if name.startswith("episode/")}
+    assert documented_metrics("ppo in an environment") == found

@@ -1,6 +1,6 @@
 """Recipe → live objects; the only place that looks at `type`."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,20 +12,28 @@ from rlhfkit.config.schema import (
     AdaptiveKLConfig,
     BagOfWordsRewardConfig,
     FixedKLConfig,
+    FunctionEnvConfig,
     FunctionRewardConfig,
     GrammarRewardConfig,
+    GuessEnvConfig,
     HttpRewardConfig,
     KLConfig,
     LexiconRewardConfig,
     MixRewardConfig,
     PretrainedModelConfig,
     Recipe,
+    ReplayEnvConfig,
     RewardConfig,
     RewardModelRewardConfig,
     ScratchModelConfig,
     Stage,
+    TextEnvConfig,
 )
 from rlhfkit.device import choose_device, choose_dtype
+from rlhfkit.envs.function import load_factory
+from rlhfkit.envs.guess import GuessEnv
+from rlhfkit.envs.replay import ReplayEnv
+from rlhfkit.envs.text import TextEnvFactory, TurnLimit
 from rlhfkit.errors import ConfigError
 from rlhfkit.models.attention import implementation_for
 from rlhfkit.models.inspection import context_of, inspect_model
@@ -36,9 +44,10 @@ from rlhfkit.models.reward_model import RewardModel, read_normalization, score_h
 from rlhfkit.models.template import Encoder, read_template
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.ppo import AdaptiveKL, FixedKL
+from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource
 from rlhfkit.rundir import RunDir
-from rlhfkit.seeding import derive_seed, seed_everything
+from rlhfkit.seeding import derive_seed, seed_everything, shuffled
 
 __all__ = ["Builder", "kl_controller", "train_tokenizer"]
 
@@ -231,6 +240,25 @@ class Builder:
             return ValueNetwork(classifier, mean=mean, std=std)
         seed_everything(derive_seed(self.recipe.seed, "value", "lora"))
         return ValueNetwork(add_lora(classifier, self.recipe.model.lora), mean=mean, std=std)
+
+    # ── environments ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def env_factory(self, config: TextEnvConfig, dialogues: Sequence[Prompt]) -> TextEnvFactory:
+        """What makes the environment that `config` describes; `dialogues` are what one of recorded ones replays.
+
+        Raises: ConfigError, EnvError where the user's factory cannot be had.
+        """
+        match config:
+            case GuessEnvConfig():
+                return lambda: GuessEnv(highest=config.highest, max_guesses=config.max_guesses)
+            case ReplayEnvConfig():
+                # Neighbours in a file are often alike.
+                order = shuffled(len(dialogues), derive_seed(self.recipe.seed, "dialogues"))
+                mixed = [dialogues[index] for index in order]
+                return lambda: ReplayEnv(mixed, max_turns=config.max_turns)
+            case FunctionEnvConfig():
+                factory = load_factory(config.function)
+                return lambda: TurnLimit(factory(), config.max_turns)
 
     # ── rewards ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

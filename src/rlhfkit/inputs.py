@@ -15,6 +15,7 @@ from rlhfkit.data import (
     load_texts,
     refuse_bad_rows,
 )
+from rlhfkit.envs.check import check_text_env
 from rlhfkit.errors import ConfigError, DataError, RewardError, RlhfkitError
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Preference, Prompt
@@ -96,7 +97,9 @@ class Inputs:
                 yield lambda name=name: self.load(name, LOADERS[name])  # type: ignore[misc]
         if "preferences" in stages:
             yield lambda: self._try_reward(GrammarRewardConfig(type="grammar"), "preferences", ["prompts"])
-        if {"ppo", "evaluate"} & set(stages):
+        if recipe.env is not None and {"ppo", "evaluate"} & set(stages):
+            yield lambda: self._try_env("prompts" if "ppo" in stages else "test_prompts")
+        if recipe.uses_reward and {"ppo", "evaluate"} & set(stages):
             prompts = [name for name in ("prompts", "test_prompts") if name in named]
             yield lambda: self._try_reward(recipe.reward, "reward", prompts)
         if "evaluate" in stages and (judge := recipe.evaluation.judge) is not None:
@@ -106,6 +109,19 @@ class Inputs:
         self._encoder = self.builder.check_start(stages)
         if self._encoder is not None:
             stop_token_ids(self._encoder, self.recipe.rollout.stop_tokens)
+
+    def _try_env(self, table: str) -> None:
+        config = self.recipe.env
+        assert config is not None
+        dialogues = self._loaded[table].records if table in self._loaded else []
+        if config.type == "replay" and not dialogues:
+            return  # the table itself is at fault, and told
+        try:
+            check_text_env(self.builder.env_factory(config, dialogues))
+        except RlhfkitError as error:
+            if str(error).startswith("env."):
+                raise
+            raise type(error)(f'env.type = "{config.type}": {error}') from error
 
     def _try_reward(self, config: RewardConfig, setting: str, tables: Sequence[str]) -> None:
         prompts = [prompt for name in tables if name in self._loaded for prompt in self._loaded[name].records]

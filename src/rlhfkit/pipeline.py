@@ -28,7 +28,9 @@ from rlhfkit.data import (
     write_preferences,
 )
 from rlhfkit.device import choose_device
+from rlhfkit.envs.text import TextEnvFactory
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError
+from rlhfkit.evaluation.episodes import compare_episodes
 from rlhfkit.evaluation.evaluate import compare
 from rlhfkit.evaluation.report import write_report
 from rlhfkit.feedback.simulated import SimulatedAnnotators
@@ -36,7 +38,7 @@ from rlhfkit.inputs import Inputs
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.inspection import context_of, inspect_model
-from rlhfkit.models.language import LanguageModel
+from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import load_causal_lm, load_tokenizer, quiet_transformers
 from rlhfkit.models.lora import merged, unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel
@@ -50,11 +52,12 @@ from rlhfkit.rewards.model import RewardModelReward
 from rlhfkit.rewards.source import ScoredText
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import generate as sample
-from rlhfkit.rollout.text import TextRollout, as_scored_text
+from rlhfkit.rollout.multi_turn import MultiTurnRollout
+from rlhfkit.rollout.text import Reference, TextRollout, as_scored_text
 from rlhfkit.rundir import ModelName, RunDir, write_atomically, write_directory_atomically, write_json
 from rlhfkit.seeding import derive_seed, seed_everything, shuffled
 from rlhfkit.training.checkpoint import Checkpoints
-from rlhfkit.training.ppo import PpoTrainer, optimizers_for, train_ppo
+from rlhfkit.training.ppo import PpoTrainer, Rollout, optimizers_for, train_ppo
 from rlhfkit.training.preflight import check_first_experience
 from rlhfkit.training.reward_model import EncodedPair, encode_pairs, measure, normalization_of, train_reward_model
 from rlhfkit.training.sft import encode_demonstrations, encode_texts, train_sft
@@ -333,7 +336,6 @@ class Pipeline:
         if "sft" not in recipe.stages:
             start = self.builder.starting_point().path
             self.manifest.add_model("start", start, template=language_model.encoder.template_hash)
-        prompts = self._prompts("prompts", language_model.encoder)
         if recipe.model.lora is None:
             frozen = self.builder.language_model(self.builder.starting_point())
 
@@ -346,15 +348,7 @@ class Pipeline:
                 with language_model.adapters_off():
                     return language_model.logprobs(sequences, temperature=recipe.rollout.temperature)
 
-        rollout = TextRollout(
-            policy,
-            reference,
-            self.builder.reward(recipe.reward),
-            prompts,
-            rollout=recipe.rollout,
-            ppo=config,
-            seed=recipe.seed,
-        )
+        rollout = self._rollout(policy, reference)
         kl = kl_controller(config.kl)
         optimizers = optimizers_for(policy, config)
         trainer = PpoTrainer(policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef)
@@ -375,8 +369,39 @@ class Pipeline:
         self._save_model("policy", language_model)
         return {"iterations": trainer.iteration, "stopped": stopped, "kl_coef": trainer.kl_coef}
 
+    def _rollout(self, policy: TextPolicy, reference: Reference) -> Rollout:
+        """Where PPO's experience comes from: single prompts, or an environment."""
+        recipe = self.recipe
+        if recipe.env is None:
+            return TextRollout(
+                policy,
+                reference,
+                self.builder.reward(recipe.reward),
+                self._prompts("prompts", policy.language_model.encoder),
+                rollout=recipe.rollout,
+                ppo=recipe.ppo,
+                seed=recipe.seed,
+            )
+        return MultiTurnRollout(
+            policy,
+            reference,
+            self._env_factory("prompts"),
+            reward=self.builder.reward(recipe.reward) if recipe.uses_reward else None,
+            rollout=recipe.rollout,
+            ppo=recipe.ppo,
+            max_prompt_tokens=recipe.data.max_prompt_tokens,
+            seed=recipe.seed,
+        )
+
+    def _env_factory(self, table: str) -> TextEnvFactory:
+        assert self.recipe.env is not None
+        dialogues = self._load(table, load_prompts).records if self.recipe.uses_prompts else []
+        return self.builder.env_factory(self.recipe.env, dialogues)
+
     def evaluate(self) -> dict[str, Any]:
-        """Both models on held-out prompts → `evaluation.json`."""
+        """Both models on held-out prompts, or in held-out episodes → `evaluation.json`."""
+        if self.recipe.env is not None:
+            return self._evaluate_in_env()
         recipe = self.recipe
         sft = self.builder.language_model(self.builder.starting_point())
         policy = self.builder.language_model(self.builder.source_of(self.run.model("policy")))
@@ -403,6 +428,28 @@ class Pipeline:
                 seed=recipe.seed,
                 num_samples=recipe.evaluation.num_samples,
                 max_tokens=recipe.ppo.microbatch_tokens,
+                on_finished=progress.advance,
+            )
+        write_atomically(self.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
+        return {}
+
+    def _evaluate_in_env(self) -> dict[str, Any]:
+        recipe, num = self.recipe, self.recipe.evaluation.num_prompts
+        assert recipe.env is not None
+        sft = self.builder.language_model(self.builder.starting_point())
+        policy = self.builder.language_model(self.builder.source_of(self.run.model("policy")))
+        has_judge = recipe.evaluation.judge is not None or "judge" in recipe.stages
+        judge, judge_name = self.builder.judge() if has_judge else (None, "judge")
+        with self.progress.stage("evaluate", total=2 * num, unit="episode") as progress:
+            evaluation = compare_episodes(
+                sft,
+                policy,
+                self._env_factory("test_prompts"),
+                reward=self.builder.reward(recipe.reward) if recipe.uses_reward else None,
+                judge=judge,
+                reward_name=recipe.reward.type.replace("_", " ") if recipe.uses_reward else "environment",
+                judge_name=judge_name,
+                recipe=recipe,
                 on_finished=progress.advance,
             )
         write_atomically(self.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
@@ -539,7 +586,7 @@ def evaluate(directory: Path) -> None:
         return
     if not run_dir.model("policy").exists():
         raise CheckpointError(f"{directory} has no policy yet; finish it with: rlhfkit run {recipe.name}")
-    if recipe.data.test_prompts is None:
+    if recipe.data.test_prompts is None and recipe.uses_prompts:
         raise ConfigError(f"the recipe of {directory} has no data.test_prompts, so there is nothing to evaluate on")
     inputs = Inputs(recipe, Builder(recipe, run_dir))
     inputs.check(["evaluate"])

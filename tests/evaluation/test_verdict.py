@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -133,3 +134,37 @@ def test_before_the_evaluation_nothing_is_claimed():
     assert "20 of 50 iterations" in verdict.reasons
     assert "from 0.05 to 1.85" in verdict.reasons
     assert judge_run(facts(reward=None)).headline == "Too early to say."
+
+
+# ── episodes in an environment ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def episodes(reward: tuple[float, float], judge: tuple[float, float] | None = None, *, is_truth: bool = True) -> Facts:
+    found = facts(reward, judge)
+    seen = found.evaluation.model_copy(update={"in_environment": True, "reward_is_truth": is_truth})
+    return replace(found, evaluation=seen)
+
+
+@pytest.mark.parametrize(
+    ("reward", "judge", "is_truth", "tone", "words"),
+    [
+        ((0.7, 0.8), None, True, "good", "PPO made the policy better"),
+        ((0.45, 0.55), None, True, "unclear", "No clear change"),
+        ((0.2, 0.4), None, True, "bad", "PPO made the policy worse"),
+        ((0.7, 0.8), None, False, "unclear", "nobody independent"),
+        ((0.7, 0.8), (0.2, 0.4), True, "bad", "reward hacking"),
+        ((0.7, 0.8), (0.6, 0.7), False, "good", "made the responses better"),
+    ],
+)
+def test_an_environment_that_pays_by_itself_needs_no_judge(reward, judge, is_truth, tone, words):
+    verdict = judge_run(episodes(reward, judge, is_truth=is_truth))
+    assert verdict.tone == tone
+    assert words in verdict.headline
+    assert "256 held-out episodes" in verdict.reasons
+    assert ("judge" in verdict.reasons) == (judge is not None)
+
+
+def test_few_episodes_are_a_caution():
+    found = episodes((0.7, 0.8))
+    few = replace(found, evaluation=found.evaluation.model_copy(update={"num_prompts": 20}))
+    assert "Only 20 episodes were compared: small differences cannot show." in judge_run(few).cautions

@@ -288,3 +288,69 @@ def test_a_prompt_without_tokens_is_refused(encoder):
 def test_a_template_that_does_not_fit_is_refused_with_the_numbers(chat):
     with pytest.raises(DataError, match=r"a\.csv:2 needs 22 tokens even when cut, and data.max_prompt_tokens is 12"):
         chat.encode(conversation(("user", "hello"), origin="a.csv:2"), max_tokens=12)
+
+
+# ── an environment's words ───────────────────────────────────────────────────────────────────────────────────────────
+
+HI = conversation(("user", "Hi"))
+POCKET = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<u>{{ m['content'] }}\n"
+    "{% else %}<a>{{ m['content'] }}{{ '</s>' if loop.last else '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
+NUMBERED = "{% for m in messages %}{{ loop.index }}. {{ m['content'] }}\n{% endfor %}"
+FORGETFUL = "{% for m in messages[-1:] %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+
+
+def marking(template: str) -> Encoder:
+    return Encoder(byte_tokenizer(eos_token="</s>", pad_token="<|pad|>"), chat_template=template)
+
+
+def test_words_of_an_environment_are_appended_to_text_as_they_stand(encoder):
+    assert encoder.observation(Prompt("Go"), " north\n") == " north\n"
+    assert text_of(encoder, encoder.observation_ids(Prompt("Go"), " north\n", after=[EOS])) == " north\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (CHATML, "</s><user>Bye</s><assistant>"),
+        (POCKET, "\n<u>Bye\n<a>"),
+        (TRANSCRIPT_TEMPLATE, "\n\nHuman: Bye\n\nAssistant:"),
+        (FORGETFUL, "\n\nHuman: Bye\n\nAssistant:"),
+        (NUMBERED, "\n\nHuman: Bye\n\nAssistant:"),
+    ],
+    ids=["chatml", "pocket", "transcript", "drops turns", "numbers turns"],
+)
+def test_words_of_an_environment_are_the_users_next_turn(template, expected):
+    chat = marking(template)
+    assert chat.observation(HI, "Bye") == expected
+    ids = chat.observation_ids(HI, "Bye", after=chat.response_ids(HI, "Yo", finished=False))
+    assert text_of(chat, ids) == expected
+
+
+@pytest.mark.parametrize("template", [CHATML, POCKET, TRANSCRIPT_TEMPLATE])
+def test_a_conversation_in_an_environment_reads_as_the_template_writes_it(template):
+    chat = marking(template)
+    longer = conversation(("user", "Hi"), ("assistant", "Yo"), ("user", "Bye"))
+    response = chat.response_ids(HI, "Yo", finished=False)
+    ids = [*chat.prompt_ids(HI), *response, *chat.observation_ids(HI, "Bye", after=response)]
+    assert ids == chat.prompt_ids(longer)
+
+
+def test_the_mark_that_ended_a_response_is_not_said_twice():
+    chat = marking(CHATML)
+    response = chat.response_ids(HI, "Yo")
+    assert response[-1] == chat.eos_id
+    assert text_of(chat, chat.observation_ids(HI, "Bye", after=response)) == "<user>Bye</s><assistant>"
+
+
+def test_an_eos_that_the_template_does_not_write_stays_before_its_marks():
+    chat = marking(POCKET)
+    assert text_of(chat, chat.observation_ids(HI, "Bye", after=[chat.eos_id])) == "\n<u>Bye\n<a>"
+
+
+def test_a_letter_that_ended_a_response_is_said_again():
+    chat = marking(POCKET)
+    cut = chat.response_ids(HI, "Yo\n", finished=False)  # at the length limit, where the marks begin with a line break
+    assert text_of(chat, chat.observation_ids(HI, "Bye", after=cut)) == "\n<u>Bye\n<a>"

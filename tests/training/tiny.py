@@ -8,6 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
+from rlhfkit.envs.text import TextStep
 from rlhfkit.models.attention import implementation_for
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.reward_model import RewardModel
@@ -105,6 +106,16 @@ def count_a() -> Scripted:
 def count_vowels(prompts: list[str], responses: list[str]) -> list[float]:
     """A reward function for recipes."""
     return [float(sum(letter in "aeiou" for letter in response)) for response in responses]
+
+
+class Won:
+    """An environment of one turn that is always won."""
+
+    def reset(self, seed: int) -> str:
+        return "abc"
+
+    def step(self, response: str) -> TextStep:
+        return TextStep("", 1.0, terminated=True, won=True)
 
 
 def trainer(

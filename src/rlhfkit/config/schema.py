@@ -31,8 +31,11 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "FixedKLConfig",
+    "FunctionEnvConfig",
     "FunctionRewardConfig",
     "GrammarConfig",
+    "GuessEnvConfig",
+    "GuessTextsConfig",
     "HttpRewardConfig",
     "JudgeConfig",
     "KLConfig",
@@ -47,6 +50,7 @@ __all__ = [
     "PretrainConfig",
     "PretrainedModelConfig",
     "Recipe",
+    "ReplayEnvConfig",
     "RewardConfig",
     "RewardModelConfig",
     "RewardModelRewardConfig",
@@ -56,6 +60,8 @@ __all__ = [
     "SftConfig",
     "SourceConfig",
     "Stage",
+    "TextEnvConfig",
+    "TextsConfig",
     "ValueConfig",
     "WeightedRewardConfig",
 ]
@@ -230,6 +236,34 @@ SourceConfig = Annotated[
 ]
 
 
+class GuessRules(Section):
+    """Rules of the number-guessing game; see `envs/guess.py`."""
+
+    highest: PositiveInt = 7
+    """The hidden number is from 1 to this."""
+    max_guesses: PositiveInt = 3
+    """Guesses in a game."""
+
+
+class GuessTextsConfig(GuessRules):
+    """Games of somebody who guesses blindly, which the package plays itself."""
+
+    type: Literal["guess"]
+    num_rows: PositiveInt
+    """How many games."""
+    seed_offset: NonNegativeInt = 0
+    """Added to the recipe's seed."""
+
+
+TextsConfig = Annotated[
+    Annotated[RowsConfig, Tag("rows")]
+    | Annotated[ContrastConfig, Tag("contrast")]
+    | Annotated[GrammarConfig, Tag("grammar")]
+    | Annotated[GuessTextsConfig, Tag("guess")],
+    Discriminator(_type_or("rows")),
+]
+
+
 class DataConfig(Section):
     """What the stages read. Formats: prompt, prompt-completion, messages, preference; plain or conversational."""
 
@@ -241,7 +275,7 @@ class DataConfig(Section):
     """A bad row stops the run with its file and line, or is left out and counted."""
     max_prompt_tokens: PositiveInt = 256
     """Longer prompts are cut, at a turn, a line or a word, and counted."""
-    texts: SourceConfig | None = None
+    texts: TextsConfig | None = None
     """Whole texts, for `pretrain`."""
     demonstrations: SourceConfig | None = None
     """Prompts with good responses, for `sft`."""
@@ -471,6 +505,40 @@ RewardConfig = Annotated[
 ]
 WeightedRewardConfig.model_rebuild()  # it names RewardConfig, which did not exist yet
 
+# ── environments ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class GuessEnvConfig(GuessRules):
+    """The number-guessing game, whose optimum is known."""
+
+    type: Literal["guess"]
+
+
+class ReplayEnvConfig(Section):
+    """Recorded dialogues: the user says what the user said, and the policy answers in its own words.
+
+    The dialogues are `data.prompts`, in evaluation `data.test_prompts`; every answer gets the score of `reward`.
+    """
+
+    type: Literal["replay"]
+    max_turns: PositiveInt = 3
+    """Turns of the user in an episode, counted from the beginning of the dialogue."""
+
+
+class FunctionEnvConfig(Section):
+    """An environment of your own."""
+
+    type: Literal["function"]
+    function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    """`package.module:factory`, importable from the working directory; called without arguments, gives a TextEnv."""
+    max_turns: PositiveInt = 16
+    """Responses after which an episode is cut off, truncated, if the environment has not ended it."""
+    add_reward: bool = False
+    """Pay every response the score of `reward` on top of what the environment pays."""
+
+
+TextEnvConfig = Annotated[GuessEnvConfig | ReplayEnvConfig | FunctionEnvConfig, Field(discriminator="type")]
+
 # ── PPO ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -689,12 +757,24 @@ class Recipe(Section):
     """Settings of the stage."""
     reward: RewardConfig = RewardModelRewardConfig(type="reward_model")
     """What PPO maximises."""
+    env: TextEnvConfig | None = None
+    """The environment that PPO acts in, in place of single prompts and their reward."""
     rollout: RolloutConfig = RolloutConfig()
     """How responses are sampled."""
     ppo: PpoConfig = PpoConfig()
     """Settings of the stage."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Settings of the stage `evaluate`."""
+
+    @property
+    def uses_reward(self) -> bool:
+        """Whether responses get the score of `reward`, rather than that of the environment alone."""
+        return self.env is None or self.env.type == "replay" or (self.env.type == "function" and self.env.add_reward)
+
+    @property
+    def uses_prompts(self) -> bool:
+        """Whether PPO and the evaluation read prompts, rather than what an environment says."""
+        return self.env is None or self.env.type == "replay"
 
     @model_validator(mode="after")
     def _sections_fit(self) -> "Recipe":
@@ -717,10 +797,18 @@ def _faults(recipe: Recipe) -> Iterator[str]:
     for stage in order:
         field = DATA_OF_STAGE[stage][0]
         is_made = field == "preferences" and "preferences" in stages
-        if getattr(recipe.data, field) is None and not is_made:
+        is_played = stage in ("ppo", "evaluate") and not recipe.uses_prompts
+        if getattr(recipe.data, field) is None and not is_made and not is_played:
             yield f'the stage "{stage}" reads data.{field}, which is not set; add [data.{field}]'
+    if recipe.env is not None and "ppo" not in stages:
+        yield f'env.type = "{recipe.env.type}" is what PPO acts in; add the stage "ppo", or leave [env] out'
+    if isinstance(recipe.env, GuessEnvConfig) and isinstance(recipe.data.texts, GuessTextsConfig):
+        rules = [(rules.highest, rules.max_guesses) for rules in (recipe.env, recipe.data.texts)]
+        if rules[0] != rules[1]:
+            yield f"env and data.texts differ, {rules[0]} and {rules[1]}; set highest and max_guesses alike"
     if "ppo" in stages:
-        yield from _faults_of_reward("reward", recipe.reward, recipe)
+        if recipe.uses_reward:
+            yield from _faults_of_reward("reward", recipe.reward, recipe)
         if recipe.ppo.value.init == "reward_model" and "reward_model" not in stages:
             yield (
                 'ppo.value.init = "reward_model" starts from the reward model of this run; '
@@ -733,6 +821,8 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             yield from _faults_of_reward("evaluation.judge", recipe.evaluation.judge, recipe)
             if recipe.evaluation.judge == recipe.reward:
                 yield "evaluation.judge is what PPO maximises (reward), so it cannot be independent; name another judge"
+        elif not recipe.uses_reward:
+            pass  # what the environment pays is the truth, and needs no second opinion
         elif "judge" not in stages:
             yield 'evaluation needs a judge that PPO never saw; add the stage "judge" or set evaluation.judge'
         elif isinstance(recipe.reward, BagOfWordsRewardConfig) and recipe.reward.path is None:

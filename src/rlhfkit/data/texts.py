@@ -1,27 +1,38 @@
 """Whole texts."""
 
+import hashlib
 from pathlib import Path
 
-from rlhfkit.config.schema import ContrastConfig, GrammarConfig, RowsConfig, SourceConfig
+from rlhfkit.config.schema import ContrastConfig, GrammarConfig, GuessTextsConfig, RowsConfig, TextsConfig
 from rlhfkit.data import grammar
 from rlhfkit.data.conversations import read_text
 from rlhfkit.data.formats import need
-from rlhfkit.data.rows import Loaded, OnBadRow, Row, load_rows
+from rlhfkit.data.rows import Loaded, OnBadRow, Row, SourceFile, load_rows
+from rlhfkit.envs.guess import transcripts
 from rlhfkit.errors import DataError
 
 __all__ = ["load_located_texts", "load_texts"]
 
 
 def load_texts(
-    source: SourceConfig, *, directory: str | Path = ".", on_bad_row: OnBadRow = "stop", seed: int = 0
+    source: TextsConfig, *, directory: str | Path = ".", on_bad_row: OnBadRow = "stop", seed: int = 0
 ) -> Loaded[str]:
-    """Texts of the column `text`, of lines, or of the grammar. Raises: DataError."""
+    """Texts of the column `text`, of lines, of the grammar, or of the guessing game. Raises: DataError."""
+    if isinstance(source, GuessTextsConfig):
+        return _games(source, seed)
     if isinstance(source, GrammarConfig):
         return grammar.load(grammar.texts, source, seed)
     if isinstance(source, ContrastConfig):
         raise DataError('type = "contrast" makes preferences only; for texts, name their file with path')
     located = load_located_texts(source, directory=directory, on_bad_row=on_bad_row)
     return Loaded([text for text, _ in located.records], located.skipped, located.sources)
+
+
+def _games(source: GuessTextsConfig, seed: int) -> Loaded[str]:
+    rules = {"highest": source.highest, "max_guesses": source.max_guesses}
+    texts = transcripts(source.num_rows, seed + source.seed_offset, **rules)
+    sha256 = hashlib.sha256(repr(texts).encode()).hexdigest()
+    return Loaded(texts, (), (SourceFile("guess", sha256, len(texts)),))
 
 
 def load_located_texts(source: RowsConfig, *, directory: str | Path, on_bad_row: OnBadRow) -> Loaded[tuple[str, str]]:

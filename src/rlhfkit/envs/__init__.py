@@ -1,1 +1,1 @@
-"""Environments: Gymnasium's control tasks side by side, and language as an environment."""
+"""Environments: Gymnasium's control tasks side by side, language as an environment, and the check of either."""

@@ -165,7 +165,7 @@ def path_chart(
 
     def draw(axes: Any) -> None:
         points = list(zip(_thin(xs), _thin(ys), strict=True))
-        alphas = [0.2 + 0.8 * index / max(1, len(points) - 1) for index in range(len(points))]
+        alphas = [min(1.0, 0.2 + 0.8 * index / max(1, len(points) - 1)) for index in range(len(points))]
         path = list(zip(_trend([x for x, _ in points]), _trend([y for _, y in points]), strict=True))
         axes.plot(*zip(*path, strict=True), color=_STAND_INS["muted"], linewidth=1.0)
         colour = _STAND_INS["after"]

@@ -18,7 +18,7 @@ from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.text import as_scored_text, logprobs_in_parts
 from rlhfkit.seeding import derive_seed
 
-__all__ = ["compare", "distinct"]
+__all__ = ["compare", "distance", "distinct", "estimate", "win_rate"]
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,14 @@ def compare(
             pad=model.encoder.pad_id,
             device=model.device,
         )
-        mask = sequences.mask
-
-        def logprobs(of: LanguageModel, temperature: float) -> torch.Tensor:
-            return logprobs_in_parts(
-                lambda part: of.logprobs(part, temperature=temperature), sequences, max_tokens=max_tokens
-            )
-
-        kl = logprobs(model, rollout.temperature) - logprobs(sft, rollout.temperature)
-        mean_logprob = float(masked_sum(logprobs(sft, 1.0), mask) / mask.sum())
+        ref_kl, perplexity = distance(model, sft, sequences, temperature=rollout.temperature, max_tokens=max_tokens)
         return _Answers(
             responses=responses,
             episodes=episodes,
             scores=check_scores(reward.score(episodes), episodes, source="the reward source").tolist(),
             judge_scores=check_scores(judge.score(episodes), episodes, source="the judge").tolist(),
-            ref_kl=float(masked_sum(kl, mask, dim=1).mean()),
-            perplexity=math.exp(-mean_logprob),
+            ref_kl=ref_kl,
+            perplexity=perplexity,
         )
 
     before, after = answers(sft), answers(policy)
@@ -89,7 +81,7 @@ def compare(
         num_prompts=len(prompts),
         models={"sft": _results(before), "policy": _results(after)},
         win_rate=WinRates(
-            reward=_win_rate(after.scores, before.scores), judge=_win_rate(after.judge_scores, before.judge_scores)
+            reward=win_rate(after.scores, before.scores), judge=win_rate(after.judge_scores, before.judge_scores)
         ),
         reward_name=reward_name,
         judge_name=judge_name,
@@ -108,14 +100,30 @@ def compare(
     )
 
 
+def distance(
+    model: LanguageModel, reference: LanguageModel, sequences: Sequences, *, temperature: float, max_tokens: int
+) -> tuple[float, float]:
+    """(KL of `model`, which sampled the sequences, to `reference` in nats summed per sequence; perplexity under it)."""
+    mask = sequences.mask
+
+    def logprobs(of: LanguageModel, temperature: float) -> torch.Tensor:
+        return logprobs_in_parts(
+            lambda part: of.logprobs(part, temperature=temperature), sequences, max_tokens=max_tokens
+        )
+
+    kl = logprobs(model, temperature) - logprobs(reference, temperature)
+    mean_logprob = float(masked_sum(logprobs(reference, 1.0), mask) / mask.sum())
+    return float(masked_sum(kl, mask, dim=1).mean()), math.exp(-mean_logprob)
+
+
 def _results(answers: _Answers) -> ModelResults:
     texts = [episode.response for episode in answers.episodes]
     num = len(texts)
     positive = sum(score > 0 for score in answers.judge_scores) / num
     low, high = wilson_interval(positive, num)
     return ModelResults(
-        score=_estimate(answers.scores),
-        judge=_estimate(answers.judge_scores),
+        score=estimate(answers.scores),
+        judge=estimate(answers.judge_scores),
         judge_positive_share=Estimate(mean=positive, low=low, high=high),
         response_tokens=sum(len(response.ids) for response in answers.responses) / num,
         eos_rate=sum(response.finished for response in answers.responses) / num,
@@ -126,12 +134,13 @@ def _results(answers: _Answers) -> ModelResults:
     )
 
 
-def _estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean with its 95 % interval."""
     mean, low, high, std = mean_interval(values)
     return Estimate(mean=mean, low=low, high=high, std=std)
 
 
-def _win_rate(ours: Sequence[float], theirs: Sequence[float]) -> WinRate:
+def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> WinRate:
     """Share of prompts on which ours scores higher; a tie counts half."""
     ties = sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours)
     rate = sum(a > b for a, b in zip(ours, theirs, strict=True)) / len(ours) + ties / 2

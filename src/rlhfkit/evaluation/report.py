@@ -129,11 +129,19 @@ def _cards(facts: Facts) -> list[Card]:
 def _comparison_cards(evaluation: Evaluation) -> Iterator[Card]:
     before, after = evaluation.models.get("sft"), evaluation.models.get("policy")
     wins = evaluation.win_rate
-    yield from _estimate_card("Score", before.score if before else None, after.score if after else None, score)
+    title = "Return" if evaluation.in_environment else "Score"
+    yield from _estimate_card(title, before.score if before else None, after.score if after else None, score)
     if wins is not None:
         yield _win_card("Win rate (reward)", wins.reward, evaluation.reward_name, "after")
         if wins.judge is not None:
             yield _win_card("Win rate (judge)", wins.judge, evaluation.judge_name, "judge")
+    yield from _estimate_card(
+        "Won",
+        before.won_share if before else None,
+        after.won_share if after else None,
+        percent,
+        scale=(0.0, 1.0),
+    )
     yield from _estimate_card(
         "Judged positive",
         before.judge_positive_share if before else None,
@@ -199,6 +207,7 @@ def _value_cards(evaluation: Evaluation) -> Iterator[Card]:
     for key, title, note in (
         ("eos_rate", "EOS rate", "responses that end by themselves"),
         ("response_tokens", "Response length", "tokens on average"),
+        ("turns", "Turns", "responses per episode"),
         ("distinct_1", "Distinct-1", "different words among all words"),
         ("distinct_2", "Distinct-2", "different word pairs among all pairs"),
         ("perplexity", "Perplexity", "per token, under the reference"),

@@ -61,6 +61,10 @@ class ModelResults(Results):
     """Per token of the responses, under the reference model."""
     ref_kl: float | None = None
     """KL to the reference, in nats summed per sequence."""
+    won_share: Estimate | None = None
+    """Share of the episodes that were won, in an environment where one can win."""
+    turns: float | None = None
+    """Responses per episode, in an environment."""
 
 
 class WinRate(Results):
@@ -96,6 +100,11 @@ class Evaluation(Results):
     """`evaluation.json`: before PPO ("sft") and after it ("policy")."""
 
     num_prompts: int
+    """Prompts that were answered, or episodes that were played."""
+    in_environment: bool = False
+    """Whether scores are returns of whole episodes in an environment."""
+    reward_is_truth: bool = False
+    """Whether the environment itself pays, so that its reward is what is wanted and needs no judge."""
     models: dict[str, ModelResults]
     win_rate: WinRates | None = None
     judge_name: str = "judge"

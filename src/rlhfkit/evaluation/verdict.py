@@ -45,6 +45,8 @@ def judge_run(facts: Facts) -> Verdict:
     if evaluation is None or evaluation.win_rate is None:
         return _judge_training(facts)
     reward, judge = evaluation.win_rate.reward, evaluation.win_rate.judge
+    if evaluation.in_environment:
+        return _judge_episodes(facts, evaluation, reward, judge)
     reasons = (
         f"On {evaluation.num_prompts} held-out prompts the {evaluation.reward_name}, which PPO was trained on, prefers "
         f"the response after PPO {_describe(reward)}."
@@ -58,6 +60,27 @@ def judge_run(facts: Facts) -> Verdict:
     if any(win is not None and win.low <= 0.5 <= win.high for win in (reward, judge)):
         reasons += f" An interval that includes {percent(0.5)} may be chance; more prompts would narrow it."
     tone, headline = _conclude(reward, judge)
+    return Verdict(tone, headline, reasons, _cautions(facts, evaluation))
+
+
+def _judge_episodes(facts: Facts, evaluation: Evaluation, reward: WinRate, judge: WinRate | None) -> Verdict:
+    """The same for whole episodes; an environment that pays by itself is the truth, and needs no second opinion."""
+    reasons = (
+        f"On {evaluation.num_prompts} held-out episodes the policy after PPO earns a higher return "
+        f"{_describe(reward)}; the same return counts half."
+    )
+    if judge is not None:
+        reasons += (
+            f" The independent judge ({evaluation.judge_name}), which PPO never saw, prefers it {_describe(judge)}."
+        )
+    if not evaluation.reward_is_truth or judge is not None:
+        tone, headline = _conclude(reward, judge)
+    elif reward.low > 0.5:
+        tone, headline = "good", "PPO made the policy better."
+    elif reward.high < 0.5:
+        tone, headline = "bad", "PPO made the policy worse."
+    else:
+        tone, headline = "unclear", "No clear change."
     return Verdict(tone, headline, reasons, _cautions(facts, evaluation))
 
 
@@ -109,7 +132,8 @@ def _cautions(facts: Facts, evaluation: Evaluation) -> list[str]:
     if target and after is not None and after.ref_kl is not None and after.ref_kl > _KL_TARGET_FACTOR * target:
         found.append(f"The KL to the reference is {number(after.ref_kl)} nats, far above its target {number(target)}.")
     if evaluation.num_prompts < _FEW_PROMPTS:
-        found.append(f"Only {evaluation.num_prompts} prompts were compared: small differences cannot show.")
+        what = "episodes" if evaluation.in_environment else "prompts"
+        found.append(f"Only {evaluation.num_prompts} {what} were compared: small differences cannot show.")
     return [*found, *_reward_model_cautions(facts)]
 
 

@@ -17,7 +17,7 @@ from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import PackedRows, Sequences
 from rlhfkit.ppo.logprobs import token_logprobs
 
-__all__ = ["LanguageModel", "TextPolicy"]
+__all__ = ["LanguageModel", "TextPolicy", "spread"]
 
 # Finite, so that p log p stays 0 and not NaN where the probability is 0.
 NEVER = -1e9

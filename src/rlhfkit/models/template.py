@@ -23,6 +23,8 @@ TRANSCRIPT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
 )
 
+TRANSCRIPT_MARKS = ("\n\nHuman: ", "\n\nAssistant:")
+
 
 def read_template(path: str) -> str:
     """The Jinja chat template in a file.
@@ -105,11 +107,67 @@ class Encoder:
     def response_ids(self, prompt: Prompt, response: str, *, finished: bool = True) -> list[int]:
         """Token ids of a response, with the EOS that ends it where it is `finished`."""
         text = f" {response}" if self._wants_space(prompt, response) else response
-        ids = self._ids(self._lead_in + text, add_special_tokens=False)
-        start = len(self._lead_in_ids)
-        # Where the two merge, as line breaks may, the response is encoded alone.
-        ids = ids[start:] if ids[:start] == self._lead_in_ids else self._ids(text, add_special_tokens=False)
+        ids = self._ids_after(text)
         return [*ids, self.eos_id] if finished else ids
+
+    def observation(self, prompt: Prompt, observation: str) -> str:
+        """What stands between a response to `prompt` and the next one, where an environment says `observation`.
+
+        In a conversation the observation is the user's next turn, with the template's marks around it; text is appended
+        as it stands.
+        """
+        if isinstance(prompt.content, str):
+            return observation
+        before, after = self._turn_marks
+        return f"{before}{observation}{after}"
+
+    def observation_ids(self, prompt: Prompt, observation: str, *, after: Sequence[int]) -> list[int]:
+        """Token ids of `observation(…)` where a response with the ids `after` stands before it.
+
+        They are made of this text alone: what was sampled is never encoded again. Where the template's marks begin with
+        the token that the response ended with, it is not said twice; an EOS that the template does not write stays.
+        """
+        from_template = not isinstance(prompt.content, str) and not self.uses_fallback
+        ids = self._ids_after(self.observation(prompt, observation), from_template=from_template)
+        is_said = from_template and ids[:1] == list(after[-1:]) and self._is_special(ids[0])
+        return ids[1:] if is_said else ids
+
+    def _is_special(self, token: int) -> bool:
+        added = self.tokenizer.added_tokens_decoder.get(token)
+        return added is not None and bool(added.special)
+
+    def _ids_after(self, text: str, *, from_template: bool = False) -> list[int]:
+        """Token ids of `text` that is no beginning."""
+        ids = self._ids(self._lead_in + text, add_special_tokens=False, from_template=from_template)
+        start = len(self._lead_in_ids)
+        if ids[:start] == self._lead_in_ids:
+            return ids[start:]
+        # Where the two merge, as line breaks may, the text is encoded alone.
+        return self._ids(text, add_special_tokens=False, from_template=from_template)
+
+    @cached_property
+    def _turn_marks(self) -> tuple[str, str]:
+        """What the template writes after the assistant's turn and before the user's, and after that.
+
+        Where a template cannot be parted so (it drops or rewrites earlier turns), the marks are a transcript's.
+        """
+        turns = [
+            {"role": role, "content": text} for role, text in zip(("user", "assistant") * 3, "①②③④⑤⑥", strict=True)
+        ]
+
+        def rendered(num: int) -> str:
+            messages = turns[:num]
+            return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+        try:
+            asked, longer, longest = rendered(1), rendered(3), rendered(5)
+        except jinja2.TemplateError:
+            return TRANSCRIPT_MARKS
+        space = " " if self._spaces_responses else ""
+        rest = longer.removeprefix(f"{asked}{space}②")
+        before, _, after = rest.rpartition("③")
+        is_split = rest != longer and "③" in rest
+        return (before, after) if is_split and longest == f"{longer}{space}④{before}⑤{after}" else TRANSCRIPT_MARKS
 
     def _ids(self, text: str, *, add_special_tokens: bool, from_template: bool = False) -> list[int]:
         """Token ids of `text` without PAD, which has no probability.

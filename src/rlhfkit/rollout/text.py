@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
-from rlhfkit.models.language import TextPolicy
+from rlhfkit.models.language import TextPolicy, spread
 from rlhfkit.models.policy import PolicyOutput
 from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.padding import Sequences, length_buckets
@@ -27,7 +28,15 @@ from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.seeding import derive_seed, shuffled
 
-__all__ = ["Reference", "TextRollout", "as_scored_text", "evaluate_in_parts", "logprobs_in_parts"]
+__all__ = [
+    "Reference",
+    "TextRollout",
+    "as_scored_text",
+    "evaluate_in_parts",
+    "experience_of",
+    "last_of_rows",
+    "logprobs_in_parts",
+]
 
 Reference = Callable[[Sequences], Tensor]
 """Logprobs (B, R) of sampled tokens under the frozen reference, at the sampling temperature."""
@@ -82,60 +91,32 @@ class TextRollout:
         raw_scores = check_scores(self.reward.score(episodes), episodes, source="the reward source")
         reward_seconds = time.perf_counter() - start
 
-        device = self.policy.language_model.device
         inputs = Sequences.join(
             [prompt.ids for prompt in prompts],
             [response.ids for response in responses],
             pad=encoder.pad_id,
-            device=device,
+            device=self.policy.language_model.device,
         )
-        mask = inputs.mask
-        # The sampler's logprobs stem from other matrix shapes; the ratio must compare like with like.
-        old = evaluate_in_parts(self.policy, inputs, max_tokens=self.ppo.microbatch_tokens)
-        ref_logprobs = logprobs_in_parts(self.reference, inputs, max_tokens=self.ppo.microbatch_tokens)
-        finished = torch.tensor([response.finished for response in responses], device=device)
-        scores, clipped_share = self._shaped(raw_scores.to(device), finished, mask)
-        rewards = token_rewards(scores, old.logprobs, ref_logprobs, mask, kl_coef=kl_coef, kind=self.ppo.kl.estimator)
-        last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-        ref_kl = masked_sum(kl_estimate(old.logprobs, ref_logprobs, "k1"), mask, dim=1)
-        sampler_logprobs = _padded([response.logprobs for response in responses], mask)
-        return Experience(
-            inputs=inputs,
-            mask=mask,
-            old_logprobs=old.logprobs,
-            old_values=old.values,
-            next_values=next_token_values(old.values, mask),
-            terminated=last,
-            ended=last,
-            rewards=rewards,
-            scores=scores,
-            ref_kl=ref_kl,
-            headline=f"score {raw_scores.mean():.2f} · KL {ref_kl.mean():.1f} nats",
-            metrics={
-                "score/mean": float(raw_scores.mean()),
-                "score/std": float(raw_scores.std()) if len(raw_scores) > 1 else 0.0,
-                "score/min": float(raw_scores.min()),
-                "score/max": float(raw_scores.max()),
-                "score/shaped_mean": float(scores.mean()),
-                "score/clipped_share": clipped_share,
-                "ref_kl/sequence": float(ref_kl.mean()),
-                "ref_kl/token": float(ref_kl.sum() / mask.sum()),
-                "ppo/entropy": float(masked_mean(old.entropy, mask)),
-                "response_tokens/mean": float(mask.sum(1).float().mean()),
-                "eos_rate": float(finished.float().mean()),
-                "sampler/logprob_max_difference": float(((sampler_logprobs - old.logprobs) * mask).abs().max()),
-                "time/generation_seconds": generation_seconds,
-                "time/reward_seconds": reward_seconds,
-            },
+        ends = last_of_rows(inputs.mask)
+        return experience_of(
+            self.policy,
+            self.reference,
+            inputs,
+            ppo=self.ppo,
+            kl_coef=kl_coef,
+            ends=ends,
+            responses=responses,
+            raw_scores=raw_scores,
+            terminated=ends,
+            values_after=torch.zeros(len(inputs)),
+            metrics={"time/generation_seconds": generation_seconds, "time/reward_seconds": reward_seconds},
             samples=[
                 {
-                    "prompt": episodes[row].prompt_text,
-                    "response": episodes[row].response,
-                    "score": float(raw_scores[row]),
-                    "ref_kl": float(ref_kl[row]),
-                    "finish_reason": responses[row].finish_reason,
+                    "prompt": episode.prompt_text,
+                    "response": episode.response,
+                    "finish_reason": response.finish_reason,
                 }
-                for row in range(min(self.ppo.num_samples, len(episodes)))
+                for episode, response in zip(episodes[: self.ppo.num_samples], responses, strict=False)
             ],
         )
 
@@ -157,23 +138,97 @@ class TextRollout:
         drawn = [self.prompts[orders[epoch][place]] for epoch, place in places]
         return [prompt for prompt in drawn for _ in range(self.ppo.group_size)]
 
-    def _shaped(self, scores: Tensor, finished: Tensor, mask: Tensor) -> tuple[Tensor, float]:
-        config, clipped_share = self.ppo, 0.0
-        if config.clip_score is not None:
-            scores, share = clip_scores(scores, limit=config.clip_score)
-            clipped_share = float(share)
-        if config.length_penalty:
-            scores = length_penalty(
-                scores, mask.sum(1), coef=config.length_penalty, target_tokens=config.length_penalty_tokens
-            )
-        if config.brevity_penalty:
-            scores = brevity_penalty(
-                scores, mask.sum(1), coef=config.brevity_penalty, target_tokens=config.brevity_penalty_tokens
-            )
-        scores = missing_eos_penalty(
-            scores, finished, replace=config.missing_eos_score, penalty=config.missing_eos_penalty or None
+
+def experience_of(
+    policy: TextPolicy,
+    reference: Reference,
+    inputs: Sequences,
+    *,
+    ppo: PpoConfig,
+    kl_coef: float,
+    ends: Tensor,
+    responses: Sequence[Response],
+    raw_scores: Tensor,
+    terminated: Tensor,
+    values_after: Tensor,
+    metrics: dict[str, float],
+    samples: list[dict[str, Any]],
+) -> Experience:
+    """What PPO learns from episodes of one response, or of several with an environment's words between them.
+
+    `ends` (B, T) bool: last token of each response; `responses` and `raw_scores` (N,) are those of its N entries, in
+    row-major order. `terminated` (B, T) bool: last token of the episodes that came to their end; the others bootstrap
+    from `values_after` (B,).
+    """
+    mask, device = inputs.mask, inputs.mask.device
+    # The sampler's logprobs stem from other matrix shapes; the ratio must compare like with like.
+    old = evaluate_in_parts(policy, inputs, max_tokens=ppo.microbatch_tokens)
+    ref_logprobs = logprobs_in_parts(reference, inputs, max_tokens=ppo.microbatch_tokens)
+    finished = torch.tensor([response.finished for response in responses], device=device)
+    lengths = torch.tensor([len(response.ids) for response in responses], device=device)
+    scores, clipped_share = _shaped(raw_scores.to(device), finished, lengths, ppo)
+    shaped, raw = (spread(numbers, ends) for numbers in (scores, raw_scores.to(device)))
+    last = last_of_rows(mask)
+    no_scores = torch.zeros(len(inputs), device=device)
+    penalties = token_rewards(no_scores, old.logprobs, ref_logprobs, mask, kl_coef=kl_coef, kind=ppo.kl.estimator)
+    ref_kl = masked_sum(kl_estimate(old.logprobs, ref_logprobs, "k1"), mask, dim=1)
+    sampled = torch.tensor([number for response in responses for number in response.logprobs], device=device)
+    totals = raw.sum(1)
+    return Experience(
+        inputs=inputs,
+        mask=mask,
+        old_logprobs=old.logprobs,
+        old_values=old.values,
+        next_values=next_token_values(old.values, mask) + last * values_after.to(device)[:, None],
+        terminated=terminated,
+        ended=last,
+        rewards=penalties + shaped,
+        scores=shaped.sum(1),
+        ref_kl=ref_kl,
+        headline=f"score {totals.mean():.2f} · KL {ref_kl.mean():.1f} nats",
+        metrics={
+            "score/mean": float(totals.mean()),
+            "score/std": float(totals.std()) if len(totals) > 1 else 0.0,
+            "score/min": float(totals.min()),
+            "score/max": float(totals.max()),
+            "score/shaped_mean": float(shaped.sum(1).mean()),
+            "score/clipped_share": clipped_share,
+            "ref_kl/sequence": float(ref_kl.mean()),
+            "ref_kl/token": float(ref_kl.sum() / mask.sum()),
+            "ppo/entropy": float(masked_mean(old.entropy, mask)),
+            "response_tokens/mean": float(lengths.float().mean()),
+            "eos_rate": float(finished.float().mean()),
+            "sampler/logprob_max_difference": float(((spread(sampled, mask) - old.logprobs) * mask).abs().max()),
+            **metrics,
+        },
+        samples=[
+            {**sample, "score": float(total), "ref_kl": float(kl)}
+            for sample, total, kl in zip(samples, totals, ref_kl, strict=False)
+        ],
+    )
+
+
+def last_of_rows(mask: Tensor) -> Tensor:
+    """(B, T) bool: the last True of each row."""
+    return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+
+
+def _shaped(scores: Tensor, finished: Tensor, lengths: Tensor, config: PpoConfig) -> tuple[Tensor, float]:
+    """Scores (N,) of responses after clipping and penalties, and the share that was clipped."""
+    clipped_share = 0.0
+    if config.clip_score is not None:
+        scores, share = clip_scores(scores, limit=config.clip_score)
+        clipped_share = float(share)
+    if config.length_penalty:
+        scores = length_penalty(scores, lengths, coef=config.length_penalty, target_tokens=config.length_penalty_tokens)
+    if config.brevity_penalty:
+        scores = brevity_penalty(
+            scores, lengths, coef=config.brevity_penalty, target_tokens=config.brevity_penalty_tokens
         )
-        return scores, clipped_share
+    scores = missing_eos_penalty(
+        scores, finished, replace=config.missing_eos_score, penalty=config.missing_eos_penalty or None
+    )
+    return scores, clipped_share
 
 
 def as_scored_text(prompt: EncodedPrompt, response: Response, text: str) -> ScoredText:
@@ -209,8 +264,3 @@ def logprobs_in_parts(reference: Reference, inputs: Sequences, *, max_tokens: in
 def _parts(inputs: Sequences, max_tokens: int) -> list[Tensor]:
     groups = length_buckets(inputs.lengths().tolist(), max_tokens=max_tokens)
     return [torch.tensor(rows, device=inputs.mask.device) for rows in groups]
-
-
-def _padded(rows: Sequence[Sequence[float]], mask: Tensor) -> Tensor:
-    padded = [[*row, *[0.0] * (mask.shape[1] - len(row))] for row in rows]
-    return torch.tensor(padded, device=mask.device)

@@ -1,0 +1,133 @@
+"""Before and after in an environment, on held-out episodes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rlhfkit.config.schema import Recipe
+from rlhfkit.envs.text import TextEnvFactory
+from rlhfkit.evaluation.evaluate import distance, distinct, estimate, win_rate
+from rlhfkit.evaluation.results import Estimate, Evaluation, ModelResults, SamplePair, WinRates
+from rlhfkit.intervals import wilson_interval
+from rlhfkit.models.language import LanguageModel
+from rlhfkit.rewards.source import RewardSource, check_scores
+from rlhfkit.rollout.multi_turn import Episode, env_seed, join_episodes, play, score_turns
+from rlhfkit.seeding import derive_seed
+
+__all__ = ["compare_episodes"]
+
+
+@dataclass(frozen=True)
+class _Played:
+    """One model's episodes with what is said of them."""
+
+    episodes: list[Episode]
+    returns: list[float]
+    judge_scores: list[float] | None
+    ref_kl: float
+    perplexity: float
+
+
+def compare_episodes(
+    sft: LanguageModel,
+    policy: LanguageModel,
+    factory: TextEnvFactory,
+    *,
+    reward: RewardSource | None,
+    judge: RewardSource | None,
+    reward_name: str,
+    judge_name: str,
+    recipe: Recipe,
+    on_finished: Callable[[int], None],
+) -> Evaluation:
+    """Both models in the same held-out episodes with the same random numbers, side by side; `sft` is the reference.
+
+    Scores, and the judge's, are summed over the turns of an episode.
+    Raises: EnvError, RewardError where environment, reward or judge fail.
+    """
+
+    def played(model: LanguageModel) -> _Played:
+        episodes = play(
+            model,
+            factory,
+            recipe.rollout,
+            env_seeds=[env_seed(recipe.seed, row, held_out=True) for row in range(recipe.evaluation.num_prompts)],
+            response_seed=lambda row, turn: derive_seed(recipe.seed, "evaluation", row, turn),
+            max_prompt_tokens=recipe.data.max_prompt_tokens,
+            on_finished=on_finished,
+        )
+        ref_kl, perplexity = distance(
+            model,
+            sft,
+            join_episodes(episodes, model),
+            temperature=recipe.rollout.temperature,
+            max_tokens=recipe.ppo.microbatch_tokens,
+        )
+        return _Played(
+            episodes=episodes,
+            returns=_summed(score_turns(episodes, reward).tolist(), episodes),
+            judge_scores=None if judge is None else _summed(_judged(judge, episodes), episodes),
+            ref_kl=ref_kl,
+            perplexity=perplexity,
+        )
+
+    before, after = played(sft), played(policy)
+    has_judge = before.judge_scores is not None and after.judge_scores is not None
+    return Evaluation(
+        num_prompts=len(before.episodes),
+        in_environment=True,
+        reward_is_truth=reward is None,
+        models={"sft": _results(before), "policy": _results(after)},
+        win_rate=WinRates(
+            reward=win_rate(after.returns, before.returns),
+            judge=win_rate(after.judge_scores or (), before.judge_scores or ()) if has_judge else None,
+        ),
+        reward_name=reward_name,
+        judge_name=judge_name,
+        samples=tuple(
+            SamplePair(
+                prompt=before.episodes[row].prompt.text,
+                sft=before.episodes[row].text,
+                policy=after.episodes[row].text,
+                score_sft=before.returns[row],
+                score_policy=after.returns[row],
+                judge_sft=before.judge_scores[row] if before.judge_scores else None,
+                judge_policy=after.judge_scores[row] if after.judge_scores else None,
+            )
+            for row in range(min(recipe.evaluation.num_samples, len(before.episodes)))
+        ),
+    )
+
+
+def _judged(judge: RewardSource, episodes: Sequence[Episode]) -> list[float]:
+    """What the judge alone says of every turn."""
+    turns = [turn.scored for episode in episodes for turn in episode.turns]
+    return check_scores(judge.score(turns), turns, source="the judge").tolist()
+
+
+def _summed(scores: Sequence[float], episodes: Sequence[Episode]) -> list[float]:
+    """Sum over the turns of each episode."""
+    rest = iter(scores)
+    return [sum(next(rest) for _ in episode.turns) for episode in episodes]
+
+
+def _results(played: _Played) -> ModelResults:
+    turns = [turn for episode in played.episodes for turn in episode.turns]
+    texts = [turn.scored.response for turn in turns]
+    won = [episode.won for episode in played.episodes if episode.won is not None]
+    return ModelResults(
+        score=estimate(played.returns),
+        judge=None if played.judge_scores is None else estimate(played.judge_scores),
+        response_tokens=sum(len(turn.response.ids) for turn in turns) / len(turns),
+        eos_rate=sum(turn.response.finished for turn in turns) / len(turns),
+        distinct_1=distinct(texts, 1),
+        distinct_2=distinct(texts, 2),
+        perplexity=played.perplexity,
+        ref_kl=played.ref_kl,
+        won_share=_share(sum(won), len(won)) if won else None,
+        turns=len(turns) / len(played.episodes),
+    )
+
+
+def _share(count: int, num: int) -> Estimate:
+    low, high = wilson_interval(count / num, num)
+    return Estimate(mean=count / num, low=low, high=high)
