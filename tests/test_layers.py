@@ -22,7 +22,7 @@ LAYERS = [
     ["training", "evaluation", "feedback"],
     ["build"],
     ["inputs", "control_pipeline"],
-    ["pipeline"],
+    ["pipeline", "bench"],
     ["cli", "__main__"],
 ]
 EXCEPTIONS = {

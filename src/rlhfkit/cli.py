@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Workload = Literal["cartpole"]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, as runs/demo.")]
 
 
@@ -185,6 +186,30 @@ def report(run: RunArgument, debug: Debug = False) -> None:
     from rlhfkit.evaluation.report import write_report
 
     print(write_report(existing))
+
+
+@app.command()
+def bench(
+    name: Annotated[Workload, typer.Argument(metavar="NAME", help="cartpole: seconds until CartPole-v1 is solved.")],
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Trainings, of which the median counts.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure rlhfkit on a fixed workload.
+
+    The seconds are of training alone. Nothing else should run on the machine meanwhile.
+    """
+    import json
+
+    from rlhfkit.bench import bench_cartpole
+
+    result = bench_cartpole(num_seeds=seeds, tell=lambda line: typer.echo(line, err=True))
+    if as_json:
+        print(json.dumps(result))
+        return
+    width = max(map(len, result))
+    for key, value in result.items():
+        print(f"{key:<{width}}  {value:.2f}" if isinstance(value, float) else f"{key:<{width}}  {value}")
 
 
 def closing_words(run: "RunDir") -> str:
