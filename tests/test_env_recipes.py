@@ -11,6 +11,7 @@ from rlhfkit.errors import ConfigError, DataError, EnvError
 from rlhfkit.evaluation.results import Evaluation, read_results
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
+from tests.tiny import Directory
 from tests.training import tiny
 
 SMALL = (
@@ -235,3 +236,38 @@ def test_an_environment_that_pays_by_itself_needs_neither_prompts_nor_reward_nor
     assert recipe.data.prompts is None
     assert "judge" not in recipe.stages
     assert (recipe.uses_prompts, recipe.uses_reward) == (False, False)
+
+
+def test_the_dialogue_recipe_runs_two_iterations_on_a_tiny_model(desk, directory_of: Directory):
+    def transcript(number: int, last: str) -> str:
+        return f"\n\nHuman: a{number}\n\nAssistant: b\n\nHuman: c\n\nAssistant: {last}"
+
+    rows = [{"chosen": transcript(n, "good"), "rejected": transcript(n, "bad")} for n in range(40)]
+    (desk / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tables = ("demonstrations", "prompts", "test_prompts", "preferences", "test_preferences", "judge_preferences")
+    loaded = load_recipe(
+        "dialogue",
+        [
+            f"model.path={directory_of('llama')}",
+            'model.dtype="float32"',
+            "data.max_prompt_tokens=48",
+            *(f"data.{table}.path=test.jsonl" for table in tables),
+            *(f'data.{table}.rows=":20"' for table in tables if "test" not in table),
+            *(f'data.{table}.rows="-8:"' for table in tables if "test" in table),
+            "reward_model.normalization_responses=8",
+            "rollout.max_response_tokens=2",
+            "ppo.iterations=2",
+            "ppo.rollout_episodes=4",
+            "ppo.minibatch_episodes=4",
+            "ppo.min_eos_rate=0",
+            "ppo.value.warmup_iterations=1",
+            "evaluation.num_prompts=6",
+        ],
+    )
+    pipeline.run(loaded, desk / "run", progress=Progress(quiet=True))
+    run_dir = RunDir(desk / "run")
+    assert tuple(run_dir.finished_stages()) == loaded.recipe.stages
+    assert [row["iteration"] for row in ppo_metrics(run_dir)] == [0, 1]
+    evaluation = read_results(run_dir.evaluation, Evaluation)
+    assert (evaluation.num_prompts, evaluation.judge_name) == (6, "second reward model")
+    assert evaluation.win_rate.judge is not None
