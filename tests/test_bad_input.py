@@ -512,8 +512,8 @@ def test_a_recipe_that_cannot_be_read_is_named_with_its_line(desk: Desk, content
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("demmo", "there is neither a recipe nor a file 'demmo'; did you mean demo?; the shipped recipes are demo, "),
-        ("no/where.toml", "there is neither a recipe nor a file 'no/where.toml'; the shipped recipes are demo, "),
+        ("demmo", "there is neither a recipe nor a file 'demmo'; did you mean demo?; the shipped recipes are "),
+        ("no/where.toml", "there is neither a recipe nor a file 'no/where.toml'; the shipped recipes are "),
         (".", ". is a directory; give a recipe's name or a TOML file"),
     ],
 )

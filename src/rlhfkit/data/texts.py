@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rlhfkit.config.schema import ContrastConfig, GrammarConfig, RowsConfig, SourceConfig
+from rlhfkit.config.schema import ContrastConfig, GrammarConfig, LabelledConfig, RowsConfig, SourceConfig
 from rlhfkit.data import grammar
 from rlhfkit.data.conversations import read_text
 from rlhfkit.data.formats import need
@@ -20,6 +20,8 @@ def load_texts(
         return grammar.load(grammar.texts, source, seed)
     if isinstance(source, ContrastConfig):
         raise DataError('type = "contrast" makes preferences only; for texts, name their file with path')
+    if isinstance(source, LabelledConfig):
+        raise DataError('type = "labelled" makes prompts and demonstrations; for texts, name their files with path')
     located = load_located_texts(source, directory=directory, on_bad_row=on_bad_row)
     return Loaded([text for text, _ in located.records], located.skipped, located.sources)
 

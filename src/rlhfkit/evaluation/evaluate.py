@@ -28,7 +28,7 @@ class _Answers:
     responses: list[Response]
     episodes: list[ScoredText]
     scores: list[float]
-    judge_scores: list[float]
+    judge_scores: list[float] | None
     ref_kl: float
     perplexity: float
 
@@ -39,7 +39,7 @@ def compare(
     prompts: Sequence[EncodedPrompt],
     *,
     reward: RewardSource,
-    judge: RewardSource,
+    judge: RewardSource | None,
     reward_name: str,
     judge_name: str,
     rollout: RolloutConfig,
@@ -79,7 +79,9 @@ def compare(
             responses=responses,
             episodes=episodes,
             scores=check_scores(reward.score(episodes), episodes, source="the reward source").tolist(),
-            judge_scores=check_scores(judge.score(episodes), episodes, source="the judge").tolist(),
+            judge_scores=None
+            if judge is None
+            else check_scores(judge.score(episodes), episodes, source="the judge").tolist(),
             ref_kl=float(masked_sum(kl, mask, dim=1).mean()),
             perplexity=math.exp(-mean_logprob),
         )
@@ -89,7 +91,10 @@ def compare(
         num_prompts=len(prompts),
         models={"sft": _results(before), "policy": _results(after)},
         win_rate=WinRates(
-            reward=_win_rate(after.scores, before.scores), judge=_win_rate(after.judge_scores, before.judge_scores)
+            reward=_win_rate(after.scores, before.scores),
+            judge=_win_rate(after.judge_scores, before.judge_scores)
+            if after.judge_scores is not None and before.judge_scores is not None
+            else None,
         ),
         reward_name=reward_name,
         judge_name=judge_name,
@@ -100,8 +105,8 @@ def compare(
                 policy=after.episodes[row].response,
                 score_sft=before.scores[row],
                 score_policy=after.scores[row],
-                judge_sft=before.judge_scores[row],
-                judge_policy=after.judge_scores[row],
+                judge_sft=before.judge_scores[row] if before.judge_scores is not None else None,
+                judge_policy=after.judge_scores[row] if after.judge_scores is not None else None,
             )
             for row in range(min(num_samples, len(prompts)))
         ),
@@ -110,13 +115,11 @@ def compare(
 
 def _results(answers: _Answers) -> ModelResults:
     texts = [episode.response for episode in answers.episodes]
-    num = len(texts)
-    positive = sum(score > 0 for score in answers.judge_scores) / num
-    low, high = wilson_interval(positive, num)
+    num, judge_scores = len(texts), answers.judge_scores
     return ModelResults(
         score=_estimate(answers.scores),
-        judge=_estimate(answers.judge_scores),
-        judge_positive_share=Estimate(mean=positive, low=low, high=high),
+        judge=None if judge_scores is None else _estimate(judge_scores),
+        judge_positive_share=None if judge_scores is None else _positive_share(judge_scores),
         response_tokens=sum(len(response.ids) for response in answers.responses) / num,
         eos_rate=sum(response.finished for response in answers.responses) / num,
         distinct_1=distinct(texts, 1),
@@ -129,6 +132,12 @@ def _results(answers: _Answers) -> ModelResults:
 def _estimate(values: Sequence[float]) -> Estimate:
     mean, low, high, std = mean_interval(values)
     return Estimate(mean=mean, low=low, high=high, std=std)
+
+
+def _positive_share(values: Sequence[float]) -> Estimate:
+    positive = sum(value > 0 for value in values) / len(values)
+    low, high = wilson_interval(positive, len(values))
+    return Estimate(mean=positive, low=low, high=high)
 
 
 def _win_rate(ours: Sequence[float], theirs: Sequence[float]) -> WinRate:
