@@ -678,6 +678,8 @@ def test_a_reward_that_compares_needs_something_to_compare_with(desk: Desk, kind
         f'reward.type = "{kind}" compares with the right response, and the row prompts.jsonl:1 gives none (2 of 2 '
         'rows); add a column "completion", or name yours as in columns = {completion = "label"}'
     )
+    mixed = f'reward={{type="mix", parts=[{{source={{type="{kind}"}}}}]}}'
+    assert f'reward.type = "{kind}" compares with the right response' in desk.refused(ONLY_PPO, mixed)
     desk.write("prompts.jsonl", ANSWERED)
     assert "the row test_prompts.jsonl:1 gives none (2 of 4 rows)" in desk.refused(f'reward={{type="{kind}"}}')
 

@@ -127,7 +127,7 @@ class Inputs:
             if isinstance(source, FunctionReward):
                 source.columns_of(prompts)
             if isinstance(source, MatchReward | ChrfReward):
-                references_of(prompts, wanted_by=f'{setting}.type = "{config.type}"')
+                references_of(prompts, wanted_by=f'{setting}.type = "{source.type}"')
             if episodes:
                 try:
                     source.score(episodes)

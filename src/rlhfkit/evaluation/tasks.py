@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
@@ -104,14 +105,15 @@ def translation(questions: Sequence[Question], sft: Sequence[str], policy: Seque
     draws = _draws(len(questions), seed)
     measures = []
     for name, metric in (("chrF", metrics.CHRF()), ("BLEU", metrics.BLEU(force=True))):
-
-        def score(counts: np.ndarray, rows: np.ndarray, metric: object = metric) -> float:
-            return float(metric._compute_score_from_stats(counts[rows].sum(0)).score)  # type: ignore[attr-defined]
-
         # What corpus_score() adds up: its own bootstrap resamples one system alone, so that a difference has none.
         counts = [np.array(metric._extract_corpus_statistics(side, references)) for side in (sft, policy)]
-        measures.append(_measure(name, score, counts, draws, is_share=False))
+        measures.append(_measure(name, partial(_corpus_score, metric), counts, draws, is_share=False))
     return TaskResults(num=len(questions), measures=tuple(measures))
+
+
+def _corpus_score(metric: Any, counts: np.ndarray, rows: np.ndarray) -> float:
+    """Score of the sentences `rows`, out of what each adds to the corpus."""
+    return float(metric._compute_score_from_stats(counts[rows].sum(0)).score)
 
 
 def _draws(num: int, seed: int) -> np.ndarray:

@@ -19,6 +19,8 @@ class ChrfReward:
     Source: Popović 2015, doi 10.18653/v1/W15-3049.
     """
 
+    type = "chrf"
+
     def __init__(self) -> None:
         """Raises: MissingDependencyError without sacrebleu."""
         self._chrf = sacrebleu_metrics('reward.type = "chrf"').CHRF()

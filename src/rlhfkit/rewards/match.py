@@ -12,6 +12,8 @@ __all__ = ["MatchReward"]
 class MatchReward:
     """score = 1 where the response equals the prompt's reference, without the blanks around both; 0 elsewhere."""
 
+    type = "match"
+
     def score(self, episodes: Sequence[ScoredText]) -> torch.Tensor:
         """Scores (B,).
 
