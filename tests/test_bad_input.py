@@ -279,6 +279,36 @@ def test_whole_texts_need_the_number_of_words_that_are_the_prompt(desk: Desk):
     )
 
 
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        (
+            '{type="labelled", classes={good={path="prompts.jsonl"}, bad={path="demonstrations.jsonl"}}}',
+            'data.prompts: classes.good: none of the 2 rows can be used; the first: prompts.jsonl:1: no column "text"; '
+            'the row has prompt; if it has another name, say so as in columns = {text = "its name"}',
+        ),
+        (
+            '{type="labelled", classes={good={path="prompts.jsonl", columns={text="prompt"}}, bad={path="no.txt"}}}',
+            "data.prompts: classes.bad: no.txt is not in ",
+        ),
+        (
+            '{type="labelled", classes={good={path="a.txt", rowz=":"}, bad={path="b.txt"}}}',
+            "data.prompts.classes.good.rowz (from the command line): no such setting; did you mean data.prompts.c",
+        ),
+        (
+            '{type="labelled", classes={good={path="a.txt"}}}',
+            'data.prompts.classes = {"good": {"path": "a.txt"}} (from the command line): expected at least 2 of them',
+        ),
+        (
+            '{path="prompts.jsonl", prompt_format="Say it"}',
+            'data.prompts.prompt_format = "Say it" (from the command line): expected a text that matches \\{prompt\\}',
+        ),
+    ],
+)
+def test_prompts_that_cannot_be_made_are_named(desk: Desk, prompts: str, words: str):
+    assert words in desk.refused(f"data.prompts={prompts}")
+
+
 def test_skipping_bad_rows_needs_a_good_one(desk: Desk):
     desk.write("test_prompts.jsonl", jsonl({"prompt": ""}, {"prompt": None}))
     message = desk.refused("data.on_bad_row=skip")
@@ -512,11 +542,8 @@ def test_a_recipe_that_cannot_be_read_is_named_with_its_line(desk: Desk, content
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        (
-            "demmo",
-            "there is neither a recipe nor a file 'demmo'; did you mean demo?; the shipped recipes are acrobot, ",
-        ),
-        ("no/where.toml", "there is neither a recipe nor a file 'no/where.toml'; the shipped recipes are acrobot, "),
+        ("demmo", "there is neither a recipe nor a file 'demmo'; did you mean demo?; the shipped recipes are "),
+        ("no/where.toml", "there is neither a recipe nor a file 'no/where.toml'; the shipped recipes are "),
         (".", ". is a directory; give a recipe's name or a TOML file"),
     ],
 )
@@ -640,6 +667,48 @@ def test_a_column_that_a_reward_function_asks_for_must_be_in_all_rows(desk: Desk
 def test_a_reward_that_cannot_be_had_is_named(desk: Desk, reward: str, words: str):
     desk.write("words.txt", "good\t1\nbad -1\n")
     assert words in desk.refused(f"reward={reward}")
+
+
+ANSWERED = jsonl({"prompt": "Say one:", "completion": " one"}, {"prompt": "Say two:", "completion": " two"})
+
+
+@pytest.mark.parametrize("kind", ["match", "chrf"])
+def test_a_reward_that_compares_needs_something_to_compare_with(desk: Desk, kind: str):
+    assert desk.refused(ONLY_PPO, f'reward={{type="{kind}"}}') == (
+        f'reward.type = "{kind}" compares with the right response, and the row prompts.jsonl:1 gives none (2 of 2 '
+        'rows); add a column "completion", or name yours as in columns = {completion = "label"}'
+    )
+    mixed = f'reward={{type="mix", parts=[{{source={{type="{kind}"}}}}]}}'
+    assert f'reward.type = "{kind}" compares with the right response' in desk.refused(ONLY_PPO, mixed)
+    desk.write("prompts.jsonl", ANSWERED)
+    assert "the row test_prompts.jsonl:1 gives none (2 of 4 rows)" in desk.refused(f'reward={{type="{kind}"}}')
+
+
+@pytest.mark.parametrize("metric", ["classification", "translation"])
+def test_a_metric_needs_something_to_compare_with(desk: Desk, metric: str):
+    assert desk.refused(f"evaluation.metric={metric}") == (
+        f'evaluation.metric = "{metric}" compares with the right response, and the row test_prompts.jsonl:1 gives none '
+        '(2 of 2 rows); add a column "completion", or name yours as in columns = {completion = "label"}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted_by"),
+    [
+        ((ONLY_PPO, 'reward={type="chrf"}'), 'reward.type = "chrf"'),
+        (("evaluation.metric=translation",), 'evaluation.metric = "translation"'),
+    ],
+)
+def test_without_sacrebleu_the_install_line_is_shown(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], wanted_by: str
+):
+    desk.write("prompts.jsonl", ANSWERED)
+    desk.write("test_prompts.jsonl", ANSWERED)
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    assert desk.refused(*overrides) == (
+        f"{wanted_by} needs sacrebleu, which is not installed; pip install 'rlhfkit[translation]'"
+    )
 
 
 def test_the_judge_is_checked_too(desk: Desk):

@@ -520,3 +520,47 @@ def test_the_demo_runs_two_iterations_at_reduced_size(tmp_path):
     assert {sample.prompt for sample in read_results(run_dir.evaluation, Evaluation).samples} <= {
         prompt.content for prompt in test_prompts
     }
+
+
+def run_shipped(name, directory, model, *overrides):
+    """Two iterations of a shipped recipe with the tiny model in a directory."""
+    small = ("ppo.iterations=2", "ppo.rollout_episodes=16", "ppo.minibatch_episodes=8", "ppo.min_eos_rate=0")
+    given = (f"model.path={model}", f"data.directory={directory}", "model.device=cpu", *small, *overrides)
+    pipeline.run(load_recipe(name, given), directory / "run", progress=Progress(quiet=True))
+    run_dir = RunDir(directory / "run")
+    assert [row["iteration"] for row in metrics(run_dir) if row["stage"] == "ppo"] == [0, 1]
+    return read_results(run_dir.evaluation, Evaluation)
+
+
+def test_classification_runs_two_iterations_on_a_tiny_model(tmp_path, directory_of):
+    for name, word in (("pos", "fine"), ("neg", "poor")):
+        (tmp_path / f"rt-polarity.{name}").write_text("".join(f"a {word} film , no {row}\n" for row in range(100)))
+    evaluation = run_shipped(
+        "classification",
+        tmp_path,
+        directory_of("llama"),
+        "data.max_prompt_tokens=48",
+        "rollout.max_response_tokens=12",  # it reads bytes, and " positive" has nine
+        "sft.epochs=40",
+        "sft.optim.learning_rate=1e-2",
+    )
+    accuracy, macro_f1 = evaluation.task.measures
+    assert (accuracy.name, macro_f1.name, evaluation.task.num) == ("accuracy", "macro-F1", 20)
+    confusion = evaluation.task.confusion
+    assert confusion.labels == ("negative", "positive")
+    for side, table in (("sft", confusion.sft), ("policy", confusion.policy)):
+        assert [sum(row) for row in table] == [10, 10]
+        assert getattr(accuracy, side).mean == (table[0][0] + table[1][1]) / 20
+    assert evaluation.win_rate.judge is None
+    assert evaluation.models["policy"].judge is None
+
+
+def test_translation_runs_two_iterations_on_a_tiny_model(tmp_path, directory_of):
+    lines = [f"Go {row // 2}.\tVa {row} !\tCC-BY {row}\n" for row in range(60)]
+    (tmp_path / "eng-fra.txt").write_text("".join(lines))
+    evaluation = run_shipped("translation", tmp_path, directory_of("llama"), "data.max_prompt_tokens=36")
+    assert [measure.name for measure in evaluation.task.measures] == ["chrF", "BLEU"]
+    assert evaluation.num_prompts == 6
+    assert evaluation.task.num == 3  # each sentence has two translations
+    assert evaluation.task.confusion is None
+    assert evaluation.samples[0].prompt.startswith("English: Go 2")

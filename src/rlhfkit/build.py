@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from rlhfkit.config.schema import (
     AdaptiveKLConfig,
     BagOfWordsRewardConfig,
+    ChrfRewardConfig,
     FixedKLConfig,
     FunctionEnvConfig,
     FunctionRewardConfig,
@@ -19,6 +20,7 @@ from rlhfkit.config.schema import (
     HttpRewardConfig,
     KLConfig,
     LexiconRewardConfig,
+    MatchRewardConfig,
     MixRewardConfig,
     PretrainedModelConfig,
     Recipe,
@@ -262,12 +264,14 @@ class Builder:
 
     # ── rewards ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def judge(self) -> tuple[RewardSource, str]:
-        """The independent judge, and what to call it."""
+    def judge(self) -> tuple[RewardSource | None, str]:
+        """The independent judge, if the recipe has one, and what to call it."""
         configured = self.recipe.evaluation.judge
         if configured is not None:
             name = "the true rule" if configured.type == "grammar" else configured.type.replace("_", " ")
             return self.reward(configured), name
+        if "judge" not in self.recipe.stages:
+            return None, "judge"
         if self.recipe.judge.type == "bag_of_words":
             return self.reward(BagOfWordsRewardConfig(type="bag_of_words")), "bag of words"
         own = RewardModelRewardConfig(type="reward_model", path=str(self.run.model("judge")))
@@ -298,6 +302,14 @@ class Builder:
                 from rlhfkit.rewards.grammar import GrammarReward
 
                 return GrammarReward()
+            case MatchRewardConfig():
+                from rlhfkit.rewards.match import MatchReward
+
+                return MatchReward()
+            case ChrfRewardConfig():
+                from rlhfkit.rewards.chrf import ChrfReward
+
+                return ChrfReward()
             case MixRewardConfig():
                 from rlhfkit.rewards.mix import MixReward
 

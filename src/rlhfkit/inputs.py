@@ -19,8 +19,10 @@ from rlhfkit.envs.check import check_text_env
 from rlhfkit.errors import ConfigError, DataError, RewardError, RlhfkitError
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Preference, Prompt
+from rlhfkit.rewards.chrf import ChrfReward, sacrebleu_metrics
 from rlhfkit.rewards.function import FunctionReward
-from rlhfkit.rewards.source import ScoredText
+from rlhfkit.rewards.match import MatchReward
+from rlhfkit.rewards.source import ScoredText, references_of
 from rlhfkit.rollout.generation import stop_token_ids
 
 __all__ = ["Inputs"]
@@ -104,6 +106,8 @@ class Inputs:
             yield lambda: self._try_reward(recipe.reward, "reward", prompts)
         if "evaluate" in stages and (judge := recipe.evaluation.judge) is not None:
             yield lambda: self._try_reward(judge, "evaluation.judge", ["test_prompts"])
+        if "evaluate" in stages and recipe.evaluation.metric != "none":
+            yield self._try_metric
 
     def _check_start(self, stages: Collection[Stage]) -> None:
         self._encoder = self.builder.check_start(stages)
@@ -138,12 +142,21 @@ class Inputs:
         for source in sources:
             if isinstance(source, FunctionReward):
                 source.columns_of(prompts)
+            if isinstance(source, MatchReward | ChrfReward):
+                references_of(prompts, wanted_by=f'{setting}.type = "{source.type}"')
             if episodes:
                 try:
                     source.score(episodes)
                 except RewardError as error:
                     trial = f'an empty response and on "{TRIAL_RESPONSES[1]}"'
                     raise RewardError(f"{setting}, tried on {trial}: {error}") from error
+
+    def _try_metric(self) -> None:
+        metric = self.recipe.evaluation.metric
+        if "test_prompts" in self._loaded:
+            references_of(self._loaded["test_prompts"].records, wanted_by=f'evaluation.metric = "{metric}"')
+        if metric == "translation":
+            sacrebleu_metrics('evaluation.metric = "translation"')
 
     def _text(self, prompt: Prompt) -> str:
         if self._encoder is not None:

@@ -33,6 +33,8 @@ from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError
 from rlhfkit.evaluation.episodes import compare_episodes
 from rlhfkit.evaluation.evaluate import compare
 from rlhfkit.evaluation.report import write_report
+from rlhfkit.evaluation.results import TaskResults
+from rlhfkit.evaluation.tasks import FieldMetric, classification, likeliest_responses, questions_of, translation
 from rlhfkit.feedback.simulated import SimulatedAnnotators
 from rlhfkit.inputs import Inputs
 from rlhfkit.manifest import Manifest
@@ -430,6 +432,9 @@ class Pipeline:
                 max_tokens=recipe.ppo.microbatch_tokens,
                 on_finished=progress.advance,
             )
+        if recipe.evaluation.metric != "none":
+            task = self._task_results(recipe.evaluation.metric, sft, policy, prompts)
+            evaluation = evaluation.model_copy(update={"task": task})
         write_atomically(self.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
         return {}
 
@@ -454,6 +459,23 @@ class Pipeline:
             )
         write_atomically(self.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
         return {}
+
+    def _task_results(
+        self, metric: FieldMetric, sft: LanguageModel, policy: LanguageModel, prompts: Sequence[EncodedPrompt]
+    ) -> TaskResults:
+        """What the field measures, of both models."""
+        measure = {"classification": classification, "translation": translation}[metric]
+        questions = questions_of(prompts, metric)
+        with self.progress.stage(metric, total=2 * len(questions), unit="response") as progress:
+            before, after = (
+                likeliest_responses(model, questions, self.recipe.rollout, on_finished=progress.advance)
+                for model in (sft, policy)
+            )
+        results = measure(questions, before, after, seed=derive_seed(self.recipe.seed, metric))
+        for found in results.measures:
+            before_and_after = found.shown(found.sft.mean), found.shown(found.policy.mean)
+            self.progress.note(f"{found.name}: {before_and_after[0]} before PPO, {before_and_after[1]} after")
+        return results
 
     # ── what the stages share ────────────────────────────────────────────────────────────────────────────────────────
 

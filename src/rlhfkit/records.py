@@ -27,6 +27,8 @@ class Prompt:
     """Further columns of the row, such as a label or a reference; reward functions may ask for them by name."""
     origin: str = ""
     """Where it comes from, as "reviews.jsonl:17"."""
+    reference: str | None = None
+    """The response that its row gives, where it gives one: the true label, a translation by a person."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,12 @@ def test_evaluation_needs_a_judge():
     assert 'add the stage "reward_model" or set evaluation.judge.path' in message
 
 
+@pytest.mark.parametrize("metric", ["classification", "translation"])
+def test_where_the_rows_give_the_right_responses_no_judge_is_needed(metric):
+    assert recipe(stages=["ppo", "evaluate"], reward={"type": "match"}, evaluation={"metric": metric})
+    assert "set evaluation.judge" in fault(stages=["ppo", "evaluate"], reward={"type": "match"})
+
+
 def test_evaluation_needs_a_policy_to_evaluate():
     assert 'add the stage "ppo"' in fault(stages=["evaluate"], evaluation={"judge": {"type": "grammar"}})
 

@@ -14,13 +14,16 @@ from rlhfkit.intervals import wilson_interval
 ROLLOUT = RolloutConfig(max_response_tokens=8, temperature=0.7)
 
 
-def evaluated(policy, *, reward=None, judge=None, prompts=None, max_tokens=64, **options):
+LENGTH = tiny.Scripted(lambda text: float(len(text) - 4))
+
+
+def evaluated(policy, *, reward=None, judge=LENGTH, prompts=None, max_tokens=64, **options):
     return compare(
         tiny.language_model(),
         policy,
         prompts or tiny.prompts(24),
         reward=reward or tiny.count_a(),
-        judge=judge or tiny.Scripted(lambda text: float(len(text) - 4)),
+        judge=judge,
         reward_name="count of a",
         judge_name="length",
         rollout=ROLLOUT,
@@ -133,6 +136,15 @@ def test_samples_are_the_first_prompts_with_their_scores():
         assert (sample.score_sft, sample.score_policy) == (sample.sft.count("a"), sample.policy.count("a"))
         assert (sample.judge_sft, sample.judge_policy) == (len(sample.sft) - 4, len(sample.policy) - 4)
     assert (evaluation.reward_name, evaluation.judge_name) == ("count of a", "length")
+
+
+def test_without_a_judge_nothing_is_said_in_its_name(evaluation):
+    alone = evaluated(tiny.language_model(1), judge=None)
+    assert alone.win_rate == evaluation.win_rate.model_copy(update={"judge": None})
+    nothing = {"judge": None, "judge_positive_share": None}
+    assert alone.models == {side: found.model_copy(update=nothing) for side, found in evaluation.models.items()}
+    nothing = {"judge_sft": None, "judge_policy": None}
+    assert alone.samples == tuple(sample.model_copy(update=nothing) for sample in evaluation.samples)
 
 
 @pytest.mark.parametrize("source", ["reward", "judge"])

@@ -291,3 +291,64 @@ def test_report_needs_no_torch(quick_run: RunDir):
         f"write_report(RunDir({str(quick_run.path)!r})); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def without_judge(run: RunDir) -> dict[str, Any]:
+    """The evaluation of a run that had no judge."""
+    content = json.loads(run.evaluation.read_text())
+    for model in content["models"].values():
+        del model["judge"], model["judge_positive_share"]
+    del content["win_rate"]["judge"]
+    for sample in content["samples"]:
+        del sample["judge_sft"], sample["judge_policy"]
+    return content
+
+
+def measured(name: str, *, is_share: bool) -> dict[str, Any]:
+    points = 1 if is_share else 100
+    estimates = {
+        side: {"mean": mean * points, "low": (mean - 0.03) * points, "high": (mean + 0.03) * points}
+        for side, mean in (("sft", 0.61), ("policy", 0.7), ("difference", 0.09))
+    }
+    return {"name": name, "is_share": is_share, **estimates}
+
+
+CONFUSION = {
+    "labels": ["bad", "<i>good"],
+    "sft": [[301, 202, 0], [188, 309, 0]],
+    "policy": [[351, 152, 0], [148, 349, 0]],
+}
+
+
+def test_a_classification_shows_its_measures_and_who_was_taken_for_what(quick_run: RunDir):
+    measures = [measured("accuracy", is_share=True), measured("macro-F1", is_share=True)]
+    task = {"num": 1000, "measures": measures, "confusion": CONFUSION}
+    quick_run.evaluation.write_text(json.dumps({**without_judge(quick_run), "task": task}))
+    page = Page(render_report(quick_run))
+    assert "PPO made the model better at its task." in page.text
+    assert "confusion" in page.headings()
+    told = " ".join(page.text.split())
+    assert "Accuracy 61.0 % → 70.0 % likeliest responses; +9.0 points, 95 % interval: +6.0 to +12.0" in told
+    assert "Before PPO true class bad <i>good bad 301 202 <i>good 188 309 After PPO" in told
+    assert "After PPO true class bad <i>good bad 351 152 <i>good 148 349" in told
+    assert "Judged positive" not in told
+    assert "Win rate (judge)" not in told
+    assert "Distinct-2" not in told.split("Words")[0]
+
+
+def test_responses_that_are_no_class_have_a_column_of_their_own(quick_run: RunDir):
+    table = {**CONFUSION, "sft": [[301, 200, 2], [188, 309, 0]]}
+    task = {"num": 1000, "measures": [measured("accuracy", is_share=True)], "confusion": table}
+    quick_run.evaluation.write_text(json.dumps({**without_judge(quick_run), "task": task}))
+    told = " ".join(Page(render_report(quick_run)).text.split())
+    assert "true class bad <i>good none of them bad 301 200 2 <i>good 188 309 0" in told
+
+
+def test_a_translation_shows_its_measures_as_points(quick_run: RunDir):
+    task = {"num": 260, "measures": [measured("chrF", is_share=False), measured("BLEU", is_share=False)]}
+    quick_run.evaluation.write_text(json.dumps({**without_judge(quick_run), "task": task}))
+    page = Page(render_report(quick_run))
+    told = " ".join(page.text.split())
+    assert "chrF 61.0 → 70.0 likeliest responses; +9.0 points" in told
+    assert "On 260 held-out prompts, with the likeliest response to each: chrF from 61.0 before PPO to 70.0" in told
+    assert "confusion" not in page.headings()

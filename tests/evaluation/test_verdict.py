@@ -168,3 +168,42 @@ def test_few_episodes_are_a_caution():
     found = episodes((0.7, 0.8))
     few = replace(found, evaluation=found.evaluation.model_copy(update={"num_prompts": 20}))
     assert "Only 20 episodes were compared: small differences cannot show." in judge_run(few).cautions
+
+
+def measured(low: float, high: float) -> dict[str, Any]:
+    """Accuracy whose difference has this interval."""
+    estimate = {"mean": 0.6, "low": 0.57, "high": 0.63}
+    difference = {"mean": (low + high) / 2, "low": low, "high": high}
+    measure = {"name": "accuracy", "is_share": True, "sft": estimate, "policy": estimate, "difference": difference}
+    return {"num": 1000, "measures": [measure]}
+
+
+@pytest.mark.parametrize(
+    ("interval", "judge", "tone", "words"),
+    [
+        ((0.02, 0.06), None, "good", "better at its task"),
+        ((0.02, 0.06), (0.6, 0.7), "good", "better at its task"),
+        ((0.02, 0.06), (0.2, 0.4), "bad", "Accuracy rose, but the judge prefers the old responses"),
+        ((0.0, 0.06), None, "unclear", "No clear change of accuracy"),
+        ((-0.02, 0.06), (0.6, 0.7), "unclear", "No clear change of accuracy"),
+        ((-0.06, -0.02), None, "bad", "worse at its task"),
+    ],
+)
+def test_where_right_responses_are_known_the_fields_measure_decides(interval, judge, tone, words):
+    run = facts(judge=judge)
+    run = replace(
+        run, evaluation=Evaluation.model_validate({**run.evaluation.model_dump(), "task": measured(*interval)})
+    )
+    verdict = judge_run(run)
+    assert verdict.tone == tone
+    assert words in verdict.headline
+    assert "On 1000 held-out prompts, with the likeliest response to each: accuracy from 60.0\u202f% before PPO to" in (
+        verdict.reasons
+    )
+    assert ("judge (judge) prefers" in verdict.reasons) == (judge is not None)
+
+
+def test_the_interval_of_a_measure_is_told_in_points():
+    run = facts(judge=None)
+    task = Evaluation.model_validate({**run.evaluation.model_dump(), "task": measured(-0.012, 0.03)})
+    assert "+0.9 points (95\u202f% interval −1.2 to +3.0)" in judge_run(replace(run, evaluation=task)).reasons

@@ -303,9 +303,15 @@ def _locate(location: tuple[int | str, ...], kind: type[Section]) -> _Place:
             annotation = field.annotation if field else None
             name += f".{step}" if name else str(step)
         else:
-            annotation = (get_args(members[0]) or (None,))[0] if members else None
+            annotation = _item(members[0]) if members else None
             name += f"[{step}]" if isinstance(step, int) else f".{step}"
     return _Place(name, field, section, siblings, kind)
+
+
+def _item(annotation: Any) -> Any:
+    """Type of what a list or a table of free names holds."""
+    arguments = get_args(annotation) or (None,)
+    return arguments[1] if get_origin(annotation) is dict else arguments[0]
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

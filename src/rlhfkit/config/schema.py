@@ -27,6 +27,7 @@ __all__ = [
     "AdaptiveKLConfig",
     "AnnotatorsConfig",
     "BagOfWordsRewardConfig",
+    "ChrfRewardConfig",
     "ContrastConfig",
     "DataConfig",
     "EvaluationConfig",
@@ -39,8 +40,10 @@ __all__ = [
     "HttpRewardConfig",
     "JudgeConfig",
     "KLConfig",
+    "LabelledConfig",
     "LexiconRewardConfig",
     "LoraConfig",
+    "MatchRewardConfig",
     "MixRewardConfig",
     "ModelConfig",
     "OptimConfig",
@@ -173,6 +176,8 @@ ModelConfig = Annotated[
 # ── data ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 ROWS_PATTERN = r"^\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*$"
+PromptFormat = Annotated[str, Field(pattern=r"\{prompt\}")]
+ResponseFormat = Annotated[str, Field(pattern=r"\{response\}")]
 
 
 class RowsConfig(Section):
@@ -181,7 +186,7 @@ class RowsConfig(Section):
     type: Literal["rows"] = "rows"
     path: str | tuple[str, ...]
     """File(s), directory or hub id. Relative paths are looked up in `data.directory`."""
-    format: Literal["auto", "jsonl", "csv", "parquet", "datasets", "hub", "text"] = "auto"
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet", "datasets", "hub", "text"] = "auto"
     """How to read it; "auto" goes by the file's ending (.jsonl, .json, .csv, .tsv, .parquet, .txt, each also .gz)."""
     split: str = "train"
     """Split of a `datasets` directory or of a dataset on the hub."""
@@ -194,8 +199,14 @@ class RowsConfig(Section):
     columns: dict[str, str] = {}
     """Our name → the file's name, where they differ, as in {prompt = "question", response = "answer"}; a dot goes into
     a nested object, as in {text = "prompt.text"}."""
+    column_names: tuple[str, ...] = ()
+    """Names of the columns of a CSV or TSV file whose first line is a row already, and no header."""
     encoding: str = "utf-8"
     """Text encoding of the file."""
+    prompt_format: PromptFormat = "{prompt}"
+    """What stands around a prompt that is text, as in "{prompt}\\nSentiment:"."""
+    response_format: ResponseFormat = "{response}"
+    """What stands around a response to it, as in " {response}"."""
     beginning_words: tuple[PositiveInt, PositiveInt] | None = None
     """For whole texts (format "text", or a column `text`): the prompt is the first n words, n drawn from this range,
     the response the rest; a text of fewer words is a bad row."""
@@ -218,6 +229,26 @@ class ContrastConfig(Section):
     """Texts without it."""
 
 
+class LabelledConfig(Section):
+    """Texts of which the class is known: the text is the prompt, the name of its class the response."""
+
+    type: Literal["labelled"]
+    classes: Annotated[dict[str, RowsConfig], Field(min_length=2)]
+    """Name of the class → its texts, as in {positive = {path = "rt.pos"}, negative = {path = "rt.neg"}}."""
+    prompt_format: PromptFormat = "{prompt}"
+    """What stands around each text, as in "{prompt}\\nSentiment:"."""
+    response_format: ResponseFormat = " {response}"
+    """What stands around the name of its class; by default a space before it."""
+
+    @model_validator(mode="after")
+    def _classes_are_whole_texts(self) -> "LabelledConfig":
+        for name, rows in self.classes.items():
+            for key in ("prompt_format", "response_format", "beginning_words"):
+                if getattr(rows, key) != RowsConfig.model_fields[key].default:
+                    raise ValueError(f"classes.{name}.{key} does nothing here; formats stand beside classes, for all")
+        return self
+
+
 class GrammarConfig(Section):
     """Synthetic restaurant reviews that the package writes itself; see `data/grammar.py`."""
 
@@ -231,6 +262,7 @@ class GrammarConfig(Section):
 SourceConfig = Annotated[
     Annotated[RowsConfig, Tag("rows")]
     | Annotated[ContrastConfig, Tag("contrast")]
+    | Annotated[LabelledConfig, Tag("labelled")]
     | Annotated[GrammarConfig, Tag("grammar")],
     Discriminator(_type_or("rows")),
 ]
@@ -470,6 +502,18 @@ class BagOfWordsRewardConfig(Section):
     """Directory that holds it; by default this run's judge."""
 
 
+class MatchRewardConfig(Section):
+    """1 for the response that the prompt's row gives, 0 for any other."""
+
+    type: Literal["match"]
+
+
+class ChrfRewardConfig(Section):
+    """Similarity to the response that the prompt's row gives, from 0 to 1: chrF over character n-grams."""
+
+    type: Literal["chrf"]
+
+
 class GrammarRewardConfig(Section):
     """The true reward of the synthetic reviews; for evaluation only."""
 
@@ -500,6 +544,8 @@ RewardConfig = Annotated[
     | HttpRewardConfig
     | BagOfWordsRewardConfig
     | GrammarRewardConfig
+    | MatchRewardConfig
+    | ChrfRewardConfig
     | MixRewardConfig,
     Field(discriminator="type"),
 ]
@@ -724,6 +770,9 @@ class EvaluationConfig(Section):
     """Held-out prompts; the SFT model and the policy answer each of them once."""
     judge: RewardConfig | None = None
     """Independent judge; by default this run's, if there is a stage `judge`."""
+    metric: Literal["none", "classification", "translation"] = "none"
+    """What the field measures, of the likeliest responses against those that the rows give: accuracy and macro-F1, or
+    chrF and BLEU. With it no judge is needed."""
     num_samples: PositiveInt = 12
     """Pairs of responses shown side by side in the report."""
 
@@ -823,8 +872,11 @@ def _faults(recipe: Recipe) -> Iterator[str]:
                 yield "evaluation.judge is what PPO maximises (reward), so it cannot be independent; name another judge"
         elif not recipe.uses_reward:
             pass  # what the environment pays is the truth, and needs no second opinion
-        elif "judge" not in stages:
-            yield 'evaluation needs a judge that PPO never saw; add the stage "judge" or set evaluation.judge'
+        elif "judge" not in stages and recipe.evaluation.metric == "none":
+            yield (
+                'evaluation needs a judge that PPO never saw; add the stage "judge" or set evaluation.judge (or, where '
+                "the rows give the right responses, evaluation.metric)"
+            )
         elif isinstance(recipe.reward, BagOfWordsRewardConfig) and recipe.reward.path is None:
             yield 'reward.type = "bag_of_words" without a path maximises the judge of this run; set evaluation.judge'
 

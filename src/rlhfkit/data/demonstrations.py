@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from rlhfkit.config.schema import ContrastConfig, GrammarConfig, SourceConfig
+from rlhfkit.config.schema import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig
 from rlhfkit.data import grammar
-from rlhfkit.data.formats import make_prompt, read_answered_prompt
+from rlhfkit.data.formats import make_prompt, make_response, read_answered_prompt
+from rlhfkit.data.labelled import load_labelled_prompts
 from rlhfkit.data.rows import Loaded, OnBadRow, Row, load_rows
 from rlhfkit.errors import DataError
 from rlhfkit.records import Demonstration
@@ -23,8 +24,14 @@ def load_demonstrations(
             'type = "contrast" makes preferences without prompts; for demonstrations, name a file with path'
         )
 
+    if isinstance(source, LabelledConfig):
+        loaded = load_labelled_prompts(source, directory=directory, on_bad_row=on_bad_row)
+        demonstrations = [Demonstration(prompt, prompt.reference) for prompt in loaded.records if prompt.reference]
+        return Loaded(demonstrations, loaded.skipped, loaded.sources)
+
     def parse(row: Row) -> Demonstration:
         content, response = read_answered_prompt(row, beginning_words=source.beginning_words, seed=seed)
-        return Demonstration(make_prompt(content, row), response)
+        prompt = make_prompt(content, row, formats=source, response=response)
+        return Demonstration(prompt, make_response(response, formats=source))
 
     return load_rows(source, parse, directory=directory, on_bad_row=on_bad_row)

@@ -12,34 +12,49 @@ import random
 import re
 from typing import Any
 
+from rlhfkit.config.schema import LabelledConfig, RowsConfig
 from rlhfkit.data.conversations import part_dialogues, read_messages, read_text, read_transcript
 from rlhfkit.data.rows import Row
 from rlhfkit.errors import DataError
 from rlhfkit.records import Conversation, Message, Prompt
 
-__all__ = ["make_prompt", "need", "read_answered_prompt", "read_pair", "read_prompt"]
+__all__ = ["make_prompt", "make_response", "need", "read_answered_prompt", "read_pair", "read_prompt"]
 
 OWN_COLUMNS = frozenset({"prompt", "completion", "response", "messages", "chosen", "rejected", "margin", "text"})
 
 Content = str | Conversation
+Formats = RowsConfig | LabelledConfig
 
 
-def make_prompt(content: Content, row: Row) -> Prompt:
-    """The prompt with the further columns of its row.
+def make_prompt(content: Content, row: Row, *, formats: Formats, response: str | None = None) -> Prompt:
+    """The prompt in its format, with the further columns of its row, and `response` as its reference if not blank.
 
-    Raises: DataError where there is nothing in it, or nothing for the assistant to answer.
+    Raises: DataError where there is nothing in it, nothing for the assistant to answer, or no text to format.
     """
     if not content or not (content if isinstance(content, str) else content[-1].content).strip():
         raise DataError("the prompt is empty; expected text")
     if not isinstance(content, str) and content[-1].role != "user":
         raise DataError(f"the prompt ends with a turn of the {content[-1].role}; expected the user")
+    if isinstance(content, str):
+        content = formats.prompt_format.replace("{prompt}", content)
+    elif (formats.prompt_format, formats.response_format) != ("{prompt}", "{response}"):
+        raise DataError(
+            "prompt_format and response_format are for text, and this prompt is a conversation; leave them out, the "
+            "chat template does their work"
+        )
     columns = {name: value for name, value in row.columns.items() if name not in OWN_COLUMNS}
-    return Prompt(content, columns, row.origin)
+    reference = make_response(response, formats=formats) if response and response.strip() else None
+    return Prompt(content, columns, row.origin, reference)
 
 
-def read_prompt(row: Row, *, beginning_words: tuple[int, int] | None, seed: int) -> Content:
-    """The prompt in a row of any shape. Raises: DataError."""
-    return _read(row, beginning_words, seed)[0]
+def make_response(response: str, *, formats: Formats) -> str:
+    """The response in its format."""
+    return formats.response_format.replace("{response}", response)
+
+
+def read_prompt(row: Row, *, beginning_words: tuple[int, int] | None, seed: int) -> tuple[Content, str | None]:
+    """The prompt in a row of any shape, and the (chosen) response of a row that has one. Raises: DataError."""
+    return _read(row, beginning_words, seed)
 
 
 def read_answered_prompt(row: Row, *, beginning_words: tuple[int, int] | None, seed: int) -> tuple[Content, str]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from rlhfkit.config.schema import ContrastConfig, GrammarConfig, SourceConfig
+from rlhfkit.config.schema import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig
 from rlhfkit.data import grammar
-from rlhfkit.data.formats import make_prompt, read_pair
+from rlhfkit.data.formats import make_prompt, make_response, read_pair
 from rlhfkit.data.rows import Loaded, OnBadRow, Row, load_rows
 from rlhfkit.data.texts import load_located_texts
 from rlhfkit.errors import DataError
@@ -28,7 +28,16 @@ def load_preferences(
         return grammar.load(grammar.preferences, source, seed)
     if isinstance(source, ContrastConfig):
         return _contrast(source, directory=directory, on_bad_row=on_bad_row, seed=seed)
-    return load_rows(source, _parse, directory=directory, on_bad_row=on_bad_row)
+    if isinstance(source, LabelledConfig):
+        raise DataError('type = "labelled" makes no preferences; for two kinds of text use type = "contrast"')
+
+    def parse(row: Row) -> Preference:
+        content, *responses = read_pair(row)
+        chosen, rejected = (make_response(response, formats=source) for response in responses)
+        prompt = make_prompt(content, row, formats=source)
+        return Preference(prompt, chosen, rejected, _margin(row.columns.get("margin")))
+
+    return load_rows(source, parse, directory=directory, on_bad_row=on_bad_row)
 
 
 def write_preferences(path: str | Path, preferences: Sequence[Preference]) -> None:
@@ -38,11 +47,6 @@ def write_preferences(path: str | Path, preferences: Sequence[Preference]) -> No
     """
     lines = [json.dumps(_as_row(preference), ensure_ascii=False) + "\n" for preference in preferences]
     write_atomically(Path(path), "".join(lines))
-
-
-def _parse(row: Row) -> Preference:
-    content, chosen, rejected = read_pair(row)
-    return Preference(make_prompt(content, row), chosen, rejected, _margin(row.columns.get("margin")))
 
 
 def _margin(value: Any) -> float | None:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhfkit.config.schema import ContrastConfig, GrammarConfig, SourceConfig
+from rlhfkit.config.schema import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig
 from rlhfkit.data import grammar
 from rlhfkit.data.formats import make_prompt, read_prompt
+from rlhfkit.data.labelled import load_labelled_prompts
 from rlhfkit.data.rows import Loaded, OnBadRow, Row, load_rows
 from rlhfkit.errors import DataError
 from rlhfkit.records import Prompt
@@ -22,8 +23,12 @@ def load_prompts(
     if isinstance(source, ContrastConfig):
         raise DataError('type = "contrast" makes preferences without prompts; for prompts, name a file with path')
 
+    if isinstance(source, LabelledConfig):
+        return load_labelled_prompts(source, directory=directory, on_bad_row=on_bad_row)
+
     def parse(row: Row) -> Prompt:
-        return make_prompt(read_prompt(row, beginning_words=source.beginning_words, seed=seed), row)
+        content, response = read_prompt(row, beginning_words=source.beginning_words, seed=seed)
+        return make_prompt(content, row, formats=source, response=response)
 
     return load_rows(source, parse, directory=directory, on_bad_row=on_bad_row)
 

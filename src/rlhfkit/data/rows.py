@@ -21,7 +21,7 @@ __all__ = ["Loaded", "OnBadRow", "Row", "SourceFile", "described", "load_rows", 
 T = TypeVar("T")
 OnBadRow = Literal["stop", "skip"]
 
-FORMATS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+FORMATS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "text"}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 GZIP_MAGIC = b"\x1f\x8b"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -127,6 +127,11 @@ def read_rows(
 def _read(name: str, source: RowsConfig, directory: Path) -> tuple[list[Row | DataError], str]:
     path = directory / Path(name).expanduser()
     form = _format(name, path) if source.format == "auto" else source.format
+    if source.column_names and form not in ("csv", "tsv"):
+        raise DataError(
+            f'{name} is read as "{form}", where column_names = {list(source.column_names)} says nothing; leave it out, '
+            'or set format = "csv" or "tsv"'
+        )
     if form == "hub":
         return _hub_rows(name, source)
     if form == "datasets":
@@ -141,8 +146,9 @@ def _read(name: str, source: RowsConfig, directory: Path) -> tuple[list[Row | Da
     if form == "parquet":
         return _parquet_rows(name, data), sha256
     text = _decode(name, data, source.encoding)
-    if form == "csv":
-        return _csv_rows(name, text, delimiter="\t" if _ending(name) == ".tsv" else ","), sha256
+    if form in ("csv", "tsv"):
+        is_tsv = form == "tsv" or _ending(name) == ".tsv"
+        return _csv_rows(name, text, delimiter="\t" if is_tsv else ",", column_names=source.column_names), sha256
     return (_json_rows if form == "jsonl" else _text_rows)(name, text), sha256
 
 
@@ -317,14 +323,16 @@ def _json_fault(error: Exception) -> str:
     return f"character {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
-def _csv_rows(name: str, text: str, *, delimiter: str) -> list[Row | DataError]:
+def _csv_rows(name: str, text: str, *, delimiter: str, column_names: Sequence[str]) -> list[Row | DataError]:
+    """Rows under the names in the first line, or under `column_names`, with which the first line is a row."""
     rows: list[Row | DataError] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     limit = csv.field_size_limit(LONGEST_CSV_FIELD)
     try:
-        header = next(reader, [])
+        header = list(column_names) or next(reader, [])
         if len(set(header)) < len(header):
-            raise DataError(f"{name}:1: the header {_short(','.join(header))} names a column twice; rename one")
+            place = "column_names" if column_names else f"{name}:1: the header"
+            raise DataError(f"{place} {_short(','.join(header))} names a column twice; rename one")
         line = reader.line_num + 1
         for fields in reader:
             if len(fields) == len(header):
@@ -332,7 +340,8 @@ def _csv_rows(name: str, text: str, *, delimiter: str) -> list[Row | DataError]:
             elif fields:
                 rows.append(
                     DataError(
-                        f"{name}:{line}: {len(fields)} fields; the header has {len(header)}; "
+                        f"{name}:{line}: {len(fields)} fields; "
+                        f"{'column_names' if column_names else 'the header'} has {len(header)}; "
                         "put text that holds separators in double quotes"
                     )
                 )

@@ -3,7 +3,14 @@
 import hashlib
 from pathlib import Path
 
-from rlhfkit.config.schema import ContrastConfig, GrammarConfig, GuessTextsConfig, RowsConfig, TextsConfig
+from rlhfkit.config.schema import (
+    ContrastConfig,
+    GrammarConfig,
+    GuessTextsConfig,
+    LabelledConfig,
+    RowsConfig,
+    TextsConfig,
+)
 from rlhfkit.data import grammar
 from rlhfkit.data.conversations import read_text
 from rlhfkit.data.formats import need
@@ -24,6 +31,8 @@ def load_texts(
         return grammar.load(grammar.texts, source, seed)
     if isinstance(source, ContrastConfig):
         raise DataError('type = "contrast" makes preferences only; for texts, name their file with path')
+    if isinstance(source, LabelledConfig):
+        raise DataError('type = "labelled" makes prompts and demonstrations; for texts, name their files with path')
     located = load_located_texts(source, directory=directory, on_bad_row=on_bad_row)
     return Loaded([text for text, _ in located.records], located.skipped, located.sources)
 

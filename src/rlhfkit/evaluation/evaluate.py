@@ -28,7 +28,7 @@ class _Answers:
     responses: list[Response]
     episodes: list[ScoredText]
     scores: list[float]
-    judge_scores: list[float]
+    judge_scores: list[float] | None
     ref_kl: float
     perplexity: float
 
@@ -39,7 +39,7 @@ def compare(
     prompts: Sequence[EncodedPrompt],
     *,
     reward: RewardSource,
-    judge: RewardSource,
+    judge: RewardSource | None,
     reward_name: str,
     judge_name: str,
     rollout: RolloutConfig,
@@ -71,7 +71,9 @@ def compare(
             responses=responses,
             episodes=episodes,
             scores=check_scores(reward.score(episodes), episodes, source="the reward source").tolist(),
-            judge_scores=check_scores(judge.score(episodes), episodes, source="the judge").tolist(),
+            judge_scores=None
+            if judge is None
+            else check_scores(judge.score(episodes), episodes, source="the judge").tolist(),
             ref_kl=ref_kl,
             perplexity=perplexity,
         )
@@ -81,7 +83,10 @@ def compare(
         num_prompts=len(prompts),
         models={"sft": _results(before), "policy": _results(after)},
         win_rate=WinRates(
-            reward=win_rate(after.scores, before.scores), judge=win_rate(after.judge_scores, before.judge_scores)
+            reward=win_rate(after.scores, before.scores),
+            judge=win_rate(after.judge_scores, before.judge_scores)
+            if after.judge_scores is not None and before.judge_scores is not None
+            else None,
         ),
         reward_name=reward_name,
         judge_name=judge_name,
@@ -92,8 +97,8 @@ def compare(
                 policy=after.episodes[row].response,
                 score_sft=before.scores[row],
                 score_policy=after.scores[row],
-                judge_sft=before.judge_scores[row],
-                judge_policy=after.judge_scores[row],
+                judge_sft=before.judge_scores[row] if before.judge_scores is not None else None,
+                judge_policy=after.judge_scores[row] if after.judge_scores is not None else None,
             )
             for row in range(min(num_samples, len(prompts)))
         ),
@@ -118,13 +123,11 @@ def distance(
 
 def _results(answers: _Answers) -> ModelResults:
     texts = [episode.response for episode in answers.episodes]
-    num = len(texts)
-    positive = sum(score > 0 for score in answers.judge_scores) / num
-    low, high = wilson_interval(positive, num)
+    num, judge_scores = len(texts), answers.judge_scores
     return ModelResults(
         score=estimate(answers.scores),
-        judge=estimate(answers.judge_scores),
-        judge_positive_share=Estimate(mean=positive, low=low, high=high),
+        judge=None if judge_scores is None else estimate(judge_scores),
+        judge_positive_share=None if judge_scores is None else positive_share(judge_scores),
         response_tokens=sum(len(response.ids) for response in answers.responses) / num,
         eos_rate=sum(response.finished for response in answers.responses) / num,
         distinct_1=distinct(texts, 1),
@@ -138,6 +141,13 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Mean with its 95 % interval."""
     mean, low, high, std = mean_interval(values)
     return Estimate(mean=mean, low=low, high=high, std=std)
+
+
+def positive_share(values: Sequence[float]) -> Estimate:
+    """Share of the values that are above 0, with its interval."""
+    positive = sum(value > 0 for value in values) / len(values)
+    low, high = wilson_interval(positive, len(values))
+    return Estimate(mean=positive, low=low, high=high)
 
 
 def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> WinRate:

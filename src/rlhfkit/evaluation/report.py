@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,8 @@ from rlhfkit.evaluation.charts import Colour, number, percent, score
 from rlhfkit.evaluation.control_report import control_page
 from rlhfkit.evaluation.curves import further_ppo_charts, ppo_charts, reward_model_charts, supervised_charts
 from rlhfkit.evaluation.facts import STAGE_NAMES, Facts, Row, curve, ends, finite, read_facts
-from rlhfkit.evaluation.results import Estimate, Evaluation, WinRate
-from rlhfkit.evaluation.verdict import judge_run
+from rlhfkit.evaluation.results import Estimate, Evaluation, Measure, WinRate
+from rlhfkit.evaluation.verdict import judge_run, name_at_start
 from rlhfkit.rundir import RunDir, write_atomically
 
 __all__ = ["render_report", "write_report"]
@@ -129,6 +129,8 @@ def _cards(facts: Facts) -> list[Card]:
 def _comparison_cards(evaluation: Evaluation) -> Iterator[Card]:
     before, after = evaluation.models.get("sft"), evaluation.models.get("policy")
     wins = evaluation.win_rate
+    for measure in evaluation.task.measures if evaluation.task else ():
+        yield _measure_card(measure)
     title = "Return" if evaluation.in_environment else "Score"
     yield from _estimate_card(title, before.score if before else None, after.score if after else None, score)
     if wins is not None:
@@ -180,6 +182,15 @@ def _estimate_card(
     )
 
 
+def _measure_card(measure: Measure) -> Card:
+    """What the field measures, with the interval of the difference."""
+    (card,) = _estimate_card(measure.name, measure.sft, measure.policy, measure.shown)
+    gain = measure.difference
+    points, low, high = (measure.shown_difference(value) for value in (gain.mean, gain.low, gain.high))
+    note = f"likeliest responses; {points} points, {percent(0.95)} interval: {low} to {high}"
+    return replace(card, title=name_at_start(measure.name), note=note)
+
+
 def _win_card(title: str, win: WinRate, who: str, colour: Colour) -> Card:
     ties = f"; {percent(win.ties)} ties" if win.ties else ""
     return Card(
@@ -214,6 +225,8 @@ def _value_cards(evaluation: Evaluation) -> Iterator[Card]:
     ):
         values = [getattr(model, key) for model in models]
         write = percent if key == "eos_rate" else _two_digits if key.startswith("distinct") else number
+        if key.startswith("distinct") and evaluation.task and evaluation.task.confusion:
+            continue  # names of classes are few by intent
         if values and values[-1] is not None:
             yield Card(title, write(values[-1]), note, before=write(values[0]) if len(values) == 2 else None)
 

@@ -10,16 +10,19 @@ from rlhfkit.rundir import read_json
 
 __all__ = [
     "CalibrationBin",
+    "Confusion",
     "ControlEvaluation",
     "Estimate",
     "Evaluation",
     "LengthGroup",
+    "Measure",
     "ModelResults",
     "Normalization",
     "Results",
     "RewardModelResults",
     "SamplePair",
     "SeedResult",
+    "TaskResults",
     "WinRate",
     "WinRates",
     "read_results",
@@ -96,6 +99,52 @@ class SamplePair(Results):
     judge_policy: float | None = None
 
 
+class Measure(Results):
+    """One number of the field, of both models, each with its 95 % interval."""
+
+    name: str
+    """As the field calls it: "accuracy", "macro-F1", "chrF", "BLEU"."""
+    is_share: bool
+    """Whether it is a share, shown as per cent; else it is shown as it is."""
+    sft: Estimate
+    policy: Estimate
+    difference: Estimate
+    """Policy less SFT model, on the same prompts."""
+
+    def shown(self, value: float) -> str:
+        """A value of this measure as people write it: "71.2 %", or "34.9"."""
+        return f"{100 * value:.1f}\u202f%" if self.is_share else f"{value:.1f}"
+
+    def shown_difference(self, value: float) -> str:
+        """A difference of two values, in points: "+9.2"."""
+        return f"{100 * value if self.is_share else value:+.1f}".replace("-", "−")
+
+
+class Confusion(Results):
+    """Who was taken for what."""
+
+    labels: tuple[str, ...]
+    """The true classes; the last column counts responses that are none of them."""
+    sft: tuple[tuple[int, ...], ...]
+    """Row: true class; column: response."""
+    policy: tuple[tuple[int, ...], ...]
+
+    @property
+    def has_others(self) -> bool:
+        """Whether any response names none of the classes."""
+        return any(row[-1] for row in (*self.sft, *self.policy))
+
+
+class TaskResults(Results):
+    """The likeliest responses of both models, against the right ones."""
+
+    num: int
+    """Prompts, or sentences, that were answered."""
+    measures: tuple[Measure, ...]
+    """The first one decides."""
+    confusion: Confusion | None = None
+
+
 class Evaluation(Results):
     """`evaluation.json`: before PPO ("sft") and after it ("policy")."""
 
@@ -110,6 +159,8 @@ class Evaluation(Results):
     judge_name: str = "judge"
     reward_name: str = "reward"
     samples: tuple[SamplePair, ...] = ()
+    task: TaskResults | None = None
+    """What `evaluation.metric` asks for."""
 
 
 class SeedResult(Results):

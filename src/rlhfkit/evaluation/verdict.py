@@ -6,9 +6,9 @@ from typing import Literal
 
 from rlhfkit.evaluation.charts import number, percent, score
 from rlhfkit.evaluation.facts import Facts, Row, curve, ends, finite
-from rlhfkit.evaluation.results import Evaluation, WinRate
+from rlhfkit.evaluation.results import Evaluation, Measure, TaskResults, WinRate
 
-__all__ = ["BASELINE_NAMES", "Verdict", "judge_run"]
+__all__ = ["BASELINE_NAMES", "Verdict", "judge_run", "name_at_start"]
 
 BASELINE_NAMES = {
     "tfidf_logistic": "words alone (TF-IDF)",
@@ -39,9 +39,12 @@ def judge_run(facts: Facts) -> Verdict:
     """What the intervals allow to say, and nothing beyond.
 
     "Better" needs both win rates, each with its whole interval above one half: PPO was trained on the reward, so that
-    the reward alone proves nothing.
+    the reward alone proves nothing. Where the right responses are known, what the field measures decides instead, with
+    the interval of its difference above zero.
     """
     evaluation = facts.evaluation
+    if evaluation is not None and evaluation.task is not None:
+        return _judge_task(facts, evaluation, evaluation.task)
     if evaluation is None or evaluation.win_rate is None:
         return _judge_training(facts)
     reward, judge = evaluation.win_rate.reward, evaluation.win_rate.judge
@@ -98,6 +101,38 @@ def _conclude(reward: WinRate, judge: WinRate | None) -> tuple[Literal["good", "
     if judge.low <= 0.5:
         return "unclear", "The reward rose, but the judge sees no clear difference."
     return "good", "PPO made the responses better."
+
+
+def _judge_task(facts: Facts, evaluation: Evaluation, task: TaskResults) -> Verdict:
+    changes = "; ".join(map(_describe_measure, task.measures))
+    reasons = f"On {task.num} held-out prompts, with the likeliest response to each: {changes}."
+    first, judge = task.measures[0], evaluation.win_rate.judge if evaluation.win_rate else None
+    if judge is not None:
+        reasons += f" The judge ({evaluation.judge_name}) prefers the response after PPO {_describe(judge)}."
+    cautions = _cautions(facts, evaluation)
+    if first.difference.high < 0:
+        return Verdict("bad", "PPO made the model worse at its task.", reasons, cautions)
+    if first.difference.low <= 0:
+        return Verdict("unclear", f"No clear change of {first.name}.", reasons, cautions)
+    if judge is not None and judge.high < 0.5:
+        return Verdict(
+            "bad", f"{name_at_start(first.name)} rose, but the judge prefers the old responses.", reasons, cautions
+        )
+    return Verdict("good", "PPO made the model better at its task.", reasons, cautions)
+
+
+def _describe_measure(measure: Measure) -> str:
+    gain = measure.difference
+    points, low, high = (measure.shown_difference(value) for value in (gain.mean, gain.low, gain.high))
+    return (
+        f"{measure.name} from {measure.shown(measure.sft.mean)} before PPO to {measure.shown(measure.policy.mean)} "
+        f"after it, {points} points ({percent(0.95)} interval {low} to {high})"
+    )
+
+
+def name_at_start(name: str) -> str:
+    """`name` as the beginning of a sentence: "Accuracy", but "chrF"."""
+    return name.capitalize() if name.islower() else name
 
 
 def _describe(win: WinRate) -> str:

@@ -1,22 +1,27 @@
 """Where scores come from: one protocol, and a reward model, a function, a word list, an endpoint or a mix behind it."""
 
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines, share_of_pairs_won
+from rlhfkit.rewards.chrf import ChrfReward
 from rlhfkit.rewards.function import FunctionReward
 from rlhfkit.rewards.http import HttpReward
 from rlhfkit.rewards.lexicon import LexiconReward, read_lexicon
+from rlhfkit.rewards.match import MatchReward
 from rlhfkit.rewards.mix import MixReward
-from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
+from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores, references_of
 
 __all__ = [
     "BagOfWords",
+    "ChrfReward",
     "FunctionReward",
     "HttpReward",
     "LexiconReward",
+    "MatchReward",
     "MixReward",
     "RewardSource",
     "ScoredText",
     "check_scores",
     "preference_baselines",
     "read_lexicon",
+    "references_of",
     "share_of_pairs_won",
 ]

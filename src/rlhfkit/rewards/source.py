@@ -10,7 +10,7 @@ import torch
 from rlhfkit.errors import RewardError
 from rlhfkit.records import Prompt
 
-__all__ = ["RewardSource", "ScoredText", "check_scores"]
+__all__ = ["RewardSource", "ScoredText", "check_scores", "references_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,22 @@ def check_scores(
             f"{len(bad)} of {len(episodes)} scores are not finite; return finite numbers"
         )
     return tensor
+
+
+def references_of(prompts: Sequence[Prompt], *, wanted_by: str) -> list[str]:
+    """The response that each prompt's row gives.
+
+    Raises: RewardError, naming `wanted_by` and the first row that gives none.
+    """
+    references = [prompt.reference for prompt in prompts if prompt.reference is not None]
+    if len(references) < len(prompts):
+        lacking = next(prompt for prompt in prompts if prompt.reference is None)
+        raise RewardError(
+            f"{wanted_by} compares with the right response, and the row {lacking.origin or 'of a prompt'} gives none "
+            f'({len(prompts) - len(references)} of {len(prompts)} rows); add a column "completion", or name yours '
+            'as in columns = {completion = "label"}'
+        )
+    return references
 
 
 def _not_numbers(scores: object, source: str) -> RewardError:
