@@ -220,6 +220,10 @@ def test_a_broken_environment_is_refused_before_anything_is_trained(desk):
             r'env\.type = "guess" is what PPO acts in; add the stage "ppo", or leave \[env\] out',
         ),
         (("env.highest=9",), r"env and data\.texts differ, \(9, 3\) and \(7, 3\); set highest and max_guesses alike"),
+        (
+            ('evaluation.metric="translation"',),
+            r'evaluation\.metric = "translation" is of single responses; leave it out, or \[env\]',
+        ),
         (('env={type="replay"}',), r'the stage "ppo" reads data\.prompts, which is not set; add \[data\.prompts\]'),
         (('env={type="chess"}',), r'env\.type = "chess".*: expected "guess", "replay" or "function"'),
         (('env={type="function", function="mine"}',), r"env\.function = \"mine\".*package\.module:factory"),

@@ -443,8 +443,7 @@ class Pipeline:
         assert recipe.env is not None
         sft = self.builder.language_model(self.builder.starting_point())
         policy = self.builder.language_model(self.builder.source_of(self.run.model("policy")))
-        has_judge = recipe.evaluation.judge is not None or "judge" in recipe.stages
-        judge, judge_name = self.builder.judge() if has_judge else (None, "judge")
+        judge, judge_name = self.builder.judge()
         with self.progress.stage("evaluate", total=2 * num, unit="episode") as progress:
             evaluation = compare_episodes(
                 sft,

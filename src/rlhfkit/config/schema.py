@@ -863,12 +863,14 @@ def _faults(recipe: Recipe) -> Iterator[str]:
                 'ppo.value.init = "reward_model" starts from the reward model of this run; '
                 'add the stage "reward_model" or choose "policy"'
             )
+    if recipe.env is not None and recipe.evaluation.metric != "none":
+        yield f'evaluation.metric = "{recipe.evaluation.metric}" is of single responses; leave it out, or [env]'
     if "evaluate" in stages:
         if "ppo" not in stages:
             yield 'the stage "evaluate" compares the model before PPO with the one after; add the stage "ppo"'
         if recipe.evaluation.judge is not None:
             yield from _faults_of_reward("evaluation.judge", recipe.evaluation.judge, recipe)
-            if recipe.evaluation.judge == recipe.reward:
+            if recipe.uses_reward and recipe.evaluation.judge == recipe.reward:
                 yield "evaluation.judge is what PPO maximises (reward), so it cannot be independent; name another judge"
         elif not recipe.uses_reward:
             pass  # what the environment pays is the truth, and needs no second opinion
