@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from rlhfkit import cli, pipeline
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
-from rlhfkit.errors import TrainingError
+from rlhfkit.errors import EnvError, TrainingError
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from rlhfkit.training.checkpoint import Checkpoints
@@ -158,12 +158,24 @@ def test_an_environment_that_cannot_be_drawn_is_not_recorded(tmp_path):
 
 
 def test_an_episode_that_never_ends_is_named(tmp_path, monkeypatch):
-    from rlhfkit.errors import EnvError
-
     endless = scripted.register("Endless", scripted.Counter)
     monkeypatch.setattr("rlhfkit.evaluation.control.MOST_STEPS", 50)
     with pytest.raises(EnvError, match="3 episodes did not end within 50 steps; give the environment a time limit"):
-        run(tmp_path / "run", f"env.id={endless}")
+        run(tmp_path / "run", f"env.id={endless}", "env.check=false")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "message"),
+    [
+        (scripted.DRIFTING, "gave another episode the second time"),
+        (scripted.POISONED, "nan"),
+        (scripted.register("Endless", scripted.Counter), "1000"),
+    ],
+)
+def test_a_broken_environment_is_named_before_anything_is_written(env_id, message, tmp_path):
+    with pytest.raises(EnvError, match=message):
+        run(tmp_path / "run", f"env.id={env_id}")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ import rlhfkit
 from rlhfkit import data
 from rlhfkit.cli import app
 from rlhfkit.config import schema
-from rlhfkit.config.load import load_recipe, recipe_text
+from rlhfkit.config.control import ControlRecipe
+from rlhfkit.config.load import load_recipe, recipe_kind, recipe_text
 from rlhfkit.config.schema import (
     OptimConfig,
     PpoConfig,
@@ -141,7 +142,8 @@ def test_python_runs(part, desk):
 @pytest.mark.parametrize("part", blocks("toml"), ids=where)
 def test_toml_is_a_recipe_or_a_part_of_one(part):
     table = tomllib.loads(part.text)
-    Recipe.model_validate(table if {"name", "stages"} <= table.keys() else merged(minimal_for(table), table))
+    whole = table if {"name", "stages"} <= table.keys() else merged(minimal_for(table), table)
+    recipe_kind(whole).model_validate(whole)
 
 
 def minimal_for(table: dict[str, Any]) -> dict[str, Any]:
@@ -274,7 +276,12 @@ def test_python_files_exist():
 
 
 def test_settings_exist():
-    sections = "|".join(name for name, field in Recipe.model_fields.items() if fields_below(field.annotation))
+    sections = "|".join(
+        name
+        for recipe in (Recipe, ControlRecipe)
+        for name, field in recipe.model_fields.items()
+        if fields_below(field.annotation)
+    )
     named = pieces(rf"({sections})(\.\w+)+")
     files = {name: place for name, place in named.items() if re.search(r"\.(py|toml|jsonl?|html|txt)$", name)}
     assert {name: place for name, place in named.items() if name not in files and not is_setting(name)} == {}
@@ -288,7 +295,7 @@ def fields_below(annotation: Any) -> list[type[schema.Section]]:
 
 
 def is_setting(name: str) -> bool:
-    sections = [Recipe]
+    sections: list[type[schema.Section]] = [Recipe, ControlRecipe]
     for key in name.split("."):
         fields = [section.model_fields[key] for section in sections if key in section.model_fields]
         if not fields:

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlhfkit.config.control import ControlRecipe, EnvConfig, NetworkConfig
-from rlhfkit.envs.control import make_env, make_envs
+from rlhfkit.envs.check import check_gymnasium_env
+from rlhfkit.envs.control import make_env, make_envs, make_raw_env
 from rlhfkit.errors import CheckpointError
 from rlhfkit.evaluation.control import episode_returns, record_episode, summarize
 from rlhfkit.evaluation.results import ControlEvaluation, SeedResult
@@ -139,14 +140,18 @@ class ControlPipeline:
         write_atomically(self.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
 
 
-def check_control(recipe: ControlRecipe) -> None:
-    """Make everything once, so that what cannot be made is known before anything is written.
+def check_control(recipe: ControlRecipe) -> tuple[str, ...]:
+    """What is unusual about the environment, once all that the run needs has been made and tried, and thrown away.
 
-    Raises: EnvError, ConfigError, MissingDependencyError.
+    Raises: EnvError where the environment breaks its contract; ConfigError, MissingDependencyError.
     """
+    env = make_raw_env(recipe.env)
+    notes = check_gymnasium_env(env) if recipe.env.check else ()
+    env.close()
     trainer = control_trainer(recipe, recipe.seed)
     assert isinstance(trainer.rollout, ControlRollout)
     trainer.rollout.envs.close()
+    return notes
 
 
 def control_trainer(recipe: ControlRecipe, seed: int) -> PpoTrainer:

@@ -97,7 +97,8 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
 def _run_control(
     loaded: LoadedRecipe, recipe: ControlRecipe, run_dir: RunDir, *, fresh: bool, progress: Progress
 ) -> None:
-    check_control(recipe)  # before anything is written
+    for note in check_control(recipe):  # before anything is written
+        progress.note(note)
     with _locked(run_dir):
         _prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir) as log:

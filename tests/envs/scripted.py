@@ -15,7 +15,7 @@ class Counter(gymnasium.Env):
     def __init__(self, ends=None, render_mode=None):
         self.render_mode = render_mode
         self.ends = ends
-        self.observation_space = spaces.Box(-100, 100, (2,), dtype=np.float32)
+        self.observation_space = spaces.Box(-1e4, 1e4, (2,), dtype=np.float32)
         self.action_space = spaces.Discrete(2)
 
     def _observation(self):

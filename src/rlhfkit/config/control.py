@@ -25,6 +25,8 @@ class EnvConfig(Section):
     """Arguments of its constructor."""
     vectorization: Literal["auto", "native", "sync", "async"] = "auto"
     """Gymnasium's own vector environment where it has one ("auto"), one after the other, or a process for each."""
+    check: bool = True
+    """Try a few episodes first, and refuse an environment that breaks Gymnasium's contract."""
     normalize_observations: bool = False
     """Give observations mean 0 and deviation 1 by running statistics, and clip them at 10 deviations."""
     normalize_rewards: bool = False

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rlhfkit.config.control import EnvConfig
 from rlhfkit.errors import CheckpointError, ConfigError, EnvError, MissingDependencyError
 
-__all__ = ["ControlEnvs", "EnvStep", "make_env", "make_envs"]
+__all__ = ["ControlEnvs", "EnvStep", "make_env", "make_envs", "make_raw_env"]
 
 T = TypeVar("T")
 Floats = NDArray[np.floating[Any]]
@@ -217,15 +217,23 @@ def make_envs(config: EnvConfig, num_envs: int, seed_of_episode: Callable[[int, 
     return ControlEnvs(envs, seed_of_episode, name=config.id)
 
 
+def make_raw_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
+    """One environment as its author made it.
+
+    Raises: as `make_envs`.
+    """
+    return _guarded(
+        config,
+        lambda: gymnasium.make(config.id, render_mode=render_mode, disable_env_checker=True, **config.kwargs),
+    )
+
+
 def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     """One environment, with flat observations.
 
     Raises: as `make_envs`.
     """
-    env = _guarded(
-        config,
-        lambda: gymnasium.make(config.id, render_mode=render_mode, disable_env_checker=True, **config.kwargs),
-    )
+    env = make_raw_env(config, render_mode=render_mode)
     space = env.observation_space
     if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
         return env
