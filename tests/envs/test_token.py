@@ -16,9 +16,10 @@ from rlhfkit.envs.check import check_gymnasium_env
 from rlhfkit.envs.guess import GuessEnv
 from rlhfkit.envs.registration import register
 from rlhfkit.envs.text import TextStep
-from rlhfkit.envs.token import Characters, TokenEnv, guess
+from rlhfkit.envs.token import Characters, TokenEnv, TokenizerVocabulary, guess
 from rlhfkit.errors import EnvError
 from rlhfkit.records import Message, Prompt
+from tests.tiny import EOS, PAD, byte_tokenizer
 
 
 class OneLetter:
@@ -137,6 +138,18 @@ def test_without_a_seed_the_next_episode_follows_from_the_last():
     assert len(set(episodes())) > 1
 
 
+def test_the_tokens_may_be_those_of_a_hugging_face_tokenizer():
+    vocabulary = TokenizerVocabulary(byte_tokenizer(), ends="\n")
+    env = TokenEnv(GuessEnv(), vocabulary, max_tokens=96, max_response_tokens=4)
+    state, info = env.reset(seed=0)
+    assert info["text"] == "A number from 1 to 7. Guess:"
+    assert (state[-1], vocabulary.end_ids) == (PAD, {EOS, *vocabulary.encode("\n")})
+    *_, last = say(env, " 1\n")
+    assert last[4]["text"].startswith("A number from 1 to 7. Guess: 1\n")
+    assert len(last[4]["text"]) > 34  # and what the game says to it
+    check_env(env, skip_render_check=True)
+
+
 # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -151,6 +164,18 @@ def test_an_action_that_is_no_token_is_refused():
     env.reset(seed=0)
     with pytest.raises(EnvError, match=r"action .*7.* is no token id; expected one of Discrete\(7\)"):
         env.step(np.int64(7))
+
+
+@pytest.mark.parametrize(
+    ("special_tokens", "ends", "message"),
+    [
+        ({"eos_token": "</s>"}, "", "the tokenizer has no pad_token; set it before"),
+        ({}, ["no"], "'no' is 2 tokens for this tokenizer; expected one; choose another end"),
+    ],
+)
+def test_a_tokenizer_that_will_not_do_is_told(special_tokens, ends, message):
+    with pytest.raises(EnvError, match=message):
+        TokenizerVocabulary(byte_tokenizer(**special_tokens), ends=ends)
 
 
 def test_a_character_that_the_alphabet_lacks_is_named():

@@ -17,7 +17,7 @@ from rlhfkit.envs.text import TextEnv, begin, proceed
 from rlhfkit.errors import EnvError
 from rlhfkit.records import Prompt
 
-__all__ = ["Characters", "TokenEnv", "Vocabulary", "guess"]
+__all__ = ["Characters", "TokenEnv", "TokenizerVocabulary", "Vocabulary", "guess"]
 
 Ids = NDArray[np.int64]
 
@@ -68,6 +68,36 @@ class Characters:
     def decode(self, ids: Sequence[int]) -> str:
         """The characters, without PAD and EOS."""
         return "".join(self._texts.get(int(token), "") for token in ids)
+
+
+class TokenizerVocabulary:
+    """The tokens of a Hugging Face tokenizer."""
+
+    def __init__(self, tokenizer: Any, *, ends: Iterable[str] = ()) -> None:
+        """Wrap `tokenizer`; EOS and the tokens `ends` end a response.
+
+        Raises: EnvError where it lacks PAD or EOS, or one of `ends` is not a single token.
+        """
+        missing = [name for name in ("pad_token", "eos_token") if getattr(tokenizer, f"{name}_id") is None]
+        if missing:
+            raise EnvError(
+                f"the tokenizer has no {' and no '.join(missing)}; set it before, as with add_special_tokens"
+            )
+        self.tokenizer = tokenizer
+        self.num_tokens, self.pad_id = len(tokenizer), int(tokenizer.pad_token_id)
+        endings = {end: self.encode(end) for end in ends}
+        for end, ids in endings.items():
+            if len(ids) != 1:
+                raise EnvError(f"{end!r} is {len(ids)} tokens for this tokenizer; expected one; choose another end")
+        self.end_ids = frozenset({int(tokenizer.eos_token_id), *(ids[0] for ids in endings.values())})
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        return [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return str(self.tokenizer.decode([int(token) for token in ids], skip_special_tokens=True))
 
 
 class TokenEnv(gymnasium.Env[Ids, np.int64]):
