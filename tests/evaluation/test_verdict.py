@@ -164,6 +164,14 @@ def test_an_environment_that_pays_by_itself_needs_no_judge(reward, judge, is_tru
     assert ("judge" in verdict.reasons) == (judge is not None)
 
 
+@pytest.mark.parametrize("is_truth", [True, False])
+def test_repeating_oneself_is_no_fault_where_the_environment_pays(is_truth):
+    found = facts((0.7, 0.8), None, before={"distinct_2": 0.6}, after={"distinct_2": 0.1})
+    seen = found.evaluation.model_copy(update={"in_environment": True, "reward_is_truth": is_truth})
+    cautions = judge_run(replace(found, evaluation=seen)).cautions
+    assert any("repeat each other" in caution for caution in cautions) == (not is_truth)
+
+
 def test_few_episodes_are_a_caution():
     found = episodes((0.7, 0.8))
     few = replace(found, evaluation=found.evaluation.model_copy(update={"num_prompts": 20}))

@@ -162,7 +162,8 @@ def _cautions(facts: Facts, evaluation: Evaluation) -> list[str]:
     found = [f"PPO was stopped early: {stopped}."] if stopped else []
     before, after = evaluation.models.get("sft"), evaluation.models.get("policy")
     if before is not None and after is not None:
-        found += _side_effects(before.model_dump(), after.model_dump())
+        # The best player says the same in every game.
+        found += _side_effects(before.model_dump(), after.model_dump(), wants_variety=not evaluation.reward_is_truth)
     target = finite(facts.setting("ppo", "kl", "target"))
     if target and after is not None and after.ref_kl is not None and after.ref_kl > _KL_TARGET_FACTOR * target:
         found.append(f"The KL to the reference is {number(after.ref_kl)} nats, far above its target {number(target)}.")
@@ -172,7 +173,7 @@ def _cautions(facts: Facts, evaluation: Evaluation) -> list[str]:
     return [*found, *_reward_model_cautions(facts)]
 
 
-def _side_effects(before: Row, after: Row) -> Iterator[str]:
+def _side_effects(before: Row, after: Row, *, wants_variety: bool) -> Iterator[str]:
     def both(key: str) -> tuple[float, float] | None:
         old, new = finite(before.get(key)), finite(after.get(key))
         return None if old is None or new is None or old <= 0 else (old, new)
@@ -185,7 +186,7 @@ def _side_effects(before: Row, after: Row) -> Iterator[str]:
             yield f"Responses grew {change}; see that the reward does not simply pay for length."
         elif length[1] < length[0] / _LENGTH_FACTOR:
             yield f"Responses shrank {change}; see that the reward does not simply pay for brevity."
-    if (variety := both("distinct_2")) and variety[1] < _DISTINCT_2_FACTOR * variety[0]:
+    if wants_variety and (variety := both("distinct_2")) and variety[1] < _DISTINCT_2_FACTOR * variety[0]:
         yield (
             f"Responses repeat each other more: distinct-2 fell from {number(variety[0])} to {number(variety[1])}. "
             "Look for a phrase that is everywhere."
