@@ -201,6 +201,27 @@ def test_a_reward_may_be_paid_on_top(desk):
     assert ppo_metrics(both)[0]["score/mean"] > ppo_metrics(without)[0]["score/mean"] + 1
 
 
+def test_an_environment_that_is_never_the_same_may_go_untried(desk):
+    dice = """
+import itertools
+from my_worlds import Vowels
+
+NUMBERS = itertools.count()
+
+class Dice(Vowels):
+    def reset(self, seed):
+        return f"{next(NUMBERS)}"
+"""
+    (desk / "my_dice.py").write_text(dice)
+    env = 'env={{type="function", function="my_dice:Dice", max_turns=2, check={}}}'
+    try:
+        with pytest.raises(EnvError, match="seed 0 and the same responses gave another episode"):
+            run(desk / "run", env.format("true"), "rollout.stop_tokens=[]")
+        run(desk / "run", env.format("false"), "rollout.stop_tokens=[]", 'stages=["pretrain", "ppo"]')
+    finally:
+        sys.modules.pop("my_dice", None)
+
+
 def test_a_broken_environment_is_refused_before_anything_is_trained(desk):
     with pytest.raises(
         EnvError, match=r'env\.type = "function": Broken: step returned \(.*\) \(tuple\); expected a TextStep'

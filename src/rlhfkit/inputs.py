@@ -99,7 +99,8 @@ class Inputs:
                 yield lambda name=name: self.load(name, LOADERS[name])  # type: ignore[misc]
         if "preferences" in stages:
             yield lambda: self._try_reward(GrammarRewardConfig(type="grammar"), "preferences", ["prompts"])
-        if recipe.env is not None and {"ppo", "evaluate"} & set(stages):
+        is_tried = recipe.env is not None and (recipe.env.type != "function" or recipe.env.check)
+        if is_tried and {"ppo", "evaluate"} & set(stages):
             yield lambda: self._try_env("prompts" if "ppo" in stages else "test_prompts")
         if recipe.uses_reward and {"ppo", "evaluate"} & set(stages):
             prompts = [name for name in ("prompts", "test_prompts") if name in named]

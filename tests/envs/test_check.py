@@ -130,6 +130,10 @@ class SecondLife(Good):
             opening(Prompt((Message("user", "Hi"), Message("assistant", "Yes?")))),
             "reset returned a conversation that does not end with words of the user; add the turn to be answered",
         ),
+        (
+            opening(Prompt(({"role": "user", "content": "Hi"},))),
+            "a conversation that holds {'role': 'user', 'content': 'Hi'} (dict); make it a rlhfkit.records.Message",
+        ),
         (Tuple, "expected a TextStep; return TextStep(observation, reward, terminated)"),
         (returning(reward=None), "the reward of a step is None (NoneType); expected a number; return a float"),
         (returning(reward="1"), "the reward of a step is '1' (str); expected a number; return a float"),

@@ -581,6 +581,8 @@ class FunctionEnvConfig(Section):
     """Responses after which an episode is cut off, truncated, if the environment has not ended it."""
     add_reward: bool = False
     """Pay every response the score of `reward` on top of what the environment pays."""
+    check: bool = True
+    """Try it before anything is trained; false for one that cannot be the same twice, which no run can repeat then."""
 
 
 TextEnvConfig = Annotated[GuessEnvConfig | ReplayEnvConfig | FunctionEnvConfig, Field(discriminator="type")]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from rlhfkit.errors import EnvError, RlhfkitError
 from rlhfkit.importing import told_error
-from rlhfkit.records import Prompt
+from rlhfkit.records import Message, Prompt
 
 __all__ = [
     "TextEnv",
@@ -119,6 +119,9 @@ def faults_of_prompt(prompt: Any) -> list[str]:
         return [f"reset returned {told(prompt)}; expected a text or a rlhfkit.records.Prompt; return one of the two"]
     if isinstance(prompt.content, str):
         return faults_of_prompt(prompt.content)
+    odd = next((turn for turn in prompt.content if not isinstance(turn, Message)), None)
+    if odd is not None:
+        return [f"reset returned a conversation that holds {told(odd)}; make it a rlhfkit.records.Message"]
     if not prompt.content or prompt.content[-1].role != "user" or not prompt.content[-1].content.strip():
         return ["reset returned a conversation that does not end with words of the user; add the turn to be answered"]
     return []
