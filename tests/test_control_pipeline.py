@@ -160,7 +160,7 @@ def test_an_environment_that_cannot_be_drawn_is_not_recorded(tmp_path):
 def test_an_episode_that_never_ends_is_named(tmp_path, monkeypatch):
     endless = scripted.register("Endless", scripted.Counter)
     monkeypatch.setattr("rlhfkit.evaluation.control.MOST_STEPS", 50)
-    with pytest.raises(EnvError, match="3 episodes did not end within 50 steps; give the environment a time limit"):
+    with pytest.raises(EnvError, match=r"3 episodes did not end within 50 steps; set env.max_episode_steps"):
         run(tmp_path / "run", f"env.id={endless}", "env.check=false")
 
 
@@ -218,6 +218,14 @@ def test_the_closing_words_say_where_to_look(tmp_path):
 def test_observations_of_any_kind_are_laid_flat(tmp_path):
     done = run(tmp_path / "run", "env.id=FrozenLake-v1", "num_seeds=1")
     assert weights(done, 0)["trunk.0.weight"].shape[1] == 16
+
+
+def test_an_episode_may_be_given_a_limit(tmp_path):
+    endless = scripted.register("Endless", scripted.Counter)
+    for env_id, longest in ((endless, 9), ("CartPole-v1", 12)):
+        done = run(tmp_path / str(longest), f"env.id={env_id}", f"env.max_episode_steps={longest}", "num_seeds=1")
+        rows = [json.loads(line) for line in done.metrics.read_text().splitlines()]
+        assert 8 <= rows[-1]["episode_steps/mean"] <= longest
 
 
 def test_a_module_that_the_id_names_is_imported(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A control task, seed by seed: train, evaluate, record; what is finished is not done again."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class ControlPipeline:
     def _train(self, seed: int, *, is_first: bool) -> None:
         """One training → `policy/seed-N/`."""
         recipe = self.recipe
-        trainer = control_trainer(recipe, seed)
+        trainer = control_trainer(recipe, seed, warn=self.progress.warn)
         checkpoints = Checkpoints(self.run.checkpoints / "control" / f"seed-{seed}", warn=self.progress.warn)
         if not trainer.resume(checkpoints, self.log):
             if is_first:
@@ -145,17 +146,18 @@ def check_control(recipe: ControlRecipe) -> tuple[str, ...]:
 
     Raises: EnvError where the environment breaks its contract; ConfigError, MissingDependencyError.
     """
-    env = make_raw_env(recipe.env)
-    notes = check_gymnasium_env(env) if recipe.env.check else ()
+    env, twin = make_raw_env(recipe.env), make_raw_env(recipe.env)
+    notes = check_gymnasium_env(env, twin=twin) if recipe.env.check else ()
     env.close()
+    twin.close()
     trainer = control_trainer(recipe, recipe.seed)
     assert isinstance(trainer.rollout, ControlRollout)
     trainer.rollout.envs.close()
     return notes
 
 
-def control_trainer(recipe: ControlRecipe, seed: int) -> PpoTrainer:
-    """Policy, environments and optimizers of one training.
+def control_trainer(recipe: ControlRecipe, seed: int, *, warn: Callable[[str], None] = lambda text: None) -> PpoTrainer:
+    """Policy, environments and optimizers of one training; `warn` hears where it cannot go on exactly.
 
     Raises: EnvError, MissingDependencyError where the environment cannot be had.
     """
@@ -176,6 +178,7 @@ def control_trainer(recipe: ControlRecipe, seed: int) -> PpoTrainer:
         seed=seed,
         normalize_observations=recipe.env.normalize_observations,
         normalize_rewards=recipe.env.normalize_rewards,
+        warn=warn,
     )
     return PpoTrainer(policy, rollout, config, optimizers_for(policy, config), seed)
 

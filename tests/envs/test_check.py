@@ -395,3 +395,22 @@ def test_observations_that_are_no_arrays_are_compared_too():
             return {"place": super().observation(), "sign": int(self.place > 0)}
 
     assert check_gymnasium_env(Both()) == ()
+
+
+class Haunted(Walk):
+    """Every episode is a little different from the one before, and so it is in its twin."""
+
+    num_episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.num_episodes += 1
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, reward + 0.001 * self.num_episodes, *rest
+
+
+def test_an_episode_may_depend_on_those_before_it_if_a_twin_does_the_same():
+    assert "gave another episode the second time" in fault(check_gymnasium_env, Haunted())
+    assert check_gymnasium_env(Haunted(), twin=Haunted()) == ()

@@ -23,6 +23,8 @@ class EnvConfig(Section):
     """What Gymnasium calls it; "package.module:Name-v0" imports the module first."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments of its constructor."""
+    max_episode_steps: PositiveInt | None = None
+    """Longer episodes are truncated; by default the environment's own limit."""
     vectorization: Literal["auto", "native", "sync", "async"] = "auto"
     """Gymnasium's own vector environment where it has one ("auto"), one after the other, or a process for each."""
     check: bool = True

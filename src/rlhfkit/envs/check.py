@@ -114,10 +114,11 @@ def _first_difference(first: list[Any], again: list[Any]) -> str:
 # ── Gymnasium ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_gymnasium_env(env: Any, *, max_steps: int = 1000) -> tuple[str, ...]:
+def check_gymnasium_env(env: Any, *, twin: Any = None, max_steps: int = 1000) -> tuple[str, ...]:
     """What is unusual about an environment of Gymnasium's kind that can be trained on, as far as a few episodes show.
 
-    One without a time limit must end within `max_steps` random actions. Reset it afterwards.
+    One without a time limit must end within `max_steps` random actions. Reset it afterwards. With a `twin`, another
+    fresh environment of the kind, an episode may depend on those before it, as long as both do the same.
     Raises: EnvError with a line for each fault that was found, which ends in what to change.
     """
     missing = [name for name in ("reset", "step") if not callable(getattr(env, name, None))]
@@ -128,7 +129,7 @@ def check_gymnasium_env(env: Any, *, max_steps: int = 1000) -> tuple[str, ...]:
             "and set both spaces to objects of gymnasium.spaces"
         )
     subject = _get(env, "unwrapped") or env
-    refuse(list(dict.fromkeys(_faults_of_gymnasium_env(env, max_steps))), subject)
+    refuse(list(dict.fromkeys(_faults_of_gymnasium_env(env, twin or env, max_steps))), subject)
     return tuple(_notes(env))
 
 
@@ -136,13 +137,13 @@ def _get(env: Any, name: str) -> Any:
     return getattr(env, name, None)
 
 
-def _faults_of_gymnasium_env(env: Any, max_steps: int) -> Iterator[str]:
+def _faults_of_gymnasium_env(env: Any, twin: Any, max_steps: int) -> Iterator[str]:
     for seed in TRIAL_SEEDS:
         faults, first = _run(env, seed, max_steps)
         yield from faults
         if faults:
             return  # what follows would only repeat them
-        faults, again = _run(env, seed, max_steps)
+        faults, again = _run(twin, seed, max_steps)
         yield from faults
         if not faults and (difference := _where_they_part(first, again)):
             yield (

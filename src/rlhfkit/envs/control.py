@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from rlhfkit.config.control import EnvConfig
-from rlhfkit.errors import CheckpointError, ConfigError, EnvError, MissingDependencyError
+from rlhfkit.errors import ConfigError, EnvError, MissingDependencyError
 
 __all__ = ["ControlEnvs", "EnvStep", "make_env", "make_envs", "make_raw_env"]
 
@@ -126,27 +126,26 @@ class ControlEnvs:
         state["actions"] = np.stack([a for actions in self._actions for a in actions]) if any(self._actions) else empty
         return state
 
-    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
-        """Put the environments back to what `state` gave.
+    def load_state(self, state: dict[str, NDArray[Any]]) -> bool:
+        """Whether the environments are back to what `state` gave; if not, all have begun their next episode.
 
-        Raises: CheckpointError where playing the actions again leads elsewhere: the environment is not deterministic.
+        Playing the actions again leads elsewhere where an environment is not deterministic.
         """
         self._ended = state["ended"].copy()
         if self._resets_itself:
             _load_native(self.envs.unwrapped, state)
             self.observations = state["observations"].copy()
-            return
+            return True
         self._episodes = state["episodes"].copy()
         ends = np.cumsum(state["num_actions"])
         self._actions = [
             list(state["actions"][end - num : end]) for end, num in zip(ends, state["num_actions"], strict=True)
         ]
         self.observations = self._replay()
-        if not np.array_equal(self.observations, state["observations"]):
-            raise CheckpointError(
-                "the environment, played again with the same seeds and actions, did not come to the same observations, "
-                "so the run cannot go on exactly; make it deterministic given its seed, or start over with --fresh"
-            )
+        if np.array_equal(self.observations, state["observations"]):
+            return True
+        self.observations = self._reset(np.ones(self.num_envs, dtype=bool))
+        return False
 
     def _replay(self) -> Floats:
         """Play all running episodes so that they arrive together; one that begins later idles before."""
@@ -209,7 +208,9 @@ def make_envs(config: EnvConfig, num_envs: int, seed_of_episode: Callable[[int, 
     """
     mode = _mode_of(config)
     if mode == "native":
-        envs = _guarded(config, lambda: gymnasium.make_vec(config.id, num_envs, "vector_entry_point", **config.kwargs))
+        envs = _guarded(
+            config, lambda: gymnasium.make_vec(config.id, num_envs, "vector_entry_point", **_arguments(config))
+        )
     else:
         make = gymnasium.vector.AsyncVectorEnv if mode == "async" else gymnasium.vector.SyncVectorEnv
         one = [lambda: make_env(config)] * num_envs
@@ -224,7 +225,7 @@ def make_raw_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnas
     """
     return _guarded(
         config,
-        lambda: gymnasium.make(config.id, render_mode=render_mode, disable_env_checker=True, **config.kwargs),
+        lambda: gymnasium.make(config.id, render_mode=render_mode, disable_env_checker=True, **_arguments(config)),
     )
 
 
@@ -248,6 +249,11 @@ def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnasium.
             "gives a Box"
         )
     return gymnasium.wrappers.FlattenObservation(env)
+
+
+def _arguments(config: EnvConfig) -> dict[str, Any]:
+    limit = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
+    return {**config.kwargs, **limit}
 
 
 def _mode_of(config: EnvConfig) -> Literal["native", "sync", "async"]:

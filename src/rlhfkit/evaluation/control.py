@@ -41,8 +41,8 @@ def episode_returns(policy: ControlPolicy, env: EnvConfig, *, num_episodes: int,
             envs.close()
             return [float(episode_return) for episode_return in returns]
     raise EnvError(
-        f'env.id = "{env.id}": {int(runs.sum())} episodes did not end within {MOST_STEPS:,} steps; give the '
-        "environment a time limit (gymnasium.register(…, max_episode_steps=…))"
+        f'env.id = "{env.id}": {int(runs.sum())} episodes did not end within {MOST_STEPS:,} steps; set '
+        "env.max_episode_steps"
     )
 
 

@@ -65,9 +65,11 @@ class ControlRollout:
         seed: int,
         normalize_observations: bool = False,
         normalize_rewards: bool = False,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Act with `policy` in `envs`, `num_steps` in each per iteration."""
+        """Act with `policy` in `envs`, `num_steps` in each per iteration; `warn` hears of environments that changed."""
         self.policy, self.envs, self.num_steps, self.gamma, self.seed = policy, envs, num_steps, gamma, seed
+        self.warn = warn
         self.observation_moments = RunningMoments(envs.observations.shape[1:]) if normalize_observations else None
         self.return_moments = RunningMoments(()) if normalize_rewards else None
         num = envs.num_envs
@@ -194,16 +196,18 @@ class ControlRollout:
         return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Continue from what `state` gave.
-
-        Raises: CheckpointError where the environment cannot be brought back.
-        """
+        """Continue from what `state` gave; with new episodes where the environments cannot be brought back."""
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         envs = {name.removeprefix("envs."): value for name, value in arrays.items() if name.startswith("envs.")}
-        self.envs.load_state(envs)
         self._returns, self._lengths = arrays["returns"].copy(), arrays["lengths"].copy()
         self._discounted, self.env_steps = arrays["discounted"].copy(), int(arrays["env_steps"])
         self._last.extend((float(episode_return), int(length)) for episode_return, length in arrays["last"])
+        if not self.envs.load_state(envs):
+            self.warn(
+                f"{self.envs.name}, played again with the same seeds and actions, did not come to the same "
+                "observations; new episodes begin, so the run goes on, but not bit for bit"
+            )
+            self._returns[:], self._lengths[:], self._discounted[:] = 0.0, 0, 0.0
         for name, moments in self._moments().items():
             moments.mean, moments.var = arrays[f"{name}.mean"].copy(), arrays[f"{name}.var"].copy()
             moments.count = float(arrays[f"{name}.count"])
