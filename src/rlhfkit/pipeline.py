@@ -473,8 +473,8 @@ class Pipeline:
             )
         results = measure(questions, before, after, seed=derive_seed(self.recipe.seed, metric))
         for found in results.measures:
-            before_and_after = found.shown(found.sft.mean), found.shown(found.policy.mean)
-            self.progress.note(f"{found.name}: {before_and_after[0]} before PPO, {before_and_after[1]} after")
+            before_ppo, after_ppo = found.shown(found.sft.mean), found.shown(found.policy.mean)
+            self.progress.note(f"{found.name}: {before_ppo} before PPO, {after_ppo} after")
         return results
 
     # ── what the stages share ────────────────────────────────────────────────────────────────────────────────────────
