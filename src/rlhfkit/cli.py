@@ -5,6 +5,7 @@ Nothing but typer is imported before a command runs, so that `--help` answers at
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +100,7 @@ def run(
 
         pipeline.run(loaded, directory, fresh=fresh)
     except KeyboardInterrupt:
-        command = shlex.join(["rlhfkit", *(word for word in sys.argv[1:] if word != "--fresh")])
+        command = f"{_program()} {shlex.join(word for word in sys.argv[1:] if word != '--fresh')}"
         typer.echo(f"\nstopped; to go on from the last checkpoint: {command}", err=True)
         raise typer.Exit(130) from None
     print(closing_words(RunDir(directory)))
@@ -222,20 +223,36 @@ def closing_words(run: "RunDir") -> str:
         run.episode: "an episode to watch",
         run.model("reward_model"): "the reward model",
         run.model("sft"): "the model before PPO",
-        run.evaluation: "before and after, in numbers",
+        run.evaluation: "every seed's result" if is_control else "before and after, in numbers",
         run.report: "what happened, for people",
         run.metrics: "every metric of every iteration",
         run.samples: "responses from every iteration",
     }
-    names = {path: path.name + ("/" if path.is_dir() else "") for path in written if path.exists()}
+    names = {
+        path: path.name + ("/" if path.is_dir() else "") for path in written if path.is_dir() or _has_content(path)
+    }
     width = max(map(len, names.values()), default=0)
     lines = [f"{run.path} holds", *(f"  {name:<{width}}  {written[path]}" for path, name in names.items())]
     where = shlex.quote(str(run.path))
     if not is_control and (run.model("policy") in names or run.model("sft") in names):
-        lines.append(f"next: rlhfkit generate {where} --prompt '…'")
+        lines.append(f"next: {_program()} generate {where} --prompt '…'")
     if run.report in names:
         lines.append(f"{'next:' if is_control else '     '} open {where}/{run.report.name} in a browser")
     return "\n".join(lines)
+
+
+def _program() -> str:
+    """How the user has called us, for commands that can be copied."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return "python -m rlhfkit"
+    if called.name == "rlhfkit" and shutil.which("rlhfkit") is None:
+        return shlex.quote(sys.argv[0])
+    return "rlhfkit"
+
+
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _default_run_dir(recipe: "Recipe | ControlRecipe") -> Path:

@@ -1,5 +1,6 @@
 """What a run reads, tried before anything is trained: a typo must not come to light after hours."""
 
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle
@@ -74,18 +75,21 @@ class Inputs:
 
         Raises: RlhfkitError; where there are several faults, ConfigError with all of them.
         """
-        faults: dict[str, RlhfkitError] = {}
+        faults: dict[str, list[RlhfkitError]] = {}
         for check in self._checks(stages):
             try:
                 check()
             except RlhfkitError as error:
-                faults.setdefault(str(error), error)
-        if len(faults) == 1:
-            raise next(iter(faults.values()))
-        if faults:
-            raise ConfigError(
-                f"{len(faults)} faults, so nothing was started:" + "".join(f"\n  {fault}" for fault in faults)
-            )
+                faults.setdefault(_without_table(str(error)), []).append(error)
+        if not faults:
+            return
+        lines = [
+            str(errors[0]) if len(errors) == 1 else f"{', '.join(_tables(errors))}: {fault}"
+            for fault, errors in faults.items()
+        ]
+        if len(lines) == 1:
+            raise type(next(iter(faults.values()))[0])(lines[0])
+        raise ConfigError(f"{len(lines)} faults, so nothing was started:" + "".join(f"\n  {line}" for line in lines))
 
     def _checks(self, stages: Sequence[Stage]) -> Iterator[Callable[[], object]]:
         """Each on its own, so that one fault does not hide the others."""
@@ -186,3 +190,16 @@ class Inputs:
                 self._encoder.prompt_text(prompt)
             case _:  # text can be cut anywhere
                 pass
+
+
+TABLE = re.compile(r"(data\.\w+): ")
+
+
+def _without_table(fault: str) -> str:
+    """Several tables may read one file, whose fault is told once."""
+    return TABLE.sub("", fault, count=1) if TABLE.match(fault) else fault
+
+
+def _tables(errors: Sequence[RlhfkitError]) -> list[str]:
+    found = (TABLE.match(str(error)) for error in errors)
+    return list(dict.fromkeys(match[1] for match in found if match))

@@ -72,12 +72,12 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
 
     Raises: RlhfkitError with what to do; what was finished before stays.
     """
-    run_dir = RunDir(directory)
+    run_dir, progress = RunDir(directory), progress or Progress()
     refuse_other_directories(run_dir)
-    if not fresh:
-        refuse_other_settings(run_dir, loaded.recipe)
+    for change in () if fresh else refuse_other_settings(run_dir, loaded.recipe):
+        progress.note(f"changed since this run began: {change}")
     if isinstance(loaded.recipe, ControlRecipe):
-        _run_control(loaded, loaded.recipe, run_dir, fresh=fresh, progress=progress or Progress())
+        _run_control(loaded, loaded.recipe, run_dir, fresh=fresh, progress=progress)
         return
     # Before anything is written, so that a mistake leaves no run, and removes none.
     inputs = Inputs(loaded.recipe, Builder(loaded.recipe, run_dir))
@@ -86,7 +86,7 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
     with locked(run_dir), quiet_transformers():
         prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir) as log:
-            pipeline = Pipeline(inputs, run_dir, log, progress or Progress())
+            pipeline = Pipeline(inputs, run_dir, log, progress)
             for stage in loaded.recipe.stages:
                 pipeline.do(stage)
         write_report(run_dir)
@@ -228,7 +228,13 @@ class Pipeline:
             report["baselines"] = dict(preference_baselines(train, test, seed=self.recipe.seed))
             write_json(self.run.reward_model_report, report)
             baselines = ", ".join(f"{name} {value:.2f}" for name, value in report["baselines"].items())
-            self.progress.note(f"reward model: held-out accuracy {report['accuracy']:.2f} ({baselines})")
+            accuracy = f"{report['accuracy']:.2f}"
+            self.progress.note(f"reward model: right on {accuracy} of {len(test)} held-out pairs ({baselines})")
+            if report["accuracy_low"] <= 0.5:
+                self.progress.warn(
+                    f"the reward model is not clearly better than a coin on {len(test)} held-out pairs, so PPO may "
+                    "learn nothing, or nonsense; give more pairs, more reward_model.epochs, or a higher learning rate"
+                )
         return metrics
 
     def judge(self) -> dict[str, Any]:
@@ -525,7 +531,7 @@ def evaluate(directory: Path) -> None:
             write_report(run_dir)
         return
     if not run_dir.model("policy").exists():
-        raise CheckpointError(f"{directory} has no policy yet; finish it with: rlhfkit run {recipe.name}")
+        raise CheckpointError(f"{directory} has no policy yet; finish it with the command that began it")
     if recipe.data.test_prompts is None and recipe.uses_prompts:
         raise ConfigError(f"the recipe of {directory} has no data.test_prompts, so there is nothing to evaluate on")
     inputs = Inputs(recipe, Builder(recipe, run_dir))
@@ -563,7 +569,7 @@ def generate(
         names: tuple[ModelName, ...] = ("policy", "sft", "base")
         made = [run_dir.model(name) for name in names if run_dir.model(name).exists()]
         if not made:
-            raise ModelError(f"{directory} has no model yet; finish it with: rlhfkit run {recipe.name}")
+            raise ModelError(f"{directory} has no model yet; finish it with the command that began it")
         rollout, source = recipe.rollout, source.model_copy(update={"path": str(made[0])})
     subject = source.path if rollout else f"{directory} (no run directory)"
     context = context_of(inspect_model(source.path, subject=subject)) or 1 << 20

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe, recipe_kind, resolved_json
-from rlhfkit.config.schema import Recipe
+from rlhfkit.config.schema import DATA_OF_STAGE, READERS_OF_SECTION, Recipe
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir import RunDir, write_atomically
 
@@ -26,16 +26,42 @@ def refuse_other_directories(run: RunDir) -> None:
         raise CheckpointError(f"{path} exists and is not a run directory; choose another --run-dir")
 
 
-def refuse_other_settings(run: RunDir, recipe: Recipe | ControlRecipe) -> None:
-    """Nothing, if the directory is free or holds a run of the same settings.
+def refuse_other_settings(run: RunDir, recipe: Recipe | ControlRecipe) -> tuple[str, ...]:
+    """What differs from the settings of the run that the directory holds, where no stage that has begun read it.
 
-    Raises: CheckpointError with the first setting that differs.
+    Nothing, if the directory is free or the settings are the same.
+    Raises: CheckpointError with the first setting that a stage has read already.
     """
-    if run.config.exists() and run.config.read_text(encoding="utf-8") != resolved_json(recipe):
-        raise CheckpointError(
-            f"{run.path} holds a run of other settings ({_first_difference(recipe_of(run), recipe)}); choose "
-            "another --run-dir, or start over here with --fresh"
-        )
+    if not run.config.exists() or run.config.read_text(encoding="utf-8") == resolved_json(recipe):
+        return ()
+    before = recipe_of(run)
+    changes = dict(_differences(before.model_dump(), recipe.model_dump()))
+    begun = {stage for stage in before.stages if _has_begun(run, stage)}
+    for name, change in changes.items():
+        readers = begun & _readers(name, before)
+        if readers or type(before) is not type(recipe) or name in ("name", "stages"):
+            raise CheckpointError(
+                f"{run.path} holds a run of other settings ({change}); choose another --run-dir, or start over here "
+                "with --fresh"
+            )
+    return tuple(changes.values())
+
+
+def _has_begun(run: RunDir, stage: str) -> bool:
+    """Whether something of the stage would be used again."""
+    return stage in run.finished_stages() or (run.checkpoints / stage).exists()
+
+
+def _readers(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
+    """The stages that read a setting, by its dotted name."""
+    section, _, key = setting.partition(".")
+    if section == "data":
+        tables = {table for several in DATA_OF_STAGE.values() for table in several}
+        table = key.partition(".")[0]
+        return {stage for stage, read in DATA_OF_STAGE.items() if table in read or table not in tables}
+    if section == "purpose":
+        return set()
+    return set(READERS_OF_SECTION.get(section, recipe.stages))
 
 
 def prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:
@@ -71,15 +97,13 @@ def recipe_of(run: RunDir) -> Recipe | ControlRecipe:
         ) from error
 
 
-def _first_difference(theirs: Recipe | ControlRecipe, ours: Recipe | ControlRecipe) -> str:
-    def differing(a: Any, b: Any, name: str) -> Iterator[str]:
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in {**a, **b}:
-                yield from differing(a.get(key), b.get(key), f"{name}.{key}" if name else key)
-        elif a != b:
-            yield f"{name} was {a!r}, is now {b!r}"
-
-    return next(differing(theirs.model_dump(), ours.model_dump(), ""), "only the order differs")
+def _differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted name of each setting that differs, and how."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in {**a, **b}:
+            yield from _differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+    elif a != b:
+        yield name, f"{name} was {a!r}, is now {b!r}"
 
 
 @contextmanager

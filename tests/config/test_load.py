@@ -224,7 +224,7 @@ def test_a_fault_of_the_file_does_not_blame_the_command_line(minimal):
 def test_a_fault_between_settings_names_the_overrides_that_take_part(minimal):
     assert faults(minimal, "ppo.minibatch_episodes=63", "seed=1") == [
         "ppo: minibatch_episodes 63 does not divide rollout_episodes 64; choose a divisor "
-        "(on the command line: ppo.minibatch_episodes=63)"
+        "(you gave ppo.minibatch_episodes=63)"
     ]
     minimal.write_text(MINIMAL.replace('path = "demonstrations.jsonl"', ""))
     assert faults(minimal, "model.path=other/model") == [

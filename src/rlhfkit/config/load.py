@@ -240,7 +240,7 @@ def _fault(detail: ErrorDetails, place: _Place, overrides: dict[str, str]) -> tu
         case "value_error":
             reason = str(context["error"])
             blamed = [given for key, given in overrides.items() if _names(reason, key, name)]
-            given = f" (on the command line: {', '.join(blamed)})" if blamed else ""
+            given = f" (you gave {', '.join(blamed)})" if blamed else ""
             return f"{name}: " if name else "", reason + given
         case "union_tag_invalid":
             tags = _either(context["expected_tags"].replace("'", "").split(", "))

@@ -24,6 +24,7 @@ from pydantic import (
 
 __all__ = [
     "DATA_OF_STAGE",
+    "READERS_OF_SECTION",
     "AdaptiveKLConfig",
     "AnnotatorsConfig",
     "BagOfWordsRewardConfig",
@@ -83,6 +84,21 @@ DATA_OF_STAGE: dict[Stage, tuple[str, ...]] = {
     "evaluate": ("test_prompts", "prompts"),
 }
 """Tables of `data` that a stage reads: the first it needs, the others it uses where they are set."""
+
+
+READERS_OF_SECTION: dict[str, tuple[Stage, ...]] = {
+    "pretrain": ("pretrain",),
+    "sft": ("sft",),
+    "preferences": ("preferences",),
+    "reward_model": ("reward_model", "judge"),
+    "judge": ("judge",),
+    "reward": ("ppo", "evaluate"),
+    "env": ("ppo", "evaluate"),
+    "rollout": ("preferences", "reward_model", "judge", "ppo", "evaluate"),
+    "ppo": ("ppo",),
+    "evaluation": ("evaluate",),
+}
+"""Section → the stages whose result depends on it; what is not here, all depend on."""
 
 
 class Section(BaseModel):
@@ -219,6 +235,10 @@ class RowsConfig(Section):
         return self
 
 
+UNNAMED = "\0"
+"""Path of rows whose file nobody has named; no file is called so."""
+
+
 class ContrastConfig(Section):
     """Preferences out of two unpaired kinds of text: any text of the first kind beats any of the second."""
 
@@ -336,8 +356,16 @@ class DataConfig(Section):
         if "path" in tables:
             return tables | {name: {"path": tables["path"], **source} for name, source in rows.items()}
         if rows and all("path" not in source for source in rows.values()):
-            raise ValueError(f"no file is named for {', '.join(rows)}: give data.path=FILE, or a path in each table")
+            # Said by the check of the whole, so that a misspelt `path` is told first.
+            return tables | {name: {"path": UNNAMED, **source} for name, source in rows.items()}
         return tables
+
+    @model_validator(mode="after")
+    def _files_are_named(self) -> "DataConfig":
+        unnamed = [name for name, source in self if isinstance(source, RowsConfig) and source.path == UNNAMED]
+        if unnamed:
+            raise ValueError(f"no file is named for {', '.join(unnamed)}: give data.path=FILE, or a path in each table")
+        return self
 
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.schema import PpoConfig
 from rlhfkit.errors import TrainingError
+from rlhfkit.interrupts import interrupts_wait
 from rlhfkit.metrics import Metrics, RunLog
 from rlhfkit.models.policy import Policy, PolicyOutput
 from rlhfkit.padding import length_buckets
@@ -159,20 +160,24 @@ def train_ppo(
 
     `check_first` sees the very first experience and raises TrainingError where the run is doomed. `labels` tell
     the log's lines of one training from those of another in the same stage.
-    Raises: TrainingError where something is not finite; the last checkpoint is from before.
+    Raises: TrainingError where something is not finite; the last checkpoint is from before. KeyboardInterrupt after
+    Ctrl-C, once the iteration is saved.
     """
     config = trainer.config
     last_save = time.monotonic()
-    while trainer.iteration < config.iterations and trainer.stopped is None:
-        iteration = trainer.iteration
-        experience, metrics = run_iteration(trainer, check_first=check_first)
-        log.write(stage, iteration, metrics, labels=labels)
-        log.write_samples(stage, iteration, experience.samples)
-        progress.advance(1, experience.headline)
-        is_last = trainer.stopped is not None or trainer.iteration == config.iterations
-        if is_last or time.monotonic() - last_save > 60 * config.checkpoint_minutes:
-            checkpoints.save(trainer.iteration, trainer.tensors(), {**trainer.state(), "log": log.position()})
-            last_save = time.monotonic()
+    with interrupts_wait("this iteration") as interrupted:
+        while trainer.iteration < config.iterations and trainer.stopped is None:
+            iteration = trainer.iteration
+            experience, metrics = run_iteration(trainer, check_first=check_first)
+            log.write(stage, iteration, metrics, labels=labels)
+            log.write_samples(stage, iteration, experience.samples)
+            progress.advance(1, experience.headline)
+            is_last = trainer.stopped is not None or trainer.iteration == config.iterations
+            if is_last or interrupted() or time.monotonic() - last_save > 60 * config.checkpoint_minutes:
+                checkpoints.save(trainer.iteration, trainer.tensors(), {**trainer.state(), "log": log.position()})
+                last_save = time.monotonic()
+            if interrupted():
+                raise KeyboardInterrupt
     return trainer.stopped
 
 

@@ -103,7 +103,11 @@ def train_reward_model(
         validate=validate,
         detail=lambda metrics: (
             f"loss {metrics['loss']:.3f}"
-            + (f" · held-out accuracy {metrics['validation/accuracy']:.2f}" if "validation/accuracy" in metrics else "")
+            + (
+                f" · validation accuracy {metrics['validation/accuracy']:.2f}"
+                if "validation/accuracy" in metrics
+                else ""
+            )
         ),
     )
     num_updates = num_supervised_updates(len(train), config.minibatch_pairs, config.epochs)

@@ -9,6 +9,7 @@ from torch import nn
 
 from rlhfkit.config.schema import SupervisedConfig
 from rlhfkit.errors import DataError, TrainingError
+from rlhfkit.interrupts import interrupts_wait
 from rlhfkit.metrics import Metrics, RunLog
 from rlhfkit.progress import StageProgress
 from rlhfkit.seeding import derive_seed, shuffled
@@ -62,7 +63,7 @@ def train_supervised(
     """Run all updates from number `start` on; the last validation metrics.
 
     Raises: DataError where there are no rows; TrainingError where a loss or a gradient is not finite; the last
-    checkpoint is from before.
+    checkpoint is from before. KeyboardInterrupt after Ctrl-C, once the update is saved.
     """
     if task.num_rows == 0:
         raise DataError(f"the stage {task.stage} has no rows to learn from; give more data, or raise its max_tokens")
@@ -71,32 +72,36 @@ def train_supervised(
     validate_every = max(1, num_updates // NUM_VALIDATIONS)
     last_save = time.monotonic()
     validation: dict[str, float] = {}
-    for iteration in range(start, num_updates):
-        epoch, place = divmod(iteration, per_epoch)
-        order = shuffled(task.num_rows, derive_seed(seed, task.stage, "epoch", epoch))
-        rows = order[place * task.minibatch_rows : (place + 1) * task.minibatch_rows]
-        metrics = Metrics()
-        learning_rate = optimizer.learning_rate
-        task.backward(rows, metrics)
-        loss = metrics.means()["loss"]
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss of stage {task.stage} is {loss} in iteration {iteration}, whose update was not made; lower "
-                "its optim.learning_rate"
-            )
-        grad_norm = optimizer.step()
-        values = {**metrics.means(), "learning_rate": learning_rate, "grad_norm": grad_norm}
-        if (iteration + 1) % validate_every == 0 or iteration + 1 == num_updates:
-            held_out = Metrics()
-            task.validate(held_out)
-            validation = {f"validation/{name}": value for name, value in held_out.means().items()}
-            values |= validation
-        log.write(task.stage, iteration, values)
-        progress.advance(1, task.detail({**validation, **values}))
-        if time.monotonic() - last_save > 60 * config.checkpoint_minutes and iteration + 1 < num_updates:
-            tensors = prefixed("module", trainable_tensors(task.module)) | prefixed("optimizer", optimizer.state())
-            checkpoints.save(iteration + 1, tensors, {"log": log.position()})
-            last_save = time.monotonic()
+    with interrupts_wait("this update") as interrupted:
+        for iteration in range(start, num_updates):
+            epoch, place = divmod(iteration, per_epoch)
+            order = shuffled(task.num_rows, derive_seed(seed, task.stage, "epoch", epoch))
+            rows = order[place * task.minibatch_rows : (place + 1) * task.minibatch_rows]
+            metrics = Metrics()
+            learning_rate = optimizer.learning_rate
+            task.backward(rows, metrics)
+            loss = metrics.means()["loss"]
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the loss of stage {task.stage} is {loss} in iteration {iteration}, whose update was not made; "
+                    "lower its optim.learning_rate"
+                )
+            grad_norm = optimizer.step()
+            values = {**metrics.means(), "learning_rate": learning_rate, "grad_norm": grad_norm}
+            if (iteration + 1) % validate_every == 0 or iteration + 1 == num_updates:
+                held_out = Metrics()
+                task.validate(held_out)
+                validation = {f"validation/{name}": value for name, value in held_out.means().items()}
+                values |= validation
+            log.write(task.stage, iteration, values)
+            progress.advance(1, task.detail({**validation, **values}))
+            is_time = time.monotonic() - last_save > 60 * config.checkpoint_minutes and iteration + 1 < num_updates
+            if interrupted() or is_time:
+                tensors = prefixed("module", trainable_tensors(task.module)) | prefixed("optimizer", optimizer.state())
+                checkpoints.save(iteration + 1, tensors, {"log": log.position()})
+                last_save = time.monotonic()
+            if interrupted():
+                raise KeyboardInterrupt
     return validation
 
 
