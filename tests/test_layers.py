@@ -13,7 +13,7 @@ PACKAGE = Path(rlhfkit.__file__).parent
 
 # In L0 and L1 each name may import the names before it; from L2 on, only the layers above, apart from EXCEPTIONS.
 ORDERED_LAYERS = [
-    ["errors", "records", "config", "recipes", "rundir"],
+    ["errors", "records", "config", "recipes", "rundir", "workspace"],
     ["ppo", "importing", "device", "seeding", "padding", "intervals", "manifest", "metrics", "progress", "distributed"],
 ]
 LAYERS = [

@@ -1,11 +1,8 @@
 """The stages of a recipe, in order; what is finished is not done again."""
 
-import fcntl
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +12,8 @@ import torch
 
 from rlhfkit.build import Builder, kl_controller
 from rlhfkit.config.control import ControlRecipe
-from rlhfkit.config.load import LoadedRecipe, recipe_kind, resolved_json
-from rlhfkit.config.schema import PretrainedModelConfig, Recipe, RolloutConfig, RowsConfig, Stage
+from rlhfkit.config.load import LoadedRecipe
+from rlhfkit.config.schema import PretrainedModelConfig, RolloutConfig, RowsConfig, Stage
 from rlhfkit.control_pipeline import ControlPipeline, check_control
 from rlhfkit.data import (
     Loaded,
@@ -63,6 +60,7 @@ from rlhfkit.training.ppo import PpoTrainer, Rollout, optimizers_for, train_ppo
 from rlhfkit.training.preflight import check_first_experience
 from rlhfkit.training.reward_model import EncodedPair, encode_pairs, measure, normalization_of, train_reward_model
 from rlhfkit.training.sft import encode_demonstrations, encode_texts, train_sft
+from rlhfkit.workspace import locked, prepare, recipe_of, refuse_other_directories, refuse_other_settings
 
 __all__ = ["evaluate", "generate", "run"]
 
@@ -75,9 +73,9 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
     Raises: RlhfkitError with what to do; what was finished before stays.
     """
     run_dir = RunDir(directory)
-    _refuse_other_directories(run_dir)
+    refuse_other_directories(run_dir)
     if not fresh:
-        _refuse_other_settings(run_dir, loaded.recipe)
+        refuse_other_settings(run_dir, loaded.recipe)
     if isinstance(loaded.recipe, ControlRecipe):
         _run_control(loaded, loaded.recipe, run_dir, fresh=fresh, progress=progress or Progress())
         return
@@ -85,8 +83,8 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
     inputs = Inputs(loaded.recipe, Builder(loaded.recipe, run_dir))
     finished = {} if fresh else run_dir.finished_stages()
     inputs.check([stage for stage in loaded.recipe.stages if stage not in finished])
-    with _locked(run_dir), quiet_transformers():
-        _prepare(run_dir, loaded, fresh=fresh)
+    with locked(run_dir), quiet_transformers():
+        prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir) as log:
             pipeline = Pipeline(inputs, run_dir, log, progress or Progress())
             for stage in loaded.recipe.stages:
@@ -99,91 +97,11 @@ def _run_control(
 ) -> None:
     for note in check_control(recipe):  # before anything is written
         progress.note(note)
-    with _locked(run_dir):
-        _prepare(run_dir, loaded, fresh=fresh)
+    with locked(run_dir):
+        prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir) as log:
             ControlPipeline(recipe, run_dir, log, progress).do()
         write_report(run_dir)
-
-
-def _refuse_other_directories(run: RunDir) -> None:
-    """Nothing may be written, not even the lock, among files that are no run's."""
-    path = run.path
-    if path.exists() and not run.is_run() and not (path.is_dir() and set(path.iterdir()) <= {run.lock}):
-        raise CheckpointError(f"{path} exists and is not a run directory; choose another --run-dir")
-
-
-def _refuse_other_settings(run: RunDir, recipe: Recipe | ControlRecipe) -> None:
-    if run.config.exists() and run.config.read_text(encoding="utf-8") != resolved_json(recipe):
-        raise CheckpointError(
-            f"{run.path} holds a run of other settings ({_first_difference(_recipe_of(run), recipe)}); choose "
-            "another --run-dir, or start over here with --fresh"
-        )
-
-
-def _prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:
-    """Write down what the run is; what an earlier one left is removed if `fresh`.
-
-    Raises: CheckpointError where the directory holds a run of other settings.
-    """
-    if fresh:
-        # If this is cut short, nothing may look finished, and it must still look like a run.
-        for path in sorted(run.path.iterdir(), key=lambda path: (path in (run.config, run.recipe), path != run.stages)):
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path != run.lock:
-                path.unlink()
-    else:
-        _refuse_other_settings(run, loaded.recipe)  # again, now that nobody else writes here
-    write_atomically(run.config, resolved_json(loaded.recipe))
-    write_atomically(run.recipe, loaded.text)
-
-
-def _recipe_of(run: RunDir) -> Recipe | ControlRecipe:
-    """The recipe of a run.
-
-    Raises: CheckpointError where this version does not understand it.
-    """
-    try:
-        table = json.loads(run.config.read_text(encoding="utf-8"))
-        return recipe_kind(table).model_validate(table)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{run.config} cannot be read by this version of rlhfkit; choose another --run-dir, or start over here "
-            "with --fresh"
-        ) from error
-
-
-def _first_difference(theirs: Recipe | ControlRecipe, ours: Recipe | ControlRecipe) -> str:
-    def differing(a: Any, b: Any, name: str) -> Iterator[str]:
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in {**a, **b}:
-                yield from differing(a.get(key), b.get(key), f"{name}.{key}" if name else key)
-        elif a != b:
-            yield f"{name} was {a!r}, is now {b!r}"
-
-    return next(differing(theirs.model_dump(), ours.model_dump(), ""), "only the order differs")
-
-
-@contextmanager
-def _locked(run: RunDir) -> Iterator[None]:
-    """Nobody else may write to this run directory meanwhile; the lock falls with the process.
-
-    Raises: CheckpointError where somebody does, or where the directory cannot be written to.
-    """
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        file = run.lock.open("w")
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {run.path} ({error.strerror}); choose another --run-dir") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CheckpointError(
-                f"another process is working in {run.path}; wait for it, or choose another --run-dir"
-            ) from error
-        yield
 
 
 @dataclass
@@ -473,8 +391,8 @@ class Pipeline:
             )
         results = measure(questions, before, after, seed=derive_seed(self.recipe.seed, metric))
         for found in results.measures:
-            before_and_after = found.shown(found.sft.mean), found.shown(found.policy.mean)
-            self.progress.note(f"{found.name}: {before_and_after[0]} before PPO, {before_and_after[1]} after")
+            before_ppo, after_ppo = found.shown(found.sft.mean), found.shown(found.policy.mean)
+            self.progress.note(f"{found.name}: {before_ppo} before PPO, {after_ppo} after")
         return results
 
     # ── what the stages share ────────────────────────────────────────────────────────────────────────────────────────
@@ -600,9 +518,9 @@ def evaluate(directory: Path) -> None:
     Raises: CheckpointError where the run has no policy yet.
     """
     run_dir = RunDir(directory)
-    recipe = _recipe_of(run_dir)
+    recipe = recipe_of(run_dir)
     if isinstance(recipe, ControlRecipe):
-        with _locked(run_dir), RunLog(run_dir) as log:
+        with locked(run_dir), RunLog(run_dir) as log:
             ControlPipeline(recipe, run_dir, log, Progress()).evaluate()
             write_report(run_dir)
         return
@@ -612,7 +530,7 @@ def evaluate(directory: Path) -> None:
         raise ConfigError(f"the recipe of {directory} has no data.test_prompts, so there is nothing to evaluate on")
     inputs = Inputs(recipe, Builder(recipe, run_dir))
     inputs.check(["evaluate"])
-    with _locked(run_dir), RunLog(run_dir) as log:
+    with locked(run_dir), RunLog(run_dir) as log:
         Pipeline(inputs, run_dir, log, Progress()).evaluate()
         write_report(run_dir)
 
@@ -636,7 +554,7 @@ def generate(
     rollout = None
     source = PretrainedModelConfig(path=str(directory))
     if run_dir.is_run():
-        recipe = _recipe_of(run_dir)
+        recipe = recipe_of(run_dir)
         if isinstance(recipe, ControlRecipe):
             raise ModelError(
                 f"{directory} is a run of the control task {recipe.env.id}, whose policy writes no text; "

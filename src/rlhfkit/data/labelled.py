@@ -1,5 +1,6 @@
 """Texts of which the class is known → prompts that ask for it."""
 
+from operator import itemgetter
 from pathlib import Path
 
 from rlhfkit.config.schema import LabelledConfig
@@ -24,7 +25,7 @@ def load_labelled_prompts(source: LabelledConfig, *, directory: str | Path, on_b
         for index, prompt in enumerate(loaded.records)
     ]
     return Loaded(
-        [prompt for _, prompt in sorted(placed, key=lambda place_and_prompt: place_and_prompt[0])],
+        [prompt for _, prompt in sorted(placed, key=itemgetter(0))],
         tuple(message for loaded in classes.values() for message in loaded.skipped),
         tuple(file for loaded in classes.values() for file in loaded.sources),
     )
