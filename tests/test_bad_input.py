@@ -983,6 +983,8 @@ def test_a_real_interrupt_in_a_real_process_leaves_a_run_that_goes_on(desk: Desk
         try:
             while process.poll() is None and not (desk.path / "here").exists():
                 time.sleep(0.05)
+            process.send_signal(signal.SIGINT)  # would wait for the end of the iteration, which takes a minute
+            time.sleep(0.5)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=60)
         finally:

@@ -456,7 +456,7 @@ def test_generate_takes_the_newest_model_that_there_is(copy):
     for name in ("policy", "sft", "base"):
         assert answers(copy.path) == answers(copy.model(name))  # a model's directory will do as well
         shutil.rmtree(copy.model(name))
-    with pytest.raises(ModelError, match="has no model yet; finish it with: rlhfkit run tiny"):
+    with pytest.raises(ModelError, match="has no model yet; finish it with the command that began it"):
         answers(copy.path)
 
 
@@ -475,7 +475,7 @@ def test_evaluating_again_gives_the_same_numbers(finished, copy):
 
 def test_evaluating_a_run_without_a_policy_is_refused(copy):
     shutil.rmtree(copy.model("policy"))
-    with pytest.raises(CheckpointError, match="has no policy yet; finish it with: rlhfkit run tiny"):
+    with pytest.raises(CheckpointError, match="has no policy yet; finish it with the command that began it"):
         pipeline.evaluate(copy.path)
 
 

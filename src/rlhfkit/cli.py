@@ -228,9 +228,9 @@ def closing_words(run: "RunDir") -> str:
         run.metrics: "every metric of every iteration",
         run.samples: "responses from every iteration",
     }
-    names = {
-        path: path.name + ("/" if path.is_dir() else "") for path in written if path.is_dir() or _has_content(path)
-    }
+    if is_control:
+        del written[run.samples]  # there are no texts
+    names = {path: path.name + ("/" if path.is_dir() else "") for path in written if path.exists()}
     width = max(map(len, names.values()), default=0)
     lines = [f"{run.path} holds", *(f"  {name:<{width}}  {written[path]}" for path, name in names.items())]
     where = shlex.quote(str(run.path))
@@ -249,10 +249,6 @@ def _program() -> str:
     if called.name == "rlhfkit" and shutil.which("rlhfkit") is None:
         return shlex.quote(sys.argv[0])
     return "rlhfkit"
-
-
-def _has_content(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
 
 
 def _default_run_dir(recipe: "Recipe | ControlRecipe") -> Path:

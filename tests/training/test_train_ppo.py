@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import signal
 
 import pytest
 import torch
@@ -41,7 +42,8 @@ def run(trainer, directory, *, check_first=lambda experience: None, progress=Non
     run_dir = RunDir(directory)
     checkpoints = Checkpoints(run_dir.checkpoints / "ppo", warn=pytest.fail)
     with RunLog(run_dir) as log:
-        trainer.resume(checkpoints, log)
+        if not trainer.resume(checkpoints, log):
+            log.forget("ppo")
         with (progress or Progress(quiet=True)).stage("ppo", total=1, unit="iteration") as stage:
             return train_ppo(trainer, log=log, checkpoints=checkpoints, progress=stage, check_first=check_first)
 
@@ -76,6 +78,11 @@ class FailsAt(tiny.Scripted):
 
 def killed(scores):
     raise KeyboardInterrupt
+
+
+def interrupted(scores):
+    signal.raise_signal(signal.SIGINT)
+    return scores
 
 
 # ── learning ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -326,6 +333,20 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path):
     run(resumed, tmp_path / "killed")
     assert_identical(weights(resumed), weights(whole))
     assert without_times(metrics(tmp_path / "killed")) == without_times(metrics(tmp_path / "whole"))
+
+
+def test_ctrl_c_finishes_the_iteration_and_saves_it(tmp_path, capsys):
+    seldom = settings(iterations=4, checkpoint_minutes=60)
+    whole = tiny.trainer(seldom)
+    run(whole, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny.trainer(seldom, reward=FailsAt(3, interrupted)), tmp_path / "killed")
+    assert "finishing this iteration, then saving; once more stops at once" in capsys.readouterr().err
+    assert saved_iterations(tmp_path / "killed") == [3]
+    resumed = tiny.trainer(seldom)
+    run(resumed, tmp_path / "killed")
+    assert_identical(weights(resumed), weights(whole))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_global_randomness_of_a_users_reward_goes_on_too(tmp_path):

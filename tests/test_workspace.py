@@ -1,0 +1,101 @@
+import pytest
+
+from rlhfkit.config.load import LoadedRecipe, resolved_json
+from rlhfkit.config.schema import Recipe
+from rlhfkit.errors import CheckpointError
+from rlhfkit.rundir import RunDir
+from rlhfkit.workspace import locked, prepare, recipe_of, refuse_other_settings
+
+ROWS = {"path": "rows.jsonl"}
+TABLE = {
+    "name": "mine",
+    "stages": ["sft", "reward_model", "judge", "ppo", "evaluate"],
+    "model": {"path": "some/model"},
+    "data": {
+        "demonstrations": ROWS,
+        "preferences": ROWS,
+        "prompts": ROWS,
+        "test_prompts": ROWS,
+        "judge_preferences": ROWS,
+    },
+}
+
+
+def recipe(**changes):
+    return Recipe.model_validate(TABLE | changes)
+
+
+def run_with(directory, *finished, begun=()):
+    run = RunDir(directory)
+    run.recipe.write_text("")
+    run.config.write_text(resolved_json(recipe()))
+    for stage in finished:
+        run.finish_stage(stage, {})
+    for stage in begun:
+        (run.checkpoints / stage).mkdir(parents=True)
+    return run
+
+
+def data(**tables):
+    return {**TABLE["data"], **tables}
+
+
+OTHER = {"path": "other.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("finished", "changes", "told"),
+    [
+        (["sft", "reward_model"], {"ppo": {"min_eos_rate": 0.0}}, "ppo.min_eos_rate was 0.05, is now 0.0"),
+        (["sft"], {"rollout": {"max_response_tokens": 9}}, "rollout.max_response_tokens was 64, is now 9"),
+        (["sft", "ppo"], {"evaluation": {"num_prompts": 8}}, "evaluation.num_prompts was 256, is now 8"),
+        (["sft", "ppo"], {"purpose": "other"}, "purpose was '', is now 'other'"),
+        (["sft"], {"data": data(prompts=OTHER)}, "data.prompts.path was 'rows.jsonl', is now 'other.jsonl'"),
+        ([], {"seed": 1}, "seed was 0, is now 1"),
+    ],
+)
+def test_a_setting_that_no_stage_has_read_may_change(finished, changes, told, tmp_path):
+    run, changed = run_with(tmp_path, *finished), recipe(**changes)
+    assert refuse_other_settings(run, changed) == (told,)
+    prepare(run, LoadedRecipe(changed, "", ()), fresh=False)
+    assert recipe_of(run) == changed
+
+
+@pytest.mark.parametrize(
+    ("finished", "changes", "setting"),
+    [
+        (["sft"], {"sft": {"epochs": 2}}, "sft.epochs was 1, is now 2"),
+        (["sft", "reward_model"], {"rollout": {"temperature": 0.5}}, "rollout.temperature was 1.0, is now 0.5"),
+        (["sft"], {"seed": 1}, "seed was 0, is now 1"),
+        (["sft"], {"model": {"path": "other/model"}}, "model.path was"),
+        (["sft", "reward_model"], {"data": data(prompts=OTHER)}, "data.prompts.path was"),
+        (["sft"], {"data": data(max_prompt_tokens=9)}, "data.max_prompt_tokens was 256, is now 9"),
+        ([], {"name": "yours"}, "name was 'mine', is now 'yours'"),
+        ([], {"stages": ["sft"]}, "stages was"),
+    ],
+)
+def test_a_setting_that_a_stage_has_read_may_not(finished, changes, setting, tmp_path):
+    run = run_with(tmp_path, *finished)
+    before = run.config.read_text()
+    with pytest.raises(CheckpointError, match=rf"holds a run of other settings \({setting}.*--fresh"):
+        refuse_other_settings(run, recipe(**changes))
+    assert run.config.read_text() == before
+
+
+def test_a_stage_with_a_checkpoint_has_begun(tmp_path):
+    run = run_with(tmp_path, "sft", begun=["ppo"])
+    with pytest.raises(CheckpointError, match=r"ppo\.epochs was 4, is now 2"):
+        refuse_other_settings(run, recipe(ppo={"epochs": 2}))
+
+
+def test_the_same_settings_change_nothing(tmp_path):
+    assert refuse_other_settings(run_with(tmp_path, "sft"), recipe()) == ()
+    assert refuse_other_settings(RunDir(tmp_path / "new"), recipe()) == ()
+
+
+def test_one_process_at_a_time(tmp_path):
+    run = RunDir(tmp_path)
+    with locked(run), pytest.raises(CheckpointError, match="another process is working in"), locked(run):
+        pass
+    with locked(run):
+        pass
