@@ -174,6 +174,22 @@ def test_closing_words_quote_a_directory_with_spaces(tmp_path):
     assert look.endswith("my run'/report.html in a browser")
 
 
+@pytest.mark.parametrize(
+    ("called", "on_path", "command"),
+    [
+        ("/usr/bin/rlhfkit", "/usr/bin/rlhfkit", "rlhfkit"),
+        (".venv/bin/rlhfkit", None, ".venv/bin/rlhfkit"),
+        ("/site-packages/rlhfkit/__main__.py", None, "python -m rlhfkit"),
+    ],
+)
+def test_the_next_command_is_one_that_works(called, on_path, command, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", [called])
+    monkeypatch.setattr("shutil.which", lambda name: on_path)
+    run = RunDir(tmp_path)
+    run.model("policy").mkdir()
+    assert cli.closing_words(run).splitlines()[-1] == f"next: {command} generate {tmp_path} --prompt '…'"
+
+
 def test_closing_words_of_an_empty_run(tmp_path):
     assert cli.closing_words(RunDir(tmp_path)) == f"{tmp_path} holds"
 

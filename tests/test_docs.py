@@ -420,3 +420,8 @@ def test_every_metric_of_an_environment_is_explained():
     )
     found = {name for name in rollout.collect(0, kl_coef=0.0).metrics if name.startswith("episode/")}
     assert documented_metrics("ppo in an environment") == found
+
+
+def test_nothing_is_left_to_be_filled_in():
+    left = re.compile(r"RESULTS-|\b(TODO|FIXME|TBD|XXX)\b")
+    assert [where(part) for part in PROSE if left.search(part.text)] == []

@@ -128,7 +128,8 @@ def recipes(
     table = Table("recipe", "purpose", "hardware", "time", box=box.SIMPLE_HEAD)
     for summary in list_recipes():
         table.add_row(*(Text(column) for column in summary))
-    Console().print(table)
+    # In a file or a pipe nothing needs to fit a screen.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 @app.command()
@@ -244,7 +245,7 @@ def closing_words(run: "RunDir") -> str:
 def _program() -> str:
     """How the user has called us, for commands that can be copied."""
     called = Path(sys.argv[0])
-    if called.name == "__main__.py":
+    if called.parts[-2:] == ("rlhfkit", "__main__.py"):
         return "python -m rlhfkit"
     if called.name == "rlhfkit" and shutil.which("rlhfkit") is None:
         return shlex.quote(sys.argv[0])

@@ -594,6 +594,8 @@ def generate(
     for number, text in enumerate(prompts):
         prompt = Prompt((Message("user", text),) if chat else text, origin=f"prompt {number + 1}")
         encoded = encoder.encode(prompt, max_tokens=room)
+        if encoded.was_cut:
+            Progress().warn(f"prompt {number + 1} is longer than the {room} tokens that there is room for, and was cut")
         seeds = None if is_greedy else [derive_seed(seed, "generate", number)]
         (response,) = sample(language_model, [encoded.ids], rollout, seeds=seeds)
         yield encoder.decode(response.ids)

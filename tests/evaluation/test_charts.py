@@ -54,6 +54,7 @@ def test_shares_and_scores_read_well():
     assert [percent(0.0), percent(1.0)] == ["0\u202f%", "100\u202f%"]
     assert percent(None) == "–"
     assert score(-0.5) == "−0.50"
+    assert score(-0.004) == "0.00"
     assert score(12345.6) == "12\u202f346"
     assert score(None) == "–"
 

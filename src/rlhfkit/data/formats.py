@@ -85,7 +85,8 @@ def read_pair(row: Row) -> tuple[Content, str, str]:
 def need(row: Row, column: str) -> Any:
     """The value of a column. Raises: DataError where there is none."""
     if column not in row.columns:
-        example = next((name for name in row.columns if name not in OWN_COLUMNS), "its name")
+        candidates = [name for name in row.columns if name not in OWN_COLUMNS]
+        example = candidates[0] if len(candidates) == 1 else "its name"
         raise DataError(
             f'no column "{column}"; the row has {", ".join(row.columns) or "none"}; if it has another name, say so as '
             f'in columns = {{{column} = "{example}"}}'

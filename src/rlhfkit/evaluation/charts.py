@@ -247,7 +247,7 @@ def score(value: float | None) -> str:
     """A score with two decimals, so that scores under each other compare."""
     if value is None or not -1000 < value < 1000:
         return number(value)
-    return f"{value:.2f}".replace("-", "−")
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # + 0.0, for there is no minus zero
 
 
 def percent(value: float | None) -> str:
