@@ -991,7 +991,9 @@ def test_a_real_interrupt_in_a_real_process_leaves_a_run_that_goes_on(desk: Desk
             process.kill()
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert errors.splitlines()[-1].startswith("stopped; to go on from the last checkpoint: rlhfkit run recipe.toml")
+    assert errors.splitlines()[-1].startswith(
+        "stopped; to go on from the last checkpoint: python -m rlhfkit run recipe.toml"
+    )
     assert half_written(desk.run_dir) == []
     desk.write("rewarding.py", LETTERS)
     assert desk.run(ONLY_PPO)[0] == 0

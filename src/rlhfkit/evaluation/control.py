@@ -63,9 +63,11 @@ def summarize(seed: int, returns: Sequence[float], *, env_steps: int, training_s
 def record_episode(policy: ControlPolicy, env: EnvConfig, *, seed: int, index: int) -> bytes | None:
     """Episode `index` of `episode_returns` as an animated GIF; None where the environment cannot be drawn."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory; no screen is needed
-    drawn = make_env(env, render_mode="rgb_array")
-    if "rgb_array" not in drawn.metadata.get("render_modes", []):
+    plain = make_env(env)
+    plain.close()
+    if "rgb_array" not in plain.metadata.get("render_modes", []):
         return None
+    drawn = make_env(env, render_mode="rgb_array")
     observation, _ = drawn.reset(seed=derive_seed(seed, "evaluation", index))
     frames = [drawn.render()]
     ended = False

@@ -189,8 +189,8 @@ class Gaussian(nn.Module):
         self.shape = space.shape
         self.num_outputs = self.num_noise = math.prod(space.shape)
         bounded = np.isfinite(space.low) & np.isfinite(space.high)
-        self.centre = np.where(bounded, (space.low / 2 + space.high / 2), 0.0).astype(space.dtype)
-        self.scale = np.where(bounded, (space.high / 2 - space.low / 2), 1.0).astype(space.dtype)
+        low, high = np.where(bounded, space.low, -1.0), np.where(bounded, space.high, 1.0)
+        self.centre, self.scale = (high + low).astype(space.dtype) / 2, (high - low).astype(space.dtype) / 2
         self.low, self.high = space.low, space.high
         self.log_std = nn.Parameter(torch.full((self.num_outputs,), log_std))
 
