@@ -243,9 +243,20 @@ def test_finished_stages_are_not_done_again(run, copy):
     progress = Progress(quiet=True)
     progress.note = told.append
     run(copy.path, progress=progress)
-    assert told == [f"{stage}: finished before" for stage in STAGES]
+    assert told == [*(f"{stage}: finished before" for stage in STAGES), "nothing was left to do; --fresh starts over"]
     assert {path: path.stat().st_mtime_ns for path in copy.path.rglob("*.safetensors")} == before
     assert copy.report.exists()
+
+
+def test_few_updates_are_worth_a_word(run, tmp_path):
+    warned = []
+    progress = Progress(quiet=True)
+    progress.warn = warned.append
+    run(tmp_path / "few", "sft.minibatch_sequences=8", progress=progress)
+    assert any(
+        re.match(r"sft: \d+ sequences make \d+ updates, which teach little; raise sft.epochs", w) for w in warned
+    )
+    assert any(re.match(r"reward_model: \d+ pairs make \d+ updates", w) for w in warned)
 
 
 # ── the run directory ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -60,11 +60,15 @@ from rlhfkit.training.ppo import PpoTrainer, Rollout, optimizers_for, train_ppo
 from rlhfkit.training.preflight import check_first_experience
 from rlhfkit.training.reward_model import EncodedPair, encode_pairs, measure, normalization_of, train_reward_model
 from rlhfkit.training.sft import encode_demonstrations, encode_texts, train_sft
+from rlhfkit.training.supervised import num_supervised_updates
 from rlhfkit.workspace import locked, prepare, recipe_of, refuse_other_directories, refuse_other_settings
 
 __all__ = ["evaluate", "generate", "run"]
 
 T = TypeVar("T")
+
+FEW_UPDATES = 20
+"""Fewer updates of a supervised stage than this are worth a word: weights hardly move."""
 
 
 def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress: Progress | None = None) -> None:
@@ -89,6 +93,8 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
             pipeline = Pipeline(inputs, run_dir, log, progress)
             for stage in loaded.recipe.stages:
                 pipeline.do(stage)
+            if len(finished) == len(loaded.recipe.stages):
+                progress.note("nothing was left to do; --fresh starts over")
         write_report(run_dir)
 
 
@@ -168,6 +174,7 @@ class Pipeline:
         )
         if num_cut:
             self.progress.note(f"{num_cut} of {len(demonstrations)} demonstrations were cut to fit")
+        self._warn_of_few("sft", len(rows), self.recipe.sft.minibatch_sequences, self.recipe.sft.epochs)
         metrics = train_sft(model, rows, self.recipe.sft, stage="sft", **self._training("sft"))
         self._save_model("sft", model)
         return {**metrics, "num_demonstrations": len(demonstrations), "num_cut": num_cut}
@@ -213,6 +220,7 @@ class Pipeline:
             max_tokens = _within_context(config.max_tokens, model)
             return encode_pairs(preferences, model, max_tokens=max_tokens, use_margin=config.use_margin)
 
+        self._warn_of_few("reward_model", len(train), config.minibatch_pairs, config.epochs)
         metrics = train_reward_model(
             model, encoded(train), config, stage="reward_model", **self._training("reward_model")
         )
@@ -492,6 +500,15 @@ class Pipeline:
             as_scored_text(prompt, response, model.encoder.decode(response.ids))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
+
+    def _warn_of_few(self, stage: Stage, num_rows: int, minibatch_rows: int, epochs: int) -> None:
+        num_updates = num_supervised_updates(num_rows, minibatch_rows, epochs)
+        if num_updates < FEW_UPDATES:
+            what = "sequences" if stage == "sft" else "pairs"
+            self.progress.warn(
+                f"{stage}: {num_rows} {what} make {num_updates} updates, which teach little; raise {stage}.epochs or "
+                f"{stage}.optim.learning_rate, lower {stage}.minibatch_{what}, or give more data"
+            )
 
     def _save_model(self, name: ModelName, model: LanguageModel) -> None:
         with write_directory_atomically(self.run.model(name)) as directory:
