@@ -4,7 +4,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from rlhfkit.config.schema import OpenShare, OptimConfig, PpoUpdateConfig, Section
+from rlhfkit.config.ppo import PpoUpdateConfig
+from rlhfkit.config.section import OpenShare, Section
+from rlhfkit.config.training import OptimConfig
 
 __all__ = [
     "ControlEvaluationConfig",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rlhfkit.config.schema import SupervisedConfig
+from rlhfkit.config.training import SupervisedConfig
 from rlhfkit.errors import DataError, TrainingError
 from rlhfkit.interrupts import interrupts_wait
 from rlhfkit.metrics import Metrics, RunLog

@@ -1,0 +1,199 @@
+"""What a run reads: sources of rows, and the tables of `data`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
+
+from rlhfkit.config.section import LocalPath, Section, type_or
+
+__all__ = [
+    "ROWS_PATTERN",
+    "UNNAMED",
+    "ContrastConfig",
+    "DataConfig",
+    "GrammarConfig",
+    "GuessRules",
+    "GuessTextsConfig",
+    "LabelledConfig",
+    "PromptFormat",
+    "ResponseFormat",
+    "RowsConfig",
+    "SourceConfig",
+    "TextsConfig",
+]
+
+ROWS_PATTERN = r"^\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*$"
+PromptFormat = Annotated[str, Field(pattern=r"\{prompt\}")]
+ResponseFormat = Annotated[str, Field(pattern=r"\{response\}")]
+
+
+class RowsConfig(Section):
+    """Rows of files, of a `datasets` directory or of a dataset on the hub."""
+
+    type: Literal["rows"] = "rows"
+    path: str | tuple[str, ...]
+    """File(s), directory or hub id. Relative paths are looked up in `data.directory`."""
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet", "datasets", "hub", "text"] = "auto"
+    """How to read it; "auto" goes by the file's ending (.jsonl, .json, .csv, .tsv, .parquet, .txt, each also .gz)."""
+    split: str = "train"
+    """Split of a `datasets` directory or of a dataset on the hub."""
+    subset: str | None = None
+    """Subset (configuration) of a dataset on the hub that has several."""
+    revision: str | None = None
+    """Commit or tag of a dataset on the hub; give one to make a run repeatable."""
+    rows: Annotated[str, Field(pattern=ROWS_PATTERN)] = ":"
+    """Which rows of each file, as a slice in rows or per cent: ":2000", "-312:", ":90%", "45%:90%"."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our name → the file's name, where they differ, as in {prompt = "question", response = "answer"}; a dot goes into
+    a nested object, as in {text = "prompt.text"}."""
+    column_names: tuple[str, ...] = ()
+    """Names of the columns of a CSV or TSV file whose first line is a row already, and no header."""
+    encoding: str = "utf-8"
+    """Text encoding of the file."""
+    prompt_format: PromptFormat = "{prompt}"
+    """What stands around a prompt that is text, as in "{prompt}\\nSentiment:"."""
+    response_format: ResponseFormat = "{response}"
+    """What stands around a response to it, as in " {response}"."""
+    beginning_words: tuple[PositiveInt, PositiveInt] | None = None
+    """For whole texts (format "text", or a column `text`): the prompt is the first n words, n drawn from this range,
+    the response the rest; a text of fewer words is a bad row."""
+
+    @model_validator(mode="after")
+    def _range_is_in_order(self) -> "RowsConfig":
+        if self.beginning_words and self.beginning_words[0] > self.beginning_words[1]:
+            low, high = self.beginning_words
+            raise ValueError(f"beginning_words [{low}, {high}] is not a range; write [{high}, {low}]")
+        return self
+
+
+UNNAMED = "\0"
+"""Path of rows whose file nobody has named; no file is called so."""
+
+
+class ContrastConfig(Section):
+    """Preferences out of two unpaired kinds of text: any text of the first kind beats any of the second."""
+
+    type: Literal["contrast"]
+    chosen: RowsConfig
+    """Texts with the quality that is wanted."""
+    rejected: RowsConfig
+    """Texts without it."""
+
+
+class LabelledConfig(Section):
+    """Texts of which the class is known: the text is the prompt, the name of its class the response."""
+
+    type: Literal["labelled"]
+    classes: Annotated[dict[str, RowsConfig], Field(min_length=2)]
+    """Name of the class → its texts, as in {positive = {path = "rt.pos"}, negative = {path = "rt.neg"}}."""
+    prompt_format: PromptFormat = "{prompt}"
+    """What stands around each text, as in "{prompt}\\nSentiment:"."""
+    response_format: ResponseFormat = " {response}"
+    """What stands around the name of its class; by default a space before it."""
+
+    @model_validator(mode="after")
+    def _classes_are_whole_texts(self) -> "LabelledConfig":
+        for name, rows in self.classes.items():
+            for key in ("prompt_format", "response_format", "beginning_words"):
+                if getattr(rows, key) != RowsConfig.model_fields[key].default:
+                    raise ValueError(f"classes.{name}.{key} does nothing here; formats stand beside classes, for all")
+        return self
+
+
+class GrammarConfig(Section):
+    """Synthetic restaurant reviews that the package writes itself; see `data/grammar.py`."""
+
+    type: Literal["grammar"]
+    num_rows: PositiveInt
+    """How many reviews to write."""
+    seed_offset: NonNegativeInt = 0
+    """Added to the recipe's seed, so that training and test rows differ."""
+
+
+SourceConfig = Annotated[
+    Annotated[RowsConfig, Tag("rows")]
+    | Annotated[ContrastConfig, Tag("contrast")]
+    | Annotated[LabelledConfig, Tag("labelled")]
+    | Annotated[GrammarConfig, Tag("grammar")],
+    Discriminator(type_or("rows")),
+]
+
+
+class GuessRules(Section):
+    """Rules of the number-guessing game; see `envs/guess.py`."""
+
+    highest: PositiveInt = 7
+    """The hidden number is from 1 to this."""
+    max_guesses: PositiveInt = 3
+    """Guesses in a game."""
+
+
+class GuessTextsConfig(GuessRules):
+    """Games of somebody who guesses blindly, which the package plays itself."""
+
+    type: Literal["guess"]
+    num_rows: PositiveInt
+    """How many games."""
+    seed_offset: NonNegativeInt = 0
+    """Added to the recipe's seed."""
+
+
+TextsConfig = Annotated[
+    Annotated[RowsConfig, Tag("rows")]
+    | Annotated[ContrastConfig, Tag("contrast")]
+    | Annotated[GrammarConfig, Tag("grammar")]
+    | Annotated[GuessTextsConfig, Tag("guess")],
+    Discriminator(type_or("rows")),
+]
+
+
+class DataConfig(Section):
+    """What the stages read. Formats: prompt, prompt-completion, messages, preference; plain or conversational."""
+
+    directory: LocalPath = "."
+    """Where relative paths start; itself relative to the working directory."""
+    path: str | tuple[str, ...] | None = None
+    """File(s) that every table below reads which names no `path` of its own."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """A bad row stops the run with its file and line, or is left out and counted."""
+    max_prompt_tokens: PositiveInt = 256
+    """Longer prompts are cut, at a turn, a line or a word, and counted."""
+    texts: TextsConfig | None = None
+    """Whole texts, for `pretrain`."""
+    demonstrations: SourceConfig | None = None
+    """Prompts with good responses, for `sft`."""
+    prompts: SourceConfig | None = None
+    """Prompts that PPO samples from; rows of any format that has a prompt will do."""
+    test_prompts: SourceConfig | None = None
+    """Prompts for evaluation only."""
+    preferences: SourceConfig | None = None
+    """Pairs for `reward_model`."""
+    test_preferences: SourceConfig | None = None
+    """Pairs that measure the reward model, never trained on."""
+    judge_preferences: SourceConfig | None = None
+    """Pairs for `judge`, which the reward model never sees."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_path(cls, tables: Any) -> Any:
+        """Give `path` to the sources of rows that have none, so that nobody else needs to know of it."""
+        if not isinstance(tables, dict):
+            return tables
+        rows = {
+            name: source
+            for name, source in tables.items()
+            if isinstance(source, dict) and source.get("type", "rows") == "rows"
+        }
+        if "path" in tables:
+            return tables | {name: {"path": tables["path"], **source} for name, source in rows.items()}
+        if rows and all("path" not in source for source in rows.values()):
+            # Said by the check of the whole, so that a misspelt `path` is told first.
+            return tables | {name: {"path": UNNAMED, **source} for name, source in rows.items()}
+        return tables
+
+    @model_validator(mode="after")
+    def _files_are_named(self) -> "DataConfig":
+        unnamed = [name for name, source in self if isinstance(source, RowsConfig) and source.path == UNNAMED]
+        if unnamed:
+            raise ValueError(f"no file is named for {', '.join(unnamed)}: give data.path=FILE, or a path in each table")
+        return self

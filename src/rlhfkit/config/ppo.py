@@ -1,0 +1,202 @@
+"""Settings of PPO on a language model, and of its rollout."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+from rlhfkit.config.section import OpenShare, Section, Share, type_or
+from rlhfkit.config.training import OptimConfig
+
+__all__ = [
+    "AdaptiveKLConfig",
+    "FixedKLConfig",
+    "KLConfig",
+    "PpoConfig",
+    "PpoUpdateConfig",
+    "RolloutConfig",
+    "ValueConfig",
+]
+
+
+class RolloutConfig(Section):
+    """Sampling of responses, the same in PPO and in evaluation."""
+
+    max_response_tokens: PositiveInt = 64
+    """Sampling stops here if it has not met EOS."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits, in the rollout, in the update and in the reference alike."""
+    top_k: NonNegativeInt = 0
+    """Keep the k likeliest tokens; 0 keeps all. Cut sampling makes PPO's ratio wrong: leave it off in training."""
+    top_p: OpenShare = 1.0
+    """Keep the likeliest tokens up to this probability; 1 keeps all. See `top_k`."""
+    stop_tokens: tuple[str, ...] = ()
+    """Further tokens that end a response, as "\\n"; the token itself is part of the response."""
+    slots: PositiveInt = 64
+    """Rows sampled at the same time; a waiting prompt takes the place of a finished row."""
+
+
+class FixedKLConfig(Section):
+    """Constant coefficient."""
+
+    type: Literal["fixed"] = "fixed"
+    coef: NonNegativeFloat = 0.05
+    """Reward per nat."""
+    estimator: Literal["k1", "k3"] = "k1"
+    """Per-token estimate that is subtracted from the reward."""
+
+
+class AdaptiveKLConfig(Section):
+    """Coefficient that steers the KL to a target (Ziegler et al. 2019, arXiv 1909.08593)."""
+
+    type: Literal["adaptive"]
+    coef: PositiveFloat = 0.15
+    """Reward per nat at the start."""
+    target: PositiveFloat = 6.0
+    """Wanted KL to the reference, in nats summed per sequence."""
+    horizon_episodes: PositiveInt = 10_000
+    """Episodes over which the coefficient adapts."""
+    estimator: Literal["k1", "k3"] = "k1"
+    """Per-token estimate that is subtracted from the reward."""
+
+
+KLConfig = Annotated[
+    Annotated[FixedKLConfig, Tag("fixed")] | Annotated[AdaptiveKLConfig, Tag("adaptive")],
+    Discriminator(type_or("fixed")),
+]
+
+
+class ValueConfig(Section):
+    """The critic."""
+
+    network: Literal["separate", "shared"] = "separate"
+    """Its own network, or a head on the policy's trunk (half the memory, but the two tasks share weights)."""
+    init: Literal["auto", "reward_model", "policy"] = "auto"
+    """A separate network's start: this run's reward model if there is one ("auto"), or the policy with a zero head."""
+    optim: OptimConfig = OptimConfig()
+    """Its optimizer; a shared trunk uses the policy's."""
+    coef: PositiveFloat = 0.1
+    """Weight of the value loss where the trunk is shared."""
+    clip_range: NonNegativeFloat = 0.2
+    """How far a value may move from the old one before its gradient stops; 0 = no clipping."""
+    warmup_iterations: NonNegativeInt = 0
+    """First iterations in which only the value learns."""
+
+
+class PpoUpdateConfig(Section):
+    """What an update of PPO needs to know (Schulman et al. 2017, arXiv 1707.06347), whatever the policy acts in."""
+
+    epochs: PositiveInt = 4
+    """Passes over each rollout."""
+    clip_range: OpenShare = 0.2
+    """How far the ratio may leave 1 before its gradient stops."""
+    clip_schedule: Literal["constant", "linear"] = "constant"
+    """Whether the clip range falls to zero over the iterations."""
+    dual_clip: Annotated[float, Field(gt=1.0)] | None = None
+    """Bound on the loss of bad actions whose ratio is large (arXiv 1912.09729); off by default."""
+    gamma: OpenShare = 1.0
+    """Discount per token or step."""
+    gae_lambda: Share = 0.95
+    """Decay of generalized advantage estimation."""
+    entropy_coef: NonNegativeFloat = 0.0
+    """Bonus per nat of entropy."""
+    target_kl: PositiveFloat | None = None
+    """Stop the epochs of an iteration once `approx_kl` passes this, in nats per action."""
+    optim: OptimConfig = OptimConfig()
+    """The policy's optimizer."""
+    checkpoint_minutes: PositiveFloat = 2.0
+    """Time between two checkpoints."""
+
+
+class PpoConfig(PpoUpdateConfig):
+    """PPO of a language model, or a critic-free estimator in its place."""
+
+    estimator: Literal["gae", "rloo", "grpo"] = "gae"
+    """How advantages are made: GAE with a critic, or from the scores of `group_size` responses to the same prompt."""
+    group_size: PositiveInt = 1
+    """Responses per prompt; RLOO and GRPO need at least 2."""
+    iterations: PositiveInt = 100
+    """Rounds of collect and update."""
+    rollout_episodes: PositiveInt = 64
+    """Responses sampled per iteration."""
+    minibatch_episodes: PositiveInt = 64
+    """Responses per optimizer step; must divide `rollout_episodes`."""
+    microbatch_tokens: PositiveInt = 8192
+    """Tokens (padding included) in one forward and backward pass; bounds memory, does not change the result."""
+    whiten_rewards: bool = False
+    """Scale token rewards to deviation 1 (mean kept)."""
+    clip_score: PositiveFloat | None = None
+    """Bound on the score's magnitude; the clipped share is logged."""
+    missing_eos_score: float | None = None
+    """Score of a response without EOS, whatever the reward says; off where this is not set."""
+    missing_eos_penalty: NonNegativeFloat = 0.0
+    """Subtracted from the score of a response without EOS."""
+    length_penalty: NonNegativeFloat = 0.0
+    """Subtracted per token beyond `length_penalty_tokens`."""
+    length_penalty_tokens: NonNegativeInt = 0
+    """Length from which the penalty counts."""
+    brevity_penalty: NonNegativeFloat = 0.0
+    """Subtracted per token that is missing to `brevity_penalty_tokens`."""
+    brevity_penalty_tokens: NonNegativeInt = 0
+    """Length from which a response is long enough."""
+    kl: KLConfig = FixedKLConfig()
+    """The leash to the reference."""
+    value: ValueConfig = ValueConfig()
+    """The critic."""
+    max_ref_kl: PositiveFloat | None = None
+    """Stop PPO once the KL to the reference, in nats per sequence, stays above this for three iterations."""
+    min_eos_rate: Share = 0.05
+    """The run refuses to start if fewer of the first responses end with EOS; 0 for tasks of fixed length."""
+    num_samples: NonNegativeInt = 4
+    """Responses written to `samples.jsonl` per iteration."""
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Optimizer steps in an iteration that is not cut short."""
+        return self.epochs * (self.rollout_episodes // self.minibatch_episodes)
+
+    @property
+    def minibatch_rows(self) -> int:
+        """Rows of an experience per optimizer step."""
+        return self.minibatch_episodes
+
+    @property
+    def value_optim(self) -> OptimConfig | None:
+        """Settings of the critic's own optimizer; None where there is no critic, or it is part of the policy."""
+        return self.value.optim if self.estimator == "gae" and self.value.network == "separate" else None
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> "PpoConfig":
+        if self.rollout_episodes % self.minibatch_episodes:
+            raise ValueError(
+                f"minibatch_episodes {self.minibatch_episodes} does not divide rollout_episodes "
+                f"{self.rollout_episodes}; choose a divisor"
+            )
+        if self.rollout_episodes % self.group_size:
+            raise ValueError(
+                f"group_size {self.group_size} does not divide rollout_episodes {self.rollout_episodes}; "
+                "choose a divisor"
+            )
+        if self.estimator != "gae" and self.group_size < 2:
+            raise ValueError(
+                f"estimator {self.estimator!r} compares responses to one prompt; set group_size to 2 or more"
+            )
+        if self.missing_eos_score is not None and self.missing_eos_penalty:
+            raise ValueError(
+                f"missing_eos_score {self.missing_eos_score:g} replaces the score from which missing_eos_penalty "
+                f"{self.missing_eos_penalty:g} would be subtracted; set one of the two"
+            )
+        if isinstance(self.kl, AdaptiveKLConfig) and self.kl.horizon_episodes <= self.rollout_episodes:
+            raise ValueError(
+                f"kl.horizon_episodes {self.kl.horizon_episodes} is not more than one rollout ({self.rollout_episodes} "
+                "episodes), so the coefficient would jump; raise it to at least ten rollouts"
+            )
+        return self

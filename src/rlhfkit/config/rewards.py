@@ -1,0 +1,129 @@
+"""Where a score comes from."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from rlhfkit.config.section import LocalPath, Section
+
+__all__ = [
+    "BagOfWordsRewardConfig",
+    "ChrfRewardConfig",
+    "FunctionRewardConfig",
+    "GrammarRewardConfig",
+    "HttpRewardConfig",
+    "LexiconRewardConfig",
+    "MatchRewardConfig",
+    "MixRewardConfig",
+    "RewardConfig",
+    "RewardModelRewardConfig",
+    "WeightedRewardConfig",
+]
+
+
+class RewardModelRewardConfig(Section):
+    """Score of a reward model, read with its own tokenizer."""
+
+    type: Literal["reward_model"]
+    path: LocalPath | None = None
+    """Directory or hub id of a sequence-classification model; by default the one that this run trains."""
+    label: NonNegativeInt | None = None
+    """Which output to take where the model has several; by default the only one."""
+    max_tokens: PositiveInt = 512
+    """Longer sequences lose the beginning of their prompt."""
+    batch_tokens: PositiveInt = 16384
+    """Tokens per forward pass."""
+
+
+class FunctionRewardConfig(Section):
+    """A Python function over lists of prompts and responses that returns one number for each."""
+
+    type: Literal["function"]
+    function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    """`package.module:function`, importable from the working directory."""
+
+
+class LexiconRewardConfig(Section):
+    """Mean weight of a response's words in a lexicon."""
+
+    type: Literal["lexicon"]
+    path: LocalPath
+    """File of lines `word TAB weight` (further columns are ignored, as in VADER's)."""
+    case_sensitive: bool = False
+    """Whether "Good" and "good" differ."""
+
+
+class HttpRewardConfig(Section):
+    """An endpoint that answers POST {"prompts": […], "responses": […]} with {"scores": […]}."""
+
+    type: Literal["http"]
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    """Address of the endpoint."""
+    batch_episodes: PositiveInt = 64
+    """Responses per request."""
+    timeout_seconds: PositiveFloat = 30.0
+    """How long one request may take."""
+    retries: NonNegativeInt = 3
+    """Further attempts after a failed one (no answer, 429, 5xx), each after twice the wait of the last."""
+    retry_wait_seconds: NonNegativeFloat = 1.0
+    """Wait before the first further attempt."""
+    token_env: str | None = None
+    """Environment variable that holds a bearer token; the token itself is never written anywhere."""
+
+
+class BagOfWordsRewardConfig(Section):
+    """Logistic regression on TF-IDF that the stage `judge` fitted, or one that was saved earlier."""
+
+    type: Literal["bag_of_words"]
+    path: LocalPath | None = None
+    """Directory that holds it; by default this run's judge."""
+
+
+class MatchRewardConfig(Section):
+    """1 for the response that the prompt's row gives, 0 for any other."""
+
+    type: Literal["match"]
+
+
+class ChrfRewardConfig(Section):
+    """Similarity to the response that the prompt's row gives, from 0 to 1: chrF over character n-grams."""
+
+    type: Literal["chrf"]
+
+
+class GrammarRewardConfig(Section):
+    """The true reward of the synthetic reviews; for evaluation only."""
+
+    type: Literal["grammar"]
+
+
+class WeightedRewardConfig(Section):
+    """One part of a mix."""
+
+    weight: float = 1.0
+    """Factor of this part's score; may be negative."""
+    source: "RewardConfig"
+    """Where the score comes from."""
+
+
+class MixRewardConfig(Section):
+    """Weighted sum of several sources."""
+
+    type: Literal["mix"]
+    parts: Annotated[tuple[WeightedRewardConfig, ...], Field(min_length=1)]
+    """The sources with their weights."""
+
+
+RewardConfig = Annotated[
+    RewardModelRewardConfig
+    | FunctionRewardConfig
+    | LexiconRewardConfig
+    | HttpRewardConfig
+    | BagOfWordsRewardConfig
+    | GrammarRewardConfig
+    | MatchRewardConfig
+    | ChrfRewardConfig
+    | MixRewardConfig,
+    Field(discriminator="type"),
+]
+WeightedRewardConfig.model_rebuild()  # it names RewardConfig, which did not exist yet

@@ -1,0 +1,116 @@
+"""Settings of the optimizer and of the stages before PPO."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from rlhfkit.config.section import OpenShare, Section, Share
+
+__all__ = [
+    "AnnotatorsConfig",
+    "JudgeConfig",
+    "OptimConfig",
+    "PreferencesConfig",
+    "PretrainConfig",
+    "RewardModelConfig",
+    "SftConfig",
+    "SupervisedConfig",
+]
+
+
+class OptimConfig(Section):
+    """AdamW with gradient clipping and a learning-rate schedule."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Highest learning rate."""
+    schedule: Literal["constant", "linear", "cosine", "step"] = "linear"
+    """How the rate falls over all updates after the warm-up: "linear" and "cosine" to zero, "step" now and then."""
+    step_updates: PositiveInt = 10_000
+    """For the schedule "step": updates between two drops."""
+    step_factor: OpenShare = 0.5
+    """For the schedule "step": what a drop multiplies the rate by."""
+    warmup_share: Share = 0.0
+    """Share of the updates over which the rate rises from zero."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay of matrices; vectors (norms, biases) have none."""
+    adam_betas: tuple[OpenShare, OpenShare] = (0.9, 0.999)
+    """Decay of Adam's two averages."""
+    adam_eps: PositiveFloat = 1e-5
+    """Adam's epsilon; 1e-5 as in the published PPO settings, PyTorch's own 1e-8 makes the first updates too large."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm."""
+
+
+class SupervisedConfig(Section):
+    """What the supervised stages share."""
+
+    epochs: PositiveInt = 1
+    """Passes over the data."""
+    microbatch_tokens: PositiveInt = 4096
+    """Tokens (padding included) in one forward and backward pass; bounds memory, does not change the result."""
+    optim: OptimConfig = OptimConfig()
+    """The optimizer."""
+    validation_share: Share = 0.05
+    """Share of the rows held out to measure the loss during training."""
+    checkpoint_minutes: PositiveFloat = 5.0
+    """Time between two checkpoints."""
+
+
+class SftConfig(SupervisedConfig):
+    """Supervised fine-tuning: cross entropy on the response and its EOS."""
+
+    minibatch_sequences: PositiveInt = 32
+    """Sequences per update."""
+    max_tokens: PositiveInt = 512
+    """Longer sequences lose the end of their response (and its EOS)."""
+    packing: bool = True
+    """Lay several sequences into one row, each blind to the others, so that nothing is padded."""
+
+
+class PretrainConfig(SftConfig):
+    """Language modelling from random weights: cross entropy on every token."""
+
+    optim: OptimConfig = OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_share=0.05, weight_decay=0.01)
+    """The optimizer."""
+
+
+class RewardModelConfig(SupervisedConfig):
+    """Bradley-Terry reward model: -log sigmoid(r(chosen) - r(rejected) - margin)."""
+
+    init: Literal["sft", "base"] = "sft"
+    """Which weights to start from: the SFT model of this run (or the base model where there is none), or the base."""
+    minibatch_pairs: PositiveInt = 32
+    """Pairs per update."""
+    max_tokens: PositiveInt = 512
+    """Pairs with a longer sequence lose the beginning of their prompt."""
+    use_margin: bool = True
+    """Subtract the pair's `margin`, where the data have one."""
+    normalization_responses: NonNegativeInt = 256
+    """Responses of the policy's starting point over which scores get mean 0 and deviation 1; 0 leaves them raw."""
+
+
+class AnnotatorsConfig(Section):
+    """Simulated people, who know the true reward and err at a stated rate."""
+
+    disagreement: Share = 0.15
+    """Share of the votes that go against the true reward."""
+    votes_per_pair: PositiveInt = 1
+    """Votes; the majority decides, a tie drops the pair."""
+
+
+class PreferencesConfig(Section):
+    """Sample pairs of responses from the SFT model and let simulated people choose."""
+
+    num_pairs: PositiveInt = 1000
+    """Pairs to sample."""
+    num_test_pairs: NonNegativeInt = 200
+    """Further pairs, on other prompts, that measure the reward model."""
+    annotators: AnnotatorsConfig = AnnotatorsConfig()
+    """Who votes."""
+
+
+class JudgeConfig(Section):
+    """A second opinion, trained on `data.judge_preferences`, that PPO never sees."""
+
+    type: Literal["bag_of_words", "reward_model"] = "bag_of_words"
+    """Logistic regression on TF-IDF of the response, or a reward model with this recipe's `reward_model` settings."""
