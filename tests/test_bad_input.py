@@ -205,9 +205,14 @@ ROLE = {"prompt": [{"role": "robot", "content": "hi"}]}
         (
             "judge_preferences.jsonl",
             '{"prompt": "a"}\n{"prompt": "café"}\n'.encode("latin-1"),
-            "judge_preferences.jsonl:2: byte 31 (0xe9) is not utf-8; say how the file is written, perhaps encoding =",
+            "judge_preferences.jsonl:2: byte 31 (0xe9) is not utf-8; save the file as UTF-8, or say in its "
+            "table how it is written, perhaps encoding =",
         ),
-        ("prompts.jsonl", jsonl({"prompt": "é"}).encode("utf-16"), "prompts.jsonl:1: byte 0 (0xff) is not utf-8; say"),
+        (
+            "prompts.jsonl",
+            jsonl({"prompt": "é"}).encode("utf-16"),
+            "prompts.jsonl:1: byte 0 (0xff) is not utf-8; save the file as UTF-8",
+        ),
         (
             "preferences.jsonl",
             pairs("one") + jsonl({"prompt": "a", "chosen": "b", "rejected": "b"}),
@@ -972,6 +977,22 @@ def test_a_mistake_in_the_recipe_needs_no_torch_to_be_found(desk: Desk):
         "error: recipe recipe.toml: ppo.epoch (from the command line): no such setting; did you mean ppo.epochs?"
     )
     assert not any(line.endswith("| torch") for line in imports)
+
+
+def test_a_fault_of_a_file_that_several_tables_read_is_told_once(desk: Desk):
+    desk.write("pairs.jsonl", '{"prompt": "a", "chosen": "b", "rejected": ')
+    told = desk.refused("data.preferences.path=pairs.jsonl", "data.judge_preferences.path=pairs.jsonl")
+    assert told.startswith("data.preferences, data.judge_preferences: none of the 1 rows can be used; the first: pairs")
+
+
+def test_a_misspelt_path_is_told_before_the_files_that_it_would_have_named(desk: Desk):
+    code, _, errors = desk.call("run", "pairs", "model.path=model", "data.pth=pairs.jsonl", "ppo.itterations=3")
+    assert code == 1
+    assert errors == (
+        "error: recipe pairs has 2 faults:\n"
+        "  data.pth (from the command line): no such setting; did you mean data.path?\n"
+        "  ppo.itterations (from the command line): no such setting; did you mean ppo.iterations?\n"
+    )
 
 
 def test_a_real_interrupt_in_a_real_process_leaves_a_run_that_goes_on(desk: Desk):

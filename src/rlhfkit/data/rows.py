@@ -212,7 +212,7 @@ def _decode(name: str, data: bytes, encoding: str) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{name}:{line}: byte {error.start} (0x{data[error.start]:02x}) is not {encoding}; "
-            f'say how the file is written, perhaps encoding = "{likely}"'
+            f'save the file as UTF-8, or say in its table how it is written, perhaps encoding = "{likely}"'
         ) from None
 
 
