@@ -235,3 +235,8 @@ def test_an_optimizer_put_back_on_a_gpu_goes_on_bit_for_bit():
                 parameter.grad = torch.randn(parameter.shape, generator=generator).cuda()
             its.step()
     assert torch.equal(model.matrix, other.matrix)
+
+
+def test_the_schedule_step_drops_now_and_then():
+    config = OptimConfig(schedule="step", step_updates=2, step_factor=0.5)
+    assert [learning_rate_factor(config, update, 6) for update in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25]

@@ -407,3 +407,12 @@ def test_a_rollout_with_nan_in_it_changes_no_weights_and_leaves_the_last_good_ch
     saved = Checkpoints(RunDir(tmp_path).checkpoints / "ppo", warn=pytest.fail).load_newest()
     assert saved.iteration == 2
     assert_identical(trainable_tensors(trainer.policy), subset("policy", saved.tensors))
+
+
+def test_the_clip_range_may_fall_to_zero_over_the_iterations():
+    falling, constant = (tiny.trainer(settings(iterations=4, clip_schedule=how)) for how in ("linear", "constant"))
+    ranges = []
+    for trainer in (falling, constant):
+        for trainer.iteration in range(4):
+            ranges.append(trainer.clip_range)
+    assert ranges == pytest.approx([0.2, 0.15, 0.1, 0.05, 0.2, 0.2, 0.2, 0.2])
