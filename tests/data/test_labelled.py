@@ -9,7 +9,7 @@ from rlhfkit.data import load_demonstrations, load_preferences, load_prompts, lo
 from rlhfkit.errors import DataError
 from rlhfkit.records import Message, Prompt
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def labelled(directory, texts, **settings):

@@ -12,7 +12,7 @@ from rlhfkit.rewards import BagOfWords, preference_baselines, share_of_pairs_won
 
 GOOD = ["a lovely warm film", "lovely acting and a warm story", "warm and funny", "a funny lovely tale"]
 BAD = ["a dull cold film", "dull acting and a cold story", "cold and tedious", "a tedious dull tale"]
-RT_POLARITY = Path("/work/shared/data/sent_rt_polarity")
+RT_POLARITY = Path(__file__).parents[3] / "shared" / "data/sent_rt_polarity"
 
 
 def pairs(chosen: list[str], rejected: list[str]) -> list[Preference]:

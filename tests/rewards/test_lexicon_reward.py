@@ -6,7 +6,7 @@ from rlhfkit.config.schema import LexiconRewardConfig
 from rlhfkit.errors import DataError
 from rlhfkit.rewards import LexiconReward, read_lexicon
 
-VADER = Path("/work/shared/data/lex_vader/vader_lexicon.txt")
+VADER = Path(__file__).parents[3] / "shared" / "data/lex_vader/vader_lexicon.txt"
 
 
 @pytest.fixture
