@@ -235,8 +235,8 @@ class Pipeline:
             report |= measure(model, encoded(test), max_tokens=config.microbatch_tokens)
             report["baselines"] = dict(preference_baselines(train, test, seed=self.recipe.seed))
             write_json(self.run.reward_model_report, report)
-            baselines = ", ".join(f"{name} {value:.2f}" for name, value in report["baselines"].items())
-            accuracy = f"{report['accuracy']:.2f}"
+            baselines = ", ".join(f"{name} {value:.1%}" for name, value in report["baselines"].items())
+            accuracy = f"{report['accuracy']:.1%}"
             self.progress.note(f"reward model: right on {accuracy} of {len(test)} held-out pairs ({baselines})")
             if report["accuracy_low"] <= 0.5:
                 self.progress.warn(
