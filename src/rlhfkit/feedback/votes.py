@@ -87,7 +87,9 @@ class Choice:
                 "and 0 otherwise"
             )
         if (self.kind == "skip") != (self.skip_reason is not None):
-            raise ValueError(f"skip_reason {self.skip_reason!r} of a {self.kind}; a skip, and only a skip, has a reason")
+            raise ValueError(
+                f"skip_reason {self.skip_reason!r} of a {self.kind}; a skip, and only a skip, has a reason"
+            )
 
     @property
     def preferred(self) -> Side | None:
