@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 ROWS_PATTERN = r"^\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*$"
+SHARE_PATTERN = r"^\s*(\d{1,2}%|100%)?\s*:\s*(\d{1,2}%|100%)?\s*$"
 PromptFormat = Annotated[str, Field(pattern=r"\{prompt\}")]
 ResponseFormat = Annotated[str, Field(pattern=r"\{response\}")]
 
@@ -43,6 +44,9 @@ class RowsConfig(Section):
     """Commit or tag of a dataset on the hub; give one to make a run repeatable."""
     rows: Annotated[str, Field(pattern=ROWS_PATTERN)] = ":"
     """Which rows of each file, as a slice in rows or per cent: ":2000", "-312:", ":90%", "45%:90%"."""
+    prompt_share: Annotated[str, Field(pattern=SHARE_PATTERN)] = ":"
+    """Which of these rows by the hash of their prompt, in per cent, as ":80%" and "80%:": all rows of a prompt are in
+    one part, and every part has all kinds of them, however the file is sorted."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name → the file's name, where they differ, as in {prompt = "question", response = "answer"}; a dot goes into
     a nested object, as in {text = "prompt.text"}."""

@@ -1,10 +1,9 @@
 """What people are asked and what they answer: Pair, Choice, Vote; nothing here knows of a database or a page."""
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhfkit.records import Conversation
+from rlhfkit.records import Conversation, place_of_prompt
 
 __all__ = [
     "DEGREES",
@@ -133,6 +132,4 @@ def part_of_prompt(prompt: str | Conversation, *, test_share: float, seed: int =
 
     The hash, not the position, decides, so that a prompt that comes again in a later round stays where it was.
     """
-    text = prompt if isinstance(prompt, str) else "\x1e".join(f"{turn.role}\x1f{turn.content}" for turn in prompt)
-    digest = hashlib.sha256(f"{seed}\x1d{text}".encode()).digest()
-    return "test" if int.from_bytes(digest[:8], "big") / 2**64 < test_share else "train"
+    return "test" if place_of_prompt(prompt, seed=seed) < test_share else "train"
