@@ -4,6 +4,7 @@ Agreement, length and the ceiling come from the *random stream* alone: pairs tha
 or belong to the calibration pool. Pairs chosen because they are doubtful would make everybody look worse.
 """
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,7 @@ FEWEST_VOTES = 20
 TOO_FAST = 1 / 3
 """Share of the others' median time below which somebody cannot have read as they did."""
 TOO_MANY_TIES = 0.9
+Z = 1.959964
 MOST_LINES = 10
 """Pairs of people shown in the terminal, the worst first."""
 
@@ -91,10 +93,12 @@ class AnnotatorTrust:
     """Ties and both bad."""
     num_flags: int
     median_active_seconds: float | None
+    with_majority: Statistic
+    """How often this person prefers what most of the others do, on the random stream; ties are left out."""
     agreement: Statistic
-    """How often this person prefers what most of the others do, on the random stream."""
+    """How often another person prefers what this one does."""
     others: Statistic
-    """The same of the others among themselves, as if this person had never voted."""
+    """How often two of the others prefer the same."""
     left: Statistic
     """How often the answer on the left was preferred."""
     left_p_value: float | None
@@ -403,18 +407,25 @@ class _Votes:
             )
         return result
 
-    def agreement_with_others(self, person: int) -> tuple[Statistic, Statistic, int]:
-        """(with the majority of the others, the others' among themselves without this person, pairs in the latter)."""
-        num = len(self.pairs)
-        own = self.fair & (self.person == person)
-        rest = self.fair & (self.person != person)
-        sum_of_rest = np.bincount(self.pair[rest], self.sign[rest], minlength=num)
-        for_own, for_rest = sum_of_rest[self.pair], sum_of_rest[self.pair] - self.sign
-        usable_own, usable_rest = (own & self.decided & (for_own != 0)), (rest & self.decided & (for_rest != 0))
+    @cached_property
+    def sides(self) -> Floats:
+        """How many fair votes prefer b and a, for each pair (pairs, 2)."""
+        used = self.fair & self.decided
+        counts = np.zeros((len(self.pairs), 2))
+        np.add.at(counts, (self.pair[used], (self.sign[used] > 0).astype(np.int64)), 1)
+        return counts
+
+    def with_others(self, person: int) -> tuple[Statistic, Statistic, Statistic]:
+        """(with the majority of the others, with each of the others, the others with one another), ties left out."""
+        used = self.fair & self.decided & (self.person == person)
+        rows, column = self.pair[used], (self.sign[used] > 0).astype(np.int64)
+        rest = self.sides.copy()
+        rest[rows, column] -= 1
+        same, differ = rest[rows, column], rest[rows, 1 - column]
         return (
-            self.share_of(np.sign(for_own) == self.sign, usable_own, unit="pairs"),
-            self.share_of(np.sign(for_rest) == self.sign, usable_rest, unit="votes"),
-            len(np.unique(self.pair[usable_rest])),
+            share((same > differ), (same != differ), unit="pairs"),
+            share(same, same + differ, unit="pairs of ratings"),
+            raw_agreement(ValueCounts(SIGNS[SIGNS != 0], rest)),
         )
 
 
@@ -467,14 +478,14 @@ def _annotators(votes: _Votes) -> tuple[AnnotatorTrust, ...]:
 
 def _annotator(votes: _Votes, person: int, medians: Sequence[float | None]) -> AnnotatorTrust:
     name, own = votes.names[person], votes.person == person
-    agreement, others, num_pairs_of_others = votes.agreement_with_others(person)
+    with_majority, agreement, others = votes.with_others(person)
     left, left_p_value = votes.left(own & votes.decided)
     level = FALSE_ALARMS / len(votes.names)
     their_events = [vote for vote in votes.all if vote.annotator == name]
     alarms = (
-        _disagrees(agreement, others, num_pairs_of_others, level),
+        _disagrees(agreement, others, level),
         _clicks_one_side(left, left_p_value, level),
-        _hurries(int(own.sum()), medians[person], [time for other, time in enumerate(medians) if other != person]),
+        _hurries(medians[person], [time for other, time in enumerate(medians) if other != person]),
         _decides_nothing(votes, own),
     )
     return AnnotatorTrust(
@@ -484,41 +495,45 @@ def _annotator(votes: _Votes, person: int, medians: Sequence[float | None]) -> A
         num_ties=int((own & ~votes.decided).sum()),
         num_flags=sum(len(vote.flags_a) + len(vote.flags_b) for vote in their_events),
         median_active_seconds=medians[person],
+        with_majority=with_majority,
         agreement=agreement,
         others=others,
         left=left,
         left_p_value=left_p_value,
-        alarms=tuple(alarm for alarm in alarms if alarm),
+        alarms=tuple(alarm for alarm in alarms if alarm and own.sum() >= FEWEST_VOTES),
     )
 
 
-def _disagrees(agreement: Statistic, others: Statistic, num_pairs_of_others: int, level: float) -> str:
+def _disagrees(agreement: Statistic, others: Statistic, level: float) -> str:
     """An alarm where somebody agrees with the others less than those do, by a one-sided test of two shares."""
-    if agreement.value is None or others.value is None or min(agreement.n, num_pairs_of_others) < FEWEST_VOTES:
+    if agreement.value is None or others.value is None or min(agreement.n, others.n) < FEWEST_VOTES:
         return ""
-    variance = others.value * (1 - others.value) * (1 / agreement.n + 1 / num_pairs_of_others)
-    distance = others.value - agreement.value
-    # Where the others always agree, one step is the least that could have been seen.
-    deviation = max(variance**0.5, 1 / agreement.n)
-    if 1 - statistics.NormalDist().cdf(distance / deviation) >= level:
+    deviation = math.hypot(_deviation(agreement), _deviation(others))
+    if 1 - statistics.NormalDist().cdf((others.value - agreement.value) / deviation) >= level:
         return ""
     return (
-        f"agrees with most of the others in {_percent(agreement.value)} of {agreement.n} pairs; "
-        f"they among themselves in {_percent(others.value)}"
+        f"agrees with another person in {_percent(agreement.value)} of {agreement.n} pairs of ratings; "
+        f"the others with one another in {_percent(others.value)}"
     )
+
+
+def _deviation(statistic: Statistic) -> float:
+    """Standard error of a share, from its interval, which is never empty."""
+    assert statistic.low is not None and statistic.high is not None
+    return (statistic.high - statistic.low) / (2 * Z)
 
 
 def _clicks_one_side(left: Statistic, p_value: float | None, level: float) -> str:
-    if left.value is None or p_value is None or left.n < FEWEST_VOTES or p_value >= level:
+    if left.value is None or p_value is None or p_value >= level:
         return ""
     side = "left" if left.value > 0.5 else "right"
     times = round(max(left.value, 1 - left.value) * left.n)
     return f"prefers the answer on the {side} in {times} of {left.n} preferences (p = {p_value:.1g})"
 
 
-def _hurries(num_votes: int, median: float | None, others: Sequence[float | None]) -> str:
+def _hurries(median: float | None, others: Sequence[float | None]) -> str:
     known = [time for time in others if time is not None]
-    if median is None or num_votes < FEWEST_VOTES or len(known) < 2:
+    if median is None or len(known) < 2:
         return ""
     usual = statistics.median(known)
     if median >= usual * TOO_FAST:
@@ -529,7 +544,7 @@ def _hurries(num_votes: int, median: float | None, others: Sequence[float | None
 def _decides_nothing(votes: _Votes, own: Booleans) -> str:
     num, ties = int(own.sum()), int((own & ~votes.decided).sum())
     others, ties_of_others = int((~own).sum()), int((~own & ~votes.decided).sum())
-    if num < FEWEST_VOTES or others < FEWEST_VOTES:
+    if num == 0 or others < FEWEST_VOTES:
         return ""
     if ties / num < TOO_MANY_TIES or ties_of_others / others >= TOO_MANY_TIES / 2:
         return ""
@@ -634,7 +649,7 @@ def _people_lines(report: TrustReport) -> list[str]:
         lines.append(
             f"  {person.name}: {person.num_votes:,} votes, {person.num_ties:,} ties, {person.num_skips:,} skips"
             f"{seconds}; "
-            f"with most of the others {_share_text(person.agreement)}; left {_share_text(person.left)}"
+            f"with most of the others {_share_text(person.with_majority)}; left {_share_text(person.left)}"
         )
         lines += [f"    look at this: {alarm}" for alarm in person.alarms]
     worst = sorted(report.people, key=lambda both: 2.0 if both.kappa.value is None else both.kappa.value)
