@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -177,7 +177,7 @@ def pair_as_json(pair: Pair, *, without_setting: str | None = None) -> dict[str,
 
 def pair_from_json(value: Any) -> Pair:
     """The pair that `pair_as_json` wrote. Raises: DataError."""
-    return _validated(Pair, _turns_as_tuples(value, "prompt", "response_a", "response_b"))
+    return _validated(_pairs(), _turns_as_tuples(value, "prompt", "response_a", "response_b"), "pair")
 
 
 def vote_as_json(vote: Vote) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def vote_as_json(vote: Vote) -> dict[str, Any]:
 
 def vote_from_json(value: Any) -> Vote:
     """The vote that `vote_as_json` wrote. Raises: DataError."""
-    return _validated(Vote, value)
+    return _validated(_votes(), value, "vote")
 
 
 def _turns_as_tuples(value: Any, *names: str) -> Any:
@@ -202,17 +202,20 @@ def _turns_as_tuples(value: Any, *names: str) -> Any:
 
 
 @cache
-def _adapter(kind: Callable[..., Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _pairs() -> TypeAdapter[Pair]:
+    return TypeAdapter(Pair)
 
 
-def _validated(kind: type[T], value: Mapping[str, Any] | Any) -> T:
-    what = kind.__name__.lower()
+@cache
+def _votes() -> TypeAdapter[Vote]:
+    return TypeAdapter(Vote)
+
+
+def _validated(adapter: TypeAdapter[T], value: Any, what: str) -> T:
     if not isinstance(value, dict):
         raise DataError(f"the {what} is {described(value)}; expected an object")
     try:
-        validated: T = _adapter(kind).validate_json(json.dumps(value), strict=True)
-        return validated
+        return adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or what
