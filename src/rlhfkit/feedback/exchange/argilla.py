@@ -31,6 +31,7 @@ from rlhfkit.feedback.exchange.labels import (
     Written,
     content_as_json,
     content_from_json,
+    labels_of,
     pair_as_json,
     pair_from_json,
     short_hash,
@@ -135,9 +136,7 @@ def read_argilla(
 
     found = parse_all(read_records(path), read, origin=lambda record: record.origin)
     numbered = sorted((vote for _, votes in found for vote in votes), key=lambda vote: vote[0])
-    pairs, votes = [pair for pair, _ in found], [vote for _, vote in numbered]
-    votes_by_pair(pairs, votes)
-    return Labels(pairs, votes, dict(left_out))
+    return labels_of(path, [pair for pair, _ in found], [vote for _, vote in numbered], left_out)
 
 
 def write_argilla(
@@ -209,9 +208,9 @@ def _read_pair(
             votes.append((number, replace(known, pair_id=pair_id)))
         else:
             name = known.annotator if known else users.get(response.user, response.user)
-            votes.append((number, _new_vote(pair_id, name, response.choice)))
+            votes.append((number, _new_vote(pair_id, response.user, name, response.choice)))
             foreign.append(response.raw)
-    rest = _without_ours(nested, names, foreign, is_ours=details.pair is not None)
+    rest = _without_ours(nested, names, foreign, details.pair)
     settings = dict(details.pair.settings) if details.pair else {}
     if rest:
         settings["argilla"] = rest
@@ -324,9 +323,13 @@ def _read_ranking(value: list[Any], user: str, names: ArgillaNames) -> Choice:
     return LABELS["a_better" if difference > 0 else "b_better"]
 
 
-def _new_vote(pair_id: str, annotator: str, choice: Choice) -> Vote:
+def _vote_id(pair_id: str, user: str, choice: Choice) -> str:
+    return short_hash("argilla", pair_id, user, _label(choice))
+
+
+def _new_vote(pair_id: str, user: str, annotator: str, choice: Choice) -> Vote:
     return Vote(
-        short_hash("argilla", pair_id, annotator, _label(choice)),
+        _vote_id(pair_id, user, choice),
         pair_id,
         annotator,
         choice,
@@ -337,14 +340,16 @@ def _new_vote(pair_id: str, annotator: str, choice: Choice) -> Vote:
 
 
 def _without_ours(
-    nested: dict[str, Any], names: ArgillaNames, foreign: list[dict[str, Any]], *, is_ours: bool
+    nested: dict[str, Any], names: ArgillaNames, foreign: list[dict[str, Any]], ours: Pair | None
 ) -> dict[str, Any]:
     """What must be kept of a record to write it again."""
     rest = {name: value for name, value in nested.items() if name != "id"}
     rest["fields"] = {name: value for name, value in nested["fields"].items() if name not in names.texts}
-    own = (DETAILS, "round", "part") if is_ours else (DETAILS,)
+    own = {"round": ours.round, "part": ours.part} if ours else {}
     rest["metadata"] = {
-        name: value for name, value in object_of(nested, "metadata", default={}).items() if name not in own
+        name: value
+        for name, value in object_of(nested, "metadata", default={}).items()
+        if name != DETAILS and (name not in own or own[name] != value)
     }
     rest["responses"] = dict(object_of(nested, "responses", default={}))
     rest["responses"].pop(names.question, None)
@@ -367,7 +372,7 @@ def _record(
             {"user": ids[vote.annotator], "number": numbers[vote.id], "vote": vote_as_json(vote)} for vote in votes
         ],
     }
-    kept, others = _kept_responses(rest.get("responses", {}).get(names.question, []), votes, names, ids)
+    kept, others = _kept_responses(rest.get("responses", {}).get(names.question, []), votes, ids)
     new = [
         {
             "value": _label(vote.choice),
@@ -393,28 +398,19 @@ def _record(
 
 
 def _kept_responses(
-    raw: list[dict[str, Any]], votes: Sequence[Vote], names: ArgillaNames, ids: Mapping[str, str]
+    raw: list[dict[str, Any]], votes: Sequence[Vote], ids: Mapping[str, str]
 ) -> tuple[list[dict[str, Any]], list[Vote]]:
     """The imported responses that still hold, as they were, and the votes that are in none of them."""
-    left = {ids[vote.annotator]: vote for vote in votes} | {vote.annotator: vote for vote in votes}
+    voters = {vote.annotator for vote in votes} | {ids[vote.annotator] for vote in votes}
     kept, written = [], set()
     for response in raw:
-        vote = left.get(str(response.get("user_id")))
-        is_draft = response.get("status") not in ("submitted", "discarded")
-        if vote is None and is_draft:
-            kept.append(response)
-        elif vote is not None and not is_draft and _same(response, vote, names):
-            kept.append(response)
+        user = str(response.get("user_id"))
+        vote = next((vote for vote in votes if vote.id == _vote_id(vote.pair_id, user, vote.choice)), None)
+        if vote is not None:
             written.add(vote.id)
+        if vote is not None or (response.get("status") in (None, "draft") and user not in voters):
+            kept.append(response)
     return kept, [vote for vote in votes if vote.id not in written]
-
-
-def _same(response: dict[str, Any], vote: Vote, names: ArgillaNames) -> bool:
-    try:
-        choice = _read_response(response, names, {}, "refuse").choice
-    except DataError:
-        return False
-    return choice is not None and _label(choice) == _label(vote.choice)
 
 
 def _label(choice: Choice) -> str:

@@ -6,7 +6,7 @@ cancelled one. What that cannot say is in the task's "meta" under "rlhfkit", whi
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from rlhfkit.feedback.exchange.labels import (
     Split,
     Written,
     content_id,
+    labels_of,
     pair_as_json,
     pair_from_json,
     short_hash,
@@ -96,6 +97,8 @@ class _Writing:
     """Id of each vote → its place among all."""
     task_ids: "_Numbers"
     annotation_ids: "_Numbers"
+    nameless: set[str] = field(default_factory=set)
+    """People who are in the file by our name only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +138,7 @@ def read_label_studio(
 
     found = parse_all(_tasks(read_records(path), reading.names), read, origin=lambda record: record.origin)
     numbered = sorted((vote for _, votes in found for vote in votes), key=lambda vote: vote[0])
-    pairs, votes = [pair for pair, _ in found], [vote for _, vote in numbered]
-    votes_by_pair(pairs, votes)
-    return Labels(pairs, votes, dict(+reading.left_out))
+    return labels_of(path, [pair for pair, _ in found], [vote for _, vote in numbered], reading.left_out)
 
 
 def write_label_studio(
@@ -168,8 +169,8 @@ def write_label_studio(
         annotations, details = _annotations(rests[pair.id].get("annotations", []), found[pair.id], writing)
         tasks.append(_task(pair, rests[pair.id], annotations, details, writing))
     write_records(path, tasks, as_lines=False)
-    nameless = len({vote.annotator for vote in votes if _user_number(vote.annotator, users or {}) is None})
-    return Written(Path(path), len(tasks), {"people whom Label Studio does not know": nameless} if nameless else {})
+    nameless = {"people whom Label Studio does not know": len(writing.nameless)} if writing.nameless else {}
+    return Written(Path(path), len(tasks), nameless)
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -457,7 +458,10 @@ def _annotation(vote: Vote, writing: _Writing) -> dict[str, Any]:
         "result": result,
     }
     number = _user_number(vote.annotator, writing.users)
-    return annotation if number is None else {**annotation, "completed_by": number}
+    if number is None:
+        writing.nameless.add(vote.annotator)
+        return annotation
+    return {**annotation, "completed_by": number}
 
 
 def _task(
@@ -495,7 +499,7 @@ def _as_iso(vote: Vote) -> str:
 def _user_number(annotator: str, users: Mapping[str, int]) -> int | None:
     if annotator in users:
         return users[annotator]
-    return int(annotator) if annotator.isascii() and annotator.isdigit() else None
+    return int(annotator) if annotator.isascii() and annotator.isdigit() and len(annotator) < 19 else None
 
 
 def _as_text(content: Content) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ __all__ = [
     "content_from_json",
     "content_id",
     "flipped",
+    "labels_of",
     "pair_as_json",
     "pair_from_json",
     "shared_turns",
@@ -106,6 +107,15 @@ def votes_by_pair(pairs: Sequence[Pair], votes: Sequence[Vote]) -> dict[str, lis
         seen.add((vote.pair_id, vote.annotator))
         found[vote.pair_id].append(vote)
     return found
+
+
+def labels_of(path: str | Path, pairs: list[Pair], votes: list[Vote], left_out: Mapping[str, int]) -> Labels:
+    """The labels of a file. Raises: DataError where they do not belong together, as `votes_by_pair` says."""
+    try:
+        votes_by_pair(pairs, votes)
+    except DataError as error:
+        raise DataError(f"{Path(path).name}: {error}") from None
+    return Labels(pairs, votes, {what: count for what, count in left_out.items() if count})
 
 
 def turns_of(content: Content) -> Conversation:

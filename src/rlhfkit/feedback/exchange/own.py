@@ -8,6 +8,7 @@ from rlhfkit.feedback.exchange.files import Record, items_of, object_of, parse_a
 from rlhfkit.feedback.exchange.labels import (
     Labels,
     Written,
+    labels_of,
     pair_as_json,
     pair_from_json,
     vote_as_json,
@@ -36,8 +37,7 @@ def read_labels(path: str | Path) -> Labels:
     found = parse_all(read_records(path), read, origin=lambda record: record.origin)
     pairs = [pair for pair, _ in found]
     votes = [vote for _, vote in sorted((vote for _, votes in found for vote in votes), key=lambda vote: vote[0])]
-    votes_by_pair(pairs, votes)
-    return Labels(pairs, votes)
+    return labels_of(path, pairs, votes, {})
 
 
 def write_labels(path: str | Path, pairs: Sequence[Pair], votes: Sequence[Vote]) -> Written:

@@ -21,6 +21,7 @@ from rlhfkit.feedback.exchange.labels import (
     content_from_json,
     content_id,
     flipped,
+    labels_of,
     pair_as_json,
     pair_from_json,
     short_hash,
@@ -29,7 +30,7 @@ from rlhfkit.feedback.exchange.labels import (
     vote_from_json,
     votes_by_pair,
 )
-from rlhfkit.feedback.exchange.majority import Aggregated, Ties, preferences_of
+from rlhfkit.feedback.exchange.majority import Aggregated, Ties, preferences_of, split_pair
 from rlhfkit.feedback.votes import LARGEST_STRENGTH, Choice, Pair, Part, Side, Vote
 from rlhfkit.records import Preference
 
@@ -156,8 +157,11 @@ def _not_in_a_row(votes: Sequence[Vote], preference: Preference, pair: Pair, *, 
 
 def _side_of(preference: Preference, pair: Pair) -> Side:
     """The side that was chosen."""
-    response = pair.response_a if isinstance(pair.response_a, str) else pair.response_a[-1].content
-    return "a" if preference.chosen == response else "b"
+    return "a" if preference.chosen == _last_text(pair.response_a) else "b"
+
+
+def _last_text(content: Content) -> str:
+    return content if isinstance(content, str) else content[-1].content
 
 
 def labels_of_rows(
@@ -180,6 +184,10 @@ def labels_of_rows(
         columns = {name: value for name, value in row.items() if name not in ("prompt", "chosen", "rejected", DETAILS)}
         if row.get(DETAILS) is not None:
             pair, its_votes = _from_details(row[DETAILS])
+            if sorted(split_pair(pair)[1:]) != sorted(_last_text(response) for response in (chosen, rejected)):
+                raise DataError(
+                    f'column "{DETAILS}" is of other responses than "chosen" and "rejected"; restore them, or remove it'
+                )
             if {pair.id} & pairs.keys():
                 raise DataError(f'a second row with the pair "{pair.id}"; expected each once; remove one')
             columns.pop("margin", None)
@@ -219,9 +227,7 @@ def labels_of_rows(
         )
 
     parse_all(records, read, origin=lambda record: record.origin)
-    found = list(pairs.values())
-    votes_by_pair(found, votes)
-    return Labels(found, votes, dict(+left_out))
+    return labels_of(records[0].origin.rpartition(":")[0], list(pairs.values()), votes, left_out)
 
 
 def split_row(prompt: Any, chosen: Any, rejected: Any) -> tuple[Content, Content, Content]:
