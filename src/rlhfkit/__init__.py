@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         RewardError,
         RlhfkitError,
         ShapeError,
+        StoreError,
         TrainingError,
     )
     from rlhfkit.rundir import RunDir
@@ -40,6 +41,7 @@ __all__ = [
     "RlhfkitError",
     "RunDir",
     "ShapeError",
+    "StoreError",
     "TrainingError",
     "__version__",
     "load_recipe",

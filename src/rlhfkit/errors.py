@@ -10,6 +10,7 @@ RlhfkitError                    something a person can mend; the command line pr
 ├── GenerationError             sampling cannot go on                                   (also a RuntimeError)
 ├── TrainingError               a run is doomed: NaN, or a check before the first update failed (also a RuntimeError)
 ├── CheckpointError             a checkpoint or a run directory cannot be used          (also a RuntimeError)
+├── StoreError                  the database of people's votes cannot be used           (also a RuntimeError)
 └── MissingDependencyError      an optional package is not installed                    (also an ImportError)
 
 A message says what is wrong (with the value), what was expected, and what to do.
@@ -26,6 +27,7 @@ __all__ = [
     "RewardError",
     "RlhfkitError",
     "ShapeError",
+    "StoreError",
     "TrainingError",
 ]
 
@@ -68,6 +70,10 @@ class TrainingError(RlhfkitError, RuntimeError):
 
 class CheckpointError(RlhfkitError, RuntimeError):
     """A checkpoint or a run directory cannot be used."""
+
+
+class StoreError(RlhfkitError, RuntimeError):
+    """The database of people's votes cannot be used: unreachable, locked for too long, or not one of ours."""
 
 
 class MissingDependencyError(RlhfkitError, ImportError):

@@ -1,0 +1,617 @@
+"""The store of people's votes in SQLite or PostgreSQL: who is asked what, and everything they answered.
+
+Votes and undos are events that are added and never changed. Tasks are leased for minutes: a pair goes to no more people
+at once than it needs votes, and comes back when somebody leaves it. `tables` has the tables, `tasks` what is next,
+`database` the connections.
+"""
+
+import hashlib
+import hmac
+import json
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from sqlalchemy import Connection, RowMapping, bindparam, delete, exists, func, insert, inspect, literal_column, select
+
+from rlhfkit.errors import ConfigError, DataError, StoreError
+from rlhfkit.feedback import tables, tasks
+from rlhfkit.feedback.database import Database
+from rlhfkit.feedback.tables import (
+    SCHEMA_VERSION,
+    annotators,
+    assignments,
+    guidelines,
+    leases,
+    pair_of_row,
+    pairs,
+    properties,
+    queue,
+    rounds,
+    row_of_pair,
+    row_of_vote,
+    tokens,
+    undos,
+    vote_of_row,
+    votes,
+)
+from rlhfkit.feedback.votes import Pair, Side, Vote
+
+__all__ = [
+    "AnnotatorProgress",
+    "QueueState",
+    "Recorded",
+    "RoundState",
+    "Snapshot",
+    "Store",
+    "StoreSettings",
+    "Task",
+    "Undo",
+]
+
+Recorded = Literal["recorded", "repeated", "surplus"]
+
+_LONGEST_NAME = 200
+_ROWS_AT_ONCE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """How many people see a pair, and for how long it is theirs; kept in the database."""
+
+    overlap: int = 1
+    """Votes that a pair needs; one more where they disagree."""
+    calibration_overlap: int = 3
+    """Votes that a pair of the calibration pool needs."""
+    lease_seconds: float = 600.0
+    """How long a task stays with a person who does nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("overlap", "calibration_overlap"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}; expected at least 1 vote for a pair")
+        if not 0 < self.lease_seconds < math.inf:
+            raise ConfigError(f"lease_seconds = {self.lease_seconds}; expected a positive number of seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A pair that one person is asked about now."""
+
+    pair: Pair
+    shown_left: Side
+    """Which response stands left (or on top): drawn once for a person and a pair."""
+    lease_until: float
+    """Seconds since 1970, until when the pair is kept for this person."""
+    position: int
+    """Number of the task in this person's work, from 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """The event that takes back a vote."""
+
+    id: str
+    vote_id: str
+    annotator: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All pairs and the votes that stand (not taken back) at one moment, each in the order they came."""
+
+    pairs: list[Pair]
+    votes: list[Vote]
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatorProgress:
+    """How far one person is."""
+
+    num_voted: int
+    """Votes that stand, without skips."""
+    num_skipped: int
+    num_left: int
+    """Pairs that still need votes, and that this person has not decided on."""
+    num_total: int
+    """The three together."""
+    active_seconds: float
+    """Of all their votes, also of those that they took back."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundState:
+    """How far one round is."""
+
+    round: int
+    num_pairs: int
+    num_finished: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """How far all are: `num_pairs` = `num_finished` + `num_leased` + `num_waiting`."""
+
+    num_pairs: int
+    num_finished: int
+    """Pairs that have all the votes they need."""
+    num_leased: int
+    """Pairs that need votes and are before somebody now."""
+    num_waiting: int
+    """Pairs that need votes and are before nobody."""
+    rounds: tuple[RoundState, ...]
+
+
+_QUEUE_OF_PAIR = select(queue).join(pairs, pairs.c.number == queue.c.number).where(pairs.c.id == bindparam("pair_id_"))
+_PAIR = select(pairs).where(pairs.c.number == bindparam("number_"))
+_PERSON = select(annotators).where(annotators.c.name == bindparam("me"))
+_STANDING_OF_PERSON = select(assignments.c.vote_id).where(
+    assignments.c.annotator == bindparam("me"), assignments.c.number == bindparam("number_")
+)
+_VOTES = select(votes, pairs.c.id.label("pair_id")).join(pairs, pairs.c.number == votes.c.number)
+_VOTE = _VOTES.where(votes.c.id == bindparam("id_"))
+_STANDING = _VOTES.where(~exists(select(literal_column("1")).where(undos.c.vote_id == votes.c.id)))
+_NEWEST_STANDING = _STANDING.where(votes.c.annotator == bindparam("me")).order_by(votes.c.sequence.desc()).limit(1)
+_LAST_SEQUENCES = select(
+    select(func.max(votes.c.sequence)).scalar_subquery(), select(func.max(undos.c.sequence)).scalar_subquery()
+)
+
+
+class Store:
+    """Pairs, the people who compare them, and their votes; safe to use from several threads and processes.
+
+    An annotator who is not known yet becomes known by the first lease or vote; `add_annotator` is for those who need a
+    token. Every method raises StoreError where the database cannot be used.
+    """
+
+    def __init__(self, database: Database, settings: StoreSettings, *, clock: Callable[[], float]) -> None:
+        """Use `database`, which has the tables; `Store.open` makes them."""
+        self.settings = settings
+        self._database = database
+        self._clock = clock
+
+    @classmethod
+    def open(
+        cls,
+        database: str | Path,
+        *,
+        settings: StoreSettings | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
+        """The store in `database`: a path, "sqlite:///FILE" or "postgresql://…"; makes the tables where there are none.
+
+        `settings` replace those that the database keeps; without them those hold.
+
+        Raises: StoreError where the database cannot be used, belongs to something else or to a newer rlhfkit;
+        MissingDependencyError.
+        """
+        connected = Database(database)
+        try:
+            _check_owner(connected)
+            connected.keep_a_log()
+            with connected.writing() as connection:
+                kept = _prepare(connection, settings, name=connected.name)
+        except BaseException:
+            connected.close()
+            raise
+        return cls(connected, kept, clock=clock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._database.close()
+
+    # Pairs and people
+
+    def add_pairs(self, new: Iterable[Pair]) -> int:
+        """How many of the pairs were not known yet.
+
+        They are added in portions, so that nobody has to wait; after an interruption, add them again.
+
+        Raises: DataError where a known pair has other content.
+        """
+        remaining = iter(new)
+        num_added = 0
+        while portion := list(islice(remaining, _ROWS_AT_ONCE)):
+            rows = {pair.id: row for pair in portion for row in [_checked_row(pair)]}
+            for pair in portion:
+                _expect_same(rows[pair.id], _checked_row(pair))
+            with self._database.writing() as connection:
+                num_added += self._add_rows(connection, rows)
+        return num_added
+
+    def _add_rows(self, connection: Connection, rows: dict[str, dict[str, Any]]) -> int:
+        known = connection.execute(select(pairs).where(pairs.c.id.in_(list(rows)))).mappings().all()
+        for row in known:
+            _expect_same(row_of_pair(pair_of_row(row)), rows[row["id"]])
+        known_ids = {row["id"] for row in known}
+        number = connection.execute(select(func.max(pairs.c.number))).scalar() or 0
+        added = [row for id, row in rows.items() if id not in known_ids]
+        numbered = [{"number": number + index, **row} for index, row in enumerate(added, start=1)]
+        if numbered:
+            settings = _kept_settings(connection)
+            connection.execute(insert(pairs), numbered)
+            needed = {False: settings.overlap, True: settings.calibration_overlap}
+            connection.execute(
+                insert(queue),
+                [tasks.open_queue_row(row, num_needed=needed[row["is_calibration"]]) for row in numbered],
+            )
+            for round in sorted({row["round"] for row in numbered}):
+                kinds = [row["is_calibration"] for row in numbered if row["round"] == round]
+                tasks.count_into_round(connection, round, num_pairs=len(kinds), num_calibration=sum(kinds))
+        return len(numbered)
+
+    def pairs(self, *, round: int | None = None) -> list[Pair]:
+        """All pairs, or those of one round, in the order they were added."""
+        with self._database.reading() as connection:
+            return _read_pairs(connection, round)
+
+    def add_annotator(self, name: str) -> str:
+        """A new secret token of a person, of which only a hash is stored. Raises: DataError for an unusable name."""
+        token = secrets.token_urlsafe(32)
+        with self._database.writing() as connection:
+            self._person(connection, name)
+            connection.execute(insert(tokens), {"hash": _hash(token), "annotator": name, "created_at": self._clock()})
+        return token
+
+    def annotator_of(self, token: str) -> str | None:
+        """Name of the person whom the token belongs to; None where it belongs to nobody."""
+        digest = _hash(token)
+        with self._database.reading() as connection:
+            row = connection.execute(select(tokens).where(tokens.c.hash == digest)).mappings().one_or_none()
+        if row is None or not hmac.compare_digest(row["hash"], digest):
+            return None
+        return str(row["annotator"])
+
+    def annotators(self) -> list[str]:
+        """Names of all people, in the order they came."""
+        with self._database.reading() as connection:
+            names = connection.execute(select(annotators.c.name).order_by(annotators.c.created_at, annotators.c.name))
+            return list(names.scalars())
+
+    # Tasks
+
+    def lease(self, annotator: str) -> Task | None:
+        """The task that this person holds, otherwise the next one; None where nothing is left for them now.
+
+        Next are pairs of the calibration pool, at their share of the newest round; otherwise pairs that others have
+        begun, then in the order of adding. Asking again renews the lease.
+        """
+        now = self._clock()
+        with self._database.writing(is_durable=False) as connection:
+            person = self._person(connection, annotator)
+            number = tasks.may_keep(connection, annotator, None, now=now)
+            if number is None:
+                number = tasks.choose(connection, person, now=now)
+            if number is None:
+                return None
+            until = self._hold(connection, annotator, number, now)
+            shown_left = tasks.shown_left_of(connection, person, number)
+            pair = pair_of_row(connection.execute(_PAIR, {"number_": number}).mappings().one())
+        return Task(pair, shown_left, until, person["num_voted"] + person["num_skipped"] + 1)
+
+    def extend(self, annotator: str, pair_id: str) -> bool:
+        """Whether the pair is kept for this person for another `lease_seconds`.
+
+        False where they hold another task or none, or where their time was over and the pair went to others.
+        """
+        now = self._clock()
+        with self._database.writing(is_durable=False) as connection:
+            state = connection.execute(_QUEUE_OF_PAIR, {"pair_id_": pair_id}).mappings().one_or_none()
+            if state is None or tasks.may_keep(connection, annotator, state["number"], now=now) is None:
+                return False
+            self._hold(connection, annotator, state["number"], now)
+            return True
+
+    def release(self, annotator: str, pair_id: str) -> None:
+        """Let others have the pair, where this person holds it."""
+        with self._database.writing(is_durable=False) as connection:
+            state = connection.execute(_QUEUE_OF_PAIR, {"pair_id_": pair_id}).mappings().one_or_none()
+            if state is not None:
+                tasks.drop(connection, annotator, state["number"])
+
+    def _hold(self, connection: Connection, annotator: str, number: int, now: float) -> float:
+        until = now + self.settings.lease_seconds
+        tasks.hold(connection, annotator, number, until=until)
+        return until
+
+    # Votes
+
+    def vote(self, vote: Vote) -> Recorded:
+        """What became of a vote; it is on the disk when this returns. `created_at` and `is_surplus` are set here.
+
+        "repeated": a vote with this id is known, or this person's vote on this pair stands already; nothing is added.
+        "surplus": kept, but not counted, because the person's lease had run out and the pair went to others meanwhile.
+
+        Raises: DataError where the pair is unknown, or the id belongs to a vote of somebody else or on another pair.
+        """
+        now = self._clock()
+        with self._database.writing() as connection:
+            return self._record(connection, replace(vote, created_at=now), now)
+
+    def add_votes(self, given: Iterable[Vote]) -> int:
+        """How many votes from elsewhere (a file of another tool) were not known yet; they keep their `created_at`.
+
+        Raises: DataError as `vote` does.
+        """
+        remaining = iter(given)
+        num_added = 0
+        while portion := list(islice(remaining, _ROWS_AT_ONCE)):
+            now = self._clock()
+            with self._database.writing() as connection:
+                for vote in portion:
+                    dated = replace(vote, created_at=vote.created_at or now)
+                    num_added += self._record(connection, dated, now) != "repeated"
+        return num_added
+
+    def _record(self, connection: Connection, vote: Vote, now: float) -> Recorded:
+        _check_vote(vote)
+        known = connection.execute(_VOTE, {"id_": vote.id}).mappings().one_or_none()
+        if known is not None:
+            if (known["annotator"], known["pair_id"]) != (vote.annotator, vote.pair_id):
+                raise DataError(f"vote {vote.id!r} is known as another one; expected a new id for every vote")
+            return "repeated"
+        state = connection.execute(_QUEUE_OF_PAIR, {"pair_id_": vote.pair_id}).mappings().one_or_none()
+        if state is None:
+            raise DataError(f"a vote on pair {vote.pair_id!r}, which the store does not have; add the pair first")
+        person = self._person(connection, vote.annotator)
+        key = {"me": vote.annotator, "number_": state["number"]}
+        if connection.execute(_STANDING_OF_PERSON, key).scalar_one_or_none() is not None:
+            return "repeated"
+        is_skip = vote.choice.kind == "skip"
+        counts = not is_skip and tasks.has_room(connection, vote.annotator, state, now=now)
+        vote = replace(vote, is_surplus=not is_skip and not counts)
+        row = {"sequence": _next_sequence(connection), "number": state["number"], **row_of_vote(vote)}
+        connection.execute(insert(votes), row)
+        tasks.record(connection, person, state, vote, counts=counts)
+        return "surplus" if vote.is_surplus else "recorded"
+
+    def undo(self, annotator: str, *, id: str) -> Vote | None:
+        """The vote that was taken back, this person's newest that stood; they get its task again.
+
+        None where none stood. The same `id` sent again takes back nothing more and answers the same.
+
+        Raises: DataError where the id belongs to an undo of somebody else.
+        """
+        _check_name("id of an undo", id)
+        now = self._clock()
+        with self._database.writing() as connection:
+            known = connection.execute(select(undos).where(undos.c.id == id)).mappings().one_or_none()
+            if known is not None:
+                return _undone_before(connection, known, annotator)
+            self._person(connection, annotator)
+            row = connection.execute(_NEWEST_STANDING, {"me": annotator}).mappings().one_or_none()
+            connection.execute(
+                insert(undos),
+                {
+                    "sequence": _next_sequence(connection),
+                    "id": id,
+                    "vote_id": None if row is None else row["id"],
+                    "annotator": annotator,
+                    "created_at": now,
+                },
+            )
+            if row is None:
+                return None
+            vote = vote_of_row(row)
+            tasks.take_back(connection, row["number"], vote)
+            self._hold(connection, annotator, row["number"], now)
+            return vote
+
+    # What there is
+
+    def votes(self) -> list[Vote]:
+        """The votes that stand, in the order they came."""
+        with self._database.reading() as connection:
+            return _read_votes(connection)
+
+    def events(self) -> list[Vote | Undo]:
+        """All that ever happened: every vote, also one that was taken back, and every undo, in order."""
+        with self._database.reading() as connection:
+            vote_rows = connection.execute(_VOTES).mappings().all()
+            undo_rows = connection.execute(select(undos).where(undos.c.vote_id.is_not(None))).mappings().all()
+        found: list[tuple[int, Vote | Undo]] = [(row["sequence"], vote_of_row(row)) for row in vote_rows]
+        found += [
+            (row["sequence"], Undo(row["id"], row["vote_id"], row["annotator"], row["created_at"])) for row in undo_rows
+        ]
+        return [happened for _, happened in sorted(found, key=lambda pair: pair[0])]
+
+    def snapshot(self) -> Snapshot:
+        """Pairs and standing votes of one moment; nobody who writes waits for it, and it waits for nobody."""
+        with self._database.reading() as connection:
+            return Snapshot(_read_pairs(connection, None), _read_votes(connection))
+
+    def progress(self, annotator: str) -> AnnotatorProgress:
+        """How far this person is."""
+        with self._database.reading() as connection:
+            num_open = connection.execute(select(func.sum(rounds.c.num_open))).scalar() or 0
+            person = connection.execute(_PERSON, {"me": annotator}).mappings().one_or_none()
+        if person is None:
+            return AnnotatorProgress(0, 0, num_open, num_open, 0.0)
+        voted, skipped = person["num_voted"], person["num_skipped"]
+        left = num_open - person["num_decided_open"]
+        return AnnotatorProgress(voted, skipped, left, voted + skipped + left, person["active_seconds"])
+
+    def queue(self) -> QueueState:
+        """How far all are."""
+        with self._database.reading() as connection:
+            states = tuple(
+                RoundState(row["round"], row["num_pairs"], row["num_pairs"] - row["num_open"])
+                for row in connection.execute(select(rounds).order_by(rounds.c.round)).mappings()
+            )
+            leased = select(func.count(func.distinct(leases.c.number))).join(queue, queue.c.number == leases.c.number)
+            num_leased = connection.execute(
+                leased.where(tasks.is_live, queue.c.is_open.is_(True)), {"now": self._clock()}
+            ).scalar_one()
+        num_pairs = sum(state.num_pairs for state in states)
+        num_finished = sum(state.num_finished for state in states)
+        return QueueState(num_pairs, num_finished, num_leased, num_pairs - num_finished - num_leased, states)
+
+    # Guidelines
+
+    def set_guidelines(self, text: str) -> int:
+        """Version of the guidelines, a new one where the text differs from the last."""
+        with self._database.writing() as connection:
+            version, current = _read_guidelines(connection)
+            if version and text == current:
+                return version
+            row = {"version": version + 1, "text": text, "created_at": self._clock()}
+            connection.execute(insert(guidelines), row)
+            return version + 1
+
+    def guidelines(self) -> tuple[int, str]:
+        """Version and text of the newest guidelines; 0 and nothing where there are none."""
+        with self._database.reading() as connection:
+            return _read_guidelines(connection)
+
+    def _person(self, connection: Connection, name: str) -> RowMapping:
+        person = connection.execute(_PERSON, {"me": name}).mappings().one_or_none()
+        if person is None:
+            _check_name("name of an annotator", name)
+            connection.execute(insert(annotators), {"name": name, "created_at": self._clock()})
+            person = connection.execute(_PERSON, {"me": name}).mappings().one()
+        return person
+
+
+# Opening
+
+
+def _check_owner(database: Database) -> None:
+    """Raise StoreError where the tables are somebody else's, before anything is changed."""
+    names = database.table_names()
+    if properties.name not in names:
+        foreign = names if database.is_sqlite else names & set(tables.metadata.tables)
+        if foreign:
+            raise StoreError(
+                f"{database.name} holds tables that are not rlhfkit's ({', '.join(sorted(foreign)[:3])}); "
+                "expected a store or an empty database; choose another"
+            )
+
+
+def _prepare(connection: Connection, settings: StoreSettings | None, *, name: str) -> StoreSettings:
+    """The settings that hold from now on; makes the tables where there are none."""
+    if not inspect(connection).has_table(properties.name):
+        tables.metadata.create_all(connection)
+        connection.execute(insert(properties), {"name": "schema_version", "value": str(SCHEMA_VERSION)})
+        return _keep_settings(connection, settings or StoreSettings())
+    version = _kept(connection).get("schema_version")
+    if version != str(SCHEMA_VERSION):
+        raise StoreError(
+            f"{name} has version {version} of the tables; expected {SCHEMA_VERSION}; another release of rlhfkit made "
+            "them: pip install --upgrade rlhfkit"
+        )
+    old = _kept_settings(connection)
+    if settings is None or settings == old:
+        return old
+    if (settings.overlap, settings.calibration_overlap) != (old.overlap, old.calibration_overlap):
+        tasks.count_anew(connection, overlap=settings.overlap, calibration_overlap=settings.calibration_overlap)
+    return _keep_settings(connection, settings)
+
+
+def _kept(connection: Connection) -> dict[str, str]:
+    return dict(connection.execute(select(properties.c.name, properties.c.value)).tuples().all())
+
+
+def _kept_settings(connection: Connection) -> StoreSettings:
+    kept = _kept(connection)
+    return StoreSettings(
+        int(kept["overlap"]), int(kept["calibration_overlap"]), lease_seconds=float(kept["lease_seconds"])
+    )
+
+
+def _keep_settings(connection: Connection, settings: StoreSettings) -> StoreSettings:
+    rows = [{"name": field.name, "value": str(getattr(settings, field.name))} for field in fields(settings)]
+    connection.execute(delete(properties).where(properties.c.name.in_([row["name"] for row in rows])))
+    connection.execute(insert(properties), rows)
+    return settings
+
+
+# Reading
+
+
+def _read_pairs(connection: Connection, round: int | None) -> list[Pair]:
+    query = select(pairs).order_by(pairs.c.number)
+    if round is not None:
+        query = query.where(pairs.c.round == round)
+    return [pair_of_row(row) for row in connection.execute(query).mappings()]
+
+
+def _read_votes(connection: Connection) -> list[Vote]:
+    return [vote_of_row(row) for row in connection.execute(_STANDING.order_by(votes.c.sequence)).mappings()]
+
+
+def _read_guidelines(connection: Connection) -> tuple[int, str]:
+    newest = select(guidelines.c.version, guidelines.c.text).order_by(guidelines.c.version.desc()).limit(1)
+    row = connection.execute(newest).one_or_none()
+    return (0, "") if row is None else (row.version, row.text)
+
+
+def _undone_before(connection: Connection, known: RowMapping, annotator: str) -> Vote | None:
+    if known["annotator"] != annotator:
+        raise DataError(f"undo {known['id']!r} is known as another one; expected a new id for every undo")
+    if known["vote_id"] is None:
+        return None
+    return vote_of_row(connection.execute(_VOTE, {"id_": known["vote_id"]}).mappings().one())
+
+
+def _next_sequence(connection: Connection) -> int:
+    """One more than the last event's; safe because there is one writer at a time."""
+    return 1 + max(last or 0 for last in connection.execute(_LAST_SEQUENCES).one())
+
+
+# Checking
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _check_name(what: str, name: str) -> None:
+    if not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
+        raise DataError(
+            f"{what} is {name[: _LONGEST_NAME + 1]!r}; expected 1 to {_LONGEST_NAME} characters that can be printed"
+        )
+
+
+def _check_vote(vote: Vote) -> None:
+    _check_name("id of a vote", vote.id)
+    _check_name(f"language of vote {vote.id!r}", vote.language)
+    if vote.shown_left not in ("a", "b"):
+        raise DataError(f'vote {vote.id!r} has shown_left = {vote.shown_left!r}; expected "a" or "b"')
+    for name in ("active_seconds", "wall_seconds", "created_at"):
+        if not (math.isfinite(getattr(vote, name)) and getattr(vote, name) >= 0):
+            raise DataError(f"vote {vote.id!r} has {name} = {getattr(vote, name)}; expected seconds, 0 or more")
+
+
+def _checked_row(pair: Pair) -> dict[str, Any]:
+    _check_name("id of a pair", pair.id)
+    row = row_of_pair(pair)
+    try:
+        # As the database gives it back, so that the same pair is known again.
+        row["settings"] = json.loads(json.dumps(row["settings"], allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"settings of pair {pair.id!r} cannot be written as JSON ({error})") from error
+    return row
+
+
+def _expect_same(known: dict[str, Any], given: dict[str, Any]) -> None:
+    different = [name for name in given if known[name] != given[name]]
+    if different:
+        raise DataError(
+            f"pair {given['id']!r} is known with another {different[0]}; expected the same content for the same id; "
+            "give the new pair an id of its own"
+        )
