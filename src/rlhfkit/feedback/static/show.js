@@ -66,7 +66,7 @@ function appendText(box, text, t) {
       endProse();
       fence = found[1];
       code = [];
-      if (found[2].trim()) box.append(element("p", "hint", found[2].trim()));
+      if (found[2].trim()) box.append(element("p", "code-language", found[2].trim()));
     } else if (code !== null && found && found[1].startsWith(fence) && !found[2].trim()) {
       appendCode(box, code.join("\n"), t);
       code = null;
@@ -82,7 +82,7 @@ function appendParagraphs(box, text) {
   if (!text.trim()) return;
   for (const paragraph of text.split(/\n[ \t]*\n/)) {
     if (!paragraph.trim()) continue;
-    const node = element("p", "", paragraph);
+    const node = element("p", "", paragraph.replace(/^\n+|\s+$/g, ""));
     node.dir = "auto";
     box.append(node);
   }
@@ -157,8 +157,9 @@ export function showGuidelines(box, markdown, t) {
 }
 
 function appendInline(node, text) {
-  for (const part of text.split(/(\*\*[^*\n]+\*\*|`[^`\n]+`)/)) {
+  for (const part of text.split(/(\*\*[^*\n]+\*\*|\*[^*\s][^*\n]*\*|`[^`\n]+`)/)) {
     if (/^\*\*[^*]+\*\*$/.test(part)) node.append(element("strong", "", part.slice(2, -2)));
+    else if (/^\*[^*]+\*$/.test(part)) node.append(element("em", "", part.slice(1, -1)));
     else if (/^`[^`]+`$/.test(part)) node.append(element("code", "", part.slice(1, -1)));
     else if (part) node.append(document.createTextNode(part));
   }
