@@ -329,6 +329,16 @@ class Store:
         tasks.hold(connection, annotator, number, until=until)
         return until
 
+    def shown_left(self, annotator: str, pair_id: str) -> Side | None:
+        """Which response stands left for this person; None where the pair was never before them."""
+        query = (
+            select(assignments.c.shown_left)
+            .join(pairs, pairs.c.number == assignments.c.number)
+            .where(assignments.c.annotator == annotator, pairs.c.id == pair_id)
+        )
+        with self._database.reading() as connection:
+            return connection.execute(query).scalar_one_or_none()
+
     # Votes
 
     def vote(self, vote: Vote) -> Recorded:
