@@ -30,6 +30,15 @@ class Prompt:
     """Where it comes from, as "reviews.jsonl:17"."""
     reference: str | None = None
     """The response that its row gives, where it gives one: the true label, a translation by a person."""
+    further_references: tuple[str, ...] = ()
+    """Other right responses, of the other rows with the same prompt, where they were made one."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All right responses that are known, without the blanks around them; none where there is no reference."""
+        if self.reference is None:
+            return ()
+        return tuple(dict.fromkeys(text.strip() for text in (self.reference, *self.further_references)))
 
 
 @dataclass(frozen=True, slots=True)

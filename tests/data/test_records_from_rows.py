@@ -339,3 +339,20 @@ def test_whole_texts_have_no_prompt_to_part_by(tmp_path):
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(ValidationError, match="prompt_share"):
         RowsConfig(path="x.jsonl", prompt_share=share)
+
+
+def test_one_per_prompt_keeps_the_first_row_and_a_prompt_all_references(tmp_path):
+    rows = [("Go.", "Va !"), ("Hi.", "Salut !"), ("Go.", "Marche."), ("Go.", " Va ! ")]
+    source = source_of(tmp_path, *({"prompt": one, "completion": other} for one, other in rows), one_per_prompt=True)
+    prompts = load_prompts(source, directory=tmp_path).records
+    assert [(prompt.content, prompt.references) for prompt in prompts] == [
+        ("Go.", ("Va !", "Marche.")),
+        ("Hi.", ("Salut !",)),
+    ]
+    demonstrations = load_demonstrations(source, directory=tmp_path).records
+    assert [demonstration.response for demonstration in demonstrations] == ["Va !", "Salut !"]
+
+
+def test_a_prompt_without_a_response_has_no_references(tmp_path):
+    (prompt,) = load_prompts(source_of(tmp_path, {"prompt": "Go."}, one_per_prompt=True), directory=tmp_path).records
+    assert prompt.references == ()

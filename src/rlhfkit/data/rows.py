@@ -9,7 +9,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -83,7 +83,8 @@ def load_rows(
         except DataError as error:
             faults.append(f"{row.origin}: {error}")
     refuse_bad_rows(faults, num_rows=len(rows), on_bad_row=on_bad_row)
-    return Loaded(_in_share(records, source.prompt_share), tuple(faults), sources)
+    kept = _in_share(records, source.prompt_share)
+    return Loaded(_one_per_prompt(kept) if source.one_per_prompt else kept, tuple(faults), sources)
 
 
 def _in_share(records: list[T], share: str) -> list[T]:
@@ -98,11 +99,27 @@ def _in_share(records: list[T], share: str) -> list[T]:
     return kept
 
 
+def _one_per_prompt(records: list[T]) -> list[T]:
+    """The first record of each prompt; where it is a prompt itself, with the references of them all."""
+    rows: dict[object, list[T]] = {}
+    for record in records:
+        rows.setdefault(_prompt_of(record).content, []).append(record)
+    return [_merged(same) for same in rows.values()]
+
+
+def _merged(records: Sequence[T]) -> T:
+    first, *others = records
+    if not isinstance(first, Prompt):
+        return first
+    references = [prompt.reference for prompt in others if isinstance(prompt, Prompt) and prompt.reference is not None]
+    return replace(first, further_references=tuple(references))
+
+
 def _prompt_of(record: object) -> Prompt:
     match record:
         case (Prompt() as prompt) | Demonstration(prompt=prompt) | Preference(prompt=prompt):
             return prompt
-    raise DataError("prompt_share parts rows by their prompt, and whole texts have none; use rows")
+    raise DataError("prompt_share and one_per_prompt go by the prompt, and whole texts have none; use rows")
 
 
 def refuse_bad_rows(faults: Sequence[str], *, num_rows: int, on_bad_row: OnBadRow) -> None:
