@@ -77,7 +77,7 @@ def test_export_goes_in_and_out_without_loss(tmp_path):
     first, second = without_ours(out)
     assert first == json.loads(FLAT)[0]
     assert {name: value for name, value in second.items() if value is not None} == {
-        "id": "p18", "prompt": "And red?", "response_a": "", "response_b": "Dust.", "round": 1
+        "id": "p18", "prompt": "And red?", "response_a": "", "response_b": "Dust."
     }  # fmt: skip
     again = read_argilla(tmp_path / "out")
     assert (again.votes, again.left_out) == (found.votes, found.left_out)
@@ -193,8 +193,8 @@ def test_answer_changed_in_argilla_is_a_new_vote_of_the_same_person(tmp_path):
     [record] = json.loads((tmp_path / "x").read_text())
     record["preference.responses"][0] = "b_better"
     found = read_argilla(write(tmp_path / "x", [record]))
-    assert found.votes[0] == votes[1]
-    changed = found.votes[1]
+    assert found.votes[1] == votes[1]
+    changed = found.votes[0]
     assert (changed.annotator, changed.choice.strength, changed.comment) == ("Ann", -3, "")
     assert changed.id != votes[0].id
 

@@ -262,7 +262,7 @@ def test_broken_task_is_named(tmp_path, changes, why):
 def test_broken_ids_are_told(tmp_path):
     with pytest.raises(DataError, match=r"x:2: task 7: its id is there twice"):
         read_label_studio(write(tmp_path / "x", [task(), task()]))
-    with pytest.raises(DataError, match='"id" is the number 1.5; expected a text or a whole number'):
+    with pytest.raises(DataError, match=r'"id" is the number 1\.5; expected a text or a whole number'):
         read_label_studio(write(tmp_path / "x", [task(id=1.5)]))
     made = task()
     del made["data"]

@@ -145,5 +145,5 @@ def test_file_that_cannot_be_read_is_told(tmp_path, name, format):
     "content", ["", "[]", "[1]", "[{}]", '[{"id": 1', "{}", '{"pair": 1}', "null", '[{"id": NaN}]', b"\xff\xfe{"]
 )
 def test_no_format_takes_rubbish(tmp_path, format, content):
-    with pytest.raises(DataError, match="^x"):
+    with pytest.raises(DataError, match=r"^x"):
         import_labels(write(tmp_path / "x", content), format=format)

@@ -226,7 +226,7 @@ def test_text_changed_beside_its_details_is_told(tmp_path):
         ({"chosen": "\n\nHuman: x\n\nAssistant: y"}, 'column "rejected" is empty'),
         (
             {"chosen": "x", "rejected": "\n\nHuman: x\n\nAssistant: y"},
-            "\"chosen\" is no transcript: it begins with 'x'",
+            "no transcript: it begins with 'x'",
         ),
         ({"chosen": [], "rejected": "x"}, 'column "chosen" is empty; expected text'),
         ({"chosen": "", "rejected": "x"}, '"chosen" is no transcript'),
