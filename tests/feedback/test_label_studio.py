@@ -259,6 +259,15 @@ def test_broken_task_is_named(tmp_path, changes, why):
     assert why in str(caught.value)
 
 
+def test_ids_of_any_form_are_no_matter(tmp_path):
+    for odd in (["x"], {"x": 1}, None, 3):
+        made = task({"result": [region("left") | {"id": odd}], "import_id": odd, "unique_id": odd})
+        found = read_label_studio(write(tmp_path / "x", [made]))
+        write_label_studio(tmp_path / "y", found.pairs, found.votes)
+        assert without_ours(json.loads((tmp_path / "y").read_text())) == [made]
+        assert read_label_studio(tmp_path / "y").votes == found.votes
+
+
 def test_broken_ids_are_told(tmp_path):
     with pytest.raises(DataError, match=r"x:2: task 7: its id is there twice"):
         read_label_studio(write(tmp_path / "x", [task(), task()]))

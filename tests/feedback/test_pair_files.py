@@ -97,6 +97,7 @@ GOOD = '{"prompt": "q", "response_a": "x", "response_b": "y"}'
         (GOOD.replace('"q"', "NaN"), "x:1: not JSON (NaN is not a number of JSON)", "expected one object"),
         (GOOD.replace('"q"', "-Infinity"), "x:1: not JSON (-Infinity", "expected"),
         (GOOD.replace("}", ', "n": 1e999}'), "x:1: a number is too large", "expected a finite one"),
+        (GOOD.replace("}", f', "n": {"9" * 400}}}'), "x:1: a number is too large", "expected a finite one"),
         (GOOD.replace("}", f', "n": {"9" * 5000}}}'), "x:1: not JSON", "digits"),
         (GOOD.replace("}", f', "n": {"[" * 100 + "]" * 100}}}'), "x:1: it is nested deeper than 64", "flatten"),
         ("[" * 100_000, "x is not JSON that can be read: it is nested too deeply", "expected a list"),
