@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 DEEPEST = 64
 MOST_FAULTS_NAMED = 8
-LARGEST_NUMBER = 10**300
+LARGEST_NUMBER = sys.float_info.max
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
