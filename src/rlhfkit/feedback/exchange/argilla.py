@@ -117,9 +117,9 @@ def read_argilla(
     ids: set[str] = set()
 
     def read(record: Record) -> tuple[Pair, list[tuple[float, Vote]]]:
-        nested = _as_nested(record.content, names)
-        pair_id = id_key(nested)
+        pair_id = id_key(record.content)
         try:
+            nested = _as_nested(record.content, names)
             if pair_id in ids:
                 raise DataError("its id is there twice; expected each once; remove one")
             ids.add(pair_id)
@@ -442,7 +442,8 @@ def _as_nested(content: dict[str, Any], names: ArgillaNames) -> dict[str, Any]:
         if name in names.texts:
             nested["fields"][name] = value
         elif question := _question(name, RESPONSE_SUFFIXES):
-            nested["responses"][question] = _joined_responses(question, content)
+            if responses := _joined_responses(question, content):
+                nested["responses"][question] = responses
         elif question := _question(name, SUGGESTION_SUFFIXES):
             keys = {key: content.get(f"{question}{suffix}") for suffix, key in SUGGESTION_SUFFIXES.items()}
             if any(key is not None for key in keys.values()):

@@ -102,10 +102,22 @@ class _Writing:
 
 
 @dataclass(frozen=True, slots=True)
+class _Ours:
+    """A vote that rlhfkit wrote, and where it is."""
+
+    annotation: Any
+    """Id of its annotation, when it was written."""
+    region: str | None
+    """Id of its region; None where it has none."""
+    number: float
+    """Its place among all votes."""
+    vote: Vote
+
+
+@dataclass(frozen=True, slots=True)
 class _Details:
     pair: Pair | None
-    votes: list[dict[str, Any]]
-    """Each with "annotation", "region", "number" and "vote"."""
+    votes: list["_Ours"]
 
 
 def read_label_studio(
@@ -190,7 +202,7 @@ def _read_task(
         said = _read_annotation(raw, index, names)
         ours = _ours(said, details)
         if ours is not None:
-            number, vote = float(ours["number"]), replace(vote_from_json(ours["vote"]), pair_id=pair_id)
+            number, vote = ours.number, replace(ours.vote, pair_id=pair_id)
         else:
             foreign.append(raw)
             number, vote = float("inf"), _new_vote(pair_id, reading.users.get(said.person, said.person), said)
@@ -230,11 +242,12 @@ def _read_details(task: dict[str, Any]) -> _Details:
     details = object_of(object_of(task, "meta", default={}), DETAILS, default={})
     if not details:
         return _Details(None, [])
-    votes = items_of(details, "votes")
-    for vote in votes:
-        if not isinstance(vote, dict) or not isinstance(vote.get("number"), int):
-            raise DataError(f'"meta.{DETAILS}" is damaged: a vote is {described(vote)}; restore it, or remove it')
-        vote_from_json(vote.get("vote"))
+    votes = []
+    for item in items_of(details, "votes"):
+        if not isinstance(item, dict) or not isinstance(item.get("number"), int):
+            raise DataError(f'"meta.{DETAILS}" is damaged: a vote is {described(item)}; restore it, or remove it')
+        vote = vote_from_json(item.get("vote"))
+        votes.append(_Ours(item.get("annotation"), item.get("region"), float(item["number"]), vote))
     return _Details(pair_from_json(details.get("pair")), votes)
 
 
@@ -303,16 +316,16 @@ def _time(value: Any) -> float:
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
-def _ours(said: _Said, details: _Details) -> dict[str, Any] | None:
+def _ours(said: _Said, details: _Details) -> _Ours | None:
     """The vote that rlhfkit wrote as this annotation, if it still says the same.
 
     Label Studio gives an imported annotation a new id and keeps ours as `import_id`; ids of regions stay.
     """
-    regions = {region.get("id") for region in said.raw.get("result") or () if isinstance(region, dict)}
+    regions = [region.get("id") for region in items_of(said.raw, "result")]
     number = said.raw.get("import_id") or said.raw.get("id")
     for known in details.votes:
-        is_it = known.get("region") in regions if known.get("region") else known.get("annotation") == number
-        if is_it and said.stands_for(vote_from_json(known["vote"]).choice):
+        is_it = known.region in regions if known.region else known.annotation == number
+        if is_it and said.stands_for(known.vote.choice):
             return known
     return None
 
