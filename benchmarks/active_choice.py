@@ -4,9 +4,9 @@
 
 The world is the package's grammar, whose true reward is known; simulated people take the worse review with probability
 `--noise`. Both start from the same random labels; then they buy the same number in each round, from the same
-candidates. The small ensemble on words (no language model) learns from all labels of its arm and is measured against the truth on
-pairs about other restaurants. "chosen" is what `rlhfkit` does: a quarter at random, and all of them while choosing
-shows no gain; "always chosen" leaves out that caution. The difference is paired by seed.
+candidates. The small ensemble on words (no language model) learns from all labels of its arm and is measured against
+the truth on pairs about other restaurants. "chosen" is what `rlhfkit` does: a quarter at random, and all of them while
+choosing shows no gain; "always chosen" leaves out that caution. The difference is paired by seed.
 """
 
 import argparse
