@@ -248,6 +248,18 @@ def test_no_prompt_comes_twice_while_others_have_not_come():
     assert max(active.values()) <= 3
 
 
+def test_chosen_ones_are_others_than_the_random_ones_and_of_other_prompts():
+    labelled, prompts = learnable(60), [number // 2 for number in range(100)]
+    for seed in range(20):
+        most = choose(labelled, num=18, num_candidates=20, seed=seed, random_share=0.5, cautious=False)
+        assert len({one.index for one in most.chosen}) == 18
+        few = choose(labelled, num=10, num_candidates=100, seed=seed, prompts=prompts, random_share=0.5, cautious=False)
+        by_reason = {"random": set(), "active": set()}
+        for one in few.chosen:
+            by_reason[one.reason].add(prompts[one.index])
+        assert not by_reason["random"] & by_reason["active"]
+
+
 def test_the_same_generator_chooses_the_same():
     assert choose(learnable(200)) == choose(learnable(200))
     assert choose(learnable(200), seed=1).chosen != choose(learnable(200), seed=2).chosen
