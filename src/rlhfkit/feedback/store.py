@@ -326,6 +326,7 @@ class Store:
 
         False where they hold another task or none, or where their time was over and the pair went to others.
         """
+        _check_name("id of a pair", pair_id)
         now = self._clock()
         with self._database.writing(is_durable=False) as connection:
             person = self._person(connection, annotator)
@@ -337,6 +338,8 @@ class Store:
 
     def release(self, annotator: str, pair_id: str) -> None:
         """Let others have the pair, where this person holds it."""
+        _check_name("name of an annotator", annotator)
+        _check_name("id of a pair", pair_id)
         with self._database.writing(is_durable=False) as connection:
             state = tasks.state_of(connection, annotator, pair_id, now=self._clock())
             if state is not None:
@@ -453,6 +456,7 @@ class Store:
 
     def progress(self, annotator: str) -> AnnotatorProgress:
         """How far this person is."""
+        _check_name("name of an annotator", annotator)
         with self._database.reading() as connection:
             num_open = connection.execute(select(func.sum(rounds.c.num_open))).scalar() or 0
             person = tasks.person_of(connection, annotator)
@@ -495,9 +499,9 @@ class Store:
             return _read_guidelines(connection)
 
     def _person(self, connection: Connection, name: str) -> RowMapping:
+        _check_name("name of an annotator", name)
         person = tasks.person_of(connection, name)
         if person is None:
-            _check_name("name of an annotator", name)
             connection.execute(insert(annotators), {"name": name, "created_at": self._clock()})
             person = tasks.person_of(connection, name)
             assert person is not None
@@ -540,7 +544,7 @@ def _prepare(connection: Connection, settings: StoreSettings | None, *, name: st
 
 
 def _kept(connection: Connection) -> dict[str, str]:
-    return dict(connection.execute(select(properties.c.name, properties.c.value)).tuples().all())
+    return {row.name: row.value for row in connection.execute(select(properties))}
 
 
 def _kept_settings(connection: Connection) -> StoreSettings:
@@ -601,6 +605,7 @@ def _check_name(what: str, name: str) -> None:
 
 def _check_vote(vote: Vote) -> None:
     _check_name("id of a vote", vote.id)
+    _check_name(f"pair of vote {vote.id!r}", vote.pair_id)
     _check_name(f"language of vote {vote.id!r}", vote.language)
     if vote.shown_left not in ("a", "b"):
         raise DataError(f'vote {vote.id!r} has shown_left = {vote.shown_left!r}; expected "a" or "b"')
