@@ -606,6 +606,7 @@ def _check_name(what: str, name: str) -> None:
 def _check_vote(vote: Vote) -> None:
     _check_name("id of a vote", vote.id)
     _check_name(f"pair of vote {vote.id!r}", vote.pair_id)
+    _check_name("name of an annotator", vote.annotator)
     _check_name(f"language of vote {vote.id!r}", vote.language)
     if vote.shown_left not in ("a", "b"):
         raise DataError(f'vote {vote.id!r} has shown_left = {vote.shown_left!r}; expected "a" or "b"')
