@@ -116,7 +116,7 @@ def create_app(
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     names = tuple(name.lower() for name in hosts)
-    app.add_middleware(Guard, hosts=names, refuse=lambda scope, refusal: _told(Request(scope), refusal))  # type: ignore[arg-type]
+    app.add_middleware(Guard, hosts=names, refuse=lambda scope, refusal: _told(Request(scope), refusal))
     return app
 
 
@@ -439,14 +439,14 @@ def label_page(request: Request, site: TheSite, token: str | None = None) -> Res
 @_router.get("/api/session")
 def session(request: Request, site: TheSite) -> Response:
     """Who is signed in."""
-    may_give_name = site.allow_names and is_local_request(request.scope)  # type: ignore[arg-type]
+    may_give_name = site.allow_names and is_local_request(request.scope)
     return _json({"name": _name_of(request), "project": site.project, "may_give_name": may_give_name})
 
 
 @_router.post("/api/session")
 def sign_in(body: NameBody, request: Request, site: TheSite) -> Response:
     """A person at this machine starts with a name."""
-    if not (site.allow_names and is_local_request(request.scope)):  # type: ignore[arg-type]
+    if not (site.allow_names and is_local_request(request.scope)):
         raise Refusal(403, "names_closed")
     name = " ".join(_usable(body.name).split())
     if not name.isprintable() or not 1 <= len(name) <= LONGEST_NAME:
