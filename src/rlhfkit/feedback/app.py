@@ -159,6 +159,7 @@ def render_page(request: Request, template: str, *, status: int = 200, **values:
         project_title=site.title,
         links=site.links,
         path=request.url.path,
+        status=status,
         **values,
     )
     return HTMLResponse(html.encode("utf-8", "replace"), status)
