@@ -3,9 +3,9 @@
     python benchmarks/label_server.py [--annotators 50] [--pairs 10000] [--seconds 20] [--think 1.0] [--database URL]
 
 A server process with the store (SQLite in a temporary directory unless a database is given), and this process, whose
-annotators each ask for a task, think for a random time around `--think` seconds (0: none, for the most the server can
-take), and vote; one vote in twenty is taken back, one in ten sent twice, and a heartbeat comes with every fifth. Checks that no vote was lost and that no pair
-got more votes than it needs. Prints one JSON object.
+annotators each ask for a task, think for a random time around `--think` seconds (0: none, for the most that the server
+can take), and vote. One vote in twenty is taken back, one in ten sent twice, and a heartbeat comes with every fifth.
+Checks that no vote was lost and that no pair got more votes than it needs. Prints one JSON object.
 """
 
 import argparse
