@@ -33,8 +33,10 @@ LAYERS = [
     ["rollout"],
     ["training", "evaluation", "feedback"],
     ["build"],
-    ["inputs", "control_pipeline"],
-    ["pipeline", "bench"],
+    ["labelling", "control_pipeline"],
+    ["inputs"],
+    ["pipeline", "bench", "label"],
+    ["loop"],
     ["cli", "__main__"],
 ]
 EXCEPTIONS = {

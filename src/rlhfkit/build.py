@@ -129,6 +129,11 @@ class Builder:
         """The model that PPO starts from and is held to: after SFT if the recipe has it."""
         return self.source_of(self.run.model("sft") if "sft" in self.recipe.stages else None)
 
+    def sampled_from(self) -> PretrainedModelConfig:
+        """The model whose responses people compare."""
+        other = self.recipe.preferences.sampled_from
+        return self.starting_point() if other is None else self.source_of(Path(other))
+
     def encoder(self, source: PretrainedModelConfig) -> Encoder:
         """Tokenizer and chat template of a model."""
         tokenizer, notes = load_tokenizer(source)

@@ -33,6 +33,9 @@ app = typer.Typer(
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Workload = Literal["cartpole"]
+Part = Literal["train", "test"]
+ImportFormat = Literal["rlhfkit", "preferences", "hh", "argilla", "label-studio"]
+ExportFormat = Literal["rlhfkit", "preferences", "hh", "argilla", "argilla-nested", "label-studio"]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, as runs/demo.")]
 
 
@@ -96,9 +99,9 @@ def run(
     loaded = load_recipe(recipe, overrides or [])
     directory = run_dir or _default_run_dir(loaded.recipe)
     try:
-        from rlhfkit import pipeline
+        from rlhfkit import loop
 
-        pipeline.run(loaded, directory, fresh=fresh)
+        loop.run(loaded, directory, fresh=fresh)
     except KeyboardInterrupt:
         command = f"{_program()} {shlex.join(word for word in sys.argv[1:] if word != '--fresh')}"
         typer.echo(f"\nstopped; to go on from the last checkpoint: {command}", err=True)
@@ -212,6 +215,143 @@ def bench(
     width = max(map(len, result))
     for key, value in result.items():
         print(f"{key:<{width}}  {value:.2f}" if isinstance(value, float) else f"{key:<{width}}  {value}")
+
+
+@app.command()
+def label(
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN", help="Run directory, whose newest model answers its prompts.", show_default=False
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="In place of RUN: prompts, answered by --model.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="DIR", help="Who answers --prompts.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="In place of RUN: prompts with two responses each.")
+    ] = None,
+    num_pairs: Annotated[int, typer.Option(min=1, metavar="N", help="How many pairs to sample.")] = 100,
+    database: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="SQLite file or postgresql://…; by default labels.db in RUN, or here."),
+    ] = None,
+    annotator: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Somebody who gets a link of their own; may come more than once."),
+    ] = None,
+    guidelines: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Markdown text that is shown beside the page.")
+    ] = None,
+    votes_per_pair: Annotated[
+        int, typer.Option(min=1, metavar="N", help="People who see a pair; one more where the first two disagree.")
+    ] = 1,
+    calibration_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, metavar="SHARE", help="Share of the pairs that several people see.")
+    ] = 0.15,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where the page listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="The next free one if taken.")] = 8571,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="The same seed samples the same pairs.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Let people compare responses on a page.
+
+    Votes are kept as they are given; Ctrl-C ends. Started again, it goes on where it was.
+    """
+    given = [name for name, value in (("RUN", run), ("--prompts", prompts), ("--pairs", pairs)) if value is not None]
+    if len(given) != 1:
+        raise typer.BadParameter(f"give one of RUN, --prompts and --pairs; there is {' and '.join(given) or 'none'}")
+    if (prompts is None) != (model is None):
+        raise typer.BadParameter("--prompts FILE and --model DIR belong together")
+    from rlhfkit import label as session
+    from rlhfkit.config.schema import PeopleConfig
+    from rlhfkit.progress import Progress
+
+    options = session.LabelOptions(
+        database=database,
+        num_pairs=num_pairs,
+        people=PeopleConfig(
+            type="people",
+            votes_per_pair=votes_per_pair,
+            calibration_share=calibration_share,
+            calibration_votes=max(3, votes_per_pair),
+            guidelines=None if guidelines is None else str(guidelines),
+            host=host,
+            port=port,
+        ),
+        names=annotator or [],
+        seed=seed,
+        opens_browser=browser and sys.stdout.isatty(),
+    )
+    if run is not None:
+        words = session.label_run(_existing_run(run).path, options, Progress())
+    elif prompts is not None and model is not None:
+        words = session.label_prompts(prompts, model, options, Progress())
+    else:
+        assert pairs is not None
+        words = session.label_pairs(pairs, options, Progress())
+    print(words)
+
+
+labels = typer.Typer(help="What people have said: how far to trust it, to a file, from a file.", no_args_is_help=True)
+app.add_typer(labels, name="labels")
+StoreArgument = Annotated[
+    str, typer.Argument(metavar="STORE", help="SQLite file, address of a PostgreSQL database, or a run directory.")
+]
+
+
+@labels.command("report")
+def labels_report(
+    store: StoreArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Agreement, biases, every annotator, and the ceiling for reward models."""
+    from rlhfkit.label import report_of
+
+    report = report_of(store)
+    if as_json:
+        import json
+
+        print(json.dumps(report.as_dict(), ensure_ascii=False))
+    else:
+        print("\n".join(report.lines()))
+
+
+@labels.command("export")
+def labels_export(
+    store: StoreArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What to write.")],
+    format: Annotated[ExportFormat, typer.Option("--format", help="preferences and hh hold the majority's choice.")],
+    part: Annotated[Part | None, typer.Option(help="Only prompts to train on, or only those to measure with.")] = None,
+    margin: Annotated[bool, typer.Option("--margin", help="For preferences: how much better, from 0 to 1.")] = False,
+    min_votes: Annotated[int, typer.Option(min=1, metavar="N", help="Votes that a pair needs.")] = 1,
+    debug: Debug = False,
+) -> None:
+    """Write labels for other tools, whole or not at all."""
+    from rlhfkit.label import export_store
+
+    for line in export_store(store, file, format=format, part=part, use_margin=margin, min_votes=min_votes):
+        print(line)
+
+
+@labels.command("import")
+def labels_import(
+    store: StoreArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What to read.")],
+    format: Annotated[ImportFormat, typer.Option("--format", help="Which tool wrote it.")],
+    annotator: Annotated[
+        str, typer.Option(metavar="NAME", help="Who labelled, where the file does not say.")
+    ] = "imported",
+    debug: Debug = False,
+) -> None:
+    """Read labels of other tools into a store, all or none."""
+    from rlhfkit.label import import_into_store
+
+    for line in import_into_store(store, file, format=format, annotator=annotator):
+        print(line)
 
 
 def closing_words(run: "RunDir") -> str:

@@ -4,10 +4,18 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from rlhfkit.build import Builder
-from rlhfkit.config.schema import DATA_OF_STAGE, GrammarRewardConfig, Recipe, RewardConfig, SourceConfig, Stage
+from rlhfkit.config.schema import (
+    DATA_OF_STAGE,
+    GrammarRewardConfig,
+    Recipe,
+    RewardConfig,
+    SourceConfig,
+    Stage,
+    StoreConfig,
+)
 from rlhfkit.data import (
     Loaded,
     load_demonstrations,
@@ -17,7 +25,8 @@ from rlhfkit.data import (
     refuse_bad_rows,
 )
 from rlhfkit.envs.check import check_text_env
-from rlhfkit.errors import ConfigError, DataError, RewardError, RlhfkitError
+from rlhfkit.errors import ConfigError, DataError, RewardError, RlhfkitError, StoreError
+from rlhfkit.labelling import load_labels
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.chrf import ChrfReward, sacrebleu_metrics
@@ -64,10 +73,13 @@ class Inputs:
             assert source is not None  # the recipe's own check saw to it
             data = self.recipe.data
             try:
-                loaded = load(source, directory=data.directory, on_bad_row=data.on_bad_row, seed=self.recipe.seed)
+                if isinstance(source, StoreConfig) and load is load_preferences:
+                    loaded = cast("Loaded[T]", load_labels(source))
+                else:
+                    loaded = load(source, directory=data.directory, on_bad_row=data.on_bad_row, seed=self.recipe.seed)
                 self._loaded[name] = self._readable(loaded)
-            except DataError as error:
-                raise DataError(f"data.{name}: {error}") from error
+            except (DataError, StoreError) as error:
+                raise type(error)(f"data.{name}: {error}") from error
         return self._loaded[name]
 
     def check(self, stages: Sequence[Stage]) -> None:

@@ -2,18 +2,17 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from rlhfkit.build import Builder, kl_controller
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
-from rlhfkit.config.schema import PretrainedModelConfig, RolloutConfig, RowsConfig, Stage
+from rlhfkit.config.schema import PretrainedModelConfig, Recipe, RolloutConfig, RowsConfig, Stage, StoreConfig
 from rlhfkit.control_pipeline import ControlPipeline, check_control
 from rlhfkit.data import (
     Loaded,
@@ -30,10 +29,14 @@ from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError
 from rlhfkit.evaluation.episodes import compare_episodes
 from rlhfkit.evaluation.evaluate import compare
 from rlhfkit.evaluation.report import write_report
-from rlhfkit.evaluation.results import TaskResults
+from rlhfkit.evaluation.results import Evaluation, TaskResults
 from rlhfkit.evaluation.tasks import FieldMetric, classification, likeliest_responses, questions_of, translation
-from rlhfkit.feedback.simulated import SimulatedAnnotators
+from rlhfkit.feedback.exchange import preferences_of
+from rlhfkit.feedback.store import Snapshot, Store
+from rlhfkit.feedback.trust import trust_report
+from rlhfkit.feedback.votes import Part
 from rlhfkit.inputs import Inputs
+from rlhfkit.labelling import PairSampler, label, store_settings, with_strengths
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.inspection import context_of, inspect_model
@@ -46,7 +49,6 @@ from rlhfkit.padding import Sequences
 from rlhfkit.progress import Progress
 from rlhfkit.records import Message, Preference, Prompt
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines
-from rlhfkit.rewards.grammar import GrammarReward
 from rlhfkit.rewards.model import RewardModelReward
 from rlhfkit.rewards.source import ScoredText
 from rlhfkit.rollout.experience import Experience
@@ -180,34 +182,40 @@ class Pipeline:
         return {**metrics, "num_demonstrations": len(demonstrations), "num_cut": num_cut}
 
     def preferences(self) -> dict[str, Any]:
-        """Pairs of the SFT model's responses, and what simulated people say of them → `preferences.jsonl`."""
+        """Pairs of responses and what people say of them, real or simulated → `preferences.jsonl`."""
         config = self.recipe.preferences
-        model = self.builder.language_model(self.builder.starting_point())
-        prompts = self._prompts("prompts", model.encoder)
-        num_train, num_test = config.num_pairs, config.num_test_pairs
-        # Prompts, not pairs, are split: a prompt on both sides would let the reward model be tested on what it knows.
-        order = shuffled(len(prompts), derive_seed(self.recipe.seed, "preference prompts"))
-        cut = max(1, round(len(prompts) * num_test / (num_train + num_test))) if num_test else 0
-        if cut == len(prompts):
-            raise DataError(f"data.prompts has {len(prompts)} prompts, too few for training and test pairs; give more")
-        sides = [("train", num_train, order[cut:], self.run.preferences)]
-        if num_test:
-            sides.append(("test", num_test, order[:cut], self.run.test_preferences))
-        annotators = SimulatedAnnotators(config.annotators, GrammarReward())
+        source = self.builder.sampled_from()
+        model = self.builder.language_model(source)
+        sampler = PairSampler(
+            model, source.path, self._prompts("prompts", model.encoder), self.recipe.rollout, config, self.recipe.seed
+        )
+        with Store.open(self._database(), settings=store_settings(config.annotators)) as store:
+            with self.progress.stage("pairs", total=sampler.num_responses(), unit="response") as progress:
+                pairs = sampler.pairs(store, on_finished=progress.advance, tell=self.progress.note)
+            store.add_pairs(pairs)
+            label(store, config.annotators, self.progress, seed=derive_seed(self.recipe.seed, "votes"))
+            snapshot = store.snapshot()
+        return self._freeze(snapshot, rounds=range(1, config.round + 1))
+
+    def _freeze(self, snapshot: Snapshot, *, rounds: Collection[int]) -> dict[str, Any]:
+        """What the votes amount to → `preferences.jsonl`, `test_preferences.jsonl`, and how far to trust them."""
         record: dict[str, Any] = {}
-        with self.progress.stage("preferences", total=2 * (num_train + num_test), unit="response") as progress:
-            for side, num, rows, path in sides:
-                drawn = [prompts[rows[index % len(rows)]] for index in range(num)]
-                first, second = (
-                    self._episodes(model, drawn, "preferences", side, which, on_finished=progress.advance)
-                    for which in (0, 1)
-                )
-                generator = np.random.default_rng(derive_seed(self.recipe.seed, "votes", side))
-                vote = annotators.vote(first, second, generator)
-                write_preferences(path, vote.preferences)
-                record[f"num_{side}_pairs"] = len(vote.preferences)
-                record[f"{side}_disagreement"] = vote.disagreement
+        parts: tuple[tuple[Part, Path], ...] = (("train", self.run.preferences), ("test", self.run.test_preferences))
+        for part, path in parts:
+            found = preferences_of(snapshot.pairs, snapshot.votes, part=part, rounds=rounds)
+            write_preferences(path, with_strengths(found))
+            record[f"num_{part}_pairs"] = len(found.preferences)
+            record[f"num_{part}_undecided"] = found.num_pairs - len(found.preferences)
+        if not record["num_train_pairs"]:
+            raise DataError("none of the pairs has a majority, so there is nothing to train on; label more pairs")
+        write_json(self.run.trust, trust_report(snapshot).as_dict())
         return record
+
+    def _database(self) -> str | Path:
+        """Where pairs and votes are kept; those of simulated people are the run's, and go with it."""
+        config = self.recipe.preferences
+        own = self.run.simulated_labels if config.annotators.type == "simulated" else self.run.labels
+        return config.database or own
 
     def reward_model(self) -> dict[str, Any]:
         """Preferences → `reward_model/` and `reward_model.json`."""
@@ -247,7 +255,7 @@ class Pipeline:
 
     def judge(self) -> dict[str, Any]:
         """Preferences that the reward model never sees → `judge/`."""
-        preferences = self._load("judge_preferences", load_preferences).records
+        preferences = self._preferences("judge_preferences", self.run.judge_preferences, "judge")
         if self.recipe.judge.type == "bag_of_words":
             judge = BagOfWords.fit_preferences(preferences, seed=self.recipe.seed)
             with write_directory_atomically(self.run.model("judge")) as directory:
@@ -335,16 +343,22 @@ class Pipeline:
 
     def evaluate(self) -> dict[str, Any]:
         """Both models on held-out prompts, or in held-out episodes → `evaluation.json`."""
+        evaluation = self.compare_with(self.builder.starting_point())
+        write_atomically(self.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
+        return {}
+
+    def compare_with(self, before: PretrainedModelConfig) -> Evaluation:
+        """How the policy of this run compares with another model, by default the one that PPO started from."""
         if self.recipe.env is not None:
-            return self._evaluate_in_env()
+            return self._compare_in_env(before)
         recipe = self.recipe
-        sft = self.builder.language_model(self.builder.starting_point())
+        sft = self.builder.language_model(before)
         policy = self.builder.language_model(self.builder.source_of(self.run.model("policy")))
         loaded = self._load("test_prompts", load_prompts).records
         if recipe.data.prompts is not None:
             overlap = find_overlap(self._load("prompts", load_prompts).records, loaded)
             if overlap:
-                self.progress.warn(f"{overlap} of {len(loaded)} test prompts are training prompts too")
+                self._once(self.progress.warn, f"{overlap} of {len(loaded)} test prompts are training prompts too")
         # All files share in the sample, since their rows come one file after the other.
         order = shuffled(len(loaded), derive_seed(recipe.seed, "test prompts"))
         chosen = [loaded[index] for index in order[: recipe.evaluation.num_prompts]]
@@ -368,17 +382,16 @@ class Pipeline:
         if recipe.evaluation.metric != "none":
             task = self._task_results(recipe.evaluation.metric, sft, policy, prompts)
             evaluation = evaluation.model_copy(update={"task": task})
-        write_atomically(self.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
-        return {}
+        return evaluation
 
-    def _evaluate_in_env(self) -> dict[str, Any]:
+    def _compare_in_env(self, before: PretrainedModelConfig) -> Evaluation:
         recipe, num = self.recipe, self.recipe.evaluation.num_prompts
         assert recipe.env is not None
-        sft = self.builder.language_model(self.builder.starting_point())
+        sft = self.builder.language_model(before)
         policy = self.builder.language_model(self.builder.source_of(self.run.model("policy")))
         judge, judge_name = self.builder.judge()
         with self.progress.stage("evaluate", total=2 * num, unit="episode") as progress:
-            evaluation = compare_episodes(
+            return compare_episodes(
                 sft,
                 policy,
                 self._env_factory("test_prompts"),
@@ -389,8 +402,6 @@ class Pipeline:
                 recipe=recipe,
                 on_finished=progress.advance,
             )
-        write_atomically(self.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
-        return {}
 
     def _task_results(
         self, metric: FieldMetric, sft: LanguageModel, policy: LanguageModel, prompts: Sequence[EncodedPrompt]
@@ -458,16 +469,22 @@ class Pipeline:
 
     def _preference_pairs(self) -> tuple[list[Preference], list[Preference]]:
         if "preferences" in self.recipe.stages:
-            train, test = (
-                load_preferences(RowsConfig(path=str(path.absolute()))).records if path.exists() else []
-                for path in (self.run.preferences, self.run.test_preferences)
-            )
-            return train, test
-        has_test = self.recipe.data.test_preferences is not None
+            return _read_frozen(self.run.preferences), _read_frozen(self.run.test_preferences)
         return (
-            self._load("preferences", load_preferences).records,
-            self._load("test_preferences", load_preferences).records if has_test else [],
+            self._preferences("preferences", self.run.preferences, "reward_model"),
+            self._preferences("test_preferences", self.run.test_preferences, "reward_model"),
         )
+
+    def _preferences(self, name: str, frozen: Path, stage: Stage) -> list[Preference]:
+        """The table `name`, if it is set; of a store, what it held when `stage` began, however long that is ago."""
+        source = getattr(self.recipe.data, name)
+        if source is None:
+            return []
+        if not isinstance(source, StoreConfig):
+            return self._load(name, load_preferences).records
+        if not (frozen.exists() and (self.run.checkpoints / stage).exists()):
+            write_preferences(frozen, self._load(name, load_preferences).records)
+        return _read_frozen(frozen)
 
     def _normalization(self, model: RewardModel) -> Normalization:
         """Mean and deviation of the raw score over responses of the model that PPO starts from."""
@@ -520,6 +537,12 @@ class Pipeline:
             self._once(self.progress.note, note)
 
 
+def _read_frozen(path: Path) -> list[Preference]:
+    if not path.exists() or not path.stat().st_size:
+        return []
+    return load_preferences(RowsConfig(path=str(path.absolute()))).records
+
+
 def _within_context(max_tokens: int, model: LanguageModel | RewardModel) -> int:
     """`max_tokens`, or as many as the model's positions allow if that is less."""
     network = model.causal_lm if isinstance(model, LanguageModel) else model.classifier
@@ -556,6 +579,16 @@ def evaluate(directory: Path) -> None:
     with locked(run_dir), RunLog(run_dir) as log:
         Pipeline(inputs, run_dir, log, Progress()).evaluate()
         write_report(run_dir)
+
+
+def compare_with_last(recipe: Recipe, run_dir: RunDir, last: Path, *, progress: Progress) -> None:
+    """The policy of a round against that of the round before, on the same prompts → `against_last_round.json`."""
+    inputs = Inputs(recipe, Builder(recipe, run_dir))
+    inputs.check(["evaluate"])
+    with locked(run_dir), RunLog(run_dir) as log:
+        pipeline = Pipeline(inputs, run_dir, log, progress)
+        evaluation = pipeline.compare_with(pipeline.builder.source_of(last))
+        write_atomically(run_dir.against_last, evaluation.model_dump_json(indent=2) + "\n")
 
 
 def generate(

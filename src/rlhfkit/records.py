@@ -1,10 +1,11 @@
 """Typed records that rows become: Prompt, Demonstration, Preference."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-__all__ = ["Conversation", "Demonstration", "Message", "Preference", "Prompt"]
+__all__ = ["Conversation", "Demonstration", "Message", "Preference", "Prompt", "place_of_prompt"]
 
 
 class Message(NamedTuple):
@@ -29,6 +30,15 @@ class Prompt:
     """Where it comes from, as "reviews.jsonl:17"."""
     reference: str | None = None
     """The response that its row gives, where it gives one: the true label, a translation by a person."""
+    further_references: tuple[str, ...] = ()
+    """Other right responses, of the other rows with the same prompt, where they were made one."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All right responses that are known, without the blanks around them; none where there is no reference."""
+        if self.reference is None:
+            return ()
+        return tuple(dict.fromkeys(text.strip() for text in (self.reference, *self.further_references)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +58,13 @@ class Preference:
     rejected: str
     margin: float | None = None
     """How much better, in the reward's unit, where the data say so."""
+
+
+def place_of_prompt(content: str | Conversation, *, seed: int = 0) -> float:
+    """A number in [0, 1) out of the hash of a prompt: uniform over prompts, the same for ever for each of them.
+
+    Parts that are cut by it hold all rows of a prompt or none, whatever file the prompt comes again in, and wherever.
+    """
+    text = content if isinstance(content, str) else "\x1e".join(f"{turn.role}\x1f{turn.content}" for turn in content)
+    digest = hashlib.sha256(f"{seed}\x1d{text}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48  # 6 bytes: exact as a float, and so never rounded up to 1

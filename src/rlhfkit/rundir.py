@@ -29,8 +29,13 @@ class RunDir:
         self.samples = self.path / "samples.jsonl"
         self.preferences = self.path / "preferences.jsonl"
         self.test_preferences = self.path / "test_preferences.jsonl"
+        self.judge_preferences = self.path / "judge_preferences.jsonl"
+        self.labels = self.path / "labels.db"
+        self.simulated_labels = self.path / "simulated_labels.db"
+        self.trust = self.path / "trust.json"
         self.reward_model_report = self.path / "reward_model.json"
         self.evaluation = self.path / "evaluation.json"
+        self.against_last = self.path / "against_last_round.json"
         self.report = self.path / "report.html"
         self.episode = self.path / "episode.gif"
         self.tensorboard = self.path / "tensorboard"
@@ -49,6 +54,10 @@ class RunDir:
     def model(self, name: ModelName) -> Path:
         """Directory of a model that the run makes; Hugging Face format, except the judge's."""
         return self.path / name
+
+    def round(self, number: int) -> "RunDir":
+        """The run of one round of the loop, from 1."""
+        return RunDir(self.path / f"round-{number}")
 
     def finished_stages(self) -> dict[str, dict[str, Any]]:
         """Stage → what it left behind, for the stages that are complete."""

@@ -65,7 +65,7 @@ def _readers(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
 
 
 def prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:
-    """Write down what the run is; what an earlier one left is removed if `fresh`.
+    """Write down what the run is; what an earlier one left is removed if `fresh`, except what people have said.
 
     Raises: CheckpointError where the directory holds a run of other settings.
     """
@@ -74,7 +74,7 @@ def prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:
         for path in sorted(run.path.iterdir(), key=lambda path: (path in (run.config, run.recipe), path != run.stages)):
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path != run.lock:
+            elif path != run.lock and not path.name.startswith(run.labels.name):  # with SQLite's -wal and -shm
                 path.unlink()
     else:
         refuse_other_settings(run, loaded.recipe)  # again, now that nobody else writes here

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from rlhfkit.config.schema import ContrastConfig, RowsConfig
 from rlhfkit.data import (
@@ -298,3 +299,60 @@ def test_real_preferences_survive_writing_and_reading(tmp_path):
     write_preferences(tmp_path / "x.jsonl", before)
     after = load_preferences(RowsConfig(path="x.jsonl"), directory=tmp_path).records
     assert [strip(record) for record in after] == [strip(record) for record in before]
+
+
+def test_rows_of_a_prompt_are_all_in_one_share_and_shares_make_up_the_whole(tmp_path):
+    rows = [{"prompt": f"p{number % 50}", "completion": f"c{number}"} for number in range(400)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def load(share):
+        return load_demonstrations(RowsConfig(path="x.jsonl", prompt_share=share), directory=tmp_path).records
+
+    first, second, third = load(":40%"), load("40%:80%"), load("80%:")
+    prompts = [{record.prompt.content for record in part} for part in (first, second, third)]
+    assert [one & other for one, other in ((prompts[0], prompts[1]), (prompts[1], prompts[2]))] == [set(), set()]
+    assert sorted(record.response for part in (first, second, third) for record in part) == sorted(
+        row["completion"] for row in rows
+    )
+    assert [record.response for record in first] == sorted(
+        (record.response for record in first), key=lambda text: int(text[1:])
+    )
+    assert 8 < len(prompts[0]) < 32 and len(first) == 8 * len(prompts[0])
+
+
+def test_prompt_share_goes_by_the_first_bytes_of_sha256(tmp_path):
+    # printf '0\x1dGo.' | sha256sum begins with b30d: 0xb30d / 0x10000 = 0.6994
+    (tmp_path / "x.jsonl").write_text('{"prompt": "Go."}\n')
+    assert len(load_prompts(RowsConfig(path="x.jsonl", prompt_share="69%:70%"), directory=tmp_path).records) == 1
+    for outside in (":69%", "70%:"):
+        with pytest.raises(DataError, match=f'prompt_share = "{outside}" leaves none of the 1 rows; widen it'):
+            load_prompts(RowsConfig(path="x.jsonl", prompt_share=outside), directory=tmp_path)
+
+
+def test_whole_texts_have_no_prompt_to_part_by(tmp_path):
+    (tmp_path / "x.txt").write_text("one\ntwo\n")
+    with pytest.raises(DataError, match="whole texts have none; use rows"):
+        load_texts(RowsConfig(path="x.txt", prompt_share=":50%"), directory=tmp_path)
+
+
+@pytest.mark.parametrize("share", ["50", ":101%", "-10%:", "a%:", ""])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValidationError, match="prompt_share"):
+        RowsConfig(path="x.jsonl", prompt_share=share)
+
+
+def test_one_per_prompt_keeps_the_first_row_and_a_prompt_all_references(tmp_path):
+    rows = [("Go.", "Va !"), ("Hi.", "Salut !"), ("Go.", "Marche."), ("Go.", " Va ! ")]
+    source = source_of(tmp_path, *({"prompt": one, "completion": other} for one, other in rows), one_per_prompt=True)
+    prompts = load_prompts(source, directory=tmp_path).records
+    assert [(prompt.content, prompt.references) for prompt in prompts] == [
+        ("Go.", ("Va !", "Marche.")),
+        ("Hi.", ("Salut !",)),
+    ]
+    demonstrations = load_demonstrations(source, directory=tmp_path).records
+    assert [demonstration.response for demonstration in demonstrations] == ["Va !", "Salut !"]
+
+
+def test_a_prompt_without_a_response_has_no_references(tmp_path):
+    (prompt,) = load_prompts(source_of(tmp_path, {"prompt": "Go."}, one_per_prompt=True), directory=tmp_path).records
+    assert prompt.references == ()

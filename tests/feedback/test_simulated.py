@@ -1,14 +1,15 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from rlhfkit.config.schema import AnnotatorsConfig
+from rlhfkit.config.schema import SimulatedConfig
 from rlhfkit.errors import ShapeError
+from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.simulated import SimulatedAnnotators
-from rlhfkit.records import Prompt
-from rlhfkit.rewards.source import ScoredText
+from rlhfkit.feedback.store import Store
+from rlhfkit.feedback.votes import Pair, pair_id
+from rlhfkit.records import Message
 
 
 class LengthReward:
@@ -18,81 +19,93 @@ class LengthReward:
         return torch.tensor([float(len(episode.response)) for episode in episodes])
 
 
-def episodes(*responses):
-    return [ScoredText(Prompt(f"prompt {number}"), "", response) for number, response in enumerate(responses)]
+def pair(number, first, second, **columns):
+    prompt = f"prompt {number}"
+    return Pair(pair_id(prompt, first, second), prompt, first, second, **columns)
 
 
-def vote(first, second, *, disagreement=0.0, votes_per_pair=1, seed=0):
-    annotators = SimulatedAnnotators(
-        AnnotatorsConfig(disagreement=disagreement, votes_per_pair=votes_per_pair), LengthReward()
+def votes(pairs, *, store, disagreement=0.0, votes_per_pair=1, seed=0):
+    store.add_pairs(pairs)
+    people = SimulatedAnnotators(
+        SimulatedConfig(disagreement=disagreement, votes_per_pair=votes_per_pair), LengthReward(), seed=seed
     )
-    return annotators.vote(episodes(*first), episodes(*second), np.random.default_rng(seed))
+    people.label(store)
+    return store.snapshot().votes
 
 
-def test_people_who_never_err_choose_the_truly_better_response():
-    result = vote(["long one", "b"], ["a", "longer"])
-    assert [(p.prompt.content, p.chosen, p.rejected) for p in result.preferences] == [
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(tmp_path / "labels.db") as opened:
+        yield opened
+
+
+def test_people_who_never_err_choose_the_truly_better_response(store):
+    pairs = [pair(0, "long one", "a"), pair(1, "b", "longer")]
+    found = preferences_of(pairs, votes(pairs, store=store))
+    assert [(p.prompt.content, p.chosen, p.rejected) for p in found.preferences] == [
         ("prompt 0", "long one", "a"),
         ("prompt 1", "longer", "b"),
     ]
-    assert (result.num_votes, result.disagreement) == (2, 0.0)
 
 
-def test_people_who_always_err_choose_the_worse_one():
-    result = vote(["long one", "b"], ["a", "longer"], disagreement=1.0, votes_per_pair=3)
-    assert [(p.chosen, p.rejected) for p in result.preferences] == [("a", "long one"), ("b", "longer")]
-    assert (result.num_votes, result.num_disagreeing_votes, result.disagreement) == (6, 6, 1.0)
+def test_people_who_always_err_choose_the_worse_one(store):
+    pairs = [pair(0, "long one", "a"), pair(1, "b", "longer")]
+    found = preferences_of(pairs, votes(pairs, disagreement=1.0, store=store))
+    assert [(p.chosen, p.rejected) for p in found.preferences] == [("a", "long one"), ("b", "longer")]
 
 
-def test_disagreement_is_the_configured_share_of_votes():
-    size = 4000
-    result = vote(["long"] * size, ["a"] * size, disagreement=0.15)
-    bound = 4 * math.sqrt(0.15 * 0.85 / size)
-    assert abs(result.disagreement - 0.15) < bound
-    wrong = sum(preference.chosen == "a" for preference in result.preferences)
-    assert wrong == result.num_disagreeing_votes
+def test_disagreement_is_the_configured_share_of_votes_and_independent_between_people(store):
+    size = 1500
+    pairs = [pair(number, "long", "a") for number in range(size)]
+    given = votes(pairs, disagreement=0.2, votes_per_pair=2, store=store)
+    wrong = {(vote.annotator, vote.pair_id): vote.choice.preferred == "b" for vote in given}
+    assert len(wrong) == 2 * size
+    assert abs(sum(wrong.values()) / (2 * size) - 0.2) < 4 * math.sqrt(0.2 * 0.8 / (2 * size))
+    both = sum(wrong["simulated-1", one.id] and wrong["simulated-2", one.id] for one in pairs)
+    assert abs(both / size - 0.04) < 4 * math.sqrt(0.04 * 0.96 / size)
 
 
-def test_majority_of_three_errs_less_than_one_vote():
-    size = 4000
-    result = vote(["long"] * size, ["a"] * size, disagreement=0.2, votes_per_pair=3)
-    wrong = sum(preference.chosen == "a" for preference in result.preferences) / size
-    expected = 0.2**3 + 3 * 0.2**2 * 0.8  # 0.104
-    assert abs(wrong - expected) < 4 * math.sqrt(expected * (1 - expected) / size)
-    assert result.num_votes == 3 * size
-
-
-def test_tie_drops_the_pair_and_is_counted():
-    size = 2000
-    result = vote(["long"] * size, ["a"] * size, disagreement=0.5, votes_per_pair=2)
-    assert len(result.preferences) + result.num_ties == size
-    assert abs(result.num_ties / size - 0.5) < 4 * math.sqrt(0.25 / size)
-
-
-def test_equal_rewards_are_decided_by_a_coin_and_are_no_disagreement():
-    size = 2000
-    result = vote(["ab"] * size, ["cd"] * size, disagreement=0.0)
-    assert (result.num_equal, result.num_votes, result.disagreement) == (size, 0, 0.0)
-    first = sum(preference.chosen == "ab" for preference in result.preferences)
+def test_equal_rewards_are_decided_by_a_coin(store):
+    size = 1000
+    given = votes([pair(number, "ab", "cd") for number in range(size)], store=store)
+    first = sum(vote.choice.preferred == "a" for vote in given)
     assert abs(first / size - 0.5) < 4 * math.sqrt(0.25 / size)
+    assert {abs(vote.choice.strength) for vote in given} == {1}
 
 
-def test_pairs_that_cannot_teach_are_left_out_and_counted():
-    result = vote(["same", "", "long one"], ["same", "a", "b"])
-    assert [preference.chosen for preference in result.preferences] == ["long one"]
-    assert result.num_unusable == 2
+def test_degrees_are_quarters_of_the_differences_of_the_round(store):
+    pairs = [pair(number, "x" * (number + 2), "a") for number in range(8)]  # differences 1 to 8
+    assert [vote.choice.strength for vote in votes(pairs, store=store)] == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
-def test_nothing_to_vote_on_gives_nothing():
-    assert vote([], []).preferences == []
+def test_sides_are_balanced(store):
+    size = 1000
+    given = votes([pair(number, "long", "a") for number in range(size)], store=store)
+    assert abs(sum(vote.shown_left == "a" for vote in given) / size - 0.5) < 4 * math.sqrt(0.25 / size)
 
 
-def test_same_seed_gives_the_same_votes():
-    first, second = ["long"] * 50, ["a"] * 50
-    assert vote(first, second, disagreement=0.3, seed=1) == vote(first, second, disagreement=0.3, seed=1)
-    assert vote(first, second, disagreement=0.3, seed=1) != vote(first, second, disagreement=0.3, seed=2)
+def test_voting_again_adds_nothing_and_new_pairs_change_no_vote(store):
+    pairs = [pair(number, "long", "a") for number in range(50)]
+    before = votes(pairs, disagreement=0.3, store=store)
+    assert votes(pairs, disagreement=0.3, store=store) == before
+    more = [pair(number, "x" * number, "a", round=2) for number in range(100, 120)]
+    assert votes(more, disagreement=0.3, store=store)[: len(before)] == before
 
 
-def test_lists_of_different_length_are_refused():
-    with pytest.raises(ShapeError, match="2 first and 1 second responses"):
-        vote(["a", "b"], ["c"])
+def test_same_seed_gives_the_same_votes_in_any_order(tmp_path):
+    pairs = [pair(number, "long", "a") for number in range(60)]
+
+    def choices(name, order, seed):
+        with Store.open(tmp_path / name) as opened:
+            return {vote.pair_id: vote.choice for vote in votes(order, disagreement=0.4, seed=seed, store=opened)}
+
+    first = choices("1.db", pairs, 1)
+    assert choices("2.db", pairs[::-1], 1) == first
+    assert choices("3.db", pairs, 2) != first
+
+
+def test_whole_conversations_are_refused(store):
+    turns = (Message("user", "Hi"), Message("assistant", "Hello."))
+    one = Pair("p", "", turns, (*turns, *turns))
+    with pytest.raises(ShapeError, match="pair p compares whole conversations"):
+        votes([one], store=store)

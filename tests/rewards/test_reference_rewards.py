@@ -61,7 +61,17 @@ def test_a_row_without_a_reference_is_an_error_and_no_zero(reward, name):
 
 def test_references_keep_the_order_of_the_prompts():
     prompts = [episode.prompt for episode in episodes(("", "b"), ("", "a"))]
-    assert references_of(prompts, wanted_by="a test") == ["b", "a"]
+    assert references_of(prompts, wanted_by="a test") == [("b",), ("a",)]
+
+
+def test_any_of_several_references_will_do_and_chrf_takes_the_nearest():
+    prompt = Prompt("Go.", reference=" Va !", further_references=(" Marche.", " Va !"))
+    episodes = [ScoredText(prompt, "Go.", response) for response in ("Marche.", "Va !", "Viens.")]
+    assert MatchReward().score(episodes).tolist() == [1, 1, 0]
+    nearest = [
+        max(sacrebleu.sentence_chrf(one.response, [text]).score for text in prompt.references) for one in episodes
+    ]
+    assert ChrfReward().score(episodes).tolist() == pytest.approx([score / 100 for score in nearest])
 
 
 def test_without_sacrebleu_the_install_line_is_shown(monkeypatch):

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
+from rlhfkit.config.feedback import Database
 from rlhfkit.config.section import LocalPath, Section, type_or
 
 __all__ = [
@@ -19,10 +20,12 @@ __all__ = [
     "ResponseFormat",
     "RowsConfig",
     "SourceConfig",
+    "StoreConfig",
     "TextsConfig",
 ]
 
 ROWS_PATTERN = r"^\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*$"
+SHARE_PATTERN = r"^\s*(\d{1,2}%|100%)?\s*:\s*(\d{1,2}%|100%)?\s*$"
 PromptFormat = Annotated[str, Field(pattern=r"\{prompt\}")]
 ResponseFormat = Annotated[str, Field(pattern=r"\{response\}")]
 
@@ -43,6 +46,11 @@ class RowsConfig(Section):
     """Commit or tag of a dataset on the hub; give one to make a run repeatable."""
     rows: Annotated[str, Field(pattern=ROWS_PATTERN)] = ":"
     """Which rows of each file, as a slice in rows or per cent: ":2000", "-312:", ":90%", "45%:90%"."""
+    prompt_share: Annotated[str, Field(pattern=SHARE_PATTERN)] = ":"
+    """Which of these rows by the hash of their prompt, in per cent, as ":80%" and "80%:": all rows of a prompt are in
+    one part, and every part has all kinds of them, however the file is sorted."""
+    one_per_prompt: bool = False
+    """Of several rows of a prompt only the first; a prompt keeps the responses of all of them as references."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name → the file's name, where they differ, as in {prompt = "question", response = "answer"}; a dot goes into
     a nested object, as in {text = "prompt.text"}."""
@@ -110,8 +118,23 @@ class GrammarConfig(Section):
     """Added to the recipe's seed, so that training and test rows differ."""
 
 
+class StoreConfig(Section):
+    """People's votes, out of the store that `rlhfkit label` fills; the majority of a pair decides."""
+
+    type: Literal["store"]
+    database: Database
+    """SQLite file or address of a PostgreSQL database."""
+    part: Literal["train", "test", "all"]
+    """Prompts to train on or prompts to measure with, as the store parts them by their hash."""
+    min_votes: PositiveInt = 1
+    """Votes that a pair needs to count."""
+    use_margin: bool = False
+    """Give each pair a margin in (0, 1] by how much better people found the chosen response."""
+
+
 SourceConfig = Annotated[
     Annotated[RowsConfig, Tag("rows")]
+    | Annotated[StoreConfig, Tag("store")]
     | Annotated[ContrastConfig, Tag("contrast")]
     | Annotated[LabelledConfig, Tag("labelled")]
     | Annotated[GrammarConfig, Tag("grammar")],

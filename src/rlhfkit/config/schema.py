@@ -26,8 +26,10 @@ from rlhfkit.config.data import (
     LabelledConfig,
     RowsConfig,
     SourceConfig,
+    StoreConfig,
     TextsConfig,
 )
+from rlhfkit.config.feedback import AnnotatorsConfig, PeopleConfig, PreferencesConfig, SimulatedConfig
 from rlhfkit.config.ppo import (
     AdaptiveKLConfig,
     FixedKLConfig,
@@ -52,10 +54,8 @@ from rlhfkit.config.rewards import (
 )
 from rlhfkit.config.section import LocalPath, Section, type_or
 from rlhfkit.config.training import (
-    AnnotatorsConfig,
     JudgeConfig,
     OptimConfig,
-    PreferencesConfig,
     PretrainConfig,
     RewardModelConfig,
     SftConfig,
@@ -88,6 +88,7 @@ __all__ = [
     "MixRewardConfig",
     "ModelConfig",
     "OptimConfig",
+    "PeopleConfig",
     "PpoConfig",
     "PpoUpdateConfig",
     "PreferencesConfig",
@@ -102,8 +103,10 @@ __all__ = [
     "RowsConfig",
     "ScratchModelConfig",
     "SftConfig",
+    "SimulatedConfig",
     "SourceConfig",
     "Stage",
+    "StoreConfig",
     "TextEnvConfig",
     "TextsConfig",
     "ValueConfig",
@@ -273,6 +276,8 @@ class Recipe(Section):
     """All randomness follows from this."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     """What to do, in order."""
+    rounds: PositiveInt = 1
+    """How often to go round the loop: sample from the newest policy, label, train the reward model, PPO."""
     model: ModelConfig
     """The language model to start from."""
     data: DataConfig = DataConfig()
@@ -332,6 +337,10 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         is_played = stage in ("ppo", "evaluate") and not recipe.uses_prompts
         if getattr(recipe.data, field) is None and not is_made and not is_played:
             yield f'the stage "{stage}" reads data.{field}, which is not set; add [data.{field}]'
+    if recipe.rounds > 1 and (missing := {"preferences", "reward_model", "ppo"} - set(stages)):
+        yield f"rounds = {recipe.rounds} goes round the stages preferences, reward_model and ppo; add {sorted(missing)}"
+    if recipe.rounds > 1 and recipe.reward_model.init == "base" and "sft" in stages:
+        yield 'rounds begin at the SFT model, and know no base; set reward_model.init = "sft", or rounds = 1'
     if recipe.env is not None and "ppo" not in stages:
         yield f'env.type = "{recipe.env.type}" is what PPO acts in; add the stage "ppo", or leave [env] out'
     if isinstance(recipe.env, GuessEnvConfig) and isinstance(recipe.data.texts, GuessTextsConfig):

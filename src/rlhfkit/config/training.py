@@ -7,10 +7,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from rlhfkit.config.section import OpenShare, Section, Share
 
 __all__ = [
-    "AnnotatorsConfig",
     "JudgeConfig",
     "OptimConfig",
-    "PreferencesConfig",
     "PretrainConfig",
     "RewardModelConfig",
     "SftConfig",
@@ -87,26 +85,6 @@ class RewardModelConfig(SupervisedConfig):
     """Subtract the pair's `margin`, where the data have one."""
     normalization_responses: NonNegativeInt = 256
     """Responses of the policy's starting point over which scores get mean 0 and deviation 1; 0 leaves them raw."""
-
-
-class AnnotatorsConfig(Section):
-    """Simulated people, who know the true reward and err at a stated rate."""
-
-    disagreement: Share = 0.15
-    """Share of the votes that go against the true reward."""
-    votes_per_pair: PositiveInt = 1
-    """Votes; the majority decides, a tie drops the pair."""
-
-
-class PreferencesConfig(Section):
-    """Sample pairs of responses from the SFT model and let simulated people choose."""
-
-    num_pairs: PositiveInt = 1000
-    """Pairs to sample."""
-    num_test_pairs: NonNegativeInt = 200
-    """Further pairs, on other prompts, that measure the reward model."""
-    annotators: AnnotatorsConfig = AnnotatorsConfig()
-    """Who votes."""
 
 
 class JudgeConfig(Section):

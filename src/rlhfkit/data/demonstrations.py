@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rlhfkit.config.schema import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig
+from rlhfkit.config.schema import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig, StoreConfig
 from rlhfkit.data import grammar
 from rlhfkit.data.formats import make_prompt, make_response, read_answered_prompt
 from rlhfkit.data.labelled import load_labelled_prompts
@@ -24,6 +24,8 @@ def load_demonstrations(
             'type = "contrast" makes preferences without prompts; for demonstrations, name a file with path'
         )
 
+    if isinstance(source, StoreConfig):
+        raise DataError('type = "store" holds votes, which make preferences; for demonstrations, name a file with path')
     if isinstance(source, LabelledConfig):
         loaded = load_labelled_prompts(source, directory=directory, on_bad_row=on_bad_row)
         demonstrations = [Demonstration(prompt, prompt.reference) for prompt in loaded.records if prompt.reference]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhfkit.config.schema import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig
+from rlhfkit.config.schema import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig, StoreConfig
 from rlhfkit.data import grammar
 from rlhfkit.data.formats import make_prompt, make_response, read_pair
 from rlhfkit.data.rows import Loaded, OnBadRow, Row, load_rows
@@ -23,7 +23,8 @@ __all__ = ["load_preferences", "write_preferences"]
 def load_preferences(
     source: SourceConfig, *, directory: str | Path = ".", on_bad_row: OnBadRow = "stop", seed: int = 0
 ) -> Loaded[Preference]:
-    """Preferences of `source`, in the order of its rows. Raises: DataError."""
+    """Preferences of `source`, in the order of its rows; a store's are read by `feedback`. Raises: DataError."""
+    assert not isinstance(source, StoreConfig)
     if isinstance(source, GrammarConfig):
         return grammar.load(grammar.preferences, source, seed)
     if isinstance(source, ContrastConfig):

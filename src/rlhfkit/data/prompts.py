@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhfkit.config.schema import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig
+from rlhfkit.config.schema import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig, StoreConfig
 from rlhfkit.data import grammar
 from rlhfkit.data.formats import make_prompt, read_prompt
 from rlhfkit.data.labelled import load_labelled_prompts
@@ -23,6 +23,8 @@ def load_prompts(
     if isinstance(source, ContrastConfig):
         raise DataError('type = "contrast" makes preferences without prompts; for prompts, name a file with path')
 
+    if isinstance(source, StoreConfig):
+        raise DataError('type = "store" holds votes, which make preferences; for prompts, name a file with path')
     if isinstance(source, LabelledConfig):
         return load_labelled_prompts(source, directory=directory, on_bad_row=on_bad_row)
 

@@ -9,12 +9,13 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from rlhfkit.config.schema import RowsConfig
 from rlhfkit.errors import DataError
+from rlhfkit.records import Demonstration, Preference, Prompt, place_of_prompt
 
 __all__ = ["Loaded", "OnBadRow", "Row", "SourceFile", "described", "load_rows", "read_rows", "refuse_bad_rows"]
 
@@ -82,7 +83,43 @@ def load_rows(
         except DataError as error:
             faults.append(f"{row.origin}: {error}")
     refuse_bad_rows(faults, num_rows=len(rows), on_bad_row=on_bad_row)
-    return Loaded(records, tuple(faults), sources)
+    kept = _in_share(records, source.prompt_share)
+    return Loaded(_one_per_prompt(kept) if source.one_per_prompt else kept, tuple(faults), sources)
+
+
+def _in_share(records: list[T], share: str) -> list[T]:
+    """The records whose prompt's hash lies in `share`, in per cent."""
+    low, high = (bound.strip().removesuffix("%") for bound in share.split(":"))
+    if not low and not high:
+        return records
+    start, stop = int(low or 0) / 100, int(high or 100) / 100
+    kept = [record for record in records if start <= place_of_prompt(_prompt_of(record).content) < stop]
+    if not kept:
+        raise DataError(f'prompt_share = "{share}" leaves none of the {len(records)} rows; widen it')
+    return kept
+
+
+def _one_per_prompt(records: list[T]) -> list[T]:
+    """The first record of each prompt; where it is a prompt itself, with the references of them all."""
+    rows: dict[object, list[T]] = {}
+    for record in records:
+        rows.setdefault(_prompt_of(record).content, []).append(record)
+    return [_merged(same) for same in rows.values()]
+
+
+def _merged(records: Sequence[T]) -> T:
+    first, *others = records
+    if not isinstance(first, Prompt):
+        return first
+    references = [prompt.reference for prompt in others if isinstance(prompt, Prompt) and prompt.reference is not None]
+    return replace(first, further_references=tuple(references))
+
+
+def _prompt_of(record: object) -> Prompt:
+    match record:
+        case (Prompt() as prompt) | Demonstration(prompt=prompt) | Preference(prompt=prompt):
+            return prompt
+    raise DataError("prompt_share and one_per_prompt go by the prompt, and whole texts have none; use rows")
 
 
 def refuse_bad_rows(faults: Sequence[str], *, num_rows: int, on_bad_row: OnBadRow) -> None:

@@ -13,6 +13,7 @@ from rlhfkit.evaluation.control_report import control_page
 from rlhfkit.evaluation.curves import further_ppo_charts, ppo_charts, reward_model_charts, supervised_charts
 from rlhfkit.evaluation.facts import STAGE_NAMES, Facts, Row, curve, ends, finite, read_facts
 from rlhfkit.evaluation.results import Estimate, Evaluation, Measure, WinRate
+from rlhfkit.evaluation.rounds import rounds_page
 from rlhfkit.evaluation.verdict import judge_run, name_at_start
 from rlhfkit.rundir import RunDir, write_atomically
 
@@ -48,6 +49,9 @@ def render_report(run: RunDir) -> str:
         page = control_page(facts, run)
         template = environment.get_template("control.html.jinja")
         return template.render(facts=facts, page=page, settings=settings, origin=origin)
+    if facts.setting("rounds") not in (None, 1):
+        template = environment.get_template("rounds.html.jinja")
+        return template.render(facts=facts, page=rounds_page(facts, run), settings=settings, origin=origin)
     return environment.get_template("report.html.jinja").render(
         facts=facts,
         verdict=judge_run(facts),

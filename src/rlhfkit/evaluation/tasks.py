@@ -37,13 +37,13 @@ def questions_of(prompts: Sequence[EncodedPrompt], metric: FieldMetric) -> list[
     Raises: RewardError where a prompt has no reference.
     """
     wanted_by = f'evaluation.metric = "{metric}"'
-    references = [text.strip() for text in references_of([prompt.prompt for prompt in prompts], wanted_by=wanted_by)]
+    references = references_of([prompt.prompt for prompt in prompts], wanted_by=wanted_by)
     if metric == "classification":
-        return [Question(prompt, (reference,)) for prompt, reference in zip(prompts, references, strict=True)]
+        return [Question(prompt, accepted) for prompt, accepted in zip(prompts, references, strict=True)]
     found: dict[tuple[int, ...], Question] = {}
-    for prompt, reference in zip(prompts, references, strict=True):
+    for prompt, accepted in zip(prompts, references, strict=True):
         known = found.get(prompt.ids, Question(prompt, ()))
-        found[prompt.ids] = Question(known.prompt, tuple(dict.fromkeys((*known.references, reference))))
+        found[prompt.ids] = Question(known.prompt, tuple(dict.fromkeys((*known.references, *accepted))))
     return list(found.values())
 
 

@@ -1,86 +1,104 @@
-"""Simulated people, who know the true reward and err at a stated rate."""
+"""Simulated people, who know the true reward and err at a stated rate; they vote through the store like anybody."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Sequence
+from itertools import islice
 
 import numpy as np
 
-from rlhfkit.config.schema import AnnotatorsConfig
+from rlhfkit.config.schema import SimulatedConfig
 from rlhfkit.errors import ShapeError
-from rlhfkit.records import Preference
+from rlhfkit.feedback.store import Store
+from rlhfkit.feedback.votes import Choice, Pair, Vote
+from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
+from rlhfkit.seeding import derive_seed
 
-__all__ = ["SimulatedAnnotators", "Vote"]
+__all__ = ["SimulatedAnnotators"]
 
-
-@dataclass(frozen=True, slots=True)
-class Vote:
-    """What the simulated people said of pairs of responses."""
-
-    preferences: list[Preference]
-    """The pairs with a majority, in order."""
-    num_votes: int
-    """Votes on pairs of which one is truly better."""
-    num_disagreeing_votes: int
-    """Those of them that went to the worse one."""
-    num_equal: int
-    """Pairs with equal true scores, which were voted on with a fair coin."""
-    num_ties: int
-    """Pairs dropped because as many voted for the one as for the other."""
-    num_unusable: int
-    """Pairs dropped without a vote because both responses are the same, or one is empty."""
-
-    @property
-    def disagreement(self) -> float:
-        """Share of the votes that went against the true reward; 0 where there were none."""
-        return self.num_disagreeing_votes / max(1, self.num_votes)
+VOTES_AT_ONCE = 200
 
 
 class SimulatedAnnotators:
     """People who prefer the response with the higher true reward, except by mistake.
 
-    Each vote on a pair is a mistake with probability `config.disagreement`, whatever the other votes and however large
-    the difference; on a pair with equal rewards each vote is a coin flip.
+    Each vote is a mistake with probability `config.disagreement`, whatever the other votes and however large the
+    difference; on a pair with equal rewards each vote is a coin flip. The degree grows with the difference: a quarter
+    of the pairs each. What a person says of a pair follows from the seed and the two names alone, so that a run that
+    was killed while they voted ends with the same votes.
     """
 
-    def __init__(self, config: AnnotatorsConfig, reward: RewardSource) -> None:
+    def __init__(self, config: SimulatedConfig, reward: RewardSource, *, seed: int) -> None:
         """Vote as `config` says, by what `reward` says is better."""
-        self.config = config
-        self.reward = reward
+        self.config, self.reward, self.seed = config, reward, seed
 
-    def vote(self, first: Sequence[ScoredText], second: Sequence[ScoredText], generator: np.random.Generator) -> Vote:
-        """Preferences between first[i] and second[i], two responses to the same prompt.
+    def label(self, store: Store, *, on_vote: Callable[[int], None] | None = None) -> None:
+        """Vote on every pair of the store that they have not voted on.
 
-        Raises: ShapeError where the two lists have different lengths, RewardError where the reward cannot score.
+        Raises: RewardError where the reward cannot score a pair.
         """
-        if len(first) != len(second):
-            raise ShapeError(f"{len(first)} first and {len(second)} second responses; expected as many; pair them up")
-        pairs = [(one, other) for one, other in zip(first, second, strict=True) if _usable(one, other)]
-        num_votes = self.config.votes_per_pair
-        gains = self._scores([one for one, _ in pairs]) - self._scores([other for _, other in pairs])
-        draws = generator.random((len(pairs), num_votes))
-        equal = gains == 0
-        mistaken = draws < self.config.disagreement
-        for_first = np.where(equal[:, None], draws < 0.5, (gains > 0)[:, None] ^ mistaken).sum(axis=1)
-        preferences = [
-            Preference(one.prompt, one.response, other.response)
-            if 2 * votes > num_votes
-            else Preference(one.prompt, other.response, one.response)
-            for (one, other), votes in zip(pairs, for_first, strict=True)
-            if 2 * votes != num_votes
-        ]
+        snapshot = store.snapshot()
+        choices = _Choices(self, snapshot.pairs)
+        voted = {(vote.annotator, vote.pair_id) for vote in snapshot.votes}
+        open_pairs = ((pair, name) for pair in snapshot.pairs for name in self.names if (name, pair.id) not in voted)
+        while portion := list(islice(open_pairs, VOTES_AT_ONCE)):
+            store.add_votes([choices.vote(pair, name) for pair, name in portion])
+            if on_vote is not None:
+                on_vote(len(portion))
+
+    @property
+    def names(self) -> list[str]:
+        """What they are called in the store."""
+        return [f"simulated-{number}" for number in range(1, self.config.votes_per_pair + 1)]
+
+    def true_gains(self, pairs: Sequence[Pair]) -> np.ndarray:
+        """True reward of `response_a` less that of `response_b` (B,), float64."""
+        sides = [[_as_scored_text(pair, response) for pair in pairs] for response in ("response_a", "response_b")]
+        first, second = (self.reward.score(side).double().numpy() if side else np.zeros(0) for side in sides)
+        return first - second
+
+
+class _Choices:
+    """What simulated people say of the pairs of a store."""
+
+    def __init__(self, people: SimulatedAnnotators, pairs: Sequence[Pair]) -> None:
+        self.people = people
+        gains = people.true_gains(pairs)
+        self.gains = {pair.id: float(gain) for pair, gain in zip(pairs, gains, strict=True)}
+        # Degrees by quarters of the same round: what a later round brings must not change what was said in this one.
+        self.bounds = {
+            number: np.quantile(
+                np.abs([self.gains[pair.id] for pair in pairs if pair.round == number]), [0.25, 0.5, 0.75]
+            )
+            for number in {pair.round for pair in pairs}
+        }
+
+    def vote(self, pair: Pair, name: str) -> Vote:
+        generator = np.random.default_rng(derive_seed(self.people.seed, "vote", pair.id, name))
+        draw, side_draw = generator.random(2)
         return Vote(
-            preferences,
-            num_votes=int((~equal).sum()) * num_votes,
-            num_disagreeing_votes=int(mistaken[~equal].sum()),
-            num_equal=int(equal.sum()),
-            num_ties=len(pairs) - len(preferences),
-            num_unusable=len(first) - len(pairs),
+            id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{pair.id} {name} {self.people.seed}")),
+            pair_id=pair.id,
+            annotator=name,
+            choice=Choice("preference", self._strength(pair, draw)),
+            shown_left="a" if side_draw < 0.5 else "b",
+            active_seconds=0.0,
+            wall_seconds=0.0,
         )
 
-    def _scores(self, episodes: list[ScoredText]) -> np.ndarray:
-        return self.reward.score(episodes).double().numpy() if episodes else np.zeros(0)
+    def _strength(self, pair: Pair, draw: float) -> int:
+        gain = self.gains[pair.id]
+        if gain == 0:
+            return 1 if draw < 0.5 else -1
+        strength = 1 + int(np.searchsorted(self.bounds[pair.round], abs(gain)))
+        is_mistake = draw < self.people.config.disagreement
+        return strength if (gain > 0) != is_mistake else -strength
 
 
-def _usable(one: ScoredText, other: ScoredText) -> bool:
-    return bool(one.response.strip() and other.response.strip() and one.response != other.response)
+def _as_scored_text(pair: Pair, which: str) -> ScoredText:
+    response = getattr(pair, which)
+    if not isinstance(response, str):
+        raise ShapeError(
+            f"pair {pair.id} compares whole conversations, which simulated people cannot; give single answers"
+        )
+    return ScoredText(Prompt(pair.prompt, origin=pair.origin), "", response)

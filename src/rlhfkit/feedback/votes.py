@@ -1,10 +1,11 @@
 """What people are asked and what they answer: Pair, Choice, Vote; nothing here knows of a database or a page."""
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhfkit.records import Conversation
+from rlhfkit.records import Conversation, place_of_prompt
 
 __all__ = [
     "DEGREES",
@@ -20,6 +21,7 @@ __all__ = [
     "Side",
     "SkipReason",
     "Vote",
+    "pair_id",
     "part_of_prompt",
 ]
 
@@ -133,6 +135,12 @@ def part_of_prompt(prompt: str | Conversation, *, test_share: float, seed: int =
 
     The hash, not the position, decides, so that a prompt that comes again in a later round stays where it was.
     """
-    text = prompt if isinstance(prompt, str) else "\x1e".join(f"{turn.role}\x1f{turn.content}" for turn in prompt)
-    digest = hashlib.sha256(f"{seed}\x1d{text}".encode()).digest()
-    return "test" if int.from_bytes(digest[:8], "big") / 2**64 < test_share else "train"
+    return "test" if place_of_prompt(prompt, seed=seed) < test_share else "train"
+
+
+def pair_id(
+    prompt: str | Conversation, response_a: str | Conversation, response_b: str | Conversation, *, round: int = 1
+) -> str:
+    """The name of a pair: 16 hexadecimal digits out of the hash of what it compares, and in which round."""
+    content = json.dumps([prompt, response_a, response_b, round], ensure_ascii=False)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -32,8 +32,8 @@ class ChrfReward:
         """
         references = references_of([episode.prompt for episode in episodes], wanted_by='reward.type = "chrf"')
         scores = [
-            self._chrf.sentence_score(episode.response.strip(), [reference.strip()]).score / 100
-            for episode, reference in zip(episodes, references, strict=True)
+            self._chrf.sentence_score(episode.response.strip(), list(accepted)).score / 100
+            for episode, accepted in zip(episodes, references, strict=True)
         ]
         return check_scores(scores, episodes, source="chrF")
 

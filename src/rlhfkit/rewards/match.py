@@ -10,7 +10,7 @@ __all__ = ["MatchReward"]
 
 
 class MatchReward:
-    """score = 1 where the response equals the prompt's reference, without the blanks around both; 0 elsewhere."""
+    """score = 1 where the response equals one of the prompt's references, blanks around them aside; 0 elsewhere."""
 
     type = "match"
 
@@ -21,7 +21,6 @@ class MatchReward:
         """
         references = references_of([episode.prompt for episode in episodes], wanted_by='reward.type = "match"')
         right = [
-            float(episode.response.strip() == reference.strip())
-            for episode, reference in zip(episodes, references, strict=True)
+            float(episode.response.strip() in accepted) for episode, accepted in zip(episodes, references, strict=True)
         ]
         return check_scores(right, episodes, source="match")

@@ -66,20 +66,19 @@ def check_scores(
     return tensor
 
 
-def references_of(prompts: Sequence[Prompt], *, wanted_by: str) -> list[str]:
-    """The response that each prompt's row gives.
+def references_of(prompts: Sequence[Prompt], *, wanted_by: str) -> list[tuple[str, ...]]:
+    """The responses that each prompt's row, or rows, give, without the blanks around them.
 
     Raises: RewardError, naming `wanted_by` and the first row that gives none.
     """
-    references = [prompt.reference for prompt in prompts if prompt.reference is not None]
-    if len(references) < len(prompts):
-        lacking = next(prompt for prompt in prompts if prompt.reference is None)
+    lacking = [prompt for prompt in prompts if not prompt.references]
+    if lacking:
         raise RewardError(
-            f"{wanted_by} compares with the right response, and the row {lacking.origin or 'of a prompt'} gives none "
-            f'({len(prompts) - len(references)} of {len(prompts)} rows); add a column "completion", or name yours '
+            f"{wanted_by} compares with the right response, and the row {lacking[0].origin or 'of a prompt'} gives "
+            f'none ({len(lacking)} of {len(prompts)} rows); add a column "completion", or name yours '
             'as in columns = {completion = "label"}'
         )
-    return references
+    return [prompt.references for prompt in prompts]
 
 
 def _not_numbers(scores: object, source: str) -> RewardError:

@@ -1,0 +1,128 @@
+"""The page of a run in rounds: what each round's labels brought, beside the round before."""
+
+from dataclasses import dataclass
+
+from rlhfkit.evaluation.charts import Chart, Level, Series, line_chart, number
+from rlhfkit.evaluation.facts import Facts, read_facts
+from rlhfkit.evaluation.results import Estimate, Evaluation, WinRate, read_results
+from rlhfkit.rundir import RunDir
+
+__all__ = ["RoundResult", "RoundsPage", "rounds_page"]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """One round, as far as it has come."""
+
+    number: int
+    link: str | None
+    """Address of its own report, beside this one."""
+    num_pairs: int | None
+    """Preferences that its reward model was trained on: those of all rounds so far."""
+    accuracy: Estimate | None
+    """Of its reward model, on held-out pairs of all rounds so far."""
+    before: Estimate | None
+    """What the judge (or else the reward) says of the SFT model's responses."""
+    after: Estimate | None
+    """The same of its policy's."""
+    ref_kl: float | None
+    against_sft: WinRate | None
+    against_last: WinRate | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsPage:
+    """What the template shows."""
+
+    headline: str
+    lead: str
+    judge_name: str
+    rounds: tuple[RoundResult, ...]
+    chart: Chart | None
+
+
+def rounds_page(facts: Facts, run: RunDir) -> RoundsPage:
+    """What there is to show of the rounds so far.
+
+    Raises: CheckpointError where a file is damaged.
+    """
+    wanted = int(facts.setting("rounds") or 1)
+    found = [round_facts for number in range(1, wanted + 1) if (round_facts := _round(run, number))]
+    rounds = tuple(result for result, _ in found)
+    evaluations = [facts.evaluation for _, facts in found if facts.evaluation]
+    judge = "the reward model" if not evaluations else _name_of_judge(evaluations[0])
+    finished = [result for result in rounds if result.after is not None]
+    return RoundsPage(
+        headline=_headline(finished, wanted),
+        lead="Each round asks people about the newest policy's responses, trains the reward model on all labels so "
+        f"far, and PPO from the SFT model again. What counts here is what {judge} says of responses to held-out "
+        "prompts.",
+        judge_name=judge,
+        rounds=rounds,
+        chart=_chart(finished, judge),
+    )
+
+
+def _round(run: RunDir, number: int) -> tuple[RoundResult, Facts] | None:
+    directory = run.round(number)
+    if not directory.is_run():
+        return None
+    facts = read_facts(directory)
+    models = facts.evaluation.models if facts.evaluation else {}
+    accuracy = None
+    if (tested := facts.reward_model) and tested.accuracy_low is not None and tested.accuracy_high is not None:
+        accuracy = Estimate(mean=tested.accuracy, low=tested.accuracy_low, high=tested.accuracy_high)
+    against_last = read_results(directory.against_last, Evaluation)
+    return RoundResult(
+        number=number,
+        link=f"{directory.path.name}/{directory.report.name}" if directory.report.exists() else None,
+        num_pairs=facts.finished.get("preferences", {}).get("num_train_pairs"),
+        accuracy=accuracy,
+        before=(models["sft"].judge or models["sft"].score) if "sft" in models else None,
+        after=(models["policy"].judge or models["policy"].score) if "policy" in models else None,
+        ref_kl=models["policy"].ref_kl if "policy" in models else None,
+        against_sft=_win_rate(facts.evaluation),
+        against_last=_win_rate(against_last),
+    ), facts
+
+
+def _win_rate(evaluation: Evaluation | None) -> WinRate | None:
+    if evaluation is None or evaluation.win_rate is None:
+        return None
+    return evaluation.win_rate.judge or evaluation.win_rate.reward
+
+
+def _name_of_judge(evaluation: Evaluation) -> str:
+    return evaluation.judge_name if evaluation.models["policy"].judge else "the reward model"
+
+
+def _headline(finished: list[RoundResult], wanted: int) -> str:
+    if not finished:
+        return f"None of {wanted} rounds is finished yet"
+    first, last = finished[0], finished[-1]
+    assert first.after is not None and last.after is not None
+    if len(finished) == 1:
+        return f"Round 1 of {wanted}: mean score {number(last.after.mean)}"
+    return f"Mean score {number(first.after.mean)} after round 1, {number(last.after.mean)} after round {last.number}"
+
+
+def _chart(finished: list[RoundResult], judge: str) -> Chart | None:
+    after = [result.after for result in finished if result.after]
+    if len(after) < 2:
+        return None
+    before = finished[0].before
+    return line_chart(
+        [
+            Series(
+                "policy",
+                [float(result.number) for result in finished],
+                [estimate.mean for estimate in after],
+                spread=[(estimate.high - estimate.low) / 2 for estimate in after],
+            )
+        ],
+        title="Score after each round",
+        x_label="round",
+        y_label=f"mean score by {judge}",
+        caption="On the same held-out prompts; the band is the 95 % interval.",
+        levels=[Level(before.mean, "before PPO")] if before else [],
+    )

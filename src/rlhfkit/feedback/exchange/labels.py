@@ -1,0 +1,233 @@
+"""Labels on their way in and out: pairs with their votes, as objects of JSON and grouped by pair."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from rlhfkit.data.conversations import read_messages, read_text
+from rlhfkit.data.rows import described
+from rlhfkit.errors import DataError
+from rlhfkit.feedback.votes import Pair, Part, Vote, part_of_prompt
+from rlhfkit.records import Conversation, Message
+
+__all__ = [
+    "UNKNOWN_DEGREE",
+    "Content",
+    "Labels",
+    "Split",
+    "Written",
+    "content_as_json",
+    "content_from_json",
+    "content_id",
+    "flipped",
+    "labels_of",
+    "pair_as_json",
+    "pair_from_json",
+    "shared_turns",
+    "short_hash",
+    "turns_of",
+    "vote_as_json",
+    "vote_from_json",
+    "votes_by_pair",
+]
+
+T = TypeVar("T")
+Content = str | Conversation
+
+UNKNOWN_DEGREE = 3
+"""Strength of a preference whose format has no degrees: "better"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a file of labels holds."""
+
+    pairs: list[Pair]
+    votes: list[Vote]
+    left_out: dict[str, int] = field(default_factory=dict)
+    """What did not become a vote, or came without something → how often; empty where nothing is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of labels that were written to a file."""
+
+    path: Path
+    num_records: int
+    """Records in the file."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """What the file does not hold → how often; empty where it holds everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How prompts are parted where the file does not say."""
+
+    test_share: float = 0.1
+    seed: int = 0
+
+    def part(self, prompt: Content, *responses: Content) -> Part:
+        """Part of a pair; of two whole conversations without a prompt, by the turns that they share."""
+        if not prompt and len(responses) == 2:
+            one, other = (turns_of(response) for response in responses)
+            prompt = shared_turns(one, other) or (*one, *other)
+        return part_of_prompt(prompt, test_share=self.test_share, seed=self.seed)
+
+
+def votes_by_pair(pairs: Sequence[Pair], votes: Sequence[Vote]) -> dict[str, list[Vote]]:
+    """Id of each pair → its votes, in order.
+
+    Raises: DataError where an id is used twice, a vote's pair is missing, or a person has two votes on a pair; votes
+    that were taken back must not be among them.
+    """
+    found: dict[str, list[Vote]] = {}
+    for pair in pairs:
+        if pair.id in found:
+            raise DataError(f'two pairs have the id "{pair.id}"; expected each once; remove one')
+        found[pair.id] = []
+    ids: set[str] = set()
+    seen: set[tuple[str, str]] = set()
+    for vote in votes:
+        if vote.pair_id not in found:
+            raise DataError(f'vote "{vote.id}" is on the pair "{vote.pair_id}", which is not there; add the pair')
+        if vote.id in ids:
+            raise DataError(f'two votes have the id "{vote.id}"; expected each once; remove one')
+        if (vote.pair_id, vote.annotator) in seen:
+            raise DataError(
+                f'"{vote.annotator}" has two votes on the pair "{vote.pair_id}"; expected one that stands; remove the '
+                "one that was taken back"
+            )
+        ids.add(vote.id)
+        seen.add((vote.pair_id, vote.annotator))
+        found[vote.pair_id].append(vote)
+    return found
+
+
+def labels_of(path: str | Path, pairs: list[Pair], votes: list[Vote], left_out: Mapping[str, int]) -> Labels:
+    """The labels of a file. Raises: DataError where they do not belong together, as `votes_by_pair` says."""
+    try:
+        votes_by_pair(pairs, votes)
+    except DataError as error:
+        raise DataError(f"{Path(path).name}: {error}") from None
+    return Labels(pairs, votes, {what: count for what, count in left_out.items() if count})
+
+
+def turns_of(content: Content) -> Conversation:
+    """The content as turns; text is one turn of the user."""
+    return (Message("user", content),) if isinstance(content, str) else content
+
+
+def shared_turns(one: Conversation, other: Conversation) -> Conversation:
+    """The turns that two conversations have in common before they part."""
+    num_shared = 0
+    while num_shared < min(len(one), len(other)) and one[num_shared] == other[num_shared]:
+        num_shared += 1
+    return one[:num_shared]
+
+
+def short_hash(*parts: str) -> str:
+    """32 hexadecimal digits that depend on every part and on their order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()[:32]
+
+
+def content_id(prompt: Content, one: Content, other: Content) -> str:
+    """Id of a pair by its content, the same whichever response comes first."""
+    first, second = sorted(json.dumps(content_as_json(content)) for content in (one, other))
+    return short_hash(json.dumps(content_as_json(prompt)), first, second)
+
+
+def flipped(prompt: Content, first: Content, second: Content) -> bool:
+    """Whether `first` becomes `response_b`: as a fair coin over pairs, the same for ever for one pair.
+
+    It does not depend on which of the two comes first, so that nobody can tell the chosen response by its side.
+    """
+    coin = int(content_id(prompt, first, second)[-1], 16) % 2 == 1
+    return (json.dumps(content_as_json(first)) > json.dumps(content_as_json(second))) != coin
+
+
+def content_as_json(content: Content) -> Any:
+    """Text, or a list of messages."""
+    return content if isinstance(content, str) else [turn._asdict() for turn in content]
+
+
+def content_from_json(value: Any, name: str) -> Content:
+    """Text, or the turns of a list of messages. Raises: DataError."""
+    if isinstance(value, list):
+        return read_messages(value, name) if value else ()
+    return read_text(value, name, expected="text or a list of messages")
+
+
+def pair_as_json(pair: Pair, *, without_setting: str | None = None) -> dict[str, Any]:
+    """The pair as an object of JSON, all of it except one of its settings.
+
+    Raises: DataError where its settings are no JSON.
+    """
+    settings = {name: value for name, value in pair.settings.items() if name != without_setting}
+    try:
+        settings = json.loads(json.dumps(settings, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f'settings of the pair "{pair.id}" are no JSON ({error}); expected plain values') from error
+    return asdict(pair) | {
+        "prompt": content_as_json(pair.prompt),
+        "response_a": content_as_json(pair.response_a),
+        "response_b": content_as_json(pair.response_b),
+        "settings": settings,
+    }
+
+
+def pair_from_json(value: Any) -> Pair:
+    """The pair that `pair_as_json` wrote. Raises: DataError."""
+    return _validated(_pairs(), _turns_as_tuples(value, "prompt", "response_a", "response_b"), "pair")
+
+
+def vote_as_json(vote: Vote) -> dict[str, Any]:
+    """The vote as an object of JSON."""
+    return asdict(vote) | {"flags_a": list(vote.flags_a), "flags_b": list(vote.flags_b)}
+
+
+def vote_from_json(value: Any) -> Vote:
+    """The vote that `vote_as_json` wrote. Raises: DataError."""
+    return _validated(_votes(), value, "vote")
+
+
+def _turns_as_tuples(value: Any, *names: str) -> Any:
+    """The object with the messages under `names` as [role, content], which is how JSON writes a Message."""
+    if not isinstance(value, dict):
+        return value
+    value = dict(value)
+    for name in names:
+        if isinstance(value.get(name), list):
+            value[name] = [list(turn) for turn in content_from_json(value[name], name)]
+    return value
+
+
+@cache
+def _pairs() -> TypeAdapter[Pair]:
+    return TypeAdapter(Pair)
+
+
+@cache
+def _votes() -> TypeAdapter[Vote]:
+    return TypeAdapter(Vote)
+
+
+def _validated(adapter: TypeAdapter[T], value: Any, what: str) -> T:
+    if not isinstance(value, dict):
+        raise DataError(f"the {what} is {described(value)}; expected an object")
+    try:
+        return adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or what
+        given = "" if first["type"] == "missing" else f" is {described(first['input'])};"
+        raise DataError(f"{what}: {place}{given} {first['msg']}; mend it in the file") from None

@@ -1,0 +1,122 @@
+"""The loop of people's feedback: sample from the newest policy, label, train the reward model, PPO, and again.
+
+Every round is a run of its own in `round-1`, `round-2`, …, which can be read and reported like any other. In each of
+them PPO starts from the SFT model again, with a reward model that has learnt from the labels of all rounds so far: the
+newest policy only writes the responses that people compare, so that errors of an earlier reward model are not built on
+(Bai et al. 2022, arXiv 2204.05862, section 4.5).
+"""
+
+import shutil
+from pathlib import Path
+
+from rlhfkit import pipeline
+from rlhfkit.build import Builder
+from rlhfkit.config.load import LoadedRecipe
+from rlhfkit.config.schema import (
+    BagOfWordsRewardConfig,
+    PretrainedModelConfig,
+    Recipe,
+    RewardConfig,
+    RewardModelRewardConfig,
+    Stage,
+)
+from rlhfkit.evaluation.report import write_report
+from rlhfkit.inputs import Inputs
+from rlhfkit.metrics import RunLog
+from rlhfkit.models.loading import quiet_transformers
+from rlhfkit.pipeline import Pipeline
+from rlhfkit.progress import Progress
+from rlhfkit.rundir import RunDir, write_directory_atomically
+from rlhfkit.workspace import locked, prepare, refuse_other_directories, refuse_other_settings
+
+__all__ = ["run"]
+
+STAGES_OF_ROUND: tuple[Stage, ...] = ("preferences", "reward_model", "ppo", "evaluate")
+
+
+def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress: Progress | None = None) -> None:
+    """Run a recipe in `directory`, in rounds if it has several, from where an unfinished run of it stopped.
+
+    Raises: RlhfkitError with what to do; what was finished before stays.
+    """
+    recipe, progress = loaded.recipe, progress or Progress()
+    if not isinstance(recipe, Recipe) or recipe.rounds == 1:
+        pipeline.run(loaded, directory, fresh=fresh, progress=progress)
+        return
+    run_dir = RunDir(directory)
+    refuse_other_directories(run_dir)
+    for change in () if fresh else refuse_other_settings(run_dir, recipe):
+        progress.note(f"changed since this run began: {change}")
+    inputs = Inputs(recipe, Builder(recipe, run_dir))
+    finished = {} if fresh else run_dir.finished_stages()
+    inputs.check([stage for stage in recipe.stages if stage not in finished])
+    with locked(run_dir), quiet_transformers():
+        prepare(run_dir, loaded, fresh=fresh)
+        with RunLog(run_dir) as log:
+            beginning = Pipeline(inputs, run_dir, log, progress)
+            for stage in recipe.stages:
+                if stage not in STAGES_OF_ROUND:
+                    beginning.do(stage)
+        for number in range(1, recipe.rounds + 1):
+            progress.note(f"round {number} of {recipe.rounds}")
+            _run_round(recipe, run_dir, number, progress)
+        if len(run_dir.finished_stages()) < len(recipe.stages):
+            _take_over(run_dir, recipe)
+        write_report(run_dir)
+
+
+def _run_round(recipe: Recipe, run_dir: RunDir, number: int, progress: Progress) -> None:
+    """One round, and how its policy compares with that of the round before."""
+    own = round_recipe(recipe, run_dir, number)
+    directory = run_dir.round(number)
+    # The text is of the whole; what this round is made of stands in its config.json.
+    pipeline.run(LoadedRecipe(own, run_dir.recipe.read_text(encoding="utf-8"), ()), directory.path, progress=progress)
+    if number > 1 and "evaluate" in own.stages and not directory.against_last.exists():
+        last = run_dir.round(number - 1).model("policy")
+        pipeline.compare_with_last(own, directory, last, progress=progress)
+
+
+def round_recipe(recipe: Recipe, run_dir: RunDir, number: int) -> Recipe:
+    """The recipe of one round: from the preferences on, with the model that the whole run has made.
+
+    The seed stays, so that all rounds have the same data and the same draws, and differ by their labels alone.
+    """
+    start = recipe.model
+    if {"pretrain", "sft"} & set(recipe.stages):
+        start = PretrainedModelConfig(
+            path=str(run_dir.model("sft" if "sft" in recipe.stages else "base")),
+            **start.model_dump(include={"dtype", "device", "lora", "chat_template"}),
+        )
+    newest = str(run_dir.round(number - 1).model("policy")) if number > 1 else recipe.preferences.sampled_from
+    own = run_dir.simulated_labels if recipe.preferences.annotators.type == "simulated" else run_dir.labels
+    preferences = recipe.preferences.model_copy(
+        update={"round": number, "sampled_from": newest, "database": recipe.preferences.database or str(own)}
+    )
+    changes = {
+        "rounds": 1,
+        "stages": tuple(stage for stage in recipe.stages if stage in STAGES_OF_ROUND),
+        "model": start,
+        "preferences": preferences,
+        "evaluation": recipe.evaluation.model_copy(update={"judge": _judge(recipe, run_dir)}),
+    }
+    return Recipe.model_validate(recipe.model_copy(update=changes).model_dump())
+
+
+def _judge(recipe: Recipe, run_dir: RunDir) -> RewardConfig | None:
+    """One judge for all rounds, so that they can be compared."""
+    if recipe.evaluation.judge is not None or "judge" not in recipe.stages:
+        return recipe.evaluation.judge
+    path = str(run_dir.model("judge"))
+    if recipe.judge.type == "bag_of_words":
+        return BagOfWordsRewardConfig(type="bag_of_words", path=path)
+    return RewardModelRewardConfig(type="reward_model", path=path)
+
+
+def _take_over(run_dir: RunDir, recipe: Recipe) -> None:
+    """The last round's models and figures as those of the whole run."""
+    last = run_dir.round(recipe.rounds)
+    for name in ("policy", "reward_model"):
+        with write_directory_atomically(run_dir.model(name)) as directory:
+            shutil.copytree(last.model(name), directory, dirs_exist_ok=True)
+    for stage, record in last.finished_stages().items():
+        run_dir.finish_stage(stage, record)
