@@ -218,8 +218,8 @@ def reward_model_charts(facts: Facts) -> list[Chart]:
                     ],
                     title="Accuracy by degree",
                     x_label="right on held-out pairs",
-                    caption="By how much better people found the chosen response. It should be rightest where they were "
-                    "surest.",
+                    caption="By how much better people found the chosen response. It should be most often right where "
+                    "they were surest.",
                 )
             )
     charts += _training_and_validation(
