@@ -291,11 +291,13 @@ class Store:
             return None
         return str(row["annotator"])
 
-    def annotators(self) -> list[str]:
-        """Names of all people, in the order they came."""
+    def annotators(self, *, with_token: bool = False) -> list[str]:
+        """Names of all people, or of those who have a token and so can come to the page, in the order they came."""
+        query = select(annotators.c.name).order_by(annotators.c.created_at, annotators.c.name)
+        if with_token:
+            query = query.where(annotators.c.name.in_(select(tokens.c.annotator)))
         with self._database.reading() as connection:
-            names = connection.execute(select(annotators.c.name).order_by(annotators.c.created_at, annotators.c.name))
-            return list(names.scalars())
+            return list(connection.execute(query).scalars())
 
     # Tasks
 
