@@ -93,8 +93,9 @@ class PairSampler:
             content = prompt.prompt.content
             parts[known.get(content) or part_of_prompt(content, test_share=test_share)].append(prompt)
         if not parts["train"] or (test_share > 0 and not parts["test"]):
+            stay = ", some of which the store has already for one of the two" if known else ""
             raise DataError(
-                f"data.prompts has {len(self.prompts)} prompts, too few for training and test pairs; give more"
+                f"data.prompts has {len(self.prompts)} prompts{stay}, too few for training and test pairs; give more"
             )
         return parts
 

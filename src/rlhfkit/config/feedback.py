@@ -48,7 +48,7 @@ class PeopleConfig(Section):
     calibration_votes: PositiveInt = 3
     """How many of them vote on such a pair."""
     names: tuple[str, ...] = ()
-    """People who get a link of their own, and whom the run waits for; without names anybody at this machine may vote."""
+    """People who get a link of their own, and whom the run waits for; without names, anybody here may vote."""
     guidelines: LocalPath | None = None
     """Markdown file with what to look at, shown beside the page."""
     host: str = "127.0.0.1"

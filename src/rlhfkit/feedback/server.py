@@ -65,7 +65,7 @@ def serve(
     with serving(app, host=host, port=port) as served:
         try:
             on_ready(served.address)
-            served.thread.join()
+            served.stopped.wait()
         except KeyboardInterrupt:
             pass
 
@@ -86,8 +86,8 @@ def serve_while(
     """
     with serving(app, host=host, port=port) as served:
         on_ready(served.address)
-        while served.thread.is_alive() and condition():
-            served.thread.join(seconds_between)
+        while not served.stopped.is_set() and condition():
+            served.stopped.wait(seconds_between)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,8 @@ class Served:
     """A server that runs in a thread."""
 
     address: Address
-    thread: threading.Thread
+    stopped: threading.Event
+    """Set when it has ended; Ctrl-C while a thread is joined would make Python take it for ended too early."""
 
 
 @contextmanager
@@ -123,16 +124,23 @@ def serving(app: Any, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> I
         timeout_graceful_shutdown=_SECONDS_TO_FINISH,
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="labelling page", daemon=True)
-    thread.start()
+    stopped = threading.Event()
+
+    def run() -> None:
+        try:
+            server.run(sockets=[listener])
+        finally:
+            stopped.set()
+
+    threading.Thread(target=run, name="labelling page", daemon=True).start()
     try:
         deadline = time.monotonic() + _SECONDS_TO_START
-        while not server.started and thread.is_alive() and time.monotonic() < deadline:
+        while not (server.started or stopped.is_set()) and time.monotonic() < deadline:
             time.sleep(0.01)
-        yield Served(Address(host, listener.getsockname()[1], port), thread)
+        yield Served(Address(host, listener.getsockname()[1], port), stopped)
     finally:
         server.should_exit = True
-        thread.join(_SECONDS_TO_FINISH + 2)
+        stopped.wait(_SECONDS_TO_FINISH + 2)
         listener.close()
 
 
