@@ -427,7 +427,7 @@ def test_server_stops_where_the_block_fails(tmp_path):
     with open_store(tmp_path) as store:
         with pytest.raises(RuntimeError, match="training broke"), serving(create_app(store), port=0) as served:
             raise RuntimeError("training broke")
-        assert not served.thread.is_alive()
+        assert served.has_stopped.is_set()
 
 
 @pytest.mark.parametrize(
@@ -451,6 +451,8 @@ def test_addresses_that_cannot_be_used_are_told(tmp_path, host, port, words):
 def test_address_of_every_interface_is_opened_on_this_machine():
     assert Address("0.0.0.0", 80, 80).url == "http://127.0.0.1:80/"
     assert Address("::1", 80, 80).url == "http://[::1]:80/"
+    assert Address("192.0.2.7", 80, 80).shared_url == "http://192.0.2.7:80/"
+    assert "0.0.0.0" not in Address("0.0.0.0", 80, 80).shared_url
     assert [Address(host, 1, 1).is_local for host in ("127.0.0.1", "::1", "0.0.0.0")] == [True, True, False]
 
 
