@@ -63,8 +63,14 @@ class Preference:
 def place_of_prompt(content: str | Conversation, *, seed: int = 0) -> float:
     """A number in [0, 1) out of the hash of a prompt: uniform over prompts, the same for ever for each of them.
 
-    Parts that are cut by it hold all rows of a prompt or none, whatever file the prompt comes again in, and wherever.
+    Of a conversation its beginning counts, up to the first turn of the user, so that a later turn of it is where the
+    earlier one is. Parts that are cut by it hold all rows of a prompt or none, whatever file it comes again in.
     """
-    text = content if isinstance(content, str) else "\x1e".join(f"{turn.role}\x1f{turn.content}" for turn in content)
-    digest = hashlib.sha256(f"{seed}\x1d{text}".encode()).digest()
+    text = content if isinstance(content, str) else _beginning(content)
+    digest = hashlib.sha256(f"{seed}\x1d{text}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48  # 6 bytes: exact as a float, and so never rounded up to 1
+
+
+def _beginning(conversation: Conversation) -> str:
+    first = next((index for index, turn in enumerate(conversation) if turn.role == "user"), len(conversation) - 1)
+    return "\x1e".join(f"{turn.role}\x1f{turn.content}" for turn in conversation[: first + 1])

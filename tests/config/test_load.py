@@ -240,7 +240,7 @@ def test_a_fault_between_settings_names_the_overrides_that_take_part(minimal):
         ("ppo.learning_rate", "did you mean ppo.optim.learning_rate or ppo.value.optim.learning_rate?"),
         ("gae_lambda", "did you mean ppo.gae_lambda?"),
         ("model.width", 'width belongs to model.type = "scratch"'),
-        ("preferences.annotators.xyz", "preferences.annotators has disagreement, votes_per_pair"),
+        ("preferences.annotators.xyz", "preferences.annotators has type, disagreement, votes_per_pair"),
     ],
 )
 def test_an_unknown_setting_comes_with_the_one_that_was_meant(minimal, unknown, hint):
