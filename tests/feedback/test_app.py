@@ -1,4 +1,7 @@
 import json
+import re
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -334,8 +337,6 @@ def test_every_text_is_there_in_every_language_with_the_same_gaps():
 
 
 def test_every_text_that_the_page_names_exists():
-    import re
-
     texts = json.loads((STATIC / "texts.json").read_text(encoding="utf-8"))["en"]
     sources = [path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")]
     named = {key for source in sources for key in re.findall(r"\bt\(\"(\w+)\"", source)}
@@ -457,9 +458,6 @@ def test_address_of_every_interface_is_opened_on_this_machine():
 
 
 def test_ctrl_c_ends_the_server_and_keeps_what_was_acknowledged(tmp_path):
-    import signal
-    import subprocess
-
     program = (
         "import sys\n"
         "from rlhfkit.feedback.app import create_app\n"
@@ -493,8 +491,6 @@ def test_ctrl_c_ends_the_server_and_keeps_what_was_acknowledged(tmp_path):
 
 
 def test_packages_that_are_missing_are_named_with_the_line_that_installs_them(tmp_path):
-    import subprocess
-
     for package, module in (("fastapi", "app"), ("uvicorn", "server")):
         program = (
             f"import sys; sys.modules[{package!r}] = None\n"

@@ -340,7 +340,7 @@ def test_server_that_stops_and_starts_again_gets_what_was_answered_meanwhile(sit
     page.keyboard.press("2")
     page.wait_for_selector("#state-waiting:not([hidden])")
     made.start()
-    page.click("#retry")
+    page.evaluate("document.querySelector('#retry').click()")  # it may have tried again by itself already
     shows(page, "#prompt-text", "Prompt 2")
     assert [vote.pair_id for vote in made.store.votes()] == ["pair-1"]
 
