@@ -19,7 +19,7 @@ from rlhfkit.feedback import simulated
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote, pair_id
-from rlhfkit.labelling import PairSampler, new_pairs, pair_features
+from rlhfkit.labelling import PairSampler, new_pairs
 from rlhfkit.progress import Progress
 from rlhfkit.records import Prompt
 from rlhfkit.rundir import RunDir
@@ -259,7 +259,7 @@ def test_the_report_shows_every_round_and_leads_to_its_own(finished):
         assert f"{len(frozen(finished.round(number)))}</td>" in report
     assert re.search(r"Mean score \S+ after round 1, \S+ after round 2", report)
     rate = read_results(finished.round(2).against_last, Evaluation).win_rate.judge.rate
-    assert f"{rate * 100:.1f}" in report
+    assert f"{rate:.0%}" in report.replace("\u202f%", "%").replace("\xa0%", "%").replace(" %", "%")
     assert "None" not in report
 
 
@@ -455,15 +455,9 @@ def sampled(sampler, store, *, told=None):
     return sampler.pairs(store, on_finished=lambda number: None, tell=[].append if told is None else told.append)
 
 
-def label_by_rule(store, model, pairs):
-    """Votes that a linear head on the model's features would give, so that an ensemble can learn them."""
+def prefer_first(store, pairs):
     store.add_pairs(new_pairs(store, pairs))
-    differences = pair_features(model, pairs)
-    wins = differences[:, 0] > 0
-    store.add_votes(
-        Vote(f"vote {pair.id}", pair.id, "Ada", Choice("preference", 1 if win else -1), "a", 1.0, 1.0)
-        for pair, win in zip(pairs, wins, strict=True)
-    )
+    store.add_votes(Vote(f"vote {pair.id}", pair.id, "Ada", Choice("preference", 1), "a", 1.0, 1.0) for pair in pairs)
 
 
 def test_pairs_are_random_and_it_is_said_while_there_are_no_labels(model, store):
@@ -476,9 +470,13 @@ def test_pairs_are_random_and_it_is_said_while_there_are_no_labels(model, store)
 
 
 @pytest.fixture
-def taught(model, store):
-    """A store with a first round of labels that can be learnt."""
-    label_by_rule(store, model, sampled(sampler(model, num_pairs=240, num_test_pairs=60), store))
+def taught(store):
+    """A store with a first round of labels that can be learnt: one word is good, whatever the length."""
+    words = [(f"good {letter}", f"bad  {letter}") for letter in "pqrst"]
+    for number in range(80):
+        good, bad = words[number % 5]
+        pair = Pair(f"pair {number}", f"Say {number}:", good, bad, reason="random", probability=1.0)
+        prefer_first(store, [pair])
     return store
 
 
@@ -488,10 +486,11 @@ SECOND = {"round": 2, "num_pairs": 20, "num_candidates": 80, "num_test_pairs": 5
 def test_pairs_are_chosen_when_labels_are_enough_and_the_store_keeps_why(model, taught):
     told = []
     pairs = sampled(sampler(model, **SECOND), taught, told=told)
-    assert re.match(r"5 at random, 15 for what they teach: ", told[-1])
+    assert told[0].startswith("1 of 80 train pairs left out")
+    assert re.match(r"5 at random, 15 for what they teach: ", told[1])
     taught.add_pairs(new_pairs(taught, pairs))
     kept = [(pair.reason, pair.probability) for pair in taught.pairs(round=2) if pair.part == "train"]
-    assert sorted(kept, key=str) == 15 * [("active", None)] + 5 * [("random", pytest.approx(5 / 80))]
+    assert sorted(kept, key=str) == 15 * [("active", None)] + 5 * [("random", pytest.approx(5 / 79))]
     assert [(pair.reason, pair.probability) for pair in taught.pairs(round=2) if pair.part == "test"] == 5 * [
         ("random", 1.0)
     ]
@@ -500,9 +499,9 @@ def test_pairs_are_chosen_when_labels_are_enough_and_the_store_keeps_why(model, 
 def test_asked_again_with_labels_of_its_own_round_the_same_pairs_come(model, taught):
     pairs = sampled(sampler(model, **SECOND), taught)
     taught.add_pairs(pairs[:8])  # killed while they were added
-    label_by_rule(taught, model, pairs[:8])
+    prefer_first(taught, pairs[:8])
     assert sampled(sampler(model, **SECOND), taught) == pairs
-    label_by_rule(taught, model, pairs)
+    prefer_first(taught, pairs)
     assert sampled(sampler(model, **SECOND), taught) == pairs
     assert taught.add_pairs(new_pairs(taught, sampled(sampler(model, name="moved", **SECOND), taught))) == 0
 
@@ -730,7 +729,7 @@ def test_the_reward_model_learns_from_a_store_and_the_manifest_names_it(labelled
     assert all(len(entry["sha256"]) == 64 for entry in data.values())
     report = json.loads(run_dir.reward_model_report.read_text())
     assert report["num_pairs"] == 2
-    assert report["by_strength"]["3"]["num_pairs"] == 2
+    assert [(row["label"], row["count"]) for row in report["by_degree"]] == [("better", 2)]
 
 
 def test_votes_that_come_while_it_trains_wait_for_a_fresh_start(labelled):

@@ -208,7 +208,7 @@ def _ask(store: Store, options: LabelOptions, progress: Progress, *, database: s
     def tell(address: Address) -> None:
         progress.note(f"the page is at {address}; Ctrl-C ends it, and keeps every vote")
         for name, token in tokens.items():
-            progress.note(f"  for {name}: {address.url}?token={token}")
+            progress.note(f"  for {name}: {address.shared_url}?token={token}")
         if options.opens_browser and address.is_local:
             webbrowser.open(f"{address.url}?token={next(iter(tokens.values()))}" if tokens else address.url)
 
