@@ -19,7 +19,7 @@ from rlhfkit.feedback import simulated
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote, pair_id
-from rlhfkit.labelling import PairSampler, new_pairs
+from rlhfkit.labelling import PairSampler, new_pairs, nobody_can_go_on
 from rlhfkit.progress import Progress
 from rlhfkit.records import Prompt
 from rlhfkit.rundir import RunDir
@@ -587,6 +587,7 @@ def test_a_run_waits_for_people_and_goes_on_by_itself(desk):
     talk = desk.run()
     person.finish()
     assert talk.notes[0] == f"people are asked at http://127.0.0.1:{desk.port}/; Ctrl-C stops, and keeps every vote"
+    assert talk.notes[1] == "the run goes on when every pair has its votes, or when who is voting has no pair left"
     assert person.guidelines == "Longer is better."
     snapshot = snapshot_of(desk.run_dir.labels)
     assert len(snapshot.pairs) == len(person.seen) == len(snapshot.votes) == 10
@@ -640,6 +641,32 @@ def _written(desk):
     with pytest.raises(ConfigError):
         desk.run("preferences.annotators.host=0.0.0.0")
     return "labels.toml"
+
+
+def test_nobody_is_waited_for_who_went_away_or_never_came(store):
+    store.add_pairs([Pair(f"p{number}", f"Say {number}:", "yes", "no", is_calibration=True) for number in (1, 2)])
+    for name in ("Ada", "Bo", "Cy"):
+        store.add_annotator(name)
+    assert not nobody_can_go_on(store)  # and nobody has begun
+
+    def vote(name, pair):
+        given = Vote(f"{name} {pair}", pair, name, Choice("preference", 1), "a", 1.0, 1.0)
+        assert store.vote(given) == "recorded"
+
+    vote("Ada", "p1")
+    vote("Bo", "p1")
+    assert not nobody_can_go_on(store)  # nobody is through
+    assert store.lease("Bo").pair.id == "p2"
+    vote("Ada", "p2")
+    assert not nobody_can_go_on(store)  # Bo is reading
+    store.release("Bo", "p2")
+    assert nobody_can_go_on(store)
+    assert nobody_can_go_on(store, ["Ada"])
+    assert not nobody_can_go_on(store, ["Ada", "Cy"])
+    vote("Bo", "p2")
+    vote("Cy", "p1")
+    vote("Cy", "p2")
+    assert nobody_can_go_on(store, ["Dee"])  # every pair has its votes
 
 
 def test_a_fresh_start_asks_nobody_again_what_was_answered(desk):

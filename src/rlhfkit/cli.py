@@ -304,7 +304,7 @@ def label(
     print(words)
 
 
-labels = typer.Typer(help="What people have said: how far to trust it, to a file, from a file.", no_args_is_help=True)
+labels = typer.Typer(help="Judge, export and import what people have said.", no_args_is_help=True)
 app.add_typer(labels, name="labels")
 StoreArgument = Annotated[
     str, typer.Argument(metavar="STORE", help="SQLite file, address of a PostgreSQL database, or a run directory.")

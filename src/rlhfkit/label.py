@@ -125,7 +125,7 @@ def label_prompts(prompts: Path, model: str, options: LabelOptions, progress: Pr
         seed=options.seed,
         stages=("preferences",),
         model=PretrainedModelConfig(path=model),
-        data=DataConfig(prompts=RowsConfig(path=str(prompts.absolute())), max_prompt_tokens=room),
+        data=DataConfig(prompts=RowsConfig(path=str(prompts)), max_prompt_tokens=room),
         preferences=PreferencesConfig(annotators=options.people),
         rollout=rollout,
     )
@@ -222,7 +222,7 @@ def _closing_words(store: Store, database: str, *, run: RunDir | None = None, re
     report = trust_report(
         snapshot, overlap=store.settings.overlap, calibration_overlap=store.settings.calibration_overlap
     )
-    lines = [f"{database} holds {queue.num_pairs} pairs, {queue.num_finished} of them with all their votes"]
+    lines = [f"{database} holds {_count(queue.num_pairs, 'pair')}, {queue.num_finished} with all the votes asked for"]
     if report.num_votes:
         lines += [f"  {line}" if line else "" for line in report.lines()]
     else:
@@ -281,7 +281,7 @@ def export_store(
     written = export_labels(
         snapshot.pairs, snapshot.votes, path, format=format, part=part, use_margin=use_margin, min_votes=min_votes
     )
-    return [f"{written.path}: {written.num_records} records", *_left_out(written.left_out)]
+    return [f"{written.path}: {_count(written.num_records, 'record')}", *_left_out(written.left_out)]
 
 
 def import_into_store(store: str, path: Path, *, format: ImportFormat, annotator: str) -> list[str]:
@@ -294,7 +294,7 @@ def import_into_store(store: str, path: Path, *, format: ImportFormat, annotator
     with Store.open(_database(usable(store), takes_simulated=False)) as opened:
         num_pairs = opened.add_pairs(new_pairs(opened, labels.pairs))
         num_votes = opened.add_votes(labels.votes)
-    return [f"{store}: {num_pairs} new pairs, {num_votes} new votes", *_left_out(labels.left_out)]
+    return [f"{store}: {_count(num_pairs, 'new pair')}, {_count(num_votes, 'new vote')}", *_left_out(labels.left_out)]
 
 
 def usable(database: str) -> str:
@@ -304,6 +304,10 @@ def usable(database: str) -> str:
     except ValueError as error:
         shown = f"{database.partition('://')[0]}://…"
         raise ConfigError(f"database {shown}: {error}") from error
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _left_out(left_out: dict[str, int]) -> list[str]:

@@ -250,7 +250,7 @@ def _wait_for_people(store: Store, config: PeopleConfig, progress: Progress, *, 
             progress.note(f"people are asked at {address}; Ctrl-C stops, and keeps every vote")
             for name, token in tokens.items():
                 progress.note(f"  for {name}: {address.shared_url}?token={token}")
-            who = "they all have" if tokens else "everybody who has voted has"
+            who = "all of them have" if tokens else "who is voting has"
             progress.note(f"the run goes on when every pair has its votes, or when {who} no pair left")
 
         app = create_app(store, title=title, project=project, allow_names=not tokens)
@@ -288,14 +288,16 @@ def nobody_can_go_on(store: Store, names: Sequence[str] = ()) -> bool:
     """Whether every pair has its votes, or none of the people has a pair left that they have not decided on.
 
     Pairs that only more people could finish, of the calibration pool or skipped, are waited for by nobody. The people
-    are those of `names`, or else all who came to the page and answered anything.
+    are those of `names`, or else all who came to the page, as long as they are at it.
     """
     queue = store.queue()
     if queue.num_finished == queue.num_pairs:
         return True
-    people = [store.progress(name) for name in names or store.annotators(with_token=True)]
-    answered = people if names else [person for person in people if person.num_voted + person.num_skipped]
-    return bool(answered) and all(person.num_left == 0 for person in answered)
+    num_left = {name: store.progress(name).num_left for name in names or store.annotators(with_token=True)}
+    waiting = {name for name, number in num_left.items() if number}
+    if names or len(waiting) == len(num_left):
+        return bool(names) and not waiting
+    return queue.num_leased == 0
 
 
 def read_guidelines(path: str | None) -> str | None:

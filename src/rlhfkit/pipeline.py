@@ -213,7 +213,8 @@ class Pipeline:
         parts: tuple[tuple[Part, Path], ...] = (("train", self.run.preferences), ("test", self.run.test_preferences))
         for part, path in parts:
             found = preferences_of(snapshot.pairs, snapshot.votes, part=part, rounds=rounds)
-            write_preferences(path, with_strengths(found))
+            if found.num_pairs:
+                write_preferences(path, with_strengths(found))
             record[f"num_{part}_pairs"] = len(found.preferences)
             record[f"num_{part}_undecided"] = found.num_pairs - len(found.preferences)
         if not record["num_train_pairs"]:
