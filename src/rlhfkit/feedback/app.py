@@ -27,6 +27,7 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, RedirectResponse
     from fastapi.staticfiles import StaticFiles
+    from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
 except ImportError as _missing:
     raise MissingDependencyError(
@@ -42,6 +43,9 @@ LONGEST_COMMENT = 4000
 LONGEST_STAY_SECONDS = 7 * 24 * 3600.0
 GRACE_SECONDS = 10.0
 """So long a pair waits for somebody who left the page, because a reload looks like leaving."""
+REMEMBERED_SECONDS = 10.0
+"""So long it is remembered whose token it is, and which guidelines hold, before the store is asked again."""
+MOST_REMEMBERED = 10_000
 COOKIE_SECONDS = 180 * 24 * 3600
 
 _log = logging.getLogger(__name__)
@@ -82,6 +86,33 @@ class Site:
     links: Sequence[Link]
     departures: dict[tuple[str, str], float] = field(default_factory=dict)
     """(person, pair) → when it shall go back to the others."""
+    people: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Token → name, and until when it is remembered."""
+    shown: dict[tuple[str, str], Side] = field(default_factory=dict)
+    """(person, pair) → which response they see left; the store knows it for those that are not here."""
+    guidelines_version: tuple[int, float] = (0, 0.0)
+    """The newest, and until when it is remembered."""
+
+    def side(self, person: str, pair_id: str) -> Side | None:
+        """Which response stands left for this person; None where they never had the pair."""
+        return self.shown.pop((person, pair_id), None) or self.store.shown_left(person, pair_id)
+
+    def remember_side(self, person: str, pair_id: str, side: Side) -> None:
+        """Keep what a person sees until their vote comes."""
+        if len(self.shown) > MOST_REMEMBERED:
+            self.shown.clear()
+        self.shown[person, pair_id] = side
+
+    def guidelines(self) -> tuple[int, str]:
+        """The newest version and its text."""
+        version, text = self.store.guidelines()
+        self.guidelines_version = version, time.monotonic() + REMEMBERED_SECONDS
+        return version, text
+
+    def newest_guidelines_version(self) -> int:
+        """The newest version, or the one of a moment ago."""
+        version, until = self.guidelines_version
+        return version if until > time.monotonic() else self.guidelines()[0]
 
 
 def create_app(
@@ -116,7 +147,7 @@ def create_app(
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     names = tuple(name.lower() for name in hosts)
-    app.add_middleware(Guard, hosts=names, refuse=lambda scope, refusal: _told(Request(scope), refusal))  # type: ignore[arg-type]
+    app.add_middleware(Guard, hosts=names, refuse=lambda scope, refusal: _told(Request(scope), refusal))
     return app
 
 
@@ -159,6 +190,7 @@ def render_page(request: Request, template: str, *, status: int = 200, **values:
         project_title=site.title,
         links=site.links,
         path=request.url.path,
+        status=status,
         **values,
     )
     return HTMLResponse(html.encode("utf-8", "replace"), status)
@@ -232,18 +264,26 @@ def _name_of(request: Request) -> str | None:
     return site.store.annotator_of(token) if token else None
 
 
-def signed_in(request: Request) -> str:
+async def signed_in(request: Request) -> str:
     """Name of the person who asks. Raises: Refusal where nobody is signed in."""
-    name = _name_of(request)
-    if name is None:
+    site: Site = request.app.state.site
+    token = request.cookies.get(_cookie_name(request), "")
+    name, until = site.people.get(token, ("", 0.0))
+    if until > time.monotonic():
+        return name
+    found = await run_in_threadpool(_name_of, request)
+    if found is None:
         raise Refusal(401, "sign_in")
-    return name
+    if len(site.people) > MOST_REMEMBERED:
+        site.people.clear()
+    site.people[token] = found, time.monotonic() + REMEMBERED_SECONDS
+    return found
 
 
 Person = Annotated[str, Depends(signed_in)]
 
 
-def _the_site(request: Request) -> Site:
+async def _the_site(request: Request) -> Site:
     site: Site = request.app.state.site
     return site
 
@@ -373,6 +413,7 @@ def _next(site: Site, person: str) -> dict[str, Any]:
     progress = site.store.progress(person)
     shown = None
     if task is not None:
+        site.remember_side(person, task.pair.id, task.shown_left)
         left, right = _sides(task.pair, task.shown_left)
         shown = {
             "pair_id": task.pair.id,
@@ -381,8 +422,11 @@ def _next(site: Site, person: str) -> dict[str, Any]:
             "right": _content(right),
             "lease_seconds": round(max(0.0, task.lease_until - time.time()), 1),
         }
-    version, _ = site.store.guidelines()
-    return {"task": shown, "progress": _progress(progress), "guidelines_version": version}
+    return {
+        "task": shown,
+        "progress": _progress(progress),
+        "guidelines_version": site.newest_guidelines_version(),
+    }
 
 
 def _progress(progress: Any) -> dict[str, Any]:
@@ -439,14 +483,14 @@ def label_page(request: Request, site: TheSite, token: str | None = None) -> Res
 @_router.get("/api/session")
 def session(request: Request, site: TheSite) -> Response:
     """Who is signed in."""
-    may_give_name = site.allow_names and is_local_request(request.scope)  # type: ignore[arg-type]
+    may_give_name = site.allow_names and is_local_request(request.scope)
     return _json({"name": _name_of(request), "project": site.project, "may_give_name": may_give_name})
 
 
 @_router.post("/api/session")
 def sign_in(body: NameBody, request: Request, site: TheSite) -> Response:
     """A person at this machine starts with a name."""
-    if not (site.allow_names and is_local_request(request.scope)):  # type: ignore[arg-type]
+    if not (site.allow_names and is_local_request(request.scope)):
         raise Refusal(403, "names_closed")
     name = " ".join(_usable(body.name).split())
     if not name.isprintable() or not 1 <= len(name) <= LONGEST_NAME:
@@ -473,7 +517,7 @@ def task(body: Empty, person: Person, site: TheSite) -> Response:
 @_router.post("/api/vote")
 def vote(body: VoteBody, person: Person, site: TheSite) -> Response:
     """Take an answer, once however often it is sent; the next pair comes with the reply."""
-    shown_left = site.store.shown_left(person, body.pair_id)
+    shown_left = site.side(person, body.pair_id)
     if shown_left is None:
         raise Refusal(404, "unknown_pair")
     outcome = site.store.vote(_vote(body, person, shown_left))
@@ -497,7 +541,7 @@ def heartbeat(body: PairBody, person: Person, site: TheSite) -> Response:
 @_router.post("/api/release")
 def release(body: PairBody, person: Person, site: TheSite) -> Response:
     """The person leaves the page; after a moment the pair goes back to the others."""
-    if len(site.departures) < 10_000:
+    if len(site.departures) < MOST_REMEMBERED:
         site.departures[person, body.pair_id] = time.monotonic() + GRACE_SECONDS
     return _json({})
 
@@ -511,5 +555,5 @@ def progress(person: Person, site: TheSite) -> Response:
 @_router.get("/api/guidelines")
 def guidelines(person: Person, site: TheSite) -> Response:
     """The project's guidelines."""
-    version, text = site.store.guidelines()
+    version, text = site.guidelines()
     return _json({"version": version, "text": text})

@@ -4,7 +4,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ __all__ = ["Database"]
 
 _WAIT_SECONDS = 30
 _LOCK_KEY = int.from_bytes(b"rlhfkit")
+_TAKE_TURN = f"SELECT set_config('synchronous_commit', 'off', true), pg_advisory_xact_lock({_LOCK_KEY})"
 _FORMS = "expected the path of a file, sqlite:///FILE or postgresql://USER@HOST/NAME"
 
 
@@ -58,13 +59,17 @@ class Database:
     @contextmanager
     def writing(self, *, is_durable: bool = True) -> Iterator[Connection]:
         """The connection of the only writer; it commits at the end. Raises: StoreError."""
-        with self._turn, self._translated(), self._writers[is_durable].begin() as connection:
-            if not self.is_sqlite:
-                mode = "on" if is_durable else "off"
-                connection.exec_driver_sql(
-                    f"SELECT set_config('synchronous_commit', '{mode}', true), pg_advisory_xact_lock({_LOCK_KEY})"
-                )
-            yield connection
+        with self._translated(), ExitStack() as stack:
+            with self._turn:
+                connection = stack.enter_context(self._writers[is_durable].connect())
+                with connection.begin():
+                    if not self.is_sqlite:
+                        connection.exec_driver_sql(_TAKE_TURN)
+                    yield connection
+            if is_durable and not self.is_sqlite:
+                # A commit that waits for the disk takes all earlier ones along; out of turn, one serves many writers.
+                with connection.begin():
+                    connection.exec_driver_sql("SELECT txid_current()")
 
     def table_names(self) -> set[str]:
         """Names of the tables that the database has. Raises: StoreError."""
@@ -149,7 +154,9 @@ def _engine(url: URL) -> Engine:
             return create_engine(
                 url, pool_size=4, max_overflow=60, connect_args={"timeout": _WAIT_SECONDS, "isolation_level": None}
             )
-        return create_engine(url, pool_size=4, max_overflow=6, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        return create_engine(
+            url, pool_size=5, max_overflow=15, pool_pre_ping=True, connect_args={"connect_timeout": 10}
+        )
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"{url.render_as_string()} needs a package that is missing ({error.name}); pip install 'rlhfkit[postgres]'"
@@ -173,6 +180,7 @@ def _prepare_postgresql(connection: Any, record: Any) -> None:
     with connection.cursor() as cursor:
         # A writer that froze in the middle must not stop the others for ever.
         cursor.execute(f"SET lock_timeout = '{_WAIT_SECONDS}s'")
+        cursor.execute("SET synchronous_commit = on")
         cursor.execute(f"SET idle_in_transaction_session_timeout = '{_WAIT_SECONDS}s'")
     connection.commit()
 

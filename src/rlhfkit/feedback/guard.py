@@ -2,16 +2,17 @@
 
 import ipaddress
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 __all__ = ["HEADER", "LARGEST_BODY_BYTES", "Guard", "Refusal", "host_name", "is_local_request"]
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEADER = b"x-rlhfkit"
@@ -69,7 +70,7 @@ class Guard:
 
         has_begun = False
 
-        async def send_with_headers(message: dict[str, Any]) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
@@ -151,7 +152,7 @@ async def _whole_body(scope: Scope, receive: Receive) -> Receive:
         is_complete = not message.get("more_body", False)
     is_given = False
 
-    async def give() -> dict[str, Any]:
+    async def give() -> Message:
         nonlocal is_given
         if is_given:
             return await receive()

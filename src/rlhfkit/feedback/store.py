@@ -18,7 +18,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from sqlalchemy import Connection, RowMapping, bindparam, delete, exists, func, insert, inspect, literal_column, select
+from sqlalchemy import (
+    Connection,
+    RowMapping,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    inspect,
+    literal_column,
+    select,
+    union_all,
+)
 
 from rlhfkit.errors import ConfigError, DataError, StoreError
 from rlhfkit.feedback import tables, tasks
@@ -149,19 +162,20 @@ class QueueState:
     rounds: tuple[RoundState, ...]
 
 
-_QUEUE_OF_PAIR = select(queue).join(pairs, pairs.c.number == queue.c.number).where(pairs.c.id == bindparam("pair_id_"))
-_PAIR = select(pairs).where(pairs.c.number == bindparam("number_"))
-_PERSON = select(annotators).where(annotators.c.name == bindparam("me"))
-_STANDING_OF_PERSON = select(assignments.c.vote_id).where(
-    assignments.c.annotator == bindparam("me"), assignments.c.number == bindparam("number_")
+_PAIR = (
+    select(pairs, assignments.c.shown_left)
+    .outerjoin(assignments, and_(assignments.c.number == pairs.c.number, assignments.c.annotator == bindparam("me")))
+    .where(pairs.c.number == bindparam("number_"))
 )
 _VOTES = select(votes, pairs.c.id.label("pair_id")).join(pairs, pairs.c.number == votes.c.number)
 _VOTE = _VOTES.where(votes.c.id == bindparam("id_"))
 _STANDING = _VOTES.where(~exists(select(literal_column("1")).where(undos.c.vote_id == votes.c.id)))
 _NEWEST_STANDING = _STANDING.where(votes.c.annotator == bindparam("me")).order_by(votes.c.sequence.desc()).limit(1)
-_LAST_SEQUENCES = select(
-    select(func.max(votes.c.sequence)).scalar_subquery(), select(func.max(undos.c.sequence)).scalar_subquery()
-)
+# One more than the last event's; safe because there is one writer at a time.
+_last_sequences = union_all(
+    select(func.max(votes.c.sequence).label("last")), select(func.max(undos.c.sequence).label("last"))
+).subquery()
+_next_sequence = select(func.coalesce(func.max(_last_sequences.c.last), 0) + 1).scalar_subquery()
 
 
 class Store:
@@ -294,39 +308,53 @@ class Store:
         now = self._clock()
         with self._database.writing(is_durable=False) as connection:
             person = self._person(connection, annotator)
-            number = tasks.may_keep(connection, annotator, None, now=now)
+            changes: dict[str, float] = {}
+            number = self._held(connection, person, now)
             if number is None:
-                number = tasks.choose(connection, person, now=now)
+                number = tasks.choose(connection, person, changes, now=now)
             if number is None:
+                tasks.note(connection, person, changes)
                 return None
-            until = self._hold(connection, annotator, number, now)
-            shown_left = tasks.shown_left_of(connection, person, number)
-            pair = pair_of_row(connection.execute(_PAIR, {"number_": number}).mappings().one())
-        return Task(pair, shown_left, until, person["num_voted"] + person["num_skipped"] + 1)
+            until = self._hold(connection, person, number, now)
+            row = connection.execute(_PAIR, {"number_": number, "me": annotator}).mappings().one()
+            shown_left = row["shown_left"] or tasks.draw_side(connection, person, number, changes)
+            tasks.note(connection, person, changes)
+        return Task(pair_of_row(row), shown_left, until, person["num_voted"] + person["num_skipped"] + 1)
 
     def extend(self, annotator: str, pair_id: str) -> bool:
         """Whether the pair is kept for this person for another `lease_seconds`.
 
         False where they hold another task or none, or where their time was over and the pair went to others.
         """
+        _check_name("id of a pair", pair_id)
         now = self._clock()
         with self._database.writing(is_durable=False) as connection:
-            state = connection.execute(_QUEUE_OF_PAIR, {"pair_id_": pair_id}).mappings().one_or_none()
-            if state is None or tasks.may_keep(connection, annotator, state["number"], now=now) is None:
+            person = self._person(connection, annotator)
+            state = tasks.state_of(connection, annotator, pair_id, now=now)
+            if state is None or not tasks.is_theirs(person, state, now=now):
                 return False
-            self._hold(connection, annotator, state["number"], now)
+            self._hold(connection, person, state["number"], now)
             return True
 
     def release(self, annotator: str, pair_id: str) -> None:
         """Let others have the pair, where this person holds it."""
+        _check_name("name of an annotator", annotator)
+        _check_name("id of a pair", pair_id)
         with self._database.writing(is_durable=False) as connection:
-            state = connection.execute(_QUEUE_OF_PAIR, {"pair_id_": pair_id}).mappings().one_or_none()
+            state = tasks.state_of(connection, annotator, pair_id, now=self._clock())
             if state is not None:
                 tasks.drop(connection, annotator, state["number"])
 
-    def _hold(self, connection: Connection, annotator: str, number: int, now: float) -> float:
+    def _held(self, connection: Connection, person: RowMapping, now: float) -> int | None:
+        number: int | None = person["held_number"]
+        if number is None or person["held_until"] > now:
+            return number
+        state = tasks.state_of(connection, person["name"], number, now=now)
+        return number if state is not None and tasks.is_theirs(person, state, now=now) else None
+
+    def _hold(self, connection: Connection, person: RowMapping, number: int, now: float) -> float:
         until = now + self.settings.lease_seconds
-        tasks.hold(connection, annotator, number, until=until)
+        tasks.hold(connection, person, number, until=until)
         return until
 
     def shown_left(self, annotator: str, pair_id: str) -> Side | None:
@@ -375,18 +403,17 @@ class Store:
             if (known["annotator"], known["pair_id"]) != (vote.annotator, vote.pair_id):
                 raise DataError(f"vote {vote.id!r} is known as another one; expected a new id for every vote")
             return "repeated"
-        state = connection.execute(_QUEUE_OF_PAIR, {"pair_id_": vote.pair_id}).mappings().one_or_none()
+        state = tasks.state_of(connection, vote.annotator, vote.pair_id, now=now)
         if state is None:
             raise DataError(f"a vote on pair {vote.pair_id!r}, which the store does not have; add the pair first")
-        person = self._person(connection, vote.annotator)
-        key = {"me": vote.annotator, "number_": state["number"]}
-        if connection.execute(_STANDING_OF_PERSON, key).scalar_one_or_none() is not None:
+        if state["vote_id"] is not None:
             return "repeated"
+        person = self._person(connection, vote.annotator)
         is_skip = vote.choice.kind == "skip"
-        counts = not is_skip and tasks.has_room(connection, vote.annotator, state, now=now)
+        counts = not is_skip and tasks.counts(person, state, now=now)
         vote = replace(vote, is_surplus=not is_skip and not counts)
-        row = {"sequence": _next_sequence(connection), "number": state["number"], **row_of_vote(vote)}
-        connection.execute(insert(votes), row)
+        row = {"number": state["number"], **row_of_vote(vote)}
+        connection.execute(insert(votes).values(sequence=_next_sequence), row)
         tasks.record(connection, person, state, vote, counts=counts)
         return "surplus" if vote.is_surplus else "recorded"
 
@@ -403,23 +430,15 @@ class Store:
             known = connection.execute(select(undos).where(undos.c.id == id)).mappings().one_or_none()
             if known is not None:
                 return _undone_before(connection, known, annotator)
-            self._person(connection, annotator)
+            person = self._person(connection, annotator)
             row = connection.execute(_NEWEST_STANDING, {"me": annotator}).mappings().one_or_none()
-            connection.execute(
-                insert(undos),
-                {
-                    "sequence": _next_sequence(connection),
-                    "id": id,
-                    "vote_id": None if row is None else row["id"],
-                    "annotator": annotator,
-                    "created_at": now,
-                },
-            )
+            event = {"id": id, "vote_id": None if row is None else row["id"], "annotator": annotator, "created_at": now}
+            connection.execute(insert(undos).values(sequence=_next_sequence), event)
             if row is None:
                 return None
             vote = vote_of_row(row)
             tasks.take_back(connection, row["number"], vote)
-            self._hold(connection, annotator, row["number"], now)
+            self._hold(connection, person, row["number"], now)
             return vote
 
     # What there is
@@ -447,9 +466,10 @@ class Store:
 
     def progress(self, annotator: str) -> AnnotatorProgress:
         """How far this person is."""
+        _check_name("name of an annotator", annotator)
         with self._database.reading() as connection:
             num_open = connection.execute(select(func.sum(rounds.c.num_open))).scalar() or 0
-            person = connection.execute(_PERSON, {"me": annotator}).mappings().one_or_none()
+            person = tasks.person_of(connection, annotator)
         if person is None:
             return AnnotatorProgress(0, 0, num_open, num_open, 0.0)
         voted, skipped = person["num_voted"], person["num_skipped"]
@@ -489,11 +509,12 @@ class Store:
             return _read_guidelines(connection)
 
     def _person(self, connection: Connection, name: str) -> RowMapping:
-        person = connection.execute(_PERSON, {"me": name}).mappings().one_or_none()
+        _check_name("name of an annotator", name)
+        person = tasks.person_of(connection, name)
         if person is None:
-            _check_name("name of an annotator", name)
             connection.execute(insert(annotators), {"name": name, "created_at": self._clock()})
-            person = connection.execute(_PERSON, {"me": name}).mappings().one()
+            person = tasks.person_of(connection, name)
+            assert person is not None
         return person
 
 
@@ -533,7 +554,7 @@ def _prepare(connection: Connection, settings: StoreSettings | None, *, name: st
 
 
 def _kept(connection: Connection) -> dict[str, str]:
-    return dict(connection.execute(select(properties.c.name, properties.c.value)).tuples().all())
+    return {row.name: row.value for row in connection.execute(select(properties))}
 
 
 def _kept_settings(connection: Connection) -> StoreSettings:
@@ -578,11 +599,6 @@ def _undone_before(connection: Connection, known: RowMapping, annotator: str) ->
     return vote_of_row(connection.execute(_VOTE, {"id_": known["vote_id"]}).mappings().one())
 
 
-def _next_sequence(connection: Connection) -> int:
-    """One more than the last event's; safe because there is one writer at a time."""
-    return 1 + max(last or 0 for last in connection.execute(_LAST_SEQUENCES).one())
-
-
 # Checking
 
 
@@ -599,6 +615,8 @@ def _check_name(what: str, name: str) -> None:
 
 def _check_vote(vote: Vote) -> None:
     _check_name("id of a vote", vote.id)
+    _check_name(f"pair of vote {vote.id!r}", vote.pair_id)
+    _check_name("name of an annotator", vote.annotator)
     _check_name(f"language of vote {vote.id!r}", vote.language)
     if vote.shown_left not in ("a", "b"):
         raise DataError(f'vote {vote.id!r} has shown_left = {vote.shown_left!r}; expected "a" or "b"')

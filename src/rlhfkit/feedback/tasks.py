@@ -17,30 +17,31 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
-    exists,
     func,
     insert,
-    literal_column,
     not_,
     select,
     update,
 )
 
-from rlhfkit.feedback.tables import annotators, assignments, leases, queue, rounds
+from rlhfkit.feedback.tables import annotators, assignments, leases, pairs, queue, rounds
 from rlhfkit.feedback.votes import Side, Vote
 
 __all__ = [
     "choose",
     "count_anew",
     "count_into_round",
+    "counts",
+    "draw_side",
     "drop",
-    "has_room",
     "hold",
     "is_live",
-    "may_keep",
+    "is_theirs",
+    "note",
     "open_queue_row",
+    "person_of",
     "record",
-    "shown_left_of",
+    "state_of",
     "take_back",
 ]
 
@@ -50,54 +51,68 @@ _me: BindParameter[str] = bindparam("me")
 _number: BindParameter[int] = bindparam("number_")
 is_live = leases.c.until > bindparam("now")
 
-_leased_by_others = (
+_num_leased_by_others = (
     select(func.count())
     .select_from(leases)
     .where(leases.c.number == queue.c.number, leases.c.annotator != _me, is_live)
     .scalar_subquery()
 )
-_has_room = queue.c.num_votes + _leased_by_others < queue.c.num_needed
-_is_undecided = ~exists(
-    select(literal_column("1"))
-    .select_from(assignments)
-    .where(assignments.c.annotator == _me, assignments.c.number == queue.c.number, assignments.c.vote_id.is_not(None))
-)
-_of_kind = (
-    queue.c.is_open == bindparam("is_open_", True),
-    queue.c.is_calibration == bindparam("is_calibration_"),
-    queue.c.number >= bindparam("first"),
-    _is_undecided,
-)
-_FIRST_UNDECIDED = select(queue.c.number).where(*_of_kind).order_by(queue.c.number).limit(1)
-_NEXT = (
+_has_room = queue.c.num_votes + _num_leased_by_others < queue.c.num_needed
+_of_me = (assignments.c.annotator == _me, assignments.c.number == queue.c.number)
+# Counted, not NOT EXISTS, which PostgreSQL turns into a join with the decisions of everybody.
+_is_undecided = (
+    select(func.count()).select_from(assignments).where(*_of_me, assignments.c.vote_id.is_not(None)).scalar_subquery()
+) == 0
+_search = (
     select(queue.c.number)
-    .where(*_of_kind, queue.c.is_begun == bindparam("is_begun_"), _has_room)
+    .where(
+        queue.c.is_open == bindparam("is_open_", True),
+        queue.c.is_calibration == bindparam("is_calibration_"),
+        queue.c.number >= bindparam("first"),
+        _is_undecided,
+    )
     .order_by(queue.c.number)
     .limit(1)
 )
-_ROOM = select(_has_room).where(queue.c.number == _number)
-_ROOM_UNDECIDED = select(queue.c.number).where(queue.c.number == _number, _has_room, _is_undecided)
-_LAST_NUMBER = select(func.max(queue.c.number))
+_begun, _fresh = (
+    _search.where(queue.c.is_begun == bindparam(f"is_begun_{is_begun}", is_begun), _has_room).scalar_subquery()
+    for is_begun in (True, False)
+)
+_CHOICE = select(
+    func.coalesce(_search.scalar_subquery(), select(func.max(queue.c.number) + 1).scalar_subquery()).label("first"),
+    func.coalesce(_begun, _fresh).label("number"),
+)
+_PERSON = (
+    select(annotators, leases.c.number.label("held_number"), leases.c.until.label("held_until"))
+    .outerjoin(leases, leases.c.annotator == annotators.c.name)
+    .where(annotators.c.name == _me)
+)
+_STATE = (
+    select(queue, _num_leased_by_others.label("num_leased_by_others"), assignments.c.shown_left, assignments.c.vote_id)
+    .join(pairs, pairs.c.number == queue.c.number)
+    .outerjoin(assignments, and_(*_of_me))
+)
+_STATE_OF_ID = _STATE.where(pairs.c.id == bindparam("pair_id_"))
+_STATE_OF_NUMBER = _STATE.where(queue.c.number == _number)
+_num_left = [
+    select(func.count())
+    .select_from(assignments)
+    .where(assignments.c.number == _number, assignments.c.shown_left == side)
+    .scalar_subquery()
+    .label(f"num_{side}_left")
+    for side in ("a", "b")
+]
+_SIDES = select(*_num_left)
 _LAST_ROUND = select(rounds.c.num_pairs, rounds.c.num_calibration).order_by(rounds.c.round.desc()).limit(1)
 _SET_PERSON = update(annotators).where(annotators.c.name == _me)
-_LEASE = select(leases.c.number, leases.c.until).where(leases.c.annotator == _me)
-_SET_LEASE = (
-    update(leases).where(leases.c.annotator == _me).values(number=bindparam("number_"), until=bindparam("until_"))
-)
+_SET_LEASE = update(leases).where(leases.c.annotator == _me).values(number=_number, until=bindparam("until_"))
 _DROP_LEASE = delete(leases).where(leases.c.annotator == _me, leases.c.number == _number)
-_SIDES = (
-    select(assignments.c.shown_left, func.count())
-    .where(assignments.c.number == _number)
-    .group_by(assignments.c.shown_left)
-)
 _SET_ASSIGNMENT = (
     update(assignments)
     .where(assignments.c.annotator == _me, assignments.c.number == _number)
     .values(vote_id=bindparam("vote_id_"))
 )
-_QUEUE = select(queue).where(queue.c.number == _number)
 _SET_QUEUE = update(queue).where(queue.c.number == _number)
-_SHOWN_LEFT = select(assignments.c.shown_left).where(assignments.c.annotator == _me, assignments.c.number == _number)
 _others_who_decided = select(assignments.c.annotator).where(
     assignments.c.number == _number, assignments.c.vote_id.is_not(None), assignments.c.annotator != _me
 )
@@ -111,24 +126,42 @@ _SHIFT_ROUND = (
 )
 
 
-def may_keep(connection: Connection, annotator: str, number: int | None, *, now: float) -> int | None:
-    """Number of the pair that this person holds, or held and may have back because there is still room.
-
-    With `number`, only where it is that pair.
-    """
-    held = connection.execute(_LEASE, {"me": annotator}).one_or_none()
-    if held is None or (number is not None and held.number != number):
-        return None
-    if held.until > now:
-        return int(held.number)
-    key = {"me": annotator, "number_": held.number, "now": now}
-    return connection.execute(_ROOM_UNDECIDED, key).scalar_one_or_none()
+def person_of(connection: Connection, name: str) -> RowMapping | None:
+    """Row of an annotator, with the number of the pair that they hold or held last, and until when."""
+    return connection.execute(_PERSON, {"me": name}).mappings().one_or_none()
 
 
-def choose(connection: Connection, person: RowMapping, *, now: float) -> int | None:
+def state_of(connection: Connection, name: str, pair: str | int, *, now: float) -> RowMapping | None:
+    """Row of `queue` for a pair, by its id or its number, with what is known of this person and of who else has it."""
+    key = {"me": name, "now": now}
+    if isinstance(pair, str):
+        return connection.execute(_STATE_OF_ID, {**key, "pair_id_": pair}).mappings().one_or_none()
+    return connection.execute(_STATE_OF_NUMBER, {**key, "number_": pair}).mappings().one_or_none()
+
+
+def is_theirs(person: RowMapping, state: RowMapping, *, now: float) -> bool:
+    """Whether this person holds the pair, or held it last and may have it back because there is still room."""
+    if person["held_number"] != state["number"]:
+        return False
+    return bool(person["held_until"] > now or (state["vote_id"] is None and _room(state) > 0))
+
+
+def counts(person: RowMapping, state: RowMapping, *, now: float) -> bool:
+    """Whether a vote of this person counts: they hold the pair, or there is room beside those who do."""
+    if person["held_number"] == state["number"] and person["held_until"] > now:
+        return bool(state["num_votes"] < state["num_needed"])
+    return _room(state) > 0
+
+
+def _room(state: RowMapping) -> int:
+    return int(state["num_needed"] - state["num_votes"] - state["num_leased_by_others"])
+
+
+def choose(connection: Connection, person: RowMapping, changes: dict[str, float], *, now: float) -> int | None:
     """Number of the next pair for this person; None where there is room for them nowhere.
 
     Each call adds the newest round's share of calibration pairs to what is due; where that reaches 1, the next is one.
+    What has to be noted about the person goes into `changes`.
     """
     last_round = connection.execute(_LAST_ROUND).one_or_none()
     if last_round is None:
@@ -136,37 +169,23 @@ def choose(connection: Connection, person: RowMapping, *, now: float) -> int | N
     due = min(1.0, person["calibration_due"] + last_round.num_calibration / last_round.num_pairs)
     is_due = due > 1 - 1e-9
     for is_calibration in (is_due, not is_due):
-        number = _choose_of_kind(connection, person, is_calibration=is_calibration, now=now)
-        if number is not None:
-            left_due = max(0.0, due - 1) if is_calibration else due
-            connection.execute(_SET_PERSON.values(calibration_due=left_due), {"me": person["name"]})
-            return number
+        column = "first_calibration_number" if is_calibration else "first_number"
+        key = {"me": person["name"], "is_calibration_": is_calibration, "first": person[column], "now": now}
+        choice = connection.execute(_CHOICE, key).one()
+        if choice.first > person[column]:
+            changes[column] = choice.first
+        if choice.number is not None:
+            changes["calibration_due"] = max(0.0, due - 1) if is_calibration else due
+            return int(choice.number)
     return None
 
 
-def _choose_of_kind(connection: Connection, person: RowMapping, *, is_calibration: bool, now: float) -> int | None:
-    """The first pair with room that others have begun, otherwise the first with room."""
-    column = annotators.c.first_calibration_number if is_calibration else annotators.c.first_number
-    key = {"me": person["name"], "is_calibration_": is_calibration, "first": person[column.name]}
-    first = connection.execute(_FIRST_UNDECIDED, key).scalar_one_or_none()
-    reached = (connection.execute(_LAST_NUMBER).scalar() or 0) + 1 if first is None else first
-    if reached > person[column.name]:
-        connection.execute(_SET_PERSON.values({column: reached}), {"me": person["name"]})
-    if first is None:
-        return None
-    for is_begun in (True, False):
-        key |= {"first": first, "is_begun_": is_begun, "now": now}
-        number = connection.execute(_NEXT, key).scalar_one_or_none()
-        if number is not None:
-            return int(number)
-    return None
-
-
-def hold(connection: Connection, annotator: str, number: int, *, until: float) -> None:
+def hold(connection: Connection, person: RowMapping, number: int, *, until: float) -> None:
     """Lease the pair to this person, in place of what they held."""
-    key = {"me": annotator, "number_": number, "until_": until}
-    if connection.execute(_SET_LEASE, key).rowcount == 0:
-        connection.execute(insert(leases), {"annotator": annotator, "number": number, "until": until})
+    if person["held_number"] is None:
+        connection.execute(insert(leases), {"annotator": person["name"], "number": number, "until": until})
+    else:
+        connection.execute(_SET_LEASE, {"me": person["name"], "number_": number, "until_": until})
 
 
 def drop(connection: Connection, annotator: str, number: int) -> None:
@@ -174,56 +193,46 @@ def drop(connection: Connection, annotator: str, number: int) -> None:
     connection.execute(_DROP_LEASE, {"me": annotator, "number_": number})
 
 
-def shown_left_of(connection: Connection, person: RowMapping, number: int) -> Side:
-    """Which response stands left when this person sees this pair: drawn the first time, the same ever after.
+def draw_side(connection: Connection, person: RowMapping, number: int, changes: dict[str, float]) -> Side:
+    """Which response stands left when this person sees this pair for the first time; noted for ever after.
 
     The people who see a pair see its two orders equally often, up to one; where that leaves it open, a coin decides,
     unless one response stood left three times more often than the other for this person.
     """
-    known: Side | None = connection.execute(_SHOWN_LEFT, {"me": person["name"], "number_": number}).scalar_one_or_none()
-    if known is not None:
-        return known
-    sides: dict[str, int] = dict(connection.execute(_SIDES, {"number_": number}).tuples().all())
-    excess = sides.get("a", 0) - sides.get("b", 0)
+    sides = connection.execute(_SIDES, {"number_": number}).one()
+    excess = sides.num_a_left - sides.num_b_left
     if excess == 0 and abs(person["a_left_excess"]) >= _LARGEST_EXCESS:
         excess = person["a_left_excess"]
     if excess == 0:
         excess = secrets.choice((-1, 1))
     side: Side = "b" if excess > 0 else "a"
-    _assign(connection, person, number, side)
+    row = {"annotator": person["name"], "number": number, "shown_left": side}
+    connection.execute(insert(assignments), row)
+    changes["a_left_excess"] = person["a_left_excess"] + (1 if side == "a" else -1)
     return side
 
 
-def _assign(connection: Connection, person: RowMapping, number: int, side: Side) -> None:
-    """Note which response this person sees left."""
-    connection.execute(insert(assignments), {"annotator": person["name"], "number": number, "shown_left": side})
-    excess = person["a_left_excess"] + (1 if side == "a" else -1)
-    connection.execute(_SET_PERSON.values(a_left_excess=excess), {"me": person["name"]})
-
-
-def has_room(connection: Connection, annotator: str, state: RowMapping, *, now: float) -> bool:
-    """Whether a vote of this person counts: they hold the pair, or there is room beside those who do."""
-    if state["num_votes"] >= state["num_needed"]:
-        return False
-    held = connection.execute(_LEASE, {"me": annotator}).one_or_none()
-    if held is not None and held.number == state["number"] and held.until > now:
-        return True
-    key = {"me": annotator, "number_": state["number"], "now": now}
-    return bool(connection.execute(_ROOM, key).scalar_one())
+def note(connection: Connection, person: RowMapping, changes: dict[str, float]) -> None:
+    """Write what changed about a person."""
+    if changes:
+        connection.execute(_SET_PERSON.values(changes), {"me": person["name"]})
 
 
 def record(connection: Connection, person: RowMapping, state: RowMapping, vote: Vote, *, counts: bool) -> None:
     """Bring assignments, leases and all counters in line with a new vote."""
-    key = {"me": vote.annotator, "number_": state["number"]}
-    if connection.execute(_SHOWN_LEFT, key).scalar_one_or_none() is None:
-        _assign(connection, person, state["number"], vote.shown_left)
-    connection.execute(_SET_ASSIGNMENT, {**key, "vote_id_": vote.id})
-    connection.execute(_DROP_LEASE, key)
+    number = state["number"]
+    if state["shown_left"] is None:
+        row = {"annotator": vote.annotator, "number": number, "shown_left": vote.shown_left, "vote_id": vote.id}
+        connection.execute(insert(assignments), row)
+    else:
+        connection.execute(_SET_ASSIGNMENT, {"me": vote.annotator, "number_": number, "vote_id_": vote.id})
+    if person["held_number"] == number:
+        drop(connection, vote.annotator, number)
     is_open = state["is_open"]
     if counts:
         counted = _counts_with(state, vote, by=1)
         is_open = counted["is_open"]
-        connection.execute(_SET_QUEUE.values(counted), {"number_": state["number"]})
+        connection.execute(_SET_QUEUE.values(counted), {"number_": number})
         _open_or_close(connection, state, vote.annotator, is_open=is_open)
     _count_for_person(connection, vote, by=1, num_decided_open=int(is_open), seconds=vote.active_seconds)
 
@@ -231,7 +240,8 @@ def record(connection: Connection, person: RowMapping, state: RowMapping, vote: 
 def take_back(connection: Connection, number: int, vote: Vote) -> None:
     """Bring assignments and all counters in line with the undo of a vote."""
     key = {"me": vote.annotator, "number_": number}
-    state = connection.execute(_QUEUE, {"number_": number}).mappings().one()
+    state = state_of(connection, vote.annotator, number, now=0.0)
+    assert state is not None
     connection.execute(_SET_ASSIGNMENT, {**key, "vote_id_": None})
     if vote.choice.kind != "skip" and not vote.is_surplus:
         counted = _counts_with(state, vote, by=-1)

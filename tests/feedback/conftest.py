@@ -1,0 +1,76 @@
+"""A store on SQLite, and one on a PostgreSQL server that the tests start for themselves."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+
+def _programs() -> Path | None:
+    """The newest directory with PostgreSQL's server programs."""
+    installed = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    newest = max(installed, key=lambda path: float(path.parent.parent.name), default=None)
+    found = newest or shutil.which("initdb")
+    return Path(found).parent if found and (Path(found).parent / "pg_ctl").exists() else None
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """URL of a database on a server of our own; skips where there are no programs to start one."""
+    programs = _programs()
+    if programs is None:
+        pytest.skip("PostgreSQL's initdb and pg_ctl are not installed")
+    directory = Path(tempfile.mkdtemp(prefix="rlhfkit-postgresql-"))
+    as_user: list[str] = []
+    if os.geteuid() == 0:
+        try:
+            owner = pwd.getpwnam("postgres")
+        except KeyError:
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+        if shutil.which("runuser") is None:
+            pytest.skip("PostgreSQL does not run as root, and there is no runuser")
+        os.chown(directory, owner.pw_uid, owner.pw_gid)
+        as_user = ["runuser", "-u", "postgres", "--"]
+
+    def call(program: str, *arguments: str) -> None:
+        command = [*as_user, str(programs / program), "-D", str(directory / "data"), *arguments]
+        with (directory / "output").open("a") as output:
+            done = subprocess.run(command, cwd=directory, stdout=output, stderr=output)
+        assert done.returncode == 0, (directory / "output").read_text()
+
+    try:
+        call("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync")
+        options = f"-k {directory} -c listen_addresses='' -c fsync=off -c max_connections=150"
+        call("pg_ctl", "-w", "-l", str(directory / "log"), "-o", options, "start")
+        try:
+            yield f"postgresql://postgres@/postgres?host={directory}"
+        finally:
+            call("pg_ctl", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def postgresql(postgresql_server: str) -> str:
+    """URL under which no tables are there yet: of a new schema, which is quicker to make than a database."""
+    name = f"test_{uuid.uuid4().hex}"
+    engine = create_engine(postgresql_server.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE SCHEMA {name}"))
+    engine.dispose()
+    return f"{postgresql_server}&options=-csearch_path%3D{name}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database that has no tables yet, of each kind in turn."""
+    if request.param == "sqlite":
+        return str(tmp_path / "labels.db")
+    return str(request.getfixturevalue("postgresql"))
