@@ -49,6 +49,7 @@ class LabelQueue(Protocol):
     def settings(self) -> Any: ...  # noqa: D102
     def queue(self) -> Any: ...  # noqa: D102
     def snapshot(self) -> Any: ...  # noqa: D102
+    def annotators(self) -> list[str]: ...  # noqa: D102
     def progress(self, annotator: str) -> Any: ...  # noqa: D102
 
 
@@ -133,8 +134,10 @@ class _View:
         return run
 
     def is_labelling(self, person: str | None) -> bool:
-        """Whether this person has pairs left, so that others' votes could still sway theirs."""
-        return bool(person is not None and self.store is not None and self.store.progress(person).num_left)
+        """Whether this person has pairs left, and there are others whose votes could sway theirs."""
+        if person is None or self.store is None or self.store.annotators() == [person]:
+            return False
+        return bool(self.store.progress(person).num_left)
 
     def labels(self, person: str | None) -> dict[str, Any]:
         """The queue, and the agreement report, or why there is none."""

@@ -181,7 +181,7 @@ export class Chart {
     for (const [key, value] of Object.entries({ x: box.left - 3, y: box.top - 3, width: box.right - box.left + 6, height: box.bottom - box.top + 6 }))
       this.clipBox.setAttribute(key, value);
     const nodes = [];
-    for (const y of ticks(y0, y1, 4)) {
+    for (const y of ticks(y0, y1, 5)) {
       nodes.push(drawn("line", { x1: box.left, x2: box.right, y1: this.#y(y), y2: this.#y(y) }));
       const text = drawn("text", { x: box.left - 7, y: this.#y(y) + 4, "text-anchor": "end" });
       text.textContent = short(y);

@@ -2,7 +2,7 @@
 import { drawn } from "./chart.js";
 import { element } from "./show.js";
 
-const percent = (value) => `${Number((100 * value).toFixed(1))} %`;
+const percent = (value) => `${(100 * value).toFixed(1)} %`;
 const plain = (value) => value.toFixed(3).replace("-", "−");
 
 /** Shows how many pairs are finished, before somebody, waiting, in all and by round. */
@@ -54,14 +54,14 @@ function figures(report, word) {
     ["agreement_without_ties", report.agreement_without_ties, percent, 0.5],
     ["agreement_with_ties", report.agreement, percent],
     ["agreement_half", report.agreement_half, percent],
-    ["alpha", report.alpha, plain], ["alpha_degrees", report.alpha_degrees, plain], ["ac1", report.ac1, plain],
+    ["alpha", report.alpha, plain, 0], ["alpha_degrees", report.alpha_degrees, plain, 0], ["ac1", report.ac1, plain, 0],
     ["ceiling_one", report.ceiling.one, percent, 0.5], ["ceiling_majority", report.ceiling.majority, percent, 0.5],
     ["left", report.left, percent, 0.5], ["longer", report.longer, percent, 0.5],
     ["always_longer", report.always_longer, percent, 0.5],
   ].map(([name, ...rest]) => [word(name), ...rest]);
   for (const [degree, figure] of Object.entries(report.by_degree))
     if (figure.n) rows.push([word("degree_n", { n: degree }), figure, percent, 0.5]);
-  const { body, node } = table([word("figure"), word("value"), word("interval"), "n"], word("agreement"));
+  const { body, node } = table([word("figure"), word("value"), word("interval"), "n"], word("agreement"), [1, 3]);
   for (const [name, figure, format, fair] of rows) {
     const row = element("tr");
     row.append(heading(name), ...cells(figure, format, fair, word));
@@ -100,9 +100,9 @@ function count(figure) {
   return cell;
 }
 
-/** An interval between 0 and 1 as a line with a dot, and a mark where it would be fair. */
+/** An interval as a line with a dot, and a mark at what chance gives: half of 0 to 1, or the middle of -1 to 1. */
 function whisker(figure, fair, label) {
-  const at = (value) => 4 + 92 * Math.min(1, Math.max(0, value));
+  const at = (value) => 4 + 92 * Math.min(1, Math.max(0, fair === 0 ? (value + 1) / 2 : value));
   const svg = drawn("svg", { class: "whisker", viewBox: "0 0 100 14", width: 100, height: 14, role: "img", "aria-label": label });
   svg.append(drawn("line", { class: "track", x1: 4, x2: 96, y1: 7, y2: 7 }));
   if (fair !== undefined) svg.append(drawn("line", { class: "fair", x1: at(fair), x2: at(fair), y1: 2, y2: 12 }));
@@ -125,6 +125,7 @@ function people(report, word) {
       short(person.with_majority, word), short(person.left, word),
     );
     body.append(row);
+    if (person.alarms.length) body.append(alarmsRow(person, columns.length));
   }
   const box = element("div");
   box.append(element("h3", "", word("people")), node);
@@ -136,6 +137,13 @@ function personCell(person, word) {
   cell.append(element("bdi", "", person.name));
   if (!person.alarms.length) return cell;
   cell.append(" ", element("span", "pill bad", word("careless")));
+  return cell;
+}
+
+function alarmsRow(person, numColumns) {
+  const row = element("tr", "flagged why");
+  const cell = element("td");
+  cell.colSpan = numColumns;
   const list = element("ul", "alarms");
   for (const alarm of person.alarms) {
     const item = element("li", "", alarm);
@@ -143,7 +151,8 @@ function personCell(person, word) {
     list.append(item);
   }
   cell.append(list);
-  return cell;
+  row.append(cell);
+  return row;
 }
 
 function short(figure, word) {
@@ -174,13 +183,16 @@ function heading(text) {
   return cell;
 }
 
-function table(columns, label) {
+function table(columns, label, numeric = columns.keys()) {
   const node = element("div", "table-box");
+  node.tabIndex = 0; // on a phone it scrolls, for which the keyboard needs a place to stand
+  node.setAttribute("role", "region");
+  node.setAttribute("aria-label", label);
   const grid = element("table");
-  grid.setAttribute("aria-label", label);
   const head = element("tr");
+  const isNumeric = new Set(numeric);
   columns.forEach((name, place) => {
-    const cell = element("th", place ? "number" : "", name);
+    const cell = element("th", place && isNumeric.has(place) ? "number" : "", name);
     cell.scope = "col";
     head.append(cell);
   });
