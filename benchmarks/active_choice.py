@@ -3,10 +3,10 @@
     python benchmarks/active_choice.py [--seeds 5] [--noise 0.15] [--json]
 
 The world is the package's grammar, whose true reward is known; simulated people take the worse review with probability
-`--noise`. Both start from the same random labels; then they buy the same number in each round, from the same
-candidates. The small ensemble on words (no language model) learns from all labels of its arm and is measured against
-the truth on pairs about other restaurants. "chosen" is what `rlhfkit` does: a quarter at random, and all of them while
-choosing shows no gain; "always chosen" leaves out that caution. The difference is paired by seed.
+`--noise`. All arms start from the same random labels and buy as many in each round from the same candidates. The small
+ensemble on words (no language model) learns from all labels of its arm and is measured against the truth, on pairs
+about other restaurants. "chosen" is what the package does: a quarter at random, and everything while choosing shows no
+gain; "always chosen" leaves out that caution. Leads are paired by seed.
 """
 
 import argparse

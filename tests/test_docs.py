@@ -222,7 +222,11 @@ def test_command_works(part, desk):
     assert name in COMMANDS.commands, f"{where(part)}: rlhfkit has no command {name}"
     if not arguments and not part.kind:
         return  # the name of a command, in prose
-    parsed = COMMANDS.commands[name].make_context(name, arguments).params
+    command = COMMANDS.commands[name]
+    if isinstance(command, typer.core.TyperGroup):
+        assert arguments[0] in command.commands, f"{where(part)}: rlhfkit {name} has no command {arguments[0]}"
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    parsed = command.make_context(name, arguments).params
     if name == "run" and not parsed["recipe"].isupper():
         load_recipe(parsed["recipe"], [given for given in parsed["overrides"] or [] if given != "section.key=value"])
     if name == "recipes" and parsed["name"] and not parsed["name"].isupper():

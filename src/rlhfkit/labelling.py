@@ -7,21 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from rlhfkit.config.schema import PeopleConfig, PreferencesConfig, RolloutConfig, SimulatedConfig, StoreConfig
 from rlhfkit.data.rows import Loaded, SourceFile
 from rlhfkit.errors import ConfigError, DataError, StoreError
 from rlhfkit.feedback.exchange import Aggregated, preferences_of
-from rlhfkit.feedback.pairs import LabelledPairs, choose_pairs
+from rlhfkit.feedback.pairs import LabelledPairs, choose_pairs, text_features
 from rlhfkit.feedback.server import Address, serve_while
 from rlhfkit.feedback.simulated import SimulatedAnnotators
 from rlhfkit.feedback.store import Snapshot, Store, StoreSettings
 from rlhfkit.feedback.votes import Pair, Part, Vote, pair_id, part_of_prompt
 from rlhfkit.models.language import LanguageModel
-from rlhfkit.models.reward_model import reward_ids
 from rlhfkit.models.template import EncodedPrompt
-from rlhfkit.padding import length_buckets, pad_right
 from rlhfkit.progress import Progress
 from rlhfkit.records import Preference, Prompt
 from rlhfkit.rewards.grammar import GrammarReward
@@ -33,7 +30,6 @@ __all__ = [
     "label",
     "load_labels",
     "open_existing",
-    "pair_features",
     "read_guidelines",
     "store_settings",
     "with_calibration",
@@ -42,8 +38,6 @@ __all__ = [
 
 SECONDS_TO_UNDO = 10.0
 """How long the page stays when all is labelled, so that the last vote can be taken back."""
-FEATURE_TOKENS = 16384
-"""Tokens, padding included, in one forward pass for features; bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +132,8 @@ class PairSampler:
         """`num_pairs` of the candidates, by what the labels so far leave open."""
         shares = _shares_for_a(known.votes)
         labelled = [pair for pair in known.pairs if pair.part == "train" and pair.id in shares]
-        features = pair_features(self.model, [*candidates, *labelled])
+        # Words and lengths: on hidden states of a small model the heads were hardly better than a coin.
+        features = text_features([*candidates, *labelled])
         selection = choose_pairs(
             features[: len(candidates)],
             LabelledPairs(
@@ -175,23 +170,6 @@ def _shares_for_a(votes: Sequence[Vote]) -> dict[str, float]:
             side = vote.choice.preferred
             said.setdefault(vote.pair_id, []).append(0.5 if side is None else float(side == "a"))
     return {pair: sum(shares) / len(shares) for pair, shares in said.items()}
-
-
-@torch.inference_mode()
-def pair_features(model: LanguageModel, pairs: Sequence[Pair], *, max_tokens: int = 512) -> np.ndarray:
-    """(N, H) last hidden state after `response_a` less that after `response_b`, what a reward model's head reads."""
-    rows = [
-        reward_ids(model.encoder, Prompt(pair.prompt), str(response), finished=True, max_tokens=max_tokens)
-        for pair in pairs
-        for response in (pair.response_a, pair.response_b)
-    ]
-    hidden = np.zeros((len(rows), model.width))
-    for group in length_buckets([len(row) for row in rows], max_tokens=FEATURE_TOKENS):
-        part = [rows[index] for index in group]
-        ids = pad_right(part, pad=model.encoder.pad_id, device=model.device)
-        last = torch.tensor([len(row) - 1 for row in part], device=model.device)
-        hidden[group] = model.trunk(ids)[torch.arange(len(part), device=model.device), last].double().cpu().numpy()
-    return hidden[0::2] - hidden[1::2]
 
 
 def label(store: Store, annotators: SimulatedConfig | PeopleConfig, progress: Progress, *, seed: int) -> None:

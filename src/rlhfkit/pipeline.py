@@ -33,7 +33,7 @@ from rlhfkit.evaluation.results import Evaluation, TaskResults
 from rlhfkit.evaluation.tasks import FieldMetric, classification, likeliest_responses, questions_of, translation
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Snapshot, Store
-from rlhfkit.feedback.trust import trust_report
+from rlhfkit.feedback.trust import TrustReport, trust_report
 from rlhfkit.feedback.votes import Part
 from rlhfkit.inputs import Inputs
 from rlhfkit.labelling import PairSampler, label, store_settings, with_strengths
@@ -55,7 +55,7 @@ from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import generate as sample
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rollout.text import Reference, TextRollout, as_scored_text
-from rlhfkit.rundir import ModelName, RunDir, write_atomically, write_directory_atomically, write_json
+from rlhfkit.rundir import ModelName, RunDir, read_json, write_atomically, write_directory_atomically, write_json
 from rlhfkit.seeding import derive_seed, seed_everything, shuffled
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import PpoTrainer, Rollout, optimizers_for, train_ppo
@@ -195,9 +195,12 @@ class Pipeline:
             store.add_pairs(pairs)
             label(store, config.annotators, self.progress, seed=derive_seed(self.recipe.seed, "votes"))
             snapshot = store.snapshot()
-        return self._freeze(snapshot, rounds=range(1, config.round + 1))
+            trust = trust_report(
+                snapshot, overlap=store.settings.overlap, calibration_overlap=store.settings.calibration_overlap
+            )
+        return self._freeze(snapshot, trust, rounds=range(1, config.round + 1))
 
-    def _freeze(self, snapshot: Snapshot, *, rounds: Collection[int]) -> dict[str, Any]:
+    def _freeze(self, snapshot: Snapshot, trust: TrustReport, *, rounds: Collection[int]) -> dict[str, Any]:
         """What the votes amount to → `preferences.jsonl`, `test_preferences.jsonl`, and how far to trust them."""
         record: dict[str, Any] = {}
         parts: tuple[tuple[Part, Path], ...] = (("train", self.run.preferences), ("test", self.run.test_preferences))
@@ -208,7 +211,7 @@ class Pipeline:
             record[f"num_{part}_undecided"] = found.num_pairs - len(found.preferences)
         if not record["num_train_pairs"]:
             raise DataError("none of the pairs has a majority, so there is nothing to train on; label more pairs")
-        write_json(self.run.trust, trust_report(snapshot).as_dict())
+        write_json(self.run.trust, trust.as_dict())
         return record
 
     def _database(self) -> str | Path:
@@ -242,9 +245,12 @@ class Pipeline:
         if test:
             report |= measure(model, encoded(test), max_tokens=config.microbatch_tokens)
             report["baselines"] = dict(preference_baselines(train, test, seed=self.recipe.seed))
+            report["ceiling"] = self._ceiling()
             write_json(self.run.reward_model_report, report)
             baselines = ", ".join(f"{name} {value:.1%}" for name, value in report["baselines"].items())
             accuracy = f"{report['accuracy']:.1%}"
+            if report["ceiling"] is not None:
+                baselines += f"; people themselves at most {report['ceiling']:.1%}"
             self.progress.note(f"reward model: right on {accuracy} of {len(test)} held-out pairs ({baselines})")
             if report["accuracy_low"] <= 0.5:
                 self.progress.warn(
@@ -252,6 +258,13 @@ class Pipeline:
                     "learn nothing, or nonsense; give more pairs, more reward_model.epochs, or a higher learning rate"
                 )
         return metrics
+
+    def _ceiling(self) -> float | None:
+        """What people's disagreement leaves to a model that is measured on their single votes."""
+        if not self.run.trust.exists():
+            return None
+        value = read_json(self.run.trust)["ceiling"]["one"]["value"]
+        return None if value is None else float(value)
 
     def judge(self) -> dict[str, Any]:
         """Preferences that the reward model never sees → `judge/`."""

@@ -1,4 +1,7 @@
 import json
+import re
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -334,8 +337,6 @@ def test_every_text_is_there_in_every_language_with_the_same_gaps():
 
 
 def test_every_text_that_the_page_names_exists():
-    import re
-
     texts = json.loads((STATIC / "texts.json").read_text(encoding="utf-8"))["en"]
     sources = [path.read_text(encoding="utf-8") for path in STATIC.glob("*.js")]
     named = {key for source in sources for key in re.findall(r"\bt\(\"(\w+)\"", source)}
@@ -427,7 +428,7 @@ def test_server_stops_where_the_block_fails(tmp_path):
     with open_store(tmp_path) as store:
         with pytest.raises(RuntimeError, match="training broke"), serving(create_app(store), port=0) as served:
             raise RuntimeError("training broke")
-        assert not served.thread.is_alive()
+        assert served.has_stopped.is_set()
 
 
 @pytest.mark.parametrize(
@@ -451,13 +452,12 @@ def test_addresses_that_cannot_be_used_are_told(tmp_path, host, port, words):
 def test_address_of_every_interface_is_opened_on_this_machine():
     assert Address("0.0.0.0", 80, 80).url == "http://127.0.0.1:80/"
     assert Address("::1", 80, 80).url == "http://[::1]:80/"
+    assert Address("192.0.2.7", 80, 80).shared_url == "http://192.0.2.7:80/"
+    assert "0.0.0.0" not in Address("0.0.0.0", 80, 80).shared_url
     assert [Address(host, 1, 1).is_local for host in ("127.0.0.1", "::1", "0.0.0.0")] == [True, True, False]
 
 
 def test_ctrl_c_ends_the_server_and_keeps_what_was_acknowledged(tmp_path):
-    import signal
-    import subprocess
-
     program = (
         "import sys\n"
         "from rlhfkit.feedback.app import create_app\n"
@@ -491,8 +491,6 @@ def test_ctrl_c_ends_the_server_and_keeps_what_was_acknowledged(tmp_path):
 
 
 def test_packages_that_are_missing_are_named_with_the_line_that_installs_them(tmp_path):
-    import subprocess
-
     for package, module in (("fastapi", "app"), ("uvicorn", "server")):
         program = (
             f"import sys; sys.modules[{package!r}] = None\n"

@@ -11,7 +11,7 @@ import pytest
 from rlhfkit.feedback.app import create_app
 from rlhfkit.feedback.server import serving
 from rlhfkit.feedback.store import Store
-from rlhfkit.feedback.votes import Pair
+from rlhfkit.feedback.votes import Choice, Pair, Vote
 from rlhfkit.records import Message
 from tests.feedback.labelling import numbered_pairs, open_store
 
@@ -222,13 +222,22 @@ def test_key_that_is_held_or_hit_twice_answers_once(site):
     page = made.open()
     ready(page)
     page.keyboard.down("1")
-    for _ in range(5):
-        page.keyboard.down("1")
-    page.keyboard.up("1")
     shows(page, "#prompt-text", "Prompt 2")
+    page.keyboard.up("1")
     page.keyboard.press("1")
+    assert len(made.store.votes()) == 1, "so soon after the last answer nobody has read the next pair"
+    page.keyboard.down("z")
+    shows(page, "#prompt-text", "Prompt 1")
+    page.keyboard.down("z")
+    page.keyboard.up("z")
+    ready(page)
+    page.keyboard.down("1")
+    shows(page, "#prompt-text", "Prompt 2")
+    ready(page)
+    page.keyboard.down("1")
     page.wait_for_timeout(100)
-    assert len(made.store.votes()) == 1
+    shows(page, "#prompt-text", "Prompt 2")
+    assert len(made.store.events()) == 3, "a vote, its undo, a vote"
 
 
 def test_keys_of_the_system_and_switched_off_keys_answer_nothing(site):
@@ -340,7 +349,7 @@ def test_server_that_stops_and_starts_again_gets_what_was_answered_meanwhile(sit
     page.keyboard.press("2")
     page.wait_for_selector("#state-waiting:not([hidden])")
     made.start()
-    page.click("#retry")
+    page.evaluate("document.querySelector('#retry').click()")  # it may have tried again by itself already
     shows(page, "#prompt-text", "Prompt 2")
     assert [vote.pair_id for vote in made.store.votes()] == ["pair-1"]
 
@@ -387,6 +396,18 @@ def test_closed_page_gives_its_pair_back_to_the_others(site, monkeypatch):
     other.wait_for_selector("#state-pair:not([hidden])")
 
 
+def test_pair_that_went_to_somebody_else_is_replaced_and_the_person_is_told(site):
+    made = site(2, lease_seconds=0.3)
+    page = made.open()
+    shows(page, "#prompt-text", "Prompt 1")
+    page.wait_for_timeout(350)
+    assert made.store.lease("Bob").pair.id == "pair-1"
+    made.store.vote(Vote("vote-of-bob", "pair-1", "Bob", Choice("tie"), "a", 1.0, 1.0))
+    page.wait_for_selector("#toast:not([hidden])")
+    shows(page, "#prompt-text", "Prompt 2")
+    assert page.inner_text("#toast").startswith("You were away")
+
+
 # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -426,7 +447,6 @@ def test_language_is_switched_in_the_page_and_kept(site):
     page.reload()
     ready(page)
     assert page.get_attribute("html", "lang") == "zh-Hans"
-    page.click("#pair-heading")
     press(page, "1")
     assert [vote.language for vote in made.store.votes()] == ["en", "zh"]
     page.keyboard.press("?")
@@ -532,7 +552,7 @@ def test_every_state_of_the_page_is_accessible(site):
         page.keyboard.press("c")
         page.keyboard.press("Escape")
         assert findings(page) == []
-        for opener in "?s":
+        for opener in "?s" if number < 2 else "":
             page.keyboard.press(opener)
             page.wait_for_selector("dialog[open]")
             assert findings(page) == []

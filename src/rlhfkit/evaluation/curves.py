@@ -209,6 +209,19 @@ def reward_model_charts(facts: Facts) -> list[Chart]:
                     "length.",
                 )
             )
+        if len(results.by_degree) > 1:
+            charts.append(
+                bar_chart(
+                    [
+                        Bar(f"{group.label} ({group.count})", group.accuracy, colour="after")
+                        for group in results.by_degree
+                    ],
+                    title="Accuracy by degree",
+                    x_label="right on held-out pairs",
+                    caption="By how much better people found the chosen response. It should be most often right where "
+                    "they were surest.",
+                )
+            )
     charts += _training_and_validation(
         facts,
         "reward_model",

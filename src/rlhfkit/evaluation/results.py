@@ -14,10 +14,10 @@ __all__ = [
     "ControlEvaluation",
     "Estimate",
     "Evaluation",
-    "LengthGroup",
     "Measure",
     "ModelResults",
     "Normalization",
+    "PairGroup",
     "Results",
     "RewardModelResults",
     "SamplePair",
@@ -196,8 +196,8 @@ class CalibrationBin(Results):
     count: int
 
 
-class LengthGroup(Results):
-    """Pairs whose two responses differ in length by about as much."""
+class PairGroup(Results):
+    """Pairs whose two responses differ by about as much, in length or in how good people found them."""
 
     label: str
     accuracy: float
@@ -221,7 +221,11 @@ class RewardModelResults(Results):
     baselines: dict[str, float] = {}
     """`tfidf_logistic`, `shorter`, `longer` → accuracy on the same pairs."""
     calibration: tuple[CalibrationBin, ...] = ()
-    by_length_difference: tuple[LengthGroup, ...] = ()
+    by_length_difference: tuple[PairGroup, ...] = ()
+    by_degree: tuple[PairGroup, ...] = ()
+    """By how much better people found the chosen response."""
+    ceiling: float | None = None
+    """Accuracy on single labels that no model can exceed, as people disagree; where several labelled the same pairs."""
     normalization: Normalization | None = None
 
 

@@ -17,7 +17,12 @@ __all__ = ["Database"]
 
 _WAIT_SECONDS = 30
 _LOCK_KEY = int.from_bytes(b"rlhfkit")
-_TAKE_TURN = f"SELECT set_config('synchronous_commit', 'off', true), pg_advisory_xact_lock({_LOCK_KEY})"
+# A search for the next task stops at the first row of an index that fits; the planner, which cannot know that the first
+# rows fit, would rather look at all rows and sort them.
+_WRITER = {"synchronous_commit": "off", "enable_sort": "off", "enable_bitmapscan": "off", "jit": "off"}
+_TAKE_TURN = "SELECT {}, pg_advisory_xact_lock({})".format(
+    ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _WRITER.items()), _LOCK_KEY
+)
 _FORMS = "expected the path of a file, sqlite:///FILE or postgresql://USER@HOST/NAME"
 
 

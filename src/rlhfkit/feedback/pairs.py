@@ -50,7 +50,7 @@ NUM_HEADS = 5
 RANDOM_SHARE = 0.25
 DOUBTFUL_SHARE = 0.2
 """Share of the candidates, the least known by BALD, from which variety selects."""
-PRIOR_SCALE = 4.0
+PRIOR_SCALE = 2.0
 """Deviation of the log-odds of a typical pair before anything is labelled."""
 NUM_FOLDS = 5
 MOST_DIMENSIONS = 128

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rlhfkit.errors import ConfigError, MissingDependencyError
+from rlhfkit.errors import ConfigError, MissingDependencyError, RlhfkitError
 
 __all__ = ["DEFAULT_PORT", "Address", "serve", "serve_while", "serving"]
 
 DEFAULT_PORT = 8571
 _SECONDS_TO_START = 30.0
 _SECONDS_TO_FINISH = 3
+_SECONDS_BETWEEN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,13 @@ class Address:
         """What to open in a browser at this machine."""
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}/"
+
+    @property
+    def shared_url(self) -> str:
+        """What to open at another machine: with this machine's own address where it listens on all of them."""
+        if self.host not in ("", "0.0.0.0", "::"):
+            return self.url
+        return f"http://{_own_address()}:{self.port}/"
 
     @property
     def is_local(self) -> bool:
@@ -65,7 +73,8 @@ def serve(
     with serving(app, host=host, port=port) as served:
         try:
             on_ready(served.address)
-            served.thread.join()
+            while not served.has_stopped.wait(_SECONDS_BETWEEN):
+                pass
         except KeyboardInterrupt:
             pass
 
@@ -86,8 +95,8 @@ def serve_while(
     """
     with serving(app, host=host, port=port) as served:
         on_ready(served.address)
-        while served.thread.is_alive() and condition():
-            served.thread.join(seconds_between)
+        while condition() and not served.has_stopped.wait(seconds_between):
+            pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,8 @@ class Served:
     """A server that runs in a thread."""
 
     address: Address
-    thread: threading.Thread
+    has_stopped: threading.Event
+    """Set at the end of the thread; joining it is not safe from Ctrl-C before Python 3.13."""
 
 
 @contextmanager
@@ -123,17 +133,37 @@ def serving(app: Any, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> I
         timeout_graceful_shutdown=_SECONDS_TO_FINISH,
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="labelling page", daemon=True)
-    thread.start()
+    address = Address(host, listener.getsockname()[1], port)
+    has_stopped = threading.Event()
+
+    def run() -> None:
+        try:
+            server.run(sockets=[listener])
+        finally:
+            has_stopped.set()
+
+    threading.Thread(target=run, name="labelling page", daemon=True).start()
     try:
         deadline = time.monotonic() + _SECONDS_TO_START
-        while not server.started and thread.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        yield Served(Address(host, listener.getsockname()[1], port), thread)
+        while not server.started and time.monotonic() < deadline and not has_stopped.wait(0.01):
+            pass
+        if not server.started:
+            raise RlhfkitError(f"the page did not start at {address.url} within {_SECONDS_TO_START:.0f} s; try again")
+        yield Served(address, has_stopped)
     finally:
         server.should_exit = True
-        thread.join(_SECONDS_TO_FINISH + 2)
+        has_stopped.wait(_SECONDS_TO_FINISH + 2)
         listener.close()
+
+
+def _own_address() -> str:
+    """The address under which other machines see this one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the network card
+            return str(asking.getsockname()[0])
+        except OSError:
+            return socket.gethostname()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -468,20 +468,23 @@ def _pairs_of_people(votes: _Votes) -> tuple[PairOfPeople, ...]:
 
 
 def _annotators(votes: _Votes) -> tuple[AnnotatorTrust, ...]:
-    seconds = [
-        [vote.active_seconds for vote, person in zip(votes.rated, votes.person, strict=True) if person == number]
-        for number in range(len(votes.names))
-    ]
-    medians = [statistics.median(times) if times else None for times in seconds]
-    return tuple(_annotator(votes, number, medians) for number in range(len(votes.names)))
+    events: dict[str, list[Vote]] = {name: [] for name in votes.names}
+    for vote in votes.all:
+        events[vote.annotator].append(vote)
+    medians = [_median_seconds(events[name]) for name in votes.names]
+    return tuple(_annotator(votes, number, events[name], medians) for number, name in enumerate(votes.names))
 
 
-def _annotator(votes: _Votes, person: int, medians: Sequence[float | None]) -> AnnotatorTrust:
-    name, own = votes.names[person], votes.person == person
+def _median_seconds(events: Sequence[Vote]) -> float | None:
+    times = [vote.active_seconds for vote in events if vote.choice.kind != "skip"]
+    return statistics.median(times) if times else None
+
+
+def _annotator(votes: _Votes, person: int, events: Sequence[Vote], medians: Sequence[float | None]) -> AnnotatorTrust:
+    own = votes.person == person
     with_majority, agreement, others = votes.with_others(person)
     left, left_p_value = votes.left(own & votes.decided)
     level = FALSE_ALARMS / len(votes.names)
-    their_events = [vote for vote in votes.all if vote.annotator == name]
     alarms = (
         _disagrees(agreement, others, level),
         _clicks_one_side(left, left_p_value, level),
@@ -489,11 +492,11 @@ def _annotator(votes: _Votes, person: int, medians: Sequence[float | None]) -> A
         _decides_nothing(votes, own),
     )
     return AnnotatorTrust(
-        name,
+        votes.names[person],
         num_votes=int(own.sum()),
-        num_skips=sum(vote.choice.kind == "skip" for vote in their_events),
+        num_skips=sum(vote.choice.kind == "skip" for vote in events),
         num_ties=int((own & ~votes.decided).sum()),
-        num_flags=sum(len(vote.flags_a) + len(vote.flags_b) for vote in their_events),
+        num_flags=sum(len(vote.flags_a) + len(vote.flags_b) for vote in events),
         median_active_seconds=medians[person],
         with_majority=with_majority,
         agreement=agreement,

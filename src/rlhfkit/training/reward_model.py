@@ -29,6 +29,9 @@ from rlhfkit.training.supervised import (
 __all__ = ["EncodedPair", "bradley_terry_loss", "encode_pairs", "measure", "normalization_of", "train_reward_model"]
 
 
+DEGREES = {1: "negligibly better", 2: "slightly better", 3: "better", 4: "much better"}
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
     """Two whole sequences, the first preferred."""
@@ -36,6 +39,8 @@ class EncodedPair:
     chosen: list[int]
     rejected: list[int]
     margin: float
+    strength: float | None = None
+    """How much better people found the chosen one, from 1 (negligibly) to 4 (much), where the data say so."""
 
 
 def encode_pairs(
@@ -48,8 +53,15 @@ def encode_pairs(
             reward_ids(model.encoder, preference.prompt, response, finished=True, max_tokens=max_tokens)
             for response in (preference.chosen, preference.rejected)
         )
-        pairs.append(EncodedPair(chosen, rejected, (preference.margin or 0.0) if use_margin else 0.0))
+        margin = (preference.margin or 0.0) if use_margin else 0.0
+        pairs.append(EncodedPair(chosen, rejected, margin, _strength(preference)))
     return pairs
+
+
+def _strength(preference: Preference) -> float | None:
+    """The column that votes of a store come with."""
+    value = preference.prompt.columns.get("strength")
+    return float(value) if isinstance(value, int | float) and 1 <= value <= len(DEGREES) else None
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
@@ -130,7 +142,7 @@ def score_pairs(model: RewardModel, pairs: Sequence[EncodedPair]) -> tuple[Tenso
 
 @torch.no_grad()
 def measure(model: RewardModel, pairs: Sequence[EncodedPair], *, max_tokens: int) -> dict[str, Any]:
-    """Accuracy on held-out pairs with a 95 % interval, calibration, and accuracy by difference in length.
+    """Accuracy on held-out pairs with a 95 % interval, calibration, accuracy by difference in length and by degree.
 
     Calibration compares, in bins of the stated confidence sigmoid(|difference of scores|), with the share of pairs in
     which the side that the model prefers is the chosen one.
@@ -150,6 +162,7 @@ def measure(model: RewardModel, pairs: Sequence[EncodedPair], *, max_tokens: int
         "num_pairs": len(pairs),
         "calibration": _calibration(difference, right),
         "by_length_difference": _by_length_difference(pairs, right),
+        "by_degree": _by_degree(pairs, right),
     }
 
 
@@ -203,3 +216,13 @@ def normalization_of(raw_scores: Tensor) -> Normalization:
             "train it on more pairs, or look at reward_model.optim.learning_rate"
         )
     return Normalization(mean=float(raw_scores.mean()), std=std)
+
+
+def _by_degree(pairs: Sequence[EncodedPair], right: Tensor) -> list[dict[str, Any]]:
+    """Pairs by how much better people found the chosen response, rounded to the nearest degree; where they said so."""
+    degrees = torch.tensor([0 if pair.strength is None else int(pair.strength + 0.5) for pair in pairs])
+    return [
+        {"label": name, "accuracy": float(right[degrees == degree].mean()), "count": int((degrees == degree).sum())}
+        for degree, name in DEGREES.items()
+        if (degrees == degree).any()
+    ]

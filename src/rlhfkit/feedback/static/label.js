@@ -1,6 +1,6 @@
 // The labelling page: shows a pair, takes an answer by one key, and makes sure that the answer arrives.
 import { Kept, Outbox, Refused } from "./outbox.js";
-import { numSameTurns, showContent, showGuidelines } from "./show.js";
+import { element, numSameTurns, showContent, showGuidelines } from "./show.js";
 
 const IDLE_MS = 120_000; // without a key, a touch or a scroll for so long, nobody is reading
 const BLIND_MS = 200; // nobody has read a pair that has just come up: a key so early is a slip
@@ -44,10 +44,21 @@ function say(text) {
   clearing = setTimeout(() => (box.textContent = text), 60);
 }
 
+let hiding = 0;
+/** Says it, and shows it for a while. */
+function notify(text) {
+  say(text);
+  $("toast").textContent = text;
+  $("toast").hidden = false;
+  clearTimeout(hiding);
+  hiding = setTimeout(() => ($("toast").hidden = true), 7000);
+}
+
 // ── time in which somebody reads ────────────────────────────────────────────────────────────────────────────────────
 
 class ActiveClock {
   constructor() {
+    this.onReturn = () => {};
     this.restart(0);
     for (const kind of ["keydown", "pointerdown", "pointermove", "wheel", "touchmove", "scroll"])
       addEventListener(kind, () => this.touch(), { capture: true, passive: true });
@@ -64,7 +75,9 @@ class ActiveClock {
 
   touch() {
     this.#count(!document.hidden);
+    const hasReturned = performance.now() - this.lastInput > IDLE_MS;
     this.lastInput = performance.now();
+    if (hasReturned) this.onReturn();
   }
 
   #count(wasVisible) {
@@ -340,22 +353,25 @@ function setBusy(value) {
   showStatus();
 }
 
+let newestTurn = 0;
 /** Sends what waits, then shows what comes next; without a network, says so and tries again later. */
 async function proceed(reason) {
   clearTimeout(retryTimer);
+  const turn = ++newestTurn; // a reply that was overtaken by a newer request shows a pair of the past
   const hadItems = outbox.size > 0;
-  const before = task?.pair_id;
   try {
     const { last, refused } = await outbox.flush();
     for (const { item, error } of refused) showLost(item, error);
-    const answer = last?.progress ? last : await call("/api/task", {});
+    if (turn !== newestTurn) return;
+    const answer = last ?? (await call("/api/task", {}));
+    if (turn !== newestTurn) return;
     const wasOffline = isOffline;
     isOffline = false;
     retryAfter = 1000;
     apply(answer, reason);
-    if (wasOffline && hadItems) say(t("said_online"));
+    if (wasOffline && hadItems) notify(t("said_online"));
   } catch (error) {
-    failed(error, reason, before);
+    if (turn === newestTurn) failed(error, reason);
   }
 }
 
@@ -381,8 +397,9 @@ function apply(answer, reason) {
   beat();
   const number = progress.num_voted + progress.num_skipped + 1;
   if (reason === "vote") say(answer.task ? t("said_next", { n: number }) : t("said_end"));
-  if (reason === "undo") say(t(answer.taken_back ? "said_undone" : "said_nothing_to_undo"));
-  if (reason === "beat" && before && answer.task && answer.task.pair_id !== before) say(t("said_replaced"));
+  if (reason === "undo" && answer.taken_back) say(t("said_undone"));
+  if (reason === "undo" && !answer.taken_back) notify(t("said_nothing_to_undo"));
+  if (reason === "beat" && before && answer.task && answer.task.pair_id !== before) notify(t("said_replaced"));
 }
 
 function restoreDraft(taken) {
@@ -464,8 +481,12 @@ async function loadGuidelines() {
     const before = guidelines.version;
     guidelines = await call("/api/guidelines");
     if (guidelines.text.trim()) showGuidelines($("guidelines-text"), guidelines.text, t);
-    else $("guidelines-text").replaceChildren(Object.assign(document.createElement("p"), { textContent: t("guidelines_none"), className: "muted" }));
-    if (before && before !== guidelines.version) say(t("guidelines_changed"));
+    else {
+      const none = element("p", "muted", t("guidelines_none"));
+      none.dataset.t = "guidelines_none";
+      $("guidelines-text").replaceChildren(none);
+    }
+    if (before && before !== guidelines.version) notify(t("guidelines_changed"));
     const isNew = before !== 0 && before !== guidelines.version;
     openGuidelines(isNew || (guidelinesOpen.value ?? (wide.matches && Boolean(guidelines.text.trim()))), { keep: false });
   } catch {
@@ -649,13 +670,17 @@ $("guidelines-button").addEventListener("click", toggleGuidelines);
 $("guidelines-close").addEventListener("click", toggleGuidelines);
 $("layout-button").addEventListener("click", toggleLayout);
 $("help-button").addEventListener("click", KEYS["?"]);
-$("language").addEventListener("change", (event) => setLanguage(event.target.value));
+$("language").addEventListener("change", (event) => {
+  setLanguage(event.target.value);
+  event.target.blur(); // the next key is an answer again
+});
 $("single-keys").addEventListener("change", (event) => (singleKeys.value = event.target.checked));
 $("retry").addEventListener("click", () => (outbox ? retryNow() : void start()));
 $("look-again").addEventListener("click", () => void proceed("poll"));
 $("lost-dismiss").addEventListener("click", () => ($("lost").hidden = true));
 document.addEventListener("keydown", onKey);
 narrow.addEventListener("change", nameSides);
+clock.onReturn = () => void beatNow();
 addEventListener("online", retryNow);
 addEventListener("pagehide", leave);
 addEventListener("pageshow", (event) => event.persisted && void start());
