@@ -14,7 +14,7 @@ from rlhfkit.feedback.app import create_app
 from rlhfkit.feedback.dashboard import dashboard_link, dashboard_router
 from rlhfkit.feedback.server import serving
 from rlhfkit.feedback.store import Store
-from rlhfkit.feedback.votes import Choice
+from rlhfkit.feedback.votes import Choice, Side
 from tests.feedback.labelling import open_store
 from tests.feedback.run_directories import STAGES, append, make_run, ppo_row, sample_row
 from tests.feedback.test_browser_label import CHROMIUM, HOSTILE, PHONE, WINDOW, browser, findings
@@ -30,6 +30,14 @@ pytestmark = [
 ]
 
 
+def hurry(route: Any) -> None:
+    """The script, but for its patience: what it does every few seconds it does several times a second."""
+    reply = route.fetch()
+    body, num_changed = re.subn(r"(NEWS_MS|RUNS_MS|LABELS_MS|LONGEST_WAIT_MS) = [0-9_]+;", r"\1 = 200;", reply.text())
+    assert num_changed == 4
+    route.fulfill(response=reply, body=body)
+
+
 class Seen:
     """A served directory of runs, and a window on it."""
 
@@ -41,6 +49,7 @@ class Seen:
     def open(self, place: str = "", **context: Any) -> Any:
         window = self.browser.new_context(**{**WINDOW, **context})
         self.stack.callback(window.close)
+        window.route("**/dashboard.js", hurry)
         page = window.new_page()
         page.set_default_timeout(8000)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -133,7 +142,7 @@ def test_hidden_page_asks_nothing_until_it_is_seen_again(seen, tmp_path):
     page.wait_for_timeout(300)
     before = len(made.asked)
     append(run.metrics, ppo_row(2))
-    page.wait_for_timeout(2500)
+    page.wait_for_timeout(700)
     assert len(made.asked) == before
     page.evaluate(f"{hide} document.dispatchEvent(new Event('visibilitychange')); }}", False)
     value(page, "0.2")
@@ -252,11 +261,11 @@ def test_all_metrics_of_a_stage_are_drawn_when_asked_for(seen, tmp_path):
 
 
 def labelled(store: Store) -> None:
-    """Twenty-five pairs on which two people agree and a third says the opposite, in no time."""
+    """Twenty-five pairs on which two people agree and a third always says the opposite."""
     for number in range(1, 26):
-        for name in ("Ada", "Grace"):
-            cast(store, name, f"pair-{number}", Choice("preference", 3))
-        cast(store, "Zoe", f"pair-{number}", Choice("preference", -3))
+        left: Side = "a" if number % 2 else "b"
+        for name, strength in (("Ada", 3), ("Grace", 3), ("Zoe", -3)):
+            cast(store, name, f"pair-{number}", Choice("preference", strength), left=left)
 
 
 def test_labels_show_queue_people_and_who_is_flagged(seen, tmp_path):
@@ -264,8 +273,8 @@ def test_labels_show_queue_people_and_who_is_flagged(seen, tmp_path):
     with open_store(tmp_path, 25, overlap=3) as store:
         labelled(store)
         page = seen(store).open()
-        shows(page, "#queue dd >> nth=1", "25")
-        shows(page, "#agreement .flagged th", re.compile("Zoe.*flagged"))
+        shows(page, "#queue dd >> nth=0", "25")
+        shows(page, "#agreement tr.flagged th", re.compile("Zoe.*flagged"))
         shows(page, "#agreement .alarms li >> nth=0", re.compile("agrees with another person in 0.0 %"))
         shows(page, "#agreement tr:has(th:text-is('Agreement, without ties')) .strong", "33.3 %")
 

@@ -11,7 +11,7 @@ from rlhfkit.feedback import app as app_module
 from rlhfkit.feedback.app import LANGUAGES
 from rlhfkit.feedback.dashboard import dashboard_link, dashboard_router
 from rlhfkit.feedback.runs import MOST_POINTS, Mark, find_run, find_runs, new_curves, new_samples, samples_at, thinned
-from rlhfkit.feedback.votes import Choice, Vote
+from rlhfkit.feedback.votes import Choice, Side, Vote
 from tests.feedback.labelling import Visitor, open_store
 from tests.feedback.run_directories import STAGES, append, make_older, make_run, ppo_row, sample_row
 
@@ -35,8 +35,7 @@ def got(visitor: Visitor, what: str, **values: Any) -> Any:
     return visitor.http.get(f"/api/dashboard/{what}", params=values).raise_for_status().json()
 
 
-def cast(store: Any, name: str, pair_id: str, choice: Choice) -> None:
-    left = store.shown_left(name, pair_id) or "a"
+def cast(store: Any, name: str, pair_id: str, choice: Choice, *, left: Side = "a") -> None:
     store.vote(Vote(str(uuid.uuid4()), pair_id, name, choice, left, active_seconds=9.0, wall_seconds=12.0))
 
 

@@ -203,6 +203,7 @@ class CurvesView {
     for (const { shown } of this.#charts.values()) shown.close();
     $("charts").replaceChildren();
     $("stage-choice").replaceChildren();
+    delete $("stage-choice").dataset.stages;
   }
 
   #stages() {
