@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import time
 import uuid
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rlhfkit.errors import StoreError
 from rlhfkit.feedback import app as app_module
 from rlhfkit.feedback.app import LANGUAGES
 from rlhfkit.feedback.dashboard import dashboard_link, dashboard_router
@@ -284,6 +286,17 @@ def test_damaged_lines_are_counted_and_the_others_are_shown(tmp_path):
     assert reply["curves"]["ppo"][""]["score/mean"] == [[1, 0.1]]
 
 
+def test_line_without_an_end_is_passed_over_once_it_is_longer_than_any_of_ours(tmp_path):
+    run = make_run(tmp_path / "demo")
+    run.metrics.write_bytes(b"x" * 5_000_000 + b"\n")
+    append(run.metrics, ppo_row(1))
+    first = new_curves(run, Mark())
+    assert (first.num_damaged, first.has_more) == (1, True)
+    second = new_curves(run, first.mark)
+    assert second.curves["ppo"][""]["score/mean"] == [(1, 0.1)]
+    assert not second.has_more
+
+
 def test_all_metrics_come_only_when_asked_for(tmp_path):
     append(make_run(tmp_path / "demo").metrics, ppo_row(0, **{"own/metric": 4.0, "note": "text", "flag": True}))
     visitor = looker(tmp_path)
@@ -383,8 +396,6 @@ def test_without_a_store_there_are_no_labels_but_what_the_run_kept(tmp_path):
 
 
 def test_store_that_fails_is_shown_as_a_problem(tmp_path):
-    from rlhfkit.errors import StoreError
-
     class Broken:
         settings = None
 
@@ -423,6 +434,16 @@ def test_request_that_came_through_a_proxy_is_not_local(tmp_path):
     visitor = looker(tmp_path)
     assert visitor.http.get("/dashboard").status_code == 200
     assert visitor.http.get("/dashboard", headers={"X-Forwarded-For": "127.0.0.1"}).status_code == 403
+
+
+def test_broken_store_leaves_the_error_page_to_those_elsewhere(tmp_path):
+    class Broken:
+        def annotator_of(self, token: str) -> str | None:
+            raise StoreError("the disk is gone")
+
+    visitor = looker(tmp_path, Broken(), client="192.168.1.7", address="http://10.0.0.1:8571", owners=["Olga"])
+    visitor.http.cookies.set("rlhfkit_token_8571", "any")
+    assert visitor.http.get("/dashboard").status_code == 503
 
 
 def test_owner_may_look_from_elsewhere_with_their_token_only(tmp_path):
@@ -507,8 +528,6 @@ def test_every_word_is_there_in_every_language_with_the_same_gaps():
 
 
 def test_every_word_that_page_and_scripts_name_exists():
-    import re
-
     words = json.loads((STATIC / "dashboard_texts.json").read_text(encoding="utf-8"))["en"]
     page = (STATIC.parent / "templates" / "dashboard.html.jinja").read_text(encoding="utf-8")
     named = set(re.findall(r"words\.(\w+)", page))

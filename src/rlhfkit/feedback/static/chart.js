@@ -16,7 +16,7 @@ export function drawn(name, attributes = {}) {
 /** A number, short enough for an axis. */
 export function short(value) {
   const size = Math.abs(value);
-  if (size !== 0 && size < 0.001) return value.toExponential(0).replace("-", "−");
+  if (size !== 0 && size < 0.001) return Number(value.toPrecision(3)).toExponential().replaceAll("-", "−");
   const text = size >= 10_000
     ? new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 }).format(value)
     : String(Number(value.toPrecision(6)));
@@ -27,7 +27,7 @@ export function short(value) {
 export function exact(value) {
   if (Number.isInteger(value)) return value.toLocaleString("en").replaceAll(",", " ").replace("-", "−");
   const size = Math.abs(value);
-  return (size < 0.001 ? value.toExponential(2) : String(Number(value.toPrecision(4)))).replace("-", "−");
+  return (size < 0.001 ? value.toExponential(2) : String(Number(value.toPrecision(4)))).replaceAll("-", "−");
 }
 
 /** At most `most` points: of each stretch the lowest and the highest, in order; first and last stay. */

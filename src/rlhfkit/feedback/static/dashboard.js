@@ -8,6 +8,7 @@ const RUNS_MS = 4000;
 const LABELS_MS = 5000;
 const LONGEST_WAIT_MS = 15_000;
 const MOST_POINTS = 3000;
+const PAGE_TITLE = document.title;
 const $ = (id) => document.getElementById(id);
 
 // ── words ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -538,7 +539,7 @@ class RunView {
     $("stages").replaceChildren();
     $("curves-empty").hidden = false;
     $("all-metrics").onchange = () => this.#restartCurves();
-    this.#runs = new Repeated(RUNS_MS, async (isStopped) => {
+    this.#runs = new Repeated(NEWS_MS, async (isStopped) => {
       const { runs } = await ask("runs");
       if (!isStopped()) this.#show(runs);
     });
@@ -588,7 +589,7 @@ class RunView {
 
   #showHead(run, parent) {
     $("run-heading").textContent = parent ? `${parent.name}, ${roundName(run)}` : run.name;
-    document.title = `${$("run-heading").textContent} · ${word("title")}`;
+    document.title = `${$("run-heading").textContent} · ${PAGE_TITLE}`;
     showPill($("run-state"), run);
     $("run-age").textContent = since(run.age_seconds);
     $("run-purpose").textContent = run.purpose;
@@ -649,7 +650,7 @@ function route({ isFirst = false } = {}) {
   }
   $("list-view").hidden = id !== null;
   $("run-view").hidden = id === null;
-  document.title = document.title.replace(/^.*·\s*/, `${word("title")} · `);
+  document.title = PAGE_TITLE;
   view = id === null ? new ListView() : new RunView(id);
   if (isFirst) return;
   scrollTo(0, 0);
