@@ -46,8 +46,9 @@ def recipe(tmp_path):
 def pipeline(monkeypatch):
     """A pipeline that trains nothing, so that only the command line is tested."""
     fake = ModuleType("rlhfkit.pipeline")
-    monkeypatch.setitem(sys.modules, "rlhfkit.pipeline", fake)
-    monkeypatch.setattr(rlhfkit, "pipeline", fake, raising=False)
+    for name in ("pipeline", "loop"):  # which runs recipes
+        monkeypatch.setitem(sys.modules, f"rlhfkit.{name}", fake)
+        monkeypatch.setattr(rlhfkit, name, fake, raising=False)
     return fake
 
 
@@ -74,7 +75,7 @@ def test_no_command_shows_the_help(invoke):
 def test_only_what_works_is_offered(invoke):
     _, output, _ = invoke("--help")
     commands = [line.split()[0] for line in output.partition("Commands:\n")[2].splitlines() if line.strip()]
-    assert commands == ["run", "recipes", "generate", "evaluate", "report", "bench"]
+    assert commands == ["run", "recipes", "generate", "evaluate", "report", "bench", "label", "labels"]
     assert "..." not in output.partition("Commands:\n")[2]  # each command's line is whole
 
 

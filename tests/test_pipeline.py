@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -229,7 +230,7 @@ def test_another_seed_gives_another_policy(run, tmp_path):
 
 def test_a_run_that_is_killed_in_every_stage_ends_with_the_same_bits(run, finished, tmp_path):
     directory = tmp_path / "killed"
-    for name in ("pretrain", "sft", "preferences", "reward_model", "normalise", "ppo", "evaluate"):
+    for name in ("pretrain", "sft", "pairs", "label", "reward_model", "normalise", "ppo", "evaluate"):
         with pytest.raises(KeyboardInterrupt):
             run(directory, progress=tiny.Interrupting(name, 2 if name != "ppo" else 1))
         assert not RunDir(directory).report.exists()
@@ -496,7 +497,7 @@ def test_evaluating_a_run_without_a_policy_is_refused(copy):
 @pytest.mark.parametrize("name", [summary.name for summary in list_recipes()])
 def test_every_shipped_recipe_parses_with_the_command_in_its_header(name):
     command = re.search(rf"^# +rlhfkit run {name} (.*)$", recipe_text(name), flags=re.MULTILINE)
-    recipe = load_recipe(name, command[1].split() if command else []).recipe
+    recipe = load_recipe(name, shlex.split(command[1]) if command else []).recipe
     assert recipe.name == name
     assert recipe.purpose
 

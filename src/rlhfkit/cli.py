@@ -86,7 +86,9 @@ def run(
     run_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to write; by default runs/<name of the recipe>.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over, and remove what an earlier run left.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; removes what an earlier run left, but never people's votes.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Run a recipe, or go on where it stopped.
@@ -245,8 +247,14 @@ def label(
         Path | None, typer.Option(metavar="FILE", help="Markdown text that is shown beside the page.")
     ] = None,
     votes_per_pair: Annotated[
-        int, typer.Option(min=1, metavar="N", help="People who see a pair; one more where the first two disagree.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            show_default=False,
+            help="People who see a pair, one more where they disagree; by default 1, or as the database has it.",
+        ),
+    ] = None,
     calibration_share: Annotated[
         float, typer.Option(min=0.0, max=1.0, metavar="SHARE", help="Share of the pairs that several people see.")
     ] = 0.15,
@@ -270,19 +278,20 @@ def label(
     from rlhfkit.progress import Progress
 
     options = session.LabelOptions(
-        database=database,
+        database=None if database is None else session.usable(database),
         num_pairs=num_pairs,
         people=PeopleConfig(
             type="people",
-            votes_per_pair=votes_per_pair,
+            votes_per_pair=votes_per_pair or 1,
             calibration_share=calibration_share,
-            calibration_votes=max(3, votes_per_pair),
+            calibration_votes=max(3, votes_per_pair or 1),
+            names=tuple(annotator or ()),
             guidelines=None if guidelines is None else str(guidelines),
             host=host,
             port=port,
         ),
-        names=annotator or [],
         seed=seed,
+        keeps_settings=votes_per_pair is None,
         opens_browser=browser and sys.stdout.isatty(),
     )
     if run is not None:
@@ -295,7 +304,7 @@ def label(
     print(words)
 
 
-labels = typer.Typer(help="What people have said: how far to trust it, to a file, from a file.", no_args_is_help=True)
+labels = typer.Typer(help="Judge, export and import what people have said.", no_args_is_help=True)
 app.add_typer(labels, name="labels")
 StoreArgument = Annotated[
     str, typer.Argument(metavar="STORE", help="SQLite file, address of a PostgreSQL database, or a run directory.")

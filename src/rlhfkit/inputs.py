@@ -10,6 +10,7 @@ from rlhfkit.build import Builder
 from rlhfkit.config.schema import (
     DATA_OF_STAGE,
     GrammarRewardConfig,
+    PreferencesConfig,
     Recipe,
     RewardConfig,
     SourceConfig,
@@ -26,7 +27,8 @@ from rlhfkit.data import (
 )
 from rlhfkit.envs.check import check_text_env
 from rlhfkit.errors import ConfigError, DataError, RewardError, RlhfkitError, StoreError
-from rlhfkit.labelling import load_labels
+from rlhfkit.labelling import check_preferences, load_labels
+from rlhfkit.models.inspection import inspect_model
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.chrf import ChrfReward, sacrebleu_metrics
@@ -114,7 +116,7 @@ class Inputs:
             if name not in made and getattr(recipe.data, name) is not None:
                 yield lambda name=name: self.load(name, LOADERS[name])  # type: ignore[misc]
         if "preferences" in stages:
-            yield lambda: self._try_reward(GrammarRewardConfig(type="grammar"), "preferences", ["prompts"])
+            yield from self._checks_of_labelling(recipe.preferences)
         is_tried = recipe.env is not None and (recipe.env.type != "function" or recipe.env.check)
         if is_tried and {"ppo", "evaluate"} & set(stages):
             yield lambda: self._try_env("prompts" if "ppo" in stages else "test_prompts")
@@ -125,6 +127,14 @@ class Inputs:
             yield lambda: self._try_reward(judge, "evaluation.judge", ["test_prompts"])
         if "evaluate" in stages and recipe.evaluation.metric != "none":
             yield self._try_metric
+
+    def _checks_of_labelling(self, config: PreferencesConfig) -> Iterator[Callable[[], object]]:
+        yield lambda: check_preferences(config)
+        if config.sampled_from is not None:
+            subject = f'preferences.sampled_from = "{config.sampled_from}"'
+            yield lambda: inspect_model(str(config.sampled_from), subject=subject)
+        if config.annotators.type == "simulated":
+            yield lambda: self._try_reward(GrammarRewardConfig(type="grammar"), "preferences", ["prompts"])
 
     def _check_start(self, stages: Collection[Stage]) -> None:
         self._encoder = self.builder.check_start(stages)

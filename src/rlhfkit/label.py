@@ -1,34 +1,57 @@
 """`rlhfkit label`: put pairs into a store, show the page, and say what the votes amount to."""
 
+import json
 import shlex
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlhfkit.build import Builder
 from rlhfkit.config.control import ControlRecipe
+from rlhfkit.config.feedback import usable_database
+from rlhfkit.config.load import load_recipe
 from rlhfkit.config.schema import (
     DataConfig,
     PeopleConfig,
     PreferencesConfig,
     PretrainedModelConfig,
     Recipe,
+    RolloutConfig,
     RowsConfig,
 )
 from rlhfkit.data import load_prompts
 from rlhfkit.errors import ConfigError
 from rlhfkit.feedback.app import create_app
-from rlhfkit.feedback.exchange import ExportFormat, ImportFormat, export_labels, import_labels, read_pairs
+from rlhfkit.feedback.exchange import (
+    ExportFormat,
+    ImportFormat,
+    export_labels,
+    import_labels,
+    preferences_of,
+    read_pairs,
+)
 from rlhfkit.feedback.server import Address, serve
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.trust import TrustReport, trust_report
 from rlhfkit.feedback.votes import Pair, Part
 from rlhfkit.inputs import Inputs
-from rlhfkit.labelling import PairSampler, open_existing, read_guidelines, store_settings, with_calibration
+from rlhfkit.labelling import (
+    PairSampler,
+    is_missing,
+    new_pairs,
+    nobody_can_go_on,
+    open_existing,
+    read_guidelines,
+    refuse_strangers,
+    store_settings,
+    with_calibration,
+)
+from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.progress import Progress
-from rlhfkit.rundir import ModelName, RunDir
+from rlhfkit.rundir import RunDir
 from rlhfkit.workspace import recipe_of
 
 __all__ = [
@@ -39,6 +62,7 @@ __all__ = [
     "label_prompts",
     "label_run",
     "report_of",
+    "usable",
 ]
 
 TEST_SHARE = 0.2
@@ -52,9 +76,9 @@ class LabelOptions:
     database: str | None
     num_pairs: int
     people: PeopleConfig
-    names: Sequence[str]
-    """People who get a link with a token of their own."""
     seed: int
+    keeps_settings: bool
+    """Whether a store that has pairs keeps the votes per pair that it was made with."""
     opens_browser: bool
 
 
@@ -68,63 +92,90 @@ def label_run(directory: Path, options: LabelOptions, progress: Progress) -> str
     recipe = recipe_of(run)
     if isinstance(recipe, ControlRecipe):
         raise ConfigError(f"{directory} is a run of a control task, whose policy writes no text to compare")
-    names: tuple[ModelName, ...] = ("policy", "sft", "base")
-    made = next((run.model(name) for name in names if run.model(name).exists()), None)
+    made = run.newest_model()
     if made is None:
         raise ConfigError(f"{directory} has no model yet; finish it with the command that began it")
     if recipe.data.prompts is None:
-        raise ConfigError(f"the recipe of {directory} has no data.prompts; give --prompts FILE --model {made}")
+        raise ConfigError(
+            f"the recipe of {directory} has no data.prompts; name prompts: "
+            f"rlhfkit label --prompts FILE --model {shlex.quote(str(made))}"
+        )
     start = PretrainedModelConfig(
         path=str(made), **recipe.model.model_dump(include={"dtype", "device", "chat_template"})
     )
-    asked = recipe.model_copy(update={"model": start, "stages": ("preferences",), "seed": options.seed})
-    return _label(Recipe.model_validate(asked.model_dump() | {"rounds": 1, "env": None}), run, options, progress)
+    changes = {
+        "model": start.model_dump(),
+        "stages": ("preferences",),
+        "seed": options.seed,
+        "rounds": 1,
+        "env": None,
+        "preferences": {"annotators": options.people.model_dump()},
+        "data": recipe.data.model_dump() | {"preferences": None, "test_preferences": None},
+    }
+    return _label(Recipe.model_validate(recipe.model_dump() | changes), run, options, progress, of=recipe)
 
 
 def label_prompts(prompts: Path, model: str, options: LabelOptions, progress: Progress) -> str:
     """Ask people about a model's responses to the prompts of a file; how it ended, for the terminal."""
+    context = context_of(inspect_model(model, subject=f"--model {model}")) or 1 << 20
+    rollout = RolloutConfig(max_response_tokens=min(RolloutConfig().max_response_tokens, context // 2))
+    room = min(DataConfig().max_prompt_tokens, context - rollout.max_response_tokens)
     recipe = Recipe(
         name="labels",
         seed=options.seed,
         stages=("preferences",),
         model=PretrainedModelConfig(path=model),
-        data=DataConfig(prompts=RowsConfig(path=str(prompts.absolute()))),
+        data=DataConfig(prompts=RowsConfig(path=str(prompts)), max_prompt_tokens=room),
+        preferences=PreferencesConfig(annotators=options.people),
+        rollout=rollout,
     )
     return _label(recipe, RunDir(Path()), options, progress)
 
 
 def label_pairs(path: Path, options: LabelOptions, progress: Progress) -> str:
     """Ask people about the pairs of a file; how it ended, for the terminal."""
+    guidelines = read_guidelines(options.people.guidelines)
+    refuse_strangers(options.people)
     pairs = with_calibration(
         read_pairs(path, test_share=TEST_SHARE), options.people.calibration_share, seed=options.seed
     )
-    with _open(RunDir(Path()), options) as store:
-        store.add_pairs(_not_known(store, pairs))
-        return _ask(store, options, progress, database=database_of(RunDir(Path()), options.database))
+    with _opened(RunDir(Path()), options) as (store, database):
+        store.add_pairs(new_pairs(store, pairs))
+        _ask(store, options, progress, database=database, guidelines=guidelines)
+        return _closing_words(store, database)
 
 
-def database_of(run: RunDir, database: str | None) -> str:
-    """The store that is meant: as named, or the one of the run."""
-    return database or str(run.labels)
-
-
-def _label(recipe: Recipe, run: RunDir, options: LabelOptions, progress: Progress) -> str:
+def _label(recipe: Recipe, run: RunDir, options: LabelOptions, progress: Progress, *, of: Recipe | None = None) -> str:
     inputs = Inputs(recipe, Builder(recipe, run))
     inputs.check(["preferences"])
-    with _open(run, options) as store:
-        if store.queue().num_finished == store.queue().num_pairs:
-            store.add_pairs(_sampled(recipe, inputs, store, options, progress))
-        return _ask(store, options, progress, database=database_of(run, options.database))
+    guidelines = read_guidelines(options.people.guidelines)
+    with _opened(run, options) as (store, database):
+        if nobody_can_go_on(store, options.people.names):
+            store.add_pairs(new_pairs(store, _sampled(recipe, inputs, store, options, progress)))
+        _ask(store, options, progress, database=database, guidelines=guidelines)
+        return _closing_words(store, database, run=run, recipe=of)
 
 
-def _open(run: RunDir, options: LabelOptions) -> Store:
-    return Store.open(database_of(run, options.database), settings=store_settings(options.people))
-
-
-def _not_known(store: Store, pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs that the store does not have: what it knows of the others, such as their part, stays."""
-    known = {pair.id for pair in store.pairs()}
-    return [pair for pair in pairs if pair.id not in known]
+@contextmanager
+def _opened(run: RunDir, options: LabelOptions) -> Iterator[tuple[Store, str]]:
+    """The store, and its name; a new file goes again where something fails before it holds a pair."""
+    database = options.database or str(run.labels)
+    is_new = is_missing(database)
+    settings = store_settings(options.people)
+    store = Store.open(database)
+    try:
+        if not (options.keeps_settings and store.queue().num_pairs):
+            store.close()
+            store = Store.open(database, settings=settings)
+        yield store, database
+    except BaseException:
+        if is_new and not store.queue().num_pairs:
+            store.close()
+            for ending in ("", "-wal", "-shm"):
+                Path(database.removeprefix("sqlite:///") + ending).unlink(missing_ok=True)
+        raise
+    finally:
+        store.close()
 
 
 def _sampled(recipe: Recipe, inputs: Inputs, store: Store, options: LabelOptions, progress: Progress) -> list[Pair]:
@@ -147,51 +198,74 @@ def _sampled(recipe: Recipe, inputs: Inputs, store: Store, options: LabelOptions
             return sampler.pairs(store, on_finished=stage.advance, tell=progress.note)
 
 
-def _ask(store: Store, options: LabelOptions, progress: Progress, *, database: str) -> str:
+def _ask(store: Store, options: LabelOptions, progress: Progress, *, database: str, guidelines: str | None) -> None:
     """Show the page until Ctrl-C."""
     people = options.people
-    read_guidelines(store, people.guidelines)
-    tokens = {name: store.add_annotator(name) for name in options.names}
-    if not tokens and not Address(people.host, people.port, people.port).is_local:
-        raise ConfigError(
-            f"--host {people.host} lets other machines in, which need a token; name the people with --annotator NAME"
-        )
+    if guidelines:
+        store.set_guidelines(guidelines)
+    tokens = {name: store.add_annotator(name) for name in people.names}
 
     def tell(address: Address) -> None:
         progress.note(f"the page is at {address}; Ctrl-C ends it, and keeps every vote")
         for name, token in tokens.items():
-            progress.note(f"  for {name}: {address.url}?token={token}")
+            progress.note(f"  for {name}: {address.shared_url}?token={token}")
         if options.opens_browser and address.is_local:
             webbrowser.open(f"{address.url}?token={next(iter(tokens.values()))}" if tokens else address.url)
 
-    app = create_app(store, title=Path(database).stem, project=database, allow_names=not tokens)
+    app = create_app(store, title=Path(database).stem, project=store.name, allow_names=not tokens)
     serve(app, host=people.host, port=people.port, on_ready=tell)
-    return _closing_words(store, database)
 
 
-def _closing_words(store: Store, database: str) -> str:
-    queue = store.queue()
+def _closing_words(store: Store, database: str, *, run: RunDir | None = None, recipe: Recipe | None = None) -> str:
+    """What the store holds, how far it can be trusted, and the commands that use it."""
+    queue, snapshot = store.queue(), store.snapshot()
     report = trust_report(
-        store.snapshot(), overlap=store.settings.overlap, calibration_overlap=store.settings.calibration_overlap
+        snapshot, overlap=store.settings.overlap, calibration_overlap=store.settings.calibration_overlap
     )
-    where = shlex.quote(database)
-    tables = " ".join(
-        shlex.quote(f'data.{table}={{type="store", database="{database}", part="{part}"}}')
-        for table, part in (("preferences", "train"), ("test_preferences", "test"))
-    )
-    lines = [f"{database} holds {queue.num_pairs} pairs, {queue.num_finished} of them with all their votes"]
+    lines = [f"{database} holds {_count(queue.num_pairs, 'pair')}, {queue.num_finished} with all the votes asked for"]
     if report.num_votes:
         lines += [f"  {line}" if line else "" for line in report.lines()]
     else:
         lines.append("  nobody has voted yet")
-    lines.append(f"next: rlhfkit labels report {where}")
-    lines.append(f"      rlhfkit run RECIPE {tables}")
+    lines.append(f"next: rlhfkit labels report {shlex.quote(database)}")
+    parts: tuple[Part, ...] = ("train", "test")
+    found = [part for part in parts if preferences_of(snapshot.pairs, snapshot.votes, part=part).preferences]
+    if "train" in found:
+        lines.append(f"      {_training_command(database, found, run, recipe)}")
+    else:
+        lines.append("      label more pairs: no pair to train on has a majority yet")
     return "\n".join(lines)
+
+
+def _training_command(database: str, parts: Sequence[Part], run: RunDir | None, recipe: Recipe | None) -> str:
+    """The command that trains on the labels: of the run's own recipe, where its directory tells the whole of it."""
+    command = ["rlhfkit run", "RECIPE"]
+    if run is not None and recipe is not None and "reward_model" in recipe.stages and _is_whole(run, recipe):
+        command = ["rlhfkit run", shlex.quote(str(run.recipe))]
+        command.append(f"--run-dir {shlex.quote(str(run.path.with_name(f'{run.path.absolute().name}-labelled')))}")
+        if "preferences" in recipe.stages:
+            stages = [stage for stage in recipe.stages if stage != "preferences"]
+            command.append(shlex.quote(f"stages={json.dumps(stages)}"))
+        if recipe.rounds > 1:
+            command.append("rounds=1")
+    name = json.dumps(database, ensure_ascii=False)
+    for part in parts:
+        table = "preferences" if part == "train" else "test_preferences"
+        command.append(shlex.quote(f'data.{table}={{type="store", database={name}, part="{part}"}}'))
+    return " ".join(command)
+
+
+def _is_whole(run: RunDir, recipe: Recipe) -> bool:
+    """Whether the file in the run is its recipe, with nothing that only the command line said."""
+    try:
+        return load_recipe(str(run.recipe)).recipe == recipe
+    except ConfigError:
+        return False
 
 
 def report_of(store: str) -> TrustReport:
     """How far the votes of a store can be trusted. Raises: StoreError where there is none."""
-    with open_existing(_database(store)) as opened:
+    with open_existing(_database(usable(store))) as opened:
         settings = opened.settings
         return trust_report(
             opened.snapshot(), overlap=settings.overlap, calibration_overlap=settings.calibration_overlap
@@ -202,12 +276,12 @@ def export_store(
     store: str, path: Path, *, format: ExportFormat, part: Part | None, use_margin: bool, min_votes: int
 ) -> list[str]:
     """Write the labels of a store to a file; what was written, for the terminal. Raises: StoreError, DataError."""
-    with open_existing(_database(store)) as opened:
+    with open_existing(_database(usable(store))) as opened:
         snapshot = opened.snapshot()
     written = export_labels(
         snapshot.pairs, snapshot.votes, path, format=format, part=part, use_margin=use_margin, min_votes=min_votes
     )
-    return [f"{written.path}: {written.num_records} records", *_left_out(written.left_out)]
+    return [f"{written.path}: {_count(written.num_records, 'record')}", *_left_out(written.left_out)]
 
 
 def import_into_store(store: str, path: Path, *, format: ImportFormat, annotator: str) -> list[str]:
@@ -216,19 +290,38 @@ def import_into_store(store: str, path: Path, *, format: ImportFormat, annotator
     Raises: StoreError, DataError.
     """
     labels = import_labels(path, format=format, test_share=TEST_SHARE, annotator=annotator)
-    with Store.open(_database(store)) as opened:
-        num_pairs = opened.add_pairs(_not_known(opened, labels.pairs))
+    # The votes of simulated people are the run's, and go with it.
+    with Store.open(_database(usable(store), takes_simulated=False)) as opened:
+        num_pairs = opened.add_pairs(new_pairs(opened, labels.pairs))
         num_votes = opened.add_votes(labels.votes)
-    return [f"{store}: {num_pairs} new pairs, {num_votes} new votes", *_left_out(labels.left_out)]
+    return [f"{store}: {_count(num_pairs, 'new pair')}, {_count(num_votes, 'new vote')}", *_left_out(labels.left_out)]
+
+
+def usable(database: str) -> str:
+    """The name of a database as the command line gives it. Raises: ConfigError where it holds a password."""
+    try:
+        return usable_database(database)
+    except ValueError as error:
+        shown = f"{database.partition('://')[0]}://…"
+        raise ConfigError(f"database {shown}: {error}") from error
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _left_out(left_out: dict[str, int]) -> list[str]:
     return [f"  left out: {what} ({number})" for what, number in left_out.items()]
 
 
-def _database(store: str) -> str:
-    """A run directory stands for its store."""
+def _database(store: str, *, takes_simulated: bool = True) -> str:
+    """A run directory stands for its store: the one of its people, or else what its recipe names."""
     if "://" in store or not Path(store).is_dir():
         return store
     run = RunDir(store)
-    return str(run.labels if run.labels.exists() or not run.simulated_labels.exists() else run.simulated_labels)
+    if run.labels.exists() or not takes_simulated:
+        return str(run.labels)
+    recipe = recipe_of(run) if run.is_run() else None
+    if isinstance(recipe, Recipe) and recipe.preferences.database is not None:
+        return recipe.preferences.database
+    return str(run.simulated_labels if run.simulated_labels.exists() else run.labels)

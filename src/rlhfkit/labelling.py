@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhfkit.config.schema import PeopleConfig, PreferencesConfig, RolloutConfig, SimulatedConfig, StoreConfig
 from rlhfkit.data.rows import Loaded, SourceFile
-from rlhfkit.errors import ConfigError, DataError, StoreError
+from rlhfkit.errors import ConfigError, DataError, RlhfkitError, StoreError
 from rlhfkit.feedback.exchange import Aggregated, preferences_of
 from rlhfkit.feedback.pairs import LabelledPairs, choose_pairs, text_features
 from rlhfkit.feedback.server import Address, serve_while
@@ -20,17 +20,22 @@ from rlhfkit.feedback.votes import Pair, Part, Vote, pair_id, part_of_prompt
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.progress import Progress
-from rlhfkit.records import Preference, Prompt
+from rlhfkit.records import Conversation, Preference, Prompt
 from rlhfkit.rewards.grammar import GrammarReward
 from rlhfkit.rollout.generation import generate
 from rlhfkit.seeding import derive_seed, shuffled
 
 __all__ = [
     "PairSampler",
+    "check_preferences",
+    "is_missing",
     "label",
     "load_labels",
+    "new_pairs",
+    "nobody_can_go_on",
     "open_existing",
     "read_guidelines",
+    "refuse_strangers",
     "store_settings",
     "with_calibration",
     "with_strengths",
@@ -59,35 +64,42 @@ class PairSampler:
     def pairs(self, store: Store, *, on_finished: Callable[[int], None], tell: Callable[[str], None]) -> list[Pair]:
         """Training pairs, chosen where a label teaches most if there are more candidates, and random test pairs.
 
-        A prompt is of one part in every round, by its hash. Pairs of the same two responses, or with an empty one, are
-        left out.
-        Raises: DataError where the prompts are too few for both parts.
+        A prompt is of one part in every round: of that which it has in the store, or by its hash. Pairs of the same two
+        responses, or with an empty one, are left out. Asked again, as after an interruption, it gives the same pairs.
+        Raises: DataError where the prompts are too few for both parts, or where no pair is left.
         """
-        config = self.config
+        config, known = self.config, store.snapshot()
         num_train, num_test = max(config.num_pairs, config.num_candidates), config.num_test_pairs
-        parts = self._parts(num_test / (config.num_pairs + num_test))
-        train = self._sampled("train", num_train, parts["train"], on_finished)
+        parts = self._parts(num_test / (config.num_pairs + num_test), {pair.prompt: pair.part for pair in known.pairs})
+        train = self._sampled("train", num_train, parts["train"], on_finished, tell)
+        test = self._sampled("test", num_test, parts["test"], on_finished, tell) if num_test else []
         if config.num_candidates > config.num_pairs:
-            train = self._chosen(train, store.snapshot(), tell)
-        test = self._sampled("test", num_test, parts["test"], on_finished) if num_test else []
+            train = self._chosen(train, known, tell)
         pairs = train + test
         if isinstance(config.annotators, PeopleConfig):
             return with_calibration(pairs, config.annotators.calibration_share, seed=self.seed)
         return pairs
 
-    def _parts(self, test_share: float) -> dict[Part, list[EncodedPrompt]]:
+    def _parts(self, test_share: float, known: Mapping[str | Conversation, Part]) -> dict[Part, list[EncodedPrompt]]:
         parts: dict[Part, list[EncodedPrompt]] = {"train": [], "test": []}
         for row in shuffled(len(self.prompts), derive_seed(self.seed, "preference prompts", self.config.round)):
             prompt = self.prompts[row]
-            parts[part_of_prompt(prompt.prompt.content, test_share=test_share)].append(prompt)
+            content = prompt.prompt.content
+            parts[known.get(content) or part_of_prompt(content, test_share=test_share)].append(prompt)
         if not parts["train"] or (test_share > 0 and not parts["test"]):
+            stay = ", some of which the store has already for one of the two" if known else ""
             raise DataError(
-                f"data.prompts has {len(self.prompts)} prompts, too few for training and test pairs; give more"
+                f"data.prompts has {len(self.prompts)} prompts{stay}, too few for training and test pairs; give more"
             )
         return parts
 
     def _sampled(
-        self, part: Part, num: int, prompts: Sequence[EncodedPrompt], on_finished: Callable[[int], None]
+        self,
+        part: Part,
+        num: int,
+        prompts: Sequence[EncodedPrompt],
+        on_finished: Callable[[int], None],
+        tell: Callable[[str], None],
     ) -> list[Pair]:
         drawn = [prompts[index % len(prompts)] for index in range(num)]
         sides = []
@@ -106,6 +118,14 @@ class PairSampler:
                 if first.strip() and second.strip() and first != second
             )
         }
+        why = "the same response twice, an empty one, or a pair that came before"
+        if not pairs:
+            raise DataError(
+                f"none of {num} {part} pairs can be compared ({why}); raise rollout.temperature, or give another model "
+                f"than {self.model_name}"
+            )
+        if len(pairs) < num:
+            tell(f"{num - len(pairs)} of {num} {part} pairs left out: {why}")
         return list(pairs.values())
 
     def _pair(self, prompt: Prompt, first: str, second: str, part: Part) -> Pair:
@@ -129,9 +149,16 @@ class PairSampler:
         )
 
     def _chosen(self, candidates: list[Pair], known: Snapshot, tell: Callable[[str], None]) -> list[Pair]:
-        """`num_pairs` of the candidates, by what the labels so far leave open."""
+        """`num_pairs` of the candidates, by what the labels of the rounds before leave open.
+
+        Labels of this round do not count, and what was chosen stays, so that a run that goes on asks nothing else.
+        """
+        num, names = self.config.num_pairs, {pair.id for pair in candidates}
+        kept = [pair for pair in known.pairs if pair.id in names]
+        if len(kept) >= num:
+            return kept
         shares = _shares_for_a(known.votes)
-        labelled = [pair for pair in known.pairs if pair.part == "train" and pair.id in shares]
+        labelled = [pair for pair in known.pairs if pair.id in shares and self._teaches(pair)]
         # Words and lengths: on hidden states of a small model the heads were hardly better than a coin.
         features = text_features([*candidates, *labelled])
         selection = choose_pairs(
@@ -143,15 +170,32 @@ class PairSampler:
                 [pair.prompt for pair in labelled],
                 np.array([len(pair.response_a) - len(pair.response_b) for pair in labelled], dtype=float),
             ),
-            num=self.config.num_pairs,
+            num=num,
             prompts=[pair.prompt for pair in candidates],
             generator=np.random.default_rng(derive_seed(self.seed, "choice", self.config.round)),
             random_share=self.config.random_share,
         )
         tell(selection.message)
-        return [
+        chosen = [
             replace(candidates[one.index], reason=one.reason, probability=one.probability) for one in selection.chosen
         ]
+        kept_names = {pair.id for pair in kept}
+        return kept + [pair for pair in chosen if pair.id not in kept_names][: num - len(kept)]
+
+    def _teaches(self, pair: Pair) -> bool:
+        """Whether a labelled pair of the store can tell what to ask next."""
+        is_earlier = pair.round < self.config.round or pair.reason == "given"
+        return is_earlier and pair.part == "train"
+
+
+def new_pairs(store: Store, pairs: Sequence[Pair]) -> list[Pair]:
+    """Pairs that the store does not have, each of the part that other pairs of its prompt have there.
+
+    What the store knows of the others, such as how they were chosen, stays.
+    """
+    known = store.pairs()
+    ids, parts = {pair.id for pair in known}, {pair.prompt: pair.part for pair in known if pair.prompt}
+    return [replace(pair, part=parts.get(pair.prompt, pair.part)) for pair in pairs if pair.id not in ids]
 
 
 def with_calibration(pairs: Sequence[Pair], share: float, *, seed: int) -> list[Pair]:
@@ -172,62 +216,133 @@ def _shares_for_a(votes: Sequence[Vote]) -> dict[str, float]:
     return {pair: sum(shares) / len(shares) for pair, shares in said.items()}
 
 
-def label(store: Store, annotators: SimulatedConfig | PeopleConfig, progress: Progress, *, seed: int) -> None:
-    """Let simulated people vote until no pair wants a vote, or show people a page and wait for them."""
+def label(
+    store: Store, annotators: SimulatedConfig | PeopleConfig, progress: Progress, *, seed: int, title: str
+) -> None:
+    """Let simulated people vote until no pair wants a vote, or show people a page and wait for them.
+
+    `title` stands on the page.
+    Raises: KeyboardInterrupt at Ctrl-C; every vote that was given is kept.
+    """
     match annotators:
         case SimulatedConfig():
             people = SimulatedAnnotators(annotators, GrammarReward(), seed=seed)
-            num_open = store.queue().num_waiting * annotators.votes_per_pair  # nobody else votes here
-            with progress.stage("label", total=num_open, unit="vote") as stage:
+            with progress.stage("label", total=people.num_open(store), unit="vote") as stage:
                 people.label(store, on_vote=stage.advance)
         case PeopleConfig():
-            wait_for_people(store, annotators, progress)
+            _wait_for_people(store, annotators, progress, title=title)
 
 
-def wait_for_people(store: Store, config: PeopleConfig, progress: Progress, *, title: str = "") -> None:
-    """Show the labelling page until every pair has its votes, with the progress on the terminal.
-
-    Raises: KeyboardInterrupt at Ctrl-C; every vote that was given is kept.
-    """
+def _wait_for_people(store: Store, config: PeopleConfig, progress: Progress, *, title: str) -> None:
     from rlhfkit.feedback.app import create_app  # needs the extra [web], which simulated people do not
 
-    read_guidelines(store, config.guidelines)
+    refuse_strangers(config)
+    if nobody_can_go_on(store, config.names):
+        return  # all was said before
+    if text := read_guidelines(config.guidelines):
+        store.set_guidelines(text)
+    tokens = {name: store.add_annotator(name) for name in config.names}
     queue = store.queue()
     with progress.stage("label", total=queue.num_pairs, unit="pair", completed=queue.num_finished) as stage:
-        done = queue.num_finished
-        finished_at: float | None = None
-
-        def is_open() -> bool:
-            nonlocal done, finished_at
-            finished = store.queue().num_finished
-            stage.advance(finished - done)
-            done = finished
-            if finished < queue.num_pairs:
-                finished_at = None  # a vote may be taken back
-                return True
-            finished_at = finished_at or time.monotonic()
-            return time.monotonic() < finished_at + SECONDS_TO_UNDO
+        watch = _Watch(store, config.names, stage.advance, queue.num_finished)
 
         def tell(address: Address) -> None:
-            progress.note(f"people are asked at {address}")
+            progress.note(f"people are asked at {address}; Ctrl-C stops, and keeps every vote")
+            for name, token in tokens.items():
+                progress.note(f"  for {name}: {address.shared_url}?token={token}")
+            who = "all of them have" if tokens else "who is voting has"
+            progress.note(f"the run goes on when every pair has its votes, or when {who} no pair left")
 
-        app = create_app(store, title=title, project=title)
-        serve_while(app, is_open, host=config.host, port=config.port, on_ready=tell)
+        app = create_app(store, title=title, project=store.name, allow_names=not tokens)
+        serve_while(app, watch.is_open, host=config.host, port=config.port, on_ready=tell)
+    if not nobody_can_go_on(store, config.names):
+        raise RlhfkitError("the labelling page stopped before all was labelled; start again, every vote is kept")
+    queue = store.queue()
+    if queue.num_finished < queue.num_pairs:
+        progress.warn(
+            f"{queue.num_pairs - queue.num_finished} of {queue.num_pairs} pairs have fewer votes than asked for, "
+            "because nobody was left to give them"
+        )
 
 
-def read_guidelines(store: Store, path: str | None) -> None:
-    """Make the text of a file the store's guidelines, as a new version if it differs.
+class _Watch:
+    """Looks at a store until people are through, and for a moment longer, in which the last vote may be undone."""
 
-    Raises: ConfigError where it cannot be read.
+    def __init__(self, store: Store, names: Sequence[str], advance: Callable[[int], None], num_finished: int) -> None:
+        self.store, self.names, self.advance, self.num_finished = store, names, advance, num_finished
+        self.through_since: float | None = None
+
+    def is_open(self) -> bool:
+        num_finished = self.store.queue().num_finished
+        if num_finished != self.num_finished:
+            self.advance(num_finished - self.num_finished)
+        self.num_finished = num_finished
+        if not nobody_can_go_on(self.store, self.names):
+            self.through_since = None  # a vote was taken back
+            return True
+        self.through_since = self.through_since or time.monotonic()
+        return time.monotonic() < self.through_since + SECONDS_TO_UNDO
+
+
+def nobody_can_go_on(store: Store, names: Sequence[str] = ()) -> bool:
+    """Whether every pair has its votes, or none of the people has a pair left that they have not decided on.
+
+    Pairs that only more people could finish, of the calibration pool or skipped, are waited for by nobody. The people
+    are those of `names`, or else all who came to the page, as long as they are at it.
     """
+    queue = store.queue()
+    if queue.num_finished == queue.num_pairs:
+        return True
+    num_left = {name: store.progress(name).num_left for name in names or store.annotators(with_token=True)}
+    waiting = {name for name, number in num_left.items() if number}
+    if names or len(waiting) == len(num_left):
+        return bool(names) and not waiting
+    return queue.num_leased == 0
+
+
+def read_guidelines(path: str | None) -> str | None:
+    """The text of the guidelines, if a file is named. Raises: ConfigError where it cannot be read."""
     if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror
+    except UnicodeDecodeError as error:
+        reason = str(error)
+    raise ConfigError(f"guidelines {path} cannot be read ({reason}); expected a text file in UTF-8")
+
+
+def refuse_strangers(people: PeopleConfig) -> None:
+    """Nothing; but a page that other machines reach needs people with tokens. Raises: ConfigError."""
+    if not people.names and not Address(people.host, people.port, people.port).is_local:
+        raise ConfigError(
+            f"host {people.host} lets other machines in, where people need a link with a token; name the people "
+            "(--annotator NAME; in a recipe preferences.annotators.names), or leave the host out"
+        )
+
+
+def check_preferences(config: PreferencesConfig) -> None:
+    """Nothing; but what people need, and the database, are tried before anything is done.
+
+    Raises: ConfigError, StoreError, MissingDependencyError.
+    """
+    if isinstance(config.annotators, PeopleConfig):
+        import rlhfkit.feedback.app  # noqa: F401  # whether the extra [web] is installed
+
+        read_guidelines(config.annotators.guidelines)
+        refuse_strangers(config.annotators)
+    if config.database is None:
+        return
+    if is_missing(config.database):
+        directory = Path(config.database).absolute().parent
+        if not directory.is_dir():
+            raise StoreError(f"preferences.database = {config.database}: there is no directory {directory}; make it")
         return
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"guidelines {path} cannot be read ({error}); expected a text file in UTF-8") from error
-    if store.guidelines()[1] != text:
-        store.set_guidelines(text)
+        Store.open(config.database).close()
+    except StoreError as error:
+        raise StoreError(f"preferences.database: {error}") from error
 
 
 def store_settings(annotators: SimulatedConfig | PeopleConfig) -> StoreSettings:
@@ -256,9 +371,15 @@ def open_existing(database: str | Path) -> Store:
 
     Raises: StoreError where there is none.
     """
-    if "://" not in str(database) and not Path(database).expanduser().exists():
+    if is_missing(database):
         raise StoreError(f"there is no store {database}; make one with: rlhfkit label RUN")
     return Store.open(database)
+
+
+def is_missing(database: str | Path) -> bool:
+    """Whether `database` is a file that is not there; servers are asked only when they are opened."""
+    name = str(database).removeprefix("sqlite:///")
+    return "://" not in name and not Path(name).exists()
 
 
 def load_labels(source: StoreConfig) -> Loaded[Preference]:
@@ -277,9 +398,14 @@ def load_labels(source: StoreConfig) -> Loaded[Preference]:
     )
     if not found.preferences:
         raise DataError(
-            f"the votes of {source.database} make no preference: {found.num_pairs} pairs of part {source.part}, "
-            f"{found.num_without_votes} of them without a vote; label more pairs"
+            f"the votes of {source.database} make no preference: of {found.num_pairs} pairs {_of_part(source)}, "
+            f"{found.num_without_votes} have no vote, {found.num_too_few} too few, {found.num_skipped} were skipped, "
+            f"and {found.num_tied + found.num_both_bad} are undecided; label more pairs"
         )
     preferences = with_strengths(found)
     digest = hashlib.sha256(repr(preferences).encode("utf-8", "backslashreplace")).hexdigest()
     return Loaded(preferences, found.unusable, (SourceFile(source.database, digest, len(preferences)),))
+
+
+def _of_part(source: StoreConfig) -> str:
+    return "in all" if source.part == "all" else f'of the part "{source.part}"'

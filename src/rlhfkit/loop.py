@@ -8,6 +8,7 @@ newest policy only writes the responses that people compare, so that errors of a
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from rlhfkit import pipeline
 from rlhfkit.build import Builder
@@ -22,16 +23,18 @@ from rlhfkit.config.schema import (
 )
 from rlhfkit.evaluation.report import write_report
 from rlhfkit.inputs import Inputs
+from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline import Pipeline
 from rlhfkit.progress import Progress
-from rlhfkit.rundir import RunDir, write_directory_atomically
+from rlhfkit.rundir import ModelName, RunDir, read_json, write_directory_atomically, write_json
 from rlhfkit.workspace import locked, prepare, refuse_other_directories, refuse_other_settings
 
 __all__ = ["run"]
 
 STAGES_OF_ROUND: tuple[Stage, ...] = ("preferences", "reward_model", "ppo", "evaluate")
+SETTINGS_WITH_PATHS = ("model.path", "preferences.sampled_from", "preferences.database", "evaluation.judge.path")
 
 
 def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress: Progress | None = None) -> None:
@@ -45,35 +48,86 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
         return
     run_dir = RunDir(directory)
     refuse_other_directories(run_dir)
-    for change in () if fresh else refuse_other_settings(run_dir, recipe):
+    for change in () if fresh else _changes(recipe, run_dir):
         progress.note(f"changed since this run began: {change}")
     inputs = Inputs(recipe, Builder(recipe, run_dir))
     finished = {} if fresh else run_dir.finished_stages()
-    inputs.check([stage for stage in recipe.stages if stage not in finished])
+    is_finished = not fresh and _is_taken_over(run_dir, recipe)
+    left = [stage for stage in recipe.stages if stage not in finished or _is_of_round(stage)]
+    inputs.check([] if is_finished else left)
     with locked(run_dir), quiet_transformers():
         prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir) as log:
             beginning = Pipeline(inputs, run_dir, log, progress)
             for stage in recipe.stages:
-                if stage not in STAGES_OF_ROUND:
+                if not _is_of_round(stage):
                     beginning.do(stage)
-        for number in range(1, recipe.rounds + 1):
-            progress.note(f"round {number} of {recipe.rounds}")
-            _run_round(recipe, run_dir, number, progress)
-        if len(run_dir.finished_stages()) < len(recipe.stages):
-            _take_over(run_dir, recipe)
-        write_report(run_dir)
+            for number in range(1, recipe.rounds + 1):
+                _run_round(recipe, run_dir, number, progress)
+                write_report(run_dir)  # for people who look in between
+            if is_finished:
+                progress.note("nothing was left to do; --fresh starts over")
+            else:
+                _take_over(run_dir, recipe, beginning.manifest)
+                write_report(run_dir)
+
+
+def _is_of_round(stage: Stage) -> bool:
+    return stage in STAGES_OF_ROUND
+
+
+def _changes(recipe: Recipe, run_dir: RunDir) -> tuple[str, ...]:
+    """Settings that differ from those that the run began with. Raises: CheckpointError where a round has read one."""
+    changes = refuse_other_settings(run_dir, recipe)
+    for number in range(1, recipe.rounds + 1):
+        own = round_recipe(recipe, run_dir, number)
+        refuse_other_settings(run_dir.round(number), own, ignored=_own_paths(own, run_dir))
+    return changes
 
 
 def _run_round(recipe: Recipe, run_dir: RunDir, number: int, progress: Progress) -> None:
     """One round, and how its policy compares with that of the round before."""
     own = round_recipe(recipe, run_dir, number)
     directory = run_dir.round(number)
+    is_compared = number > 1 and "evaluate" in own.stages
+    is_finished = set(own.stages) <= set(directory.finished_stages()) and directory.report.exists()
+    if is_finished and (directory.against_last.exists() or not is_compared):
+        progress.note(f"round {number} of {recipe.rounds}: finished before")
+        return
+    progress.note(f"round {number} of {recipe.rounds}")
+    _follow(directory, _own_paths(own, run_dir))
     # The text is of the whole; what this round is made of stands in its config.json.
     pipeline.run(LoadedRecipe(own, run_dir.recipe.read_text(encoding="utf-8"), ()), directory.path, progress=progress)
-    if number > 1 and "evaluate" in own.stages and not directory.against_last.exists():
+    if is_compared and not directory.against_last.exists():
         last = run_dir.round(number - 1).model("policy")
         pipeline.compare_with_last(own, directory, last, progress=progress)
+
+
+def _own_paths(recipe: Recipe, run_dir: RunDir) -> dict[str, str]:
+    """Settings of a round's recipe that name something in the directory of the whole run."""
+    home = run_dir.path.absolute()
+    settings = recipe.model_dump()
+    named = {name: _setting(settings, name) for name in SETTINGS_WITH_PATHS}
+    return {name: path for name, path in named.items() if isinstance(path, str) and Path(path).is_relative_to(home)}
+
+
+def _setting(table: Any, name: str) -> Any:
+    """What a dotted name stands for; None where there is no such table."""
+    for key in name.split("."):
+        table = table.get(key) if isinstance(table, dict) else None
+    return table
+
+
+def _follow(directory: RunDir, paths: dict[str, str]) -> None:
+    """Let the settings of a round that has begun name what lies in the whole run, wherever that was moved."""
+    if not directory.config.exists():
+        return
+    settings = read_json(directory.config)
+    for name, path in paths.items():
+        section, _, key = name.rpartition(".")
+        if _setting(settings, name) is not None:
+            _setting(settings, section)[key] = path
+    write_json(directory.config, settings)
 
 
 def round_recipe(recipe: Recipe, run_dir: RunDir, number: int) -> Recipe:
@@ -81,6 +135,7 @@ def round_recipe(recipe: Recipe, run_dir: RunDir, number: int) -> Recipe:
 
     The seed stays, so that all rounds have the same data and the same draws, and differ by their labels alone.
     """
+    run_dir = RunDir(run_dir.path.absolute())
     start = recipe.model
     if {"pretrain", "sft"} & set(recipe.stages):
         start = PretrainedModelConfig(
@@ -112,11 +167,18 @@ def _judge(recipe: Recipe, run_dir: RunDir) -> RewardConfig | None:
     return RewardModelRewardConfig(type="reward_model", path=path)
 
 
-def _take_over(run_dir: RunDir, recipe: Recipe) -> None:
+def _is_taken_over(run_dir: RunDir, recipe: Recipe) -> bool:
+    finished = run_dir.finished_stages()
+    return all(finished.get(stage, {}).get("round") == recipe.rounds for stage in filter(_is_of_round, recipe.stages))
+
+
+def _take_over(run_dir: RunDir, recipe: Recipe, manifest: Manifest) -> None:
     """The last round's models and figures as those of the whole run."""
     last = run_dir.round(recipe.rounds)
-    for name in ("policy", "reward_model"):
+    models: tuple[ModelName, ...] = ("policy", "reward_model")
+    for name in models:
         with write_directory_atomically(run_dir.model(name)) as directory:
             shutil.copytree(last.model(name), directory, dirs_exist_ok=True)
+        manifest.add_model(name, str(run_dir.model(name)))
     for stage, record in last.finished_stages().items():
-        run_dir.finish_stage(stage, record)
+        run_dir.finish_stage(stage, {**record, "round": recipe.rounds})

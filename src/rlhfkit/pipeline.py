@@ -36,7 +36,7 @@ from rlhfkit.feedback.store import Snapshot, Store
 from rlhfkit.feedback.trust import TrustReport, trust_report
 from rlhfkit.feedback.votes import Part
 from rlhfkit.inputs import Inputs
-from rlhfkit.labelling import PairSampler, label, store_settings, with_strengths
+from rlhfkit.labelling import PairSampler, label, new_pairs, store_settings, with_strengths
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.inspection import context_of, inspect_model
@@ -192,8 +192,14 @@ class Pipeline:
         with Store.open(self._database(), settings=store_settings(config.annotators)) as store:
             with self.progress.stage("pairs", total=sampler.num_responses(), unit="response") as progress:
                 pairs = sampler.pairs(store, on_finished=progress.advance, tell=self.progress.note)
-            store.add_pairs(pairs)
-            label(store, config.annotators, self.progress, seed=derive_seed(self.recipe.seed, "votes"))
+            store.add_pairs(new_pairs(store, pairs))
+            label(
+                store,
+                config.annotators,
+                self.progress,
+                seed=derive_seed(self.recipe.seed, "votes"),
+                title=f"{self.recipe.name}, round {config.round}" if config.round > 1 else self.recipe.name,
+            )
             snapshot = store.snapshot()
             trust = trust_report(
                 snapshot, overlap=store.settings.overlap, calibration_overlap=store.settings.calibration_overlap
@@ -206,7 +212,8 @@ class Pipeline:
         parts: tuple[tuple[Part, Path], ...] = (("train", self.run.preferences), ("test", self.run.test_preferences))
         for part, path in parts:
             found = preferences_of(snapshot.pairs, snapshot.votes, part=part, rounds=rounds)
-            write_preferences(path, with_strengths(found))
+            if found.num_pairs:
+                write_preferences(path, with_strengths(found))
             record[f"num_{part}_pairs"] = len(found.preferences)
             record[f"num_{part}_undecided"] = found.num_pairs - len(found.preferences)
         if not record["num_train_pairs"]:
@@ -629,11 +636,10 @@ def generate(
                 f"{directory} is a run of the control task {recipe.env.id}, whose policy writes no text; "
                 f"measure it with: rlhfkit evaluate {directory}"
             )
-        names: tuple[ModelName, ...] = ("policy", "sft", "base")
-        made = [run_dir.model(name) for name in names if run_dir.model(name).exists()]
-        if not made:
+        made = run_dir.newest_model()
+        if made is None:
             raise ModelError(f"{directory} has no model yet; finish it with the command that began it")
-        rollout, source = recipe.rollout, source.model_copy(update={"path": str(made[0])})
+        rollout, source = recipe.rollout, source.model_copy(update={"path": str(made)})
     subject = source.path if rollout else f"{directory} (no run directory)"
     context = context_of(inspect_model(source.path, subject=subject)) or 1 << 20
     rollout = rollout or RolloutConfig(max_response_tokens=min(128, context // 2))

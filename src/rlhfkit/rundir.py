@@ -59,6 +59,18 @@ class RunDir:
         """The run of one round of the loop, from 1."""
         return RunDir(self.path / f"round-{number}")
 
+    def newest_model(self) -> Path | None:
+        """Directory of the language model that the run made last, if it has one yet."""
+        if self.model("policy").exists():
+            return self.model("policy")
+        by_number = sorted(self.path.glob("round-*"), key=lambda path: (len(path.name), path.name), reverse=True)
+        policies = [RunDir(path).model("policy") for path in by_number]
+        return next((path for path in (*policies, self.model("sft"), self.model("base")) if path.exists()), None)
+
+    def holds_votes(self, path: Path) -> bool:
+        """Whether a file holds what people have said: a `labels.db`, or what SQLite writes beside it."""
+        return path.name in {self.labels.name + ending for ending in ("", "-wal", "-shm", "-journal")}
+
     def finished_stages(self) -> dict[str, dict[str, Any]]:
         """Stage → what it left behind, for the stages that are complete."""
         if not self.stages.exists():

@@ -3,8 +3,9 @@
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rlhfkit.config.control import ControlRecipe
@@ -22,14 +23,17 @@ def refuse_other_directories(run: RunDir) -> None:
     Raises: CheckpointError.
     """
     path = run.path
-    if path.exists() and not run.is_run() and not (path.is_dir() and set(path.iterdir()) <= {run.lock}):
+    is_free = path.is_dir() and all(file == run.lock or run.holds_votes(file) for file in path.iterdir())
+    if path.exists() and not run.is_run() and not is_free:
         raise CheckpointError(f"{path} exists and is not a run directory; choose another --run-dir")
 
 
-def refuse_other_settings(run: RunDir, recipe: Recipe | ControlRecipe) -> tuple[str, ...]:
+def refuse_other_settings(
+    run: RunDir, recipe: Recipe | ControlRecipe, *, ignored: Collection[str] = ()
+) -> tuple[str, ...]:
     """What differs from the settings of the run that the directory holds, where no stage that has begun read it.
 
-    Nothing, if the directory is free or the settings are the same.
+    Nothing, if the directory is free or the settings are the same; those of the names in `ignored` may differ.
     Raises: CheckpointError with the first setting that a stage has read already.
     """
     if not run.config.exists() or run.config.read_text(encoding="utf-8") == resolved_json(recipe):
@@ -37,8 +41,12 @@ def refuse_other_settings(run: RunDir, recipe: Recipe | ControlRecipe) -> tuple[
     before = recipe_of(run)
     changes = dict(_differences(before.model_dump(), recipe.model_dump()))
     begun = {stage for stage in before.stages if _has_begun(run, stage)}
+    for name in ignored:
+        changes.pop(name, None)
     for name, change in changes.items():
         readers = begun & _readers(name, before)
+        if name == "rounds" and min(getattr(before, name, 1), getattr(recipe, name, 1)) > 1:
+            continue  # rounds that are done stay what they are, and further ones can follow
         if readers or type(before) is not type(recipe) or name in ("name", "stages"):
             raise CheckpointError(
                 f"{run.path} holds a run of other settings ({change}); choose another --run-dir, or start over here "
@@ -65,21 +73,31 @@ def _readers(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
 
 
 def prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:
-    """Write down what the run is; what an earlier one left is removed if `fresh`, except what people have said.
+    """Write down what the run is; what an earlier one left is removed if `fresh`, except people's votes.
 
     Raises: CheckpointError where the directory holds a run of other settings.
     """
     if fresh:
         # If this is cut short, nothing may look finished, and it must still look like a run.
         for path in sorted(run.path.iterdir(), key=lambda path: (path in (run.config, run.recipe), path != run.stages)):
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path != run.lock and not path.name.startswith(run.labels.name):  # with SQLite's -wal and -shm
-                path.unlink()
+            if path != run.lock:
+                _remove(run, path)
     else:
         refuse_other_settings(run, loaded.recipe)  # again, now that nobody else writes here
     write_atomically(run.config, resolved_json(loaded.recipe))
     write_atomically(run.recipe, loaded.text)
+
+
+def _remove(run: RunDir, path: Path) -> None:
+    """Remove a file or a directory; where a directory holds people's votes, all but them."""
+    if path.is_symlink() or not path.is_dir():
+        if not run.holds_votes(path):
+            path.unlink()
+    elif any(run.holds_votes(file) for file in path.rglob("*")):
+        for inner in path.iterdir():
+            _remove(run, inner)
+    else:
+        shutil.rmtree(path)
 
 
 def recipe_of(run: RunDir) -> Recipe | ControlRecipe:

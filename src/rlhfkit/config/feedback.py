@@ -1,25 +1,30 @@
 """Settings of the labels: what people are asked, and who they are."""
 
+import os
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, Discriminator, Field, NonNegativeInt, PositiveFloat, PositiveInt, Tag
 
 from rlhfkit.config.section import LocalPath, OpenShare, Section, Share, type_or
 
-__all__ = ["AnnotatorsConfig", "Database", "PeopleConfig", "PreferencesConfig", "SimulatedConfig"]
+__all__ = ["AnnotatorsConfig", "Database", "PeopleConfig", "PreferencesConfig", "SimulatedConfig", "usable_database"]
 
 
-def _without_password(database: str) -> str:
-    if "://" in database and urlsplit(database).password:
+def usable_database(database: str) -> str:
+    """The name of a database, with ~ filled in. Raises: ValueError where it holds a password."""
+    if "://" not in database:
+        return os.path.expanduser(database)
+    address = urlsplit(database)
+    if address.password or "password" in parse_qs(address.query):
         raise ValueError(
-            "the address holds a password, which would stand in the run's files; leave it out, and give it in the "
-            "environment variable PGPASSWORD or in ~/.pgpass"
+            "the address holds a password, which would stand in files and lists of processes; leave it out, and give "
+            "it in the environment variable PGPASSWORD or in ~/.pgpass"
         )
     return database
 
 
-Database = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
+Database = Annotated[str, Field(min_length=1), AfterValidator(usable_database)]
 
 
 class SimulatedConfig(Section):
@@ -42,10 +47,12 @@ class PeopleConfig(Section):
     """Share of the pairs that everybody may get, which tell how far people agree."""
     calibration_votes: PositiveInt = 3
     """How many of them vote on such a pair."""
+    names: tuple[str, ...] = ()
+    """People who get a link of their own, and whom the run waits for; without names, anybody here may vote."""
     guidelines: LocalPath | None = None
     """Markdown file with what to look at, shown beside the page."""
     host: str = "127.0.0.1"
-    """Address that the page is bound to; from any but this machine it asks for a token."""
+    """Address that the page is bound to; one that other machines reach needs `names`."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8571
     """Port of the page; the next free one where it is taken."""
     lease_minutes: PositiveFloat = 10.0

@@ -337,6 +337,10 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         is_played = stage in ("ppo", "evaluate") and not recipe.uses_prompts
         if getattr(recipe.data, field) is None and not is_made and not is_played:
             yield f'the stage "{stage}" reads data.{field}, which is not set; add [data.{field}]'
+    if "preferences" in stages:
+        for table in ("preferences", "test_preferences"):
+            if getattr(recipe.data, table) is not None:
+                yield f'the stage "preferences" makes what data.{table} would read; leave one of the two out'
     if recipe.rounds > 1 and (missing := {"preferences", "reward_model", "ppo"} - set(stages)):
         yield f"rounds = {recipe.rounds} goes round the stages preferences, reward_model and ppo; add {sorted(missing)}"
     if recipe.rounds > 1 and recipe.reward_model.init == "base" and "sft" in stages:

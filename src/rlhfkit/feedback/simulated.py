@@ -46,6 +46,12 @@ class SimulatedAnnotators:
             if on_vote is not None:
                 on_vote(len(portion))
 
+    def num_open(self, store: Store) -> int:
+        """How many votes `label` would give."""
+        snapshot = store.snapshot()
+        voted = {(vote.annotator, vote.pair_id) for vote in snapshot.votes}
+        return sum((name, pair.id) not in voted for pair in snapshot.pairs for name in self.names)
+
     @property
     def names(self) -> list[str]:
         """What they are called in the store."""

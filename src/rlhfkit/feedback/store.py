@@ -225,6 +225,12 @@ class Store:
     ) -> None:
         self.close()
 
+    @property
+    def name(self) -> str:
+        """The database: an absolute path, or an address without its password."""
+        name = self._database.name
+        return str(Path(name).absolute()) if self._database.is_sqlite else name
+
     def close(self) -> None:
         """Close all connections."""
         self._database.close()
@@ -291,11 +297,13 @@ class Store:
             return None
         return str(row["annotator"])
 
-    def annotators(self) -> list[str]:
-        """Names of all people, in the order they came."""
+    def annotators(self, *, with_token: bool = False) -> list[str]:
+        """Names of all people, or of those who have a token and so can come to the page, in the order they came."""
+        query = select(annotators.c.name).order_by(annotators.c.created_at, annotators.c.name)
+        if with_token:
+            query = query.where(annotators.c.name.in_(select(tokens.c.annotator)))
         with self._database.reading() as connection:
-            names = connection.execute(select(annotators.c.name).order_by(annotators.c.created_at, annotators.c.name))
-            return list(names.scalars())
+            return list(connection.execute(query).scalars())
 
     # Tasks
 
