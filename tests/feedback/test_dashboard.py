@@ -146,6 +146,7 @@ def test_id_leads_nowhere_outside_the_directory_of_runs(tmp_path):
     runs = tmp_path / "runs"
     make_run(runs / "demo")
     (runs / "link").symlink_to(outside.path)
+    (runs / "alias").symlink_to(runs / "demo")
     (runs / "group").mkdir()
     (runs / "group" / "up").symlink_to(tmp_path)
     bad = [
@@ -157,6 +158,7 @@ def test_id_leads_nowhere_outside_the_directory_of_runs(tmp_path):
             str(outside.path),
             f"/{outside.path}",
             "link",
+            "alias",
             "demo/",
             "./demo",
         ),
