@@ -14,6 +14,7 @@ from rlhfkit.config.load import load_recipe
 from rlhfkit.config.schema import PreferencesConfig, RolloutConfig, RowsConfig
 from rlhfkit.data import load_preferences
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, StoreError
+from rlhfkit.evaluation.report import write_report
 from rlhfkit.evaluation.results import Evaluation, read_results
 from rlhfkit.feedback import simulated
 from rlhfkit.feedback.exchange import preferences_of
@@ -261,6 +262,23 @@ def test_the_report_shows_every_round_and_leads_to_its_own(finished):
     rate = read_results(finished.round(2).against_last, Evaluation).win_rate.judge.rate
     assert f"{rate:.0%}" in report.replace("\u202f%", "%").replace("\xa0%", "%").replace(" %", "%")
     assert "None" not in report
+
+
+def test_the_report_of_a_run_that_is_under_way_shows_what_there_is(copy):
+    shutil.rmtree(copy.round(2).path)
+    report = write_report(copy).read_text()
+    assert "Round 1 of 2: mean score" in report
+    assert "round-2" not in report
+    shutil.rmtree(copy.round(1).path)
+    assert "None of 2 rounds is finished yet" in write_report(copy).read_text()
+
+
+def test_the_whole_run_can_be_evaluated_and_answers(copy, monkeypatch):
+    pipeline.evaluate(copy.path)
+    last = read_results(copy.round(2).evaluation, Evaluation)
+    assert read_results(copy.evaluation, Evaluation).models["policy"] == last.models["policy"]
+    (response,) = pipeline.generate(copy.path, ["Review of the Blue Door, a pizza place:"])
+    assert [response] == list(pipeline.generate(copy.round(2).path, ["Review of the Blue Door, a pizza place:"]))
 
 
 # ── stopped, and started again ───────────────────────────────────────────────────────────────────────────────────────
