@@ -278,3 +278,12 @@ def test_report_prints_where_the_report_is(invoke, monkeypatch, tmp_path):
     for name in ("config.json", "recipe.toml"):
         (tmp_path / name).touch()
     assert invoke("report", str(tmp_path)) == (0, f"{tmp_path / 'report.html'}\n", "")
+
+
+def test_dashboard_of_a_directory_that_is_not_there_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["rlhfkit", "dashboard", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err == (
+        f"error: there is no directory {tmp_path / 'runs'}; name one that holds runs, such as runs\n"
+    )

@@ -304,6 +304,23 @@ def label(
     print(words)
 
 
+@app.command()
+def dashboard(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory that holds runs.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="The next free one if taken.")] = 8571,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
+    debug: Debug = False,
+) -> None:
+    """Watch runs while they train.
+
+    Curves, samples and labels, on a page that only this machine can open; it reads files and disturbs nothing.
+    """
+    from rlhfkit.label import watch
+    from rlhfkit.progress import Progress
+
+    watch(directory, port=port, opens_browser=browser and sys.stdout.isatty(), progress=Progress())
+
+
 labels = typer.Typer(help="Judge, export and import what people have said.", no_args_is_help=True)
 app.add_typer(labels, name="labels")
 StoreArgument = Annotated[

@@ -1,4 +1,4 @@
-"""`rlhfkit label`: put pairs into a store, show the page, and say what the votes amount to."""
+"""`rlhfkit label`, `labels` and `dashboard`: pairs into a store, the pages, and what the votes amount to."""
 
 import json
 import shlex
@@ -24,6 +24,7 @@ from rlhfkit.config.schema import (
 from rlhfkit.data import load_prompts
 from rlhfkit.errors import ConfigError
 from rlhfkit.feedback.app import create_app
+from rlhfkit.feedback.dashboard import dashboard_link, dashboard_router
 from rlhfkit.feedback.exchange import (
     ExportFormat,
     ImportFormat,
@@ -63,6 +64,7 @@ __all__ = [
     "label_run",
     "report_of",
     "usable",
+    "watch",
 ]
 
 TEST_SHARE = 0.2
@@ -152,7 +154,7 @@ def _label(recipe: Recipe, run: RunDir, options: LabelOptions, progress: Progres
     with _opened(run, options) as (store, database):
         if nobody_can_go_on(store, options.people.names):
             store.add_pairs(new_pairs(store, _sampled(recipe, inputs, store, options, progress)))
-        _ask(store, options, progress, database=database, guidelines=guidelines)
+        _ask(store, options, progress, database=database, guidelines=guidelines, runs=run.path)
         return _closing_words(store, database, run=run, recipe=of)
 
 
@@ -198,8 +200,16 @@ def _sampled(recipe: Recipe, inputs: Inputs, store: Store, options: LabelOptions
             return sampler.pairs(store, on_finished=stage.advance, tell=progress.note)
 
 
-def _ask(store: Store, options: LabelOptions, progress: Progress, *, database: str, guidelines: str | None) -> None:
-    """Show the page until Ctrl-C."""
+def _ask(
+    store: Store,
+    options: LabelOptions,
+    progress: Progress,
+    *,
+    database: str,
+    guidelines: str | None,
+    runs: Path | None = None,
+) -> None:
+    """Show the page, and beside it a look into `runs`, until Ctrl-C."""
     people = options.people
     if guidelines:
         store.set_guidelines(guidelines)
@@ -212,8 +222,38 @@ def _ask(store: Store, options: LabelOptions, progress: Progress, *, database: s
         if options.opens_browser and address.is_local:
             webbrowser.open(f"{address.url}?token={next(iter(tokens.values()))}" if tokens else address.url)
 
-    app = create_app(store, title=Path(database).stem, project=store.name, allow_names=not tokens)
+    app = create_app(
+        store,
+        title=Path(database).stem,
+        project=store.name,
+        allow_names=not tokens,
+        routers=[dashboard_router(runs or Path(), store=store)],
+        links=[dashboard_link()],
+    )
     serve(app, host=people.host, port=people.port, on_ready=tell)
+
+
+def watch(runs: Path, *, port: int, opens_browser: bool, progress: Progress) -> None:
+    """Show what the runs below a directory do, until Ctrl-C.
+
+    Raises: ConfigError where there is no such directory.
+    """
+    if not runs.is_dir():
+        raise ConfigError(f"there is no directory {runs}; name one that holds runs, such as runs")
+    app = create_app(
+        None,
+        title=runs.resolve().name,
+        project=str(runs.resolve()),
+        routers=[dashboard_router(runs)],
+        links=[dashboard_link()],
+    )
+
+    def tell(address: Address) -> None:
+        progress.note(f"the runs in {runs} are shown at {address}; Ctrl-C ends it")
+        if opens_browser:
+            webbrowser.open(address.url)
+
+    serve(app, port=port, on_ready=tell)
 
 
 def _closing_words(store: Store, database: str, *, run: RunDir | None = None, recipe: Recipe | None = None) -> str:
