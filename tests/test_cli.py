@@ -75,7 +75,7 @@ def test_no_command_shows_the_help(invoke):
 def test_only_what_works_is_offered(invoke):
     _, output, _ = invoke("--help")
     commands = [line.split()[0] for line in output.partition("Commands:\n")[2].splitlines() if line.strip()]
-    assert commands == ["run", "recipes", "generate", "evaluate", "report", "bench", "label", "labels"]
+    assert commands == ["run", "recipes", "generate", "evaluate", "report", "bench", "label", "dashboard", "labels"]
     assert "..." not in output.partition("Commands:\n")[2]  # each command's line is whole
 
 
@@ -283,7 +283,7 @@ def test_report_prints_where_the_report_is(invoke, monkeypatch, tmp_path):
 def test_dashboard_of_a_directory_that_is_not_there_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["rlhfkit", "dashboard", str(tmp_path / "runs")])
     with pytest.raises(SystemExit, match="1"):
-        main()
+        cli.main()
     assert capsys.readouterr().err == (
         f"error: there is no directory {tmp_path / 'runs'}; name one that holds runs, such as runs\n"
     )
