@@ -212,7 +212,7 @@ def _ask(store: Store, options: LabelOptions, progress: Progress, *, database: s
         if options.opens_browser and address.is_local:
             webbrowser.open(f"{address.url}?token={next(iter(tokens.values()))}" if tokens else address.url)
 
-    app = create_app(store, title=Path(database).stem, project=database, allow_names=not tokens)
+    app = create_app(store, title=Path(database).stem, project=store.name, allow_names=not tokens)
     serve(app, host=people.host, port=people.port, on_ready=tell)
 
 

@@ -217,11 +217,11 @@ def _shares_for_a(votes: Sequence[Vote]) -> dict[str, float]:
 
 
 def label(
-    store: Store, annotators: SimulatedConfig | PeopleConfig, progress: Progress, *, seed: int, title: str, project: str
+    store: Store, annotators: SimulatedConfig | PeopleConfig, progress: Progress, *, seed: int, title: str
 ) -> None:
     """Let simulated people vote until no pair wants a vote, or show people a page and wait for them.
 
-    `title` stands on the page; `project` is the same whenever the same store is served.
+    `title` stands on the page.
     Raises: KeyboardInterrupt at Ctrl-C; every vote that was given is kept.
     """
     match annotators:
@@ -230,10 +230,10 @@ def label(
             with progress.stage("label", total=people.num_open(store), unit="vote") as stage:
                 people.label(store, on_vote=stage.advance)
         case PeopleConfig():
-            _wait_for_people(store, annotators, progress, title=title, project=project)
+            _wait_for_people(store, annotators, progress, title=title)
 
 
-def _wait_for_people(store: Store, config: PeopleConfig, progress: Progress, *, title: str, project: str) -> None:
+def _wait_for_people(store: Store, config: PeopleConfig, progress: Progress, *, title: str) -> None:
     from rlhfkit.feedback.app import create_app  # needs the extra [web], which simulated people do not
 
     refuse_strangers(config)
@@ -253,7 +253,7 @@ def _wait_for_people(store: Store, config: PeopleConfig, progress: Progress, *, 
             who = "all of them have" if tokens else "who is voting has"
             progress.note(f"the run goes on when every pair has its votes, or when {who} no pair left")
 
-        app = create_app(store, title=title, project=project, allow_names=not tokens)
+        app = create_app(store, title=title, project=store.name, allow_names=not tokens)
         serve_while(app, watch.is_open, host=config.host, port=config.port, on_ready=tell)
     if not nobody_can_go_on(store, config.names):
         raise RlhfkitError("the labelling page stopped before all was labelled; start again, every vote is kept")

@@ -199,7 +199,6 @@ class Pipeline:
                 self.progress,
                 seed=derive_seed(self.recipe.seed, "votes"),
                 title=f"{self.recipe.name}, round {config.round}" if config.round > 1 else self.recipe.name,
-                project=str(self._database()),
             )
             snapshot = store.snapshot()
             trust = trust_report(

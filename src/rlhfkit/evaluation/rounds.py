@@ -9,6 +9,8 @@ from rlhfkit.rundir import RunDir
 
 __all__ = ["RoundResult", "RoundsPage", "rounds_page"]
 
+NUM_SAMPLES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class RoundResult:
@@ -31,6 +33,23 @@ class RoundResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """One model's response, and what the judge (or else the reward) says of it."""
+
+    name: str
+    response: str
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOverRounds:
+    """A held-out prompt, and how the models answered it, round after round."""
+
+    prompt: str
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RoundsPage:
     """What the template shows."""
 
@@ -39,6 +58,7 @@ class RoundsPage:
     judge_name: str
     rounds: tuple[RoundResult, ...]
     chart: Chart | None
+    samples: tuple[PromptOverRounds, ...]
 
 
 def rounds_page(facts: Facts, run: RunDir) -> RoundsPage:
@@ -60,7 +80,26 @@ def rounds_page(facts: Facts, run: RunDir) -> RoundsPage:
         judge_name=judge,
         rounds=rounds,
         chart=_chart(finished, judge),
+        samples=_samples([(result.number, facts.evaluation) for result, facts in found if facts.evaluation]),
     )
+
+
+def _samples(evaluations: list[tuple[int, Evaluation]]) -> tuple[PromptOverRounds, ...]:
+    """The prompts that every round has answered; all rounds draw the same ones."""
+    if not evaluations:
+        return ()
+    by_prompt = [{sample.prompt: sample for sample in evaluation.samples} for _, evaluation in evaluations]
+    shared = [prompt for prompt in by_prompt[0] if all(prompt in samples for samples in by_prompt)]
+    found = []
+    for prompt in shared[:NUM_SAMPLES]:
+        first = by_prompt[0][prompt]
+        answers = [Answer("Before PPO", first.sft, first.score_sft if first.judge_sft is None else first.judge_sft)]
+        for (round_number, _), samples in zip(evaluations, by_prompt, strict=True):
+            sample = samples[prompt]
+            score = sample.score_policy if sample.judge_policy is None else sample.judge_policy
+            answers.append(Answer(f"Round {round_number}", sample.policy, score))
+        found.append(PromptOverRounds(prompt, tuple(answers)))
+    return tuple(found)
 
 
 def _round(run: RunDir, number: int) -> tuple[RoundResult, Facts] | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -34,7 +34,7 @@ except ImportError as _missing:
         f"the labelling page needs a package that is missing ({_missing.name}); pip install 'rlhfkit[web]'"
     ) from _missing
 
-__all__ = ["LANGUAGES", "LabelStore", "Link", "Person", "create_app", "render_page", "signed_in"]
+__all__ = ["LANGUAGES", "LabelStore", "Link", "Person", "create_app", "name_of", "render_page", "signed_in"]
 
 HERE = Path(__file__).parent
 LANGUAGES = {"en": "English", "zh": "中文"}
@@ -66,6 +66,13 @@ class LabelStore(Protocol):
     def guidelines(self) -> tuple[int, str]: ...  # noqa: D102
 
 
+class _Nobody:
+    """In the place of a store, where there is none: nobody is known."""
+
+    def annotator_of(self, token: str) -> str | None:
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """A page in the navigation."""
@@ -73,6 +80,8 @@ class Link:
     path: str
     text: str
     """Its words' name in texts.json."""
+    is_for: Callable[[Request], bool] = lambda request: True
+    """Whether somebody sees it in the navigation; the page itself has to look again."""
 
 
 @dataclass(slots=True)
@@ -116,7 +125,7 @@ class Site:
 
 
 def create_app(
-    store: LabelStore,
+    store: LabelStore | None,
     *,
     title: str = "",
     project: str = "",
@@ -128,7 +137,8 @@ def create_app(
     """The web application: the labelling page at /, its API under /api, and `routers` for further pages.
 
     Args:
-        store: The store, open; the caller closes it.
+        store: The store, open; the caller closes it. Without one there is no labelling page, and / leads to the first
+            of `links`.
         title: Name of the project on the page.
         project: Something that is the same whenever the same store is served, as its path, so that what a browser
             keeps for one project never goes to another; `title` by default.
@@ -139,8 +149,12 @@ def create_app(
     """
     app = FastAPI(title="rlhfkit", docs_url=None, redoc_url=None, openapi_url=None)
     digest = hashlib.sha256((project or title).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    app.state.site = Site(store, title, digest, allow_names, (Link("/", "nav_label"), *links))
-    app.include_router(_router)
+    if store is not None:
+        app.state.site = Site(store, title, digest, allow_names, (Link("/", "nav_label"), *links))
+        app.include_router(_router)
+    else:
+        app.state.site = Site(cast(LabelStore, _Nobody()), title, digest, False, links)
+        app.add_api_route("/", lambda: RedirectResponse(links[0].path, 303))
     for router in routers:
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
@@ -188,7 +202,7 @@ def render_page(request: Request, template: str, *, status: int = 200, **values:
         language=language,
         languages=LANGUAGES,
         project_title=site.title,
-        links=site.links,
+        links=[link for link in site.links if link.is_for(request)],
         path=request.url.path,
         status=status,
         **values,
@@ -258,7 +272,8 @@ def _cookie_name(request: Request) -> str:
     return f"rlhfkit_token_{request.url.port or 80}"
 
 
-def _name_of(request: Request) -> str | None:
+def name_of(request: Request) -> str | None:
+    """Name of the person who asks; None where nobody is signed in."""
     token = request.cookies.get(_cookie_name(request), "")
     site: Site = request.app.state.site
     return site.store.annotator_of(token) if token else None
@@ -271,7 +286,7 @@ async def signed_in(request: Request) -> str:
     name, until = site.people.get(token, ("", 0.0))
     if until > time.monotonic():
         return name
-    found = await run_in_threadpool(_name_of, request)
+    found = await run_in_threadpool(name_of, request)
     if found is None:
         raise Refusal(401, "sign_in")
     if len(site.people) > MOST_REMEMBERED:
@@ -484,7 +499,7 @@ def label_page(request: Request, site: TheSite, token: str | None = None) -> Res
 def session(request: Request, site: TheSite) -> Response:
     """Who is signed in."""
     may_give_name = site.allow_names and is_local_request(request.scope)
-    return _json({"name": _name_of(request), "project": site.project, "may_give_name": may_give_name})
+    return _json({"name": name_of(request), "project": site.project, "may_give_name": may_give_name})
 
 
 @_router.post("/api/session")

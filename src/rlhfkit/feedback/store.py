@@ -225,6 +225,12 @@ class Store:
     ) -> None:
         self.close()
 
+    @property
+    def name(self) -> str:
+        """The database: an absolute path, or an address without its password."""
+        name = self._database.name
+        return str(Path(name).absolute()) if self._database.is_sqlite else name
+
     def close(self) -> None:
         """Close all connections."""
         self._database.close()
