@@ -728,6 +728,10 @@ def test_the_judge_is_checked_too(desk: Desk):
 
 def test_simulated_people_judge_synthetic_reviews_only(desk: Desk):
     stages = 'stages=["sft", "preferences", "reward_model", "judge", "ppo", "evaluate"]'
+    assert 'the stage "preferences" makes what data.preferences would read; leave one of the two' in desk.refused(
+        stages
+    )
+    desk.write("recipe.toml", RECIPE.replace('\npreferences = { path = "preferences.jsonl" }', ""))
     message = desk.refused(stages)
     assert message.startswith("preferences, tried on")
     assert "does not ask for a review" in message

@@ -108,11 +108,14 @@ def label_until_done(call, *arguments, num=None):
 
 
 def the_error(ended):
+    """The line that the command ends with."""
     code, output, errors = ended
     assert (code, output) == (1, ""), errors
-    assert re.fullmatch(r"error: [^\n]*\n", errors), errors
+    assert "Traceback" not in errors
     assert "this is a bug" not in errors
-    return errors
+    last = errors.splitlines()[-1]
+    assert last.startswith("error: ")
+    return last
 
 
 def training_command(output, *, recipe):
@@ -268,6 +271,7 @@ def test_wrong_usage_of_label_exits_with_2(desk, call, arguments, words):
         (("--pairs", "prompts.jsonl"), "prompts.jsonl:1: the row has prompt; expected"),
         (("--prompts", "nowhere.jsonl", "--model", "model"), "data.prompts: nowhere.jsonl is not in"),
         (("--prompts", "prompts.jsonl", "--model", "nowhere"), "--model nowhere"),
+        (("--prompts", "one.jsonl", "--model", "model"), "data.prompts has 1 prompts, too few for training and test"),
         (
             ("--pairs", "pairs.jsonl", "--guidelines", "nowhere.md"),
             "guidelines nowhere.md cannot be read (No such file or directory); expected a text file in UTF-8",
@@ -297,6 +301,7 @@ def test_wrong_usage_of_label_exits_with_2(desk, call, arguments, words):
         "not pairs",
         "no prompts",
         "no such model",
+        "one prompt",
         "no guidelines",
         "host",
         "host with a model",
@@ -307,6 +312,7 @@ def test_wrong_usage_of_label_exits_with_2(desk, call, arguments, words):
     ],
 )
 def test_label_that_fails_before_the_page_is_up_leaves_nothing(desk, call, arguments, words):
+    (desk / "one.jsonl").write_text(jsonl(PROMPTS[:1]))
     before = {path: path.read_bytes() for path in desk.iterdir() if path.is_file()}
     error = the_error(call("label", *arguments))
     assert words in error
