@@ -13,10 +13,12 @@ import pytest
 
 from rlhfkit import cli, label, loop
 from rlhfkit.config.load import load_recipe
+from rlhfkit.errors import DataError
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
+from tests.feedback.labelling import numbered_pairs
 from tests.people import Person, ctrl_c, free_port
 
 PAIRS = [{"prompt": f"Say {number}:", "response_a": " good one", "response_b": " bad"} for number in range(8)]
@@ -271,7 +273,7 @@ def test_wrong_usage_of_label_exits_with_2(desk, call, arguments, words):
         (("--pairs", "prompts.jsonl"), "prompts.jsonl:1: the row has prompt; expected"),
         (("--prompts", "nowhere.jsonl", "--model", "model"), "data.prompts: nowhere.jsonl is not in"),
         (("--prompts", "prompts.jsonl", "--model", "nowhere"), "--model nowhere"),
-        (("--prompts", "one.jsonl", "--model", "model"), "data.prompts has 1 prompts, too few for training and test"),
+        (("--prompts", "one.jsonl", "--model", "model"), "1 prompt: too few for training and test"),
         (
             ("--pairs", "pairs.jsonl", "--guidelines", "nowhere.md"),
             "guidelines nowhere.md cannot be read (No such file or directory); expected a text file in UTF-8",
@@ -445,4 +447,42 @@ def test_a_broken_import_names_file_and_record_and_makes_no_store(desk, call, fo
 
 def test_labels_of_an_unknown_format_is_wrong_usage(labelled, call):
     assert call("labels", "export", "labels.db", "out", "--format", "xml")[0] == 2
-    assert call("labels", "import", "labels.db", "out", "--format", "argilla-nested")[0] == 2
+    assert call("labels", "import", "labels.db", "out", "--format", "xml")[0] == 2
+
+
+def test_an_export_never_takes_the_place_of_a_database(tmp_path):
+    database = tmp_path / "labels.db"
+    with Store.open(database) as store:
+        store.add_pairs(numbered_pairs(2))
+    for target in (database, link_to(database)):
+        with pytest.raises(DataError, match="is a database, in which votes may be; choose another file"):
+            label.export_store(str(database), target, format="rlhfkit", part=None, use_margin=False, min_votes=1)
+    with Store.open(database) as store:
+        assert len(store.pairs()) == 2
+
+
+def link_to(path):
+    link = path.with_name("export.json")
+    link.symlink_to(path)
+    return link
+
+
+def test_an_export_to_a_directory_that_is_not_there_is_told(tmp_path):
+    Store.open(tmp_path / "labels.db").close()
+    with pytest.raises(DataError, match=r"there is no directory .*none; make it"):
+        label.export_store(
+            str(tmp_path / "labels.db"), tmp_path / "none" / "x", format="hh", part=None, use_margin=False, min_votes=1
+        )
+
+
+def test_an_export_tells_what_stays_in_the_store(tmp_path):
+    with Store.open(tmp_path / "labels.db") as store:
+        store.add_pairs(numbered_pairs(2))
+        store.set_guidelines("Be kind.")
+        task = store.lease("Ada")
+        store.vote(Vote("v", task.pair.id, "Ada", Choice("tie"), task.shown_left, 1.0, 1.0))
+        store.undo("Ada", id="u")
+    lines = label.export_store(
+        str(tmp_path / "labels.db"), tmp_path / "x.json", format="rlhfkit", part=None, use_margin=False, min_votes=1
+    )
+    assert lines[1:] == ["  left out: votes that were taken back (1)", "  left out: texts of the guidelines (1)"]

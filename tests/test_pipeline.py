@@ -397,7 +397,7 @@ def test_without_test_pairs_the_reward_model_is_trained_all_the_same(run, tmp_pa
 
 def test_too_few_prompts_for_both_kinds_of_pairs_are_an_error(run, tmp_path):
     stages = 'stages=["pretrain", "preferences"]'
-    with pytest.raises(DataError, match=r"data\.prompts has 1 prompts, too few for training and test pairs"):
+    with pytest.raises(DataError, match=r"1 prompt: too few for training and test pairs"):
         run(tmp_path, stages, "data.prompts.num_rows=1")
 
 
@@ -572,7 +572,7 @@ def test_translation_runs_two_iterations_on_a_tiny_model(tmp_path, directory_of)
     (tmp_path / "eng-fra.txt").write_text("".join(lines))
     evaluation = run_shipped("translation", tmp_path, directory_of("llama"), "data.max_prompt_tokens=36")
     assert [measure.name for measure in evaluation.task.measures] == ["chrF", "BLEU"]
-    assert evaluation.num_prompts == 6
-    assert evaluation.task.num == 3  # each sentence has two translations
+    assert evaluation.num_prompts == 2 * evaluation.task.num  # each sentence has two translations
+    assert 2 <= evaluation.task.num <= 12  # about a fifth of 30
     assert evaluation.task.confusion is None
-    assert evaluation.samples[0].prompt.startswith("English: Go 2")
+    assert evaluation.samples[0].prompt.startswith("English: Go ")

@@ -34,7 +34,7 @@ app = typer.Typer(
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Workload = Literal["cartpole"]
 Part = Literal["train", "test"]
-ImportFormat = Literal["rlhfkit", "preferences", "hh", "argilla", "label-studio"]
+ImportFormat = Literal["rlhfkit", "preferences", "hh", "argilla", "argilla-nested", "label-studio"]
 ExportFormat = Literal["rlhfkit", "preferences", "hh", "argilla", "argilla-nested", "label-studio"]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, as runs/demo.")]
 

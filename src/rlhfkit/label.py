@@ -22,7 +22,7 @@ from rlhfkit.config.schema import (
     RowsConfig,
 )
 from rlhfkit.data import load_prompts
-from rlhfkit.errors import ConfigError
+from rlhfkit.errors import ConfigError, DataError
 from rlhfkit.feedback.app import create_app
 from rlhfkit.feedback.dashboard import dashboard_link, dashboard_router
 from rlhfkit.feedback.exchange import (
@@ -34,7 +34,7 @@ from rlhfkit.feedback.exchange import (
     read_pairs,
 )
 from rlhfkit.feedback.server import Address, serve
-from rlhfkit.feedback.store import Store
+from rlhfkit.feedback.store import Store, Undo
 from rlhfkit.feedback.trust import TrustReport, trust_report
 from rlhfkit.feedback.votes import Pair, Part
 from rlhfkit.inputs import Inputs
@@ -67,6 +67,7 @@ __all__ = [
     "watch",
 ]
 
+SQLITE_MAGIC = b"SQLite format 3\0"
 TEST_SHARE = 0.2
 """Share of the prompts whose pairs measure a reward model and never train one."""
 
@@ -119,6 +120,8 @@ def label_run(directory: Path, options: LabelOptions, progress: Progress) -> str
 
 def label_prompts(prompts: Path, model: str, options: LabelOptions, progress: Progress) -> str:
     """Ask people about a model's responses to the prompts of a file; how it ended, for the terminal."""
+    if not Path(model).expanduser().exists():
+        progress.note(f"{model} is no directory here; looking for it on the hub")
     context = context_of(inspect_model(model, subject=f"--model {model}")) or 1 << 20
     rollout = RolloutConfig(max_response_tokens=min(RolloutConfig().max_response_tokens, context // 2))
     room = min(DataConfig().max_prompt_tokens, context - rollout.max_response_tokens)
@@ -316,12 +319,30 @@ def export_store(
     store: str, path: Path, *, format: ExportFormat, part: Part | None, use_margin: bool, min_votes: int
 ) -> list[str]:
     """Write the labels of a store to a file; what was written, for the terminal. Raises: StoreError, DataError."""
+    _refuse_databases(path)
     with open_existing(_database(usable(store))) as opened:
-        snapshot = opened.snapshot()
+        snapshot, num_undone = opened.snapshot(), sum(isinstance(event, Undo) for event in opened.events())
+        version, _ = opened.guidelines()
     written = export_labels(
         snapshot.pairs, snapshot.votes, path, format=format, part=part, use_margin=use_margin, min_votes=min_votes
     )
-    return [f"{written.path}: {_count(written.num_records, 'record')}", *_left_out(written.left_out)]
+    kept_back = {"votes that were taken back": num_undone, "texts of the guidelines": version}
+    left_out = written.left_out | {what: number for what, number in kept_back.items() if number}
+    return [f"{written.path}: {_count(written.num_records, 'record')}", *_left_out(left_out)]
+
+
+def _refuse_databases(path: Path) -> None:
+    """Nothing, unless writing to `path` would take the place of a database, perhaps of the store itself.
+
+    Raises: DataError, also where there is no directory to write to.
+    """
+    if not path.parent.is_dir():
+        raise DataError(f"{path} cannot be written, as there is no directory {path.parent}; make it, or mend the path")
+    if path.is_file():
+        with path.open("rb") as file:
+            is_database = file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+        if is_database or path.name.endswith(("-wal", "-shm")):
+            raise DataError(f"{path} is a database, in which votes may be; choose another file to write to")
 
 
 def import_into_store(store: str, path: Path, *, format: ImportFormat, annotator: str) -> list[str]:

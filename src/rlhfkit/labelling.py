@@ -89,7 +89,8 @@ class PairSampler:
         if not parts["train"] or (test_share > 0 and not parts["test"]):
             stay = ", some of which the store has already for one of the two" if known else ""
             raise DataError(
-                f"data.prompts has {len(self.prompts)} prompts{stay}, too few for training and test pairs; give more"
+                f"{len(self.prompts)} prompt{'s' * (len(self.prompts) != 1)}{stay}: too few for training and test "
+                "pairs, as each prompt is for one of the two; give some dozens"
             )
         return parts
 
@@ -261,7 +262,7 @@ def _wait_for_people(store: Store, config: PeopleConfig, progress: Progress, *, 
     if queue.num_finished < queue.num_pairs:
         progress.warn(
             f"{queue.num_pairs - queue.num_finished} of {queue.num_pairs} pairs have fewer votes than asked for, "
-            "because nobody was left to give them"
+            "because nobody was left to give them (some are for several people); what was said counts all the same"
         )
 
 

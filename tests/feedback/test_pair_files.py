@@ -110,7 +110,7 @@ GOOD = '{"prompt": "q", "response_a": "x", "response_b": "y"}'
         ('{"text": "x"}', 'x:1: the row has text; expected "response_a" and "response_b", "answer1"', "rename"),
         ("{}", "x:1: the row has nothing; expected", "rename"),
         ('{"data": 3}', 'x:1: "data" is the number 3', "expected an object"),
-        ('{"prompt": "q", "answer1": "x"}', 'x:1: there is no "answer2"', "add it"),
+        ('{"prompt": "q", "answer1": "x"}', 'x:1: "answer2" is missing or null', "add it"),
         ('{"response_a": "x", "response_b": "y"}', 'x:1: there is no "prompt"', "add it"),
         (GOOD.replace('"y"', "7"), 'x:1: column "response_b" is the number 7', "expected text or a list of messages"),
         (GOOD.replace('"y"', '"x"'), "x:1: both responses are equal", "remove the row"),

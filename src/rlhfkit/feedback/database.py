@@ -38,7 +38,11 @@ class Database:
     def __init__(self, database: str | Path) -> None:
         """Connect to `database`; nothing is created but an empty file. Raises: StoreError, MissingDependencyError."""
         url = _url_of(database)
-        self.name = url.database or "" if url.get_backend_name() == "sqlite" else url.render_as_string()
+        self.name = (
+            url.database or ""
+            if url.get_backend_name() == "sqlite"
+            else url.render_as_string().replace("+psycopg", "", 1)
+        )
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._engine = _engine(url)
         if self.is_sqlite:

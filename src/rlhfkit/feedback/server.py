@@ -14,6 +14,7 @@ from rlhfkit.errors import ConfigError, MissingDependencyError, RlhfkitError
 __all__ = ["DEFAULT_PORT", "Address", "serve", "serve_while", "serving"]
 
 DEFAULT_PORT = 8571
+_PORTS_TO_TRY = 20
 _SECONDS_TO_START = 30.0
 _SECONDS_TO_FINISH = 3
 _SECONDS_BETWEEN = 1.0
@@ -167,7 +168,7 @@ def _own_address() -> str:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at `port`, or at a free one where it is taken."""
+    """A socket that listens at `port`, or at the next free one where it is taken."""
     if not 0 <= port <= 65_535:
         raise ConfigError(f"port = {port}; expected 0 (any free one) to 65535")
     try:
@@ -183,12 +184,15 @@ def _listen(host: str, port: int) -> socket.socket:
     except PermissionError as error:
         raise ConfigError(f"port = {port} needs more rights; choose one above 1023") from error
     except OSError as taken:
-        try:
-            return _bound(family, (address[0], 0, *address[2:]))
-        except OSError as error:
-            raise ConfigError(
-                f"host = {host!r} cannot be listened on ({taken}); expected a name or an address of this machine"
-            ) from error
+        # The next ones in turn, so that an address that people know stays the same when it can.
+        for other in (*range(port + 1, min(port + _PORTS_TO_TRY, 65_536)), 0):
+            try:
+                return _bound(family, (address[0], other, *address[2:]))
+            except OSError:
+                continue
+        raise ConfigError(
+            f"host = {host!r} cannot be listened on ({taken}); expected a name or an address of this machine"
+        ) from taken
 
 
 def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:

@@ -589,10 +589,15 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())) or "none"
 
 
+def _count(number: int, one: str, several: str = "") -> str:
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
 def _summary_lines(report: TrustReport) -> list[str]:
     lines = [
-        f"{report.num_votes:,} votes on {report.num_labelled_pairs:,} of {report.num_pairs:,} pairs by "
-        f"{len(report.annotators):,} people: {report.num_preferences:,} preferences, {report.num_ties:,} ties, "
+        f"{_count(report.num_votes, 'vote')} on {report.num_labelled_pairs:,} of {report.num_pairs:,} pairs by "
+        f"{_count(len(report.annotators), 'person', 'people')}: {_count(report.num_preferences, 'preference')}, "
+        f"{_count(report.num_ties, 'tie')}, "
         f"{report.num_both_bad:,} both bad",
         f"Skips: {_listed(report.skips)}. Flags: {_listed(report.flags)}. Surplus votes: {report.num_surplus:,}.",
         f"Random stream, from which agreement, length and the ceiling come: {report.num_random_votes:,} votes on "
@@ -602,6 +607,8 @@ def _summary_lines(report: TrustReport) -> list[str]:
         lines.append(
             f"{report.num_late_votes:,} later votes are left out of agreement: disagreement may have caused them"
         )
+    if not report.num_shared_pairs:
+        return [*lines, "No pair has two votes yet: agreement and the ceiling come when a second person has voted"]
     lines += [
         "Agreement (intervals of 95 %)",
         f"  alpha, which side:   {_coefficient_text(report.alpha)}",
@@ -650,8 +657,8 @@ def _people_lines(report: TrustReport) -> list[str]:
     for person in report.annotators:
         seconds = "" if person.median_active_seconds is None else f", {person.median_active_seconds:.1f} s a pair"
         lines.append(
-            f"  {person.name}: {person.num_votes:,} votes, {person.num_ties:,} ties, {person.num_skips:,} skips"
-            f"{seconds}; "
+            f"  {person.name}: {_count(person.num_votes, 'vote')}, {person.num_ties:,} without a preference, "
+            f"{_count(person.num_skips, 'skip')}{seconds}; "
             f"with most of the others {_share_text(person.with_majority)}; left {_share_text(person.left)}"
         )
         lines += [f"    look at this: {alarm}" for alarm in person.alarms]

@@ -44,7 +44,7 @@ __all__ = [
     "write_preference_rows",
 ]
 
-ImportFormat = Literal["rlhfkit", "preferences", "hh", "argilla", "label-studio"]
+ImportFormat = Literal["rlhfkit", "preferences", "hh", "argilla", "argilla-nested", "label-studio"]
 ExportFormat = Literal["rlhfkit", "preferences", "hh", "argilla", "argilla-nested", "label-studio"]
 
 
@@ -112,7 +112,7 @@ def import_labels(
             return read_preferences(path, annotator=annotator, split=split)
         case "hh":
             return read_hh(path, chosen_is=chosen_is, annotator=annotator, split=split)
-        case "argilla":
+        case "argilla" | "argilla-nested":
             return read_argilla(path, without_status=without_status, split=split)
         case "label-studio":
             return read_label_studio(path, split=split)

@@ -55,7 +55,7 @@ def read_records(path: str | Path) -> list[Record]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path} is not there; expected a file of labels; mend the path") from None
+        raise DataError(f"{path} is not there; expected a file of labels or pairs; mend the path") from None
     except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
         raise DataError(f"{path} cannot be read ({error}); expected a readable file; mend the path") from error
     return decode_records(data, name=path.name)

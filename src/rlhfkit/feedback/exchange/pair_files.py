@@ -69,7 +69,7 @@ def _pair(record: Record, split: Split, round_: int) -> Pair:
 def _contents(row: dict[str, Any], one: str, other: str) -> tuple[Content, Content, Content]:
     for name in (one, other):
         if row.get(name) is None:
-            raise DataError(f'there is no "{name}"; the row has {", ".join(list(row)[:12])}; add it')
+            raise DataError(f'"{name}" is missing or null; the row has {", ".join(list(row)[:12])}; add it')
     prompt, first, second = row.get("prompt"), row[one], row[other]
     if one == "chosen":
         if prompt is None and isinstance(first, str) and isinstance(second, str):
