@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from rlhfkit.errors import DataError, MissingDependencyError, StoreError
 from rlhfkit.feedback.guard import Guard, Refusal, is_local_request
+from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import FLAGS, LARGEST_STRENGTH, SKIP_REASONS, Choice, Flag, Pair, Side, SkipReason, Vote
 from rlhfkit.records import Conversation
 
@@ -34,7 +35,7 @@ except ImportError as _missing:
         f"the labelling page needs a package that is missing ({_missing.name}); pip install 'rlhfkit[web]'"
     ) from _missing
 
-__all__ = ["LANGUAGES", "LabelStore", "Link", "Person", "create_app", "name_of", "render_page", "signed_in"]
+__all__ = ["LANGUAGES", "Link", "Person", "create_app", "name_of", "render_page", "signed_in"]
 
 HERE = Path(__file__).parent
 LANGUAGES = {"en": "English", "zh": "中文"}
@@ -49,21 +50,6 @@ MOST_REMEMBERED = 10_000
 COOKIE_SECONDS = 180 * 24 * 3600
 
 _log = logging.getLogger(__name__)
-
-
-class LabelStore(Protocol):
-    """What the pages need of `rlhfkit.feedback.store.Store`."""
-
-    def add_annotator(self, name: str) -> str: ...  # noqa: D102
-    def annotator_of(self, token: str) -> str | None: ...  # noqa: D102
-    def lease(self, annotator: str) -> Any: ...  # noqa: D102
-    def extend(self, annotator: str, pair_id: str) -> bool: ...  # noqa: D102
-    def release(self, annotator: str, pair_id: str) -> None: ...  # noqa: D102
-    def shown_left(self, annotator: str, pair_id: str) -> Side | None: ...  # noqa: D102
-    def vote(self, vote: Vote) -> str: ...  # noqa: D102
-    def undo(self, annotator: str, *, id: str) -> Vote | None: ...  # noqa: D102
-    def progress(self, annotator: str) -> Any: ...  # noqa: D102
-    def guidelines(self) -> tuple[int, str]: ...  # noqa: D102
 
 
 class _Nobody:
@@ -88,7 +74,7 @@ class Link:
 class Site:
     """What all routes share."""
 
-    store: LabelStore
+    store: Store
     title: str
     project: str
     allow_names: bool
@@ -125,7 +111,7 @@ class Site:
 
 
 def create_app(
-    store: LabelStore | None,
+    store: Store | None,
     *,
     title: str = "",
     project: str = "",
@@ -153,7 +139,7 @@ def create_app(
         app.state.site = Site(store, title, digest, allow_names, (Link("/", "nav_label"), *links))
         app.include_router(_router)
     else:
-        app.state.site = Site(cast(LabelStore, _Nobody()), title, digest, False, links)
+        app.state.site = Site(cast(Store, _Nobody()), title, digest, False, links)
         app.add_api_route("/", lambda: RedirectResponse(links[0].path, 303))
     for router in routers:
         app.include_router(router)

@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from rlhfkit.errors import CheckpointError, DataError, MissingDependencyError, StoreError
 from rlhfkit.feedback.app import Link, language_of, name_of, render_page
 from rlhfkit.feedback.guard import Refusal, is_local_request
 from rlhfkit.feedback.runs import Mark, find_run, find_runs, new_curves, new_samples, read_object, samples_at
+from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.trust import TrustReport, trust_report
 from rlhfkit.rundir import RunDir
 
@@ -27,7 +28,7 @@ except ImportError as _missing:
         f"the dashboard needs a package that is missing ({_missing.name}); pip install 'rlhfkit[web]'"
     ) from _missing
 
-__all__ = ["PLOTTED", "LabelQueue", "dashboard_link", "dashboard_router"]
+__all__ = ["PLOTTED", "dashboard_link", "dashboard_router"]
 
 PLOTTED = (
     *("score/mean", "ref_kl/sequence", "kl_coef", "response_tokens/mean", "eos_rate", "ppo/entropy"),
@@ -42,17 +43,6 @@ Found = TypeVar("Found")
 _TEXTS = Path(__file__).parent / "static" / "dashboard_texts.json"
 
 
-class LabelQueue(Protocol):
-    """What the dashboard needs of `rlhfkit.feedback.store.Store`."""
-
-    @property
-    def settings(self) -> Any: ...  # noqa: D102
-    def queue(self) -> Any: ...  # noqa: D102
-    def snapshot(self) -> Any: ...  # noqa: D102
-    def annotators(self) -> list[str]: ...  # noqa: D102
-    def progress(self, annotator: str) -> Any: ...  # noqa: D102
-
-
 def dashboard_link(*, owners: Collection[str] = ()) -> Link:
     """The dashboard's entry in the navigation, for those who may see it."""
 
@@ -65,7 +55,7 @@ def dashboard_link(*, owners: Collection[str] = ()) -> Link:
     return Link("/dashboard", "nav_dashboard", is_for)
 
 
-def dashboard_router(runs: Path, *, store: LabelQueue | None = None, owners: Collection[str] = ()) -> APIRouter:
+def dashboard_router(runs: Path, *, store: Store | None = None, owners: Collection[str] = ()) -> APIRouter:
     """The page at /dashboard and its API, for `create_app(…, routers=[…])`.
 
     Args:
@@ -129,7 +119,7 @@ class _View:
     """What the routes share."""
 
     runs: Path
-    store: LabelQueue | None
+    store: Store | None
     report: TrustReport | None = None
     report_until: float = 0.0
     turn: threading.Lock = field(default_factory=threading.Lock)
@@ -155,14 +145,14 @@ class _View:
         except (StoreError, DataError) as error:
             return {"has_store": True, "problem": str(error)}
 
-    def _labels(self, store: LabelQueue, person: str | None) -> dict[str, Any]:
+    def _labels(self, store: Store, person: str | None) -> dict[str, Any]:
         queue = asdict(store.queue())
         if self.is_labelling(person):
             return {"has_store": True, "queue": queue, "report": None, "is_withheld": True}
         report = self._newest_report(store).as_dict()
         return {"has_store": True, "queue": queue, "report": report, "is_withheld": False}
 
-    def _newest_report(self, store: LabelQueue) -> TrustReport:
+    def _newest_report(self, store: Store) -> TrustReport:
         """The agreement report of now, or of a moment ago."""
         with self.turn:
             if self.report is None or time.monotonic() > self.report_until:
