@@ -778,6 +778,18 @@ def test_the_reward_model_learns_from_a_store_and_the_manifest_names_it(labelled
     assert [(row["label"], row["count"]) for row in report["by_degree"]] == [("better", 2)]
 
 
+def test_the_ceiling_of_a_store_stands_beside_the_accuracy(labelled):
+    with Store.open("labels.db") as store:  # Bo says the same as Ada of 7 pairs, the contrary of one
+        store.add_votes(
+            Vote(f"Bo {n}", f"pair {n}", "Bo", Choice("preference", 3 if n > 1 else -3), "a", 1.0, 1.0)
+            for n in range(1, 9)
+        )
+    talk = Talk()
+    report = json.loads(run_on_store(progress=talk).reward_model_report.read_text())
+    assert report["ceiling"] == pytest.approx((1 + 0.75**0.5) / 2)  # agreement 7/8: (1 + sqrt(2 * 7/8 - 1)) / 2
+    assert any("people themselves at most 93.3%" in note for note in talk.notes)
+
+
 def test_votes_that_come_while_it_trains_wait_for_a_fresh_start(labelled):
     with pytest.raises(KeyboardInterrupt):
         run_on_store(progress=Killed("reward_model", 1, 2))

@@ -35,7 +35,7 @@ from rlhfkit.feedback.exchange import (
 )
 from rlhfkit.feedback.server import Address, serve
 from rlhfkit.feedback.store import Store, Undo
-from rlhfkit.feedback.trust import TrustReport, trust_report
+from rlhfkit.feedback.trust import TrustReport
 from rlhfkit.feedback.votes import Pair, Part
 from rlhfkit.inputs import Inputs
 from rlhfkit.labelling import (
@@ -47,6 +47,7 @@ from rlhfkit.labelling import (
     read_guidelines,
     refuse_strangers,
     store_settings,
+    trust_in,
     with_calibration,
 )
 from rlhfkit.models.inspection import context_of, inspect_model
@@ -262,9 +263,7 @@ def watch(runs: Path, *, port: int, opens_browser: bool, progress: Progress) -> 
 def _closing_words(store: Store, database: str, *, run: RunDir | None = None, recipe: Recipe | None = None) -> str:
     """What the store holds, how far it can be trusted, and the commands that use it."""
     queue, snapshot = store.queue(), store.snapshot()
-    report = trust_report(
-        snapshot, overlap=store.settings.overlap, calibration_overlap=store.settings.calibration_overlap
-    )
+    report = trust_in(store, snapshot)
     lines = [f"{database} holds {_count(queue.num_pairs, 'pair')}, {queue.num_finished} with all the votes asked for"]
     if report.num_votes:
         lines += [f"  {line}" if line else "" for line in report.lines()]
@@ -309,10 +308,7 @@ def _is_whole(run: RunDir, recipe: Recipe) -> bool:
 def report_of(store: str) -> TrustReport:
     """How far the votes of a store can be trusted. Raises: StoreError where there is none."""
     with open_existing(_database(usable(store))) as opened:
-        settings = opened.settings
-        return trust_report(
-            opened.snapshot(), overlap=settings.overlap, calibration_overlap=settings.calibration_overlap
-        )
+        return trust_in(opened)
 
 
 def export_store(

@@ -16,6 +16,7 @@ from rlhfkit.feedback.pairs import LabelledPairs, choose_pairs, text_features
 from rlhfkit.feedback.server import Address, serve_while
 from rlhfkit.feedback.simulated import SimulatedAnnotators
 from rlhfkit.feedback.store import Snapshot, Store, StoreSettings
+from rlhfkit.feedback.trust import TrustReport, is_random, trust_report
 from rlhfkit.feedback.votes import Pair, Part, Vote, pair_id, part_of_prompt
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import EncodedPrompt
@@ -37,6 +38,7 @@ __all__ = [
     "read_guidelines",
     "refuse_strangers",
     "store_settings",
+    "trust_in",
     "with_calibration",
     "with_strengths",
 ]
@@ -167,7 +169,7 @@ class PairSampler:
             LabelledPairs(
                 features[len(candidates) :],
                 np.array([shares[pair.id] for pair in labelled]),
-                np.array([pair.reason != "active" for pair in labelled], dtype=bool),
+                np.array([is_random(pair) for pair in labelled], dtype=bool),
                 [pair.prompt for pair in labelled],
                 np.array([len(pair.response_a) - len(pair.response_b) for pair in labelled], dtype=float),
             ),
@@ -406,6 +408,14 @@ def load_labels(source: StoreConfig) -> Loaded[Preference]:
     preferences = with_strengths(found)
     digest = hashlib.sha256(repr(preferences).encode("utf-8", "backslashreplace")).hexdigest()
     return Loaded(preferences, found.unusable, (SourceFile(source.database, digest, len(preferences)),))
+
+
+def trust_in(store: Store, snapshot: Snapshot | None = None) -> TrustReport:
+    """How far the votes of a store can be trusted, with the votes that its pairs get by plan."""
+    settings = store.settings
+    return trust_report(
+        snapshot or store.snapshot(), overlap=settings.overlap, calibration_overlap=settings.calibration_overlap
+    )
 
 
 def _of_part(source: StoreConfig) -> str:

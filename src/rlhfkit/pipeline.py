@@ -33,10 +33,10 @@ from rlhfkit.evaluation.results import Evaluation, TaskResults
 from rlhfkit.evaluation.tasks import FieldMetric, classification, likeliest_responses, questions_of, translation
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Snapshot, Store
-from rlhfkit.feedback.trust import TrustReport, trust_report
+from rlhfkit.feedback.trust import TrustReport
 from rlhfkit.feedback.votes import Part
 from rlhfkit.inputs import Inputs
-from rlhfkit.labelling import PairSampler, label, new_pairs, store_settings, with_strengths
+from rlhfkit.labelling import PairSampler, label, new_pairs, open_existing, store_settings, trust_in, with_strengths
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.inspection import context_of, inspect_model
@@ -201,9 +201,7 @@ class Pipeline:
                 title=f"{self.recipe.name}, round {config.round}" if config.round > 1 else self.recipe.name,
             )
             snapshot = store.snapshot()
-            trust = trust_report(
-                snapshot, overlap=store.settings.overlap, calibration_overlap=store.settings.calibration_overlap
-            )
+            trust = trust_in(store, snapshot)
         return self._freeze(snapshot, trust, rounds=range(1, config.round + 1))
 
     def _freeze(self, snapshot: Snapshot, trust: TrustReport, *, rounds: Collection[int]) -> dict[str, Any]:
@@ -368,7 +366,7 @@ class Pipeline:
         return {}
 
     def compare_with(self, before: PretrainedModelConfig) -> Evaluation:
-        """How the policy of this run compares with another model, by default the one that PPO started from."""
+        """How the policy of this run compares with another model, such as the one that PPO started from."""
         if self.recipe.env is not None:
             return self._compare_in_env(before)
         recipe = self.recipe
@@ -504,6 +502,9 @@ class Pipeline:
             return self._load(name, load_preferences).records
         if not (frozen.exists() and (self.run.checkpoints / stage).exists()):
             write_preferences(frozen, self._load(name, load_preferences).records)
+            if name == "preferences":
+                with open_existing(source.database) as store:
+                    write_json(self.run.trust, trust_in(store).as_dict())
         return _read_frozen(frozen)
 
     def _normalization(self, model: RewardModel) -> Normalization:
