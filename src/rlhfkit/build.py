@@ -38,6 +38,7 @@ from rlhfkit.envs.replay import ReplayEnv
 from rlhfkit.envs.text import TextEnvFactory, TurnLimit
 from rlhfkit.errors import ConfigError
 from rlhfkit.models.attention import implementation_for
+from rlhfkit.models.compiling import compile_trunk, refuse_without_compiler
 from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokenizer
@@ -66,6 +67,8 @@ class Builder:
     def __post_init__(self) -> None:
         self.device = choose_device(self.recipe.model.device)
         self.dtype = choose_dtype(self.recipe.model.dtype)
+        if self.recipe.model.compile:
+            refuse_without_compiler(self.device)
 
     # ── before anything is trained ───────────────────────────────────────────────────────────────────────────────────
 
@@ -154,6 +157,8 @@ class Builder:
         else:
             language_model = LanguageModel(model, encoder)
         self._check_lengths(language_model.context_tokens)
+        if self.recipe.model.compile:
+            language_model.run_compiled()
         return language_model
 
     def scratch_model(self, texts: list[str]) -> LanguageModel:
@@ -213,9 +218,12 @@ class Builder:
         return RewardModel(self._classifier(str(directory), encoder, fresh_head=False).requires_grad_(False), encoder)
 
     def _classifier(self, path: str, encoder: Encoder, *, fresh_head: bool) -> PreTrainedModel:
-        return load_classifier(
+        classifier = load_classifier(
             path, encoder.tokenizer, device=self.device, dtype=self.dtype, num_labels=1, fresh_head=fresh_head
         )
+        if self.recipe.model.compile:
+            compile_trunk(classifier)
+        return classifier
 
     def policy(self) -> TextPolicy:
         """The policy that PPO trains, with its critic."""

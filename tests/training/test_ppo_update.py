@@ -133,7 +133,9 @@ def test_microbatches_do_not_change_the_gradient(monkeypatch, network, microbatc
     widths = []
     evaluate = tiny.TextPolicy.evaluate
     monkeypatch.setattr(
-        tiny.TextPolicy, "evaluate", lambda self, inputs: widths.append(len(inputs)) or evaluate(self, inputs)
+        tiny.TextPolicy,
+        "evaluate",
+        lambda self, inputs, **options: widths.append(len(inputs)) or evaluate(self, inputs, **options),
     )
     parts = gradient_of(one_minibatch(microbatch_tokens=microbatch_tokens, **settings))
     assert widths[0] == 8  # that made the batch
@@ -175,7 +177,7 @@ def test_minibatches_are_cut_anew_each_epoch_and_cover_every_row():
     batch = make_batch(trainer.policy)
     seen = []
     evaluate = trainer.policy.evaluate
-    trainer.policy.evaluate = lambda inputs: seen.append(inputs.ids.tolist()) or evaluate(inputs)
+    trainer.policy.evaluate = lambda inputs, **options: seen.append(inputs.ids.tolist()) or evaluate(inputs, **options)
     update(trainer, *batch)
     all_rows = sorted(batch[0].inputs.ids.tolist())
     epochs = [list(itertools.chain(*seen[start : start + 4])) for start in (0, 4, 8)]

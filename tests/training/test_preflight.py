@@ -34,8 +34,8 @@ class Shifted(TextPolicy):
         super().__init__(policy.language_model, policy.critic, temperature=policy.temperature)
         self.shift = shift
 
-    def evaluate(self, inputs):
-        output = super().evaluate(inputs)
+    def evaluate(self, inputs, *, with_entropy=True):
+        output = super().evaluate(inputs, with_entropy=with_entropy)
         return PolicyOutput(output.logprobs + self.shift(inputs), output.entropy, output.values)
 
 

@@ -167,6 +167,8 @@ class PretrainedModelConfig(Section):
     """Type of the weights in memory; the optimizer keeps float32 masters either way."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; "auto" takes an accelerator if there is one."""
+    compile: bool = False
+    """Compile what takes the time (torch.compile): a minute or two at the start, then faster; pays in longer runs."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights, in SFT, reward model, value and PPO alike."""
     chat_template: LocalPath | None = None
@@ -193,6 +195,8 @@ class ScratchModelConfig(Section):
     """Type of the weights in memory; the optimizer keeps float32 masters either way."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; "auto" takes an accelerator if there is one."""
+    compile: bool = False
+    """Compile what takes the time (torch.compile): a minute or two at the start, then faster; pays in longer runs."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights in the stages after `pretrain`."""
     chat_template: LocalPath | None = None

@@ -291,13 +291,13 @@ class ControlPolicy(nn.Module):
         seen = self._seen(observations)
         return torch.as_tensor(self.critic(self.trunk(seen) if self.shared_trunk else seen)[..., 0])
 
-    def evaluate(self, inputs: ControlSteps) -> PolicyOutput:
+    def evaluate(self, inputs: ControlSteps, *, with_entropy: bool = True) -> PolicyOutput:
         """Logprobs, entropy and values (B, T) of recorded actions, with gradients."""
         seen = self._seen(inputs.observations)
         features = self.trunk(seen)
         logprobs, entropy = self.actions.logprobs_and_entropy(self.head(features), inputs.actions)
         values = self.critic(features if self.shared_trunk else seen)[..., 0]
-        return PolicyOutput(logprobs, entropy, values)
+        return PolicyOutput(logprobs, entropy if with_entropy else None, values)
 
 
 def _hidden_layers(widths: Sequence[int], config: NetworkConfig) -> nn.Sequential:

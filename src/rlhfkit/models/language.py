@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhfkit.errors import ModelError
+from rlhfkit.models.compiling import compile_trunk, compiled, trunk_hidden
 from rlhfkit.models.inspection import context_of
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.policy import PolicyOutput
@@ -38,6 +39,7 @@ class LanguageModel(nn.Module):
         self.causal_lm = causal_lm
         self.encoder = encoder
         self.config: PreTrainedConfig = unwrapped(causal_lm).config
+        self.is_compiled = False
         self._refuse_unknown_layers()
         self._refuse_different_logits()
 
@@ -81,10 +83,19 @@ class LanguageModel(nn.Module):
         """Longest sequence that the positions allow, where the model says so."""
         return context_of(self.config)
 
+    def run_compiled(self) -> None:
+        """From now on trunk, logprobs and decoding run compiled."""
+        compile_trunk(self.causal_lm)
+        self.is_compiled = True
+
     def trunk(self, ids: Tensor, **options: object) -> Tensor:
         """Hidden states (B, T, H) after the final norm."""
+        return trunk_hidden(self.causal_lm, ids, **options)
+
+    def trunk_as_it_is(self, ids: Tensor, **options: object) -> Tensor:
+        """The same with a cache, never compiled by itself."""
         trunk = unwrapped(self.causal_lm).base_model
-        hidden: Tensor = trunk(input_ids=ids, use_cache="past_key_values" in options, **options).last_hidden_state
+        hidden: Tensor = trunk.forward(input_ids=ids, use_cache=True, **options).last_hidden_state
         return hidden
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -115,15 +126,26 @@ class LanguageModel(nn.Module):
     def logprobs(self, sequences: Sequences, *, temperature: float) -> Tensor:
         """(B, R) log-probability of each sampled token; 0 outside the mask."""
         hidden, targets = self.predicting_hidden(sequences.trimmed())
-        return spread(
-            token_logprobs(hidden, self.head, targets, temperature=temperature, with_entropy=False)[0], sequences.mask
-        )
+        return spread(self.token_logprobs(hidden, targets, temperature=temperature)[0], sequences.mask)
 
     def packed_logprobs(self, rows: PackedRows, masks: Tensor | dict[str, Tensor]) -> Tensor:
         """(N,) log-probability of each learnt token, in row-major order."""
         hidden = self.trunk(rows.ids, position_ids=rows.position_ids, attention_mask=masks)
         learnt = rows.targets[:, 1:]
-        return token_logprobs(hidden[:, :-1][learnt], self.head, rows.ids[:, 1:][learnt], with_entropy=False)[0]
+        return self.token_logprobs(hidden[:, :-1][learnt], rows.ids[:, 1:][learnt])[0]
+
+    def token_logprobs(
+        self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(log-probability (N,) of each target, entropy (N,) or None), from the hidden states (N, H) before them."""
+        return token_logprobs(
+            hidden,
+            self.head,
+            targets,
+            temperature=temperature,
+            with_entropy=with_entropy,
+            prepared=compiled if self.is_compiled else None,
+        )
 
     @contextmanager
     def adapters_off(self) -> Iterator[None]:
@@ -144,11 +166,13 @@ class TextPolicy(nn.Module):
         self.critic = critic
         self.temperature = temperature
 
-    def evaluate(self, inputs: Sequences) -> PolicyOutput:
+    def evaluate(self, inputs: Sequences, *, with_entropy: bool = True) -> PolicyOutput:
         """Logprobs, entropy and values (B, R) of the sampled tokens, with gradients."""
-        inputs_trimmed = inputs.trimmed()
+        inputs_trimmed, mask = inputs.trimmed(), inputs.mask
         hidden, targets = self.language_model.predicting_hidden(inputs_trimmed)
-        logprobs, entropy = token_logprobs(hidden, self.language_model.head, targets, temperature=self.temperature)
+        logprobs, entropy = self.language_model.token_logprobs(
+            hidden, targets, temperature=self.temperature, with_entropy=with_entropy
+        )
         match self.critic:
             case None:
                 values = torch.zeros_like(logprobs)
@@ -156,8 +180,9 @@ class TextPolicy(nn.Module):
                 values = self.critic(hidden)
             case ValueNetwork():
                 values = self.critic(inputs_trimmed)
-        mask = inputs.mask
-        return PolicyOutput(spread(logprobs, mask), spread(entropy, mask), spread(values, mask))
+        return PolicyOutput(
+            spread(logprobs, mask), None if entropy is None else spread(entropy, mask), spread(values, mask)
+        )
 
 
 def spread(tokens: Tensor, mask: Tensor) -> Tensor:

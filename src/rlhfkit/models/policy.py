@@ -16,8 +16,8 @@ class PolicyOutput:
 
     logprobs: Tensor
     """(B, T) log-probability of each recorded action, in nats, at the sampling temperature."""
-    entropy: Tensor
-    """(B, T) entropy of the distribution it was drawn from, in nats."""
+    entropy: Tensor | None
+    """(B, T) entropy of the distribution it was drawn from, in nats; None where nobody asked."""
     values: Tensor
     """(B, T) value of the state before the action; zeros for a policy without a critic."""
 
@@ -25,6 +25,9 @@ class PolicyOutput:
 class Policy(Protocol[Inputs]):
     """An actor, and its critic if it has one."""
 
-    def evaluate(self, inputs: Inputs) -> PolicyOutput:
-        """Logprobs, entropy and values (B, T) of recorded actions, with gradients."""
+    def evaluate(self, inputs: Inputs, *, with_entropy: bool = True) -> PolicyOutput:
+        """Logprobs, entropy and values (B, T) of recorded actions, with gradients.
+
+        Entropy takes a good part of the time that the head needs, so an update without entropy bonus does not ask.
+        """
         ...

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhfkit.errors import ModelError
+from rlhfkit.models.compiling import trunk_hidden
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.models.lora import merged, unwrapped
 from rlhfkit.models.template import Encoder
@@ -72,8 +73,7 @@ class RewardModel(nn.Module):
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(B,) raw scores, float32, read at position lengths - 1 of right-padded `ids` (B, T)."""
-        trunk = unwrapped(self.classifier).base_model
-        hidden: Tensor = trunk(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = trunk_hidden(self.classifier, ids)
         last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
         return nn.functional.linear(last.float(), score_head(self.classifier).weight.float()).squeeze(-1)
 

@@ -5,7 +5,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhfkit.models.lora import unwrapped
+from rlhfkit.models.compiling import trunk_hidden
 from rlhfkit.models.reward_model import score_head
 from rlhfkit.padding import Sequences
 
@@ -49,7 +49,5 @@ class ValueNetwork(nn.Module):
     def forward(self, sequences: Sequences) -> Tensor:
         """(N,) values of the states before the N sampled tokens, in row-major order."""
         rows, positions, _ = sequences.predicting()
-        trunk = unwrapped(self.classifier).base_model
-        hidden: Tensor = trunk(input_ids=sequences.ids[:, :-1], use_cache=False).last_hidden_state
-        values: Tensor = self.head(hidden[rows, positions])
+        values: Tensor = self.head(trunk_hidden(self.classifier, sequences.ids[:, :-1])[rows, positions])
         return values

@@ -15,39 +15,45 @@ from rlhfkit.ppo.masked import at_least_float32
 
 __all__ = ["logits_to_logprobs", "token_logprobs"]
 
+Head = Callable[[Tensor], Tensor]
+Chunk = Callable[[Tensor, Head, Tensor, float, bool], tuple[Tensor, Tensor | None]]
+
 
 @overload
 def token_logprobs(
     hidden: Tensor,
-    head: Callable[[Tensor], Tensor],
+    head: Head,
     targets: Tensor,
     *,
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     with_entropy: Literal[True] = True,
+    prepared: Callable[[Chunk], Chunk] | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 
 
 @overload
 def token_logprobs(
     hidden: Tensor,
-    head: Callable[[Tensor], Tensor],
+    head: Head,
     targets: Tensor,
     *,
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     with_entropy: bool,
+    prepared: Callable[[Chunk], Chunk] | None = None,
 ) -> tuple[Tensor, Tensor | None]: ...
 
 
 def token_logprobs(
     hidden: Tensor,
-    head: Callable[[Tensor], Tensor],
+    head: Head,
     targets: Tensor,
     *,
     temperature: float = 1.0,
     chunk_tokens: int = 1024,
     with_entropy: bool = True,
+    prepared: Callable[[Chunk], Chunk] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each target (N,) and entropy of its distribution (N,) in nats, in float32.
 
@@ -56,7 +62,7 @@ def token_logprobs(
     `hidden` (N, H): last hidden states at the positions that predict `targets` (N,) int64; drop padding before, not
     after. `head`: hidden states (n, H) -> logits (n, V). The logits of only `chunk_tokens` positions exist at a time;
     for the gradient they are computed a second time, which is cheaper than to keep (N, V). Without `with_entropy` the
-    second result is None.
+    second result is None. `prepared` may put a compiled function in place of the one that does a chunk.
     Raises: ShapeError, ConfigError.
     """
     if hidden.dim() != 2 or targets.shape != hidden.shape[:1]:
@@ -67,8 +73,10 @@ def token_logprobs(
     if chunk_tokens < 1:
         raise ConfigError(f"chunk_tokens {chunk_tokens}: expected at least 1; 1024 is a good start")
 
+    run = _of_chunk if prepared is None else prepared(_of_chunk)
+
     def of_chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        return _logprobs_and_entropy(head(hidden), targets, temperature, with_entropy)
+        return run(hidden, head, targets, temperature, with_entropy)
 
     if len(hidden) <= chunk_tokens:
         return of_chunk(hidden, targets)
@@ -82,6 +90,12 @@ def token_logprobs(
         if entropy is not None:
             entropies.append(entropy)
     return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
+
+
+def _of_chunk(
+    hidden: Tensor, head: Head, targets: Tensor, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    return _logprobs_and_entropy(head(hidden), targets, temperature, with_entropy)
 
 
 def logits_to_logprobs(logits: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -153,6 +153,7 @@ class ControlRollout:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Values, logprobs and entropy (N, T), and the values of what really followed."""
         output = self.policy.evaluate(inputs)
+        assert output.entropy is not None
         next_values = torch.cat([output.values[:, 1:], self.policy.values(following)[:, None]], 1)
         if cut:
             last = torch.from_numpy(np.stack([observation for _, _, observation in cut])).float()

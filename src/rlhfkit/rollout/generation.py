@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
 
 from rlhfkit.config.schema import RolloutConfig
 from rlhfkit.errors import ConfigError, GenerationError
 from rlhfkit.models.attention import additive_masks
+from rlhfkit.models.compiling import compiled
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import Encoder
 from rlhfkit.padding import pad_right
@@ -28,6 +29,10 @@ FinishReason = Literal["eos", "stop", "length"]
 REFILL_SHARE = 1 / 8
 # Rows move together once fewer than this share of the slots is in use, so that copying stays cheap against decoding.
 SHRINK_SHARE = 3 / 4
+# Compiled code for any number of rows does not cover a single one, so a batch stays at two.
+FEWEST_ROWS = 2
+# Tokens in a block of the vocabulary, see `draw`.
+BLOCK_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,52 +51,17 @@ class Response:
         return self.finish_reason != "length"
 
 
-class SlotCache(Cache):
-    """Keys and values of `num_slots` rows of at most `max_tokens`, allocated once.
+class SlotCache:
+    """Keys and values of `num_slots` rows of at most `max_tokens`, a tensor each per layer, allocated once.
 
-    `reading(slots)` makes the next forward pass a prefill of these slots, `writing(positions)` one decode step of the
-    first len(positions) slots.
+    Memory is taken at the first prefill, which shows how many layers and heads there are.
     """
 
     def __init__(self, num_slots: int, max_tokens: int) -> None:
-        """Memory is taken at the first forward pass, which shows how many layers and heads there are."""
-        super().__init__(layers=[])
+        """Room for so many rows of so many tokens."""
         self.num_slots, self.max_tokens = num_slots, max_tokens
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self._slots: Tensor | None = None
-        self._positions: Tensor | None = None
-        self._width = 0
-
-    def reading(self, slots: Tensor) -> "SlotCache":
-        """The next pass reads whole prompts into `slots`."""
-        self._slots, self._positions = slots, None
-        return self
-
-    def writing(self, positions: Tensor, width: int) -> "SlotCache":
-        """The next pass adds one token to each slot, at `positions`, and looks at the first `width` places."""
-        self._slots, self._positions, self._width = None, positions, width
-        return self
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, heads, T, D); what to attend to comes back."""
-        if layer_idx == len(self.keys):
-            for store, states in ((self.keys, key_states), (self.values, value_states)):
-                shape = (self.num_slots, states.shape[1], self.max_tokens, states.shape[3])
-                store.append(torch.zeros(shape, dtype=states.dtype, device=states.device))
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        if self._slots is not None:
-            tokens = key_states.shape[2]
-            keys[self._slots, :, :tokens] = key_states
-            values[self._slots, :, :tokens] = value_states
-            return key_states, value_states
-        assert self._positions is not None
-        rows = torch.arange(len(self._positions), device=key_states.device)
-        keys[rows, :, self._positions] = key_states[:, :, 0]
-        values[rows, :, self._positions] = value_states[:, :, 0]
-        return keys[: len(rows), :, : self._width], values[: len(rows), :, : self._width]
 
     def keep(self, slots: Tensor) -> None:
         """Move `slots` to the front, in this order."""
@@ -99,9 +69,56 @@ class SlotCache(Cache):
             for tensor in store:
                 tensor[: len(slots)] = tensor[slots]
 
+
+class _Attended(Cache):
+    """What transformers asks of a cache during one forward pass; positions are always passed along."""
+
+    def __init__(self, slots: SlotCache) -> None:
+        super().__init__(layers=[])
+        self.slots = slots
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0: positions are always passed along."""
+        """0: nobody has to count."""
         return 0
+
+
+class Prefill(_Attended):
+    """A forward pass that reads whole prompts into the slots `places`."""
+
+    def __init__(self, slots: SlotCache, places: Tensor) -> None:
+        super().__init__(slots)
+        self.places = places
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (B, heads, T, D), and look at nothing else."""
+        slots = self.slots
+        for store, states in ((slots.keys, key_states), (slots.values, value_states)):
+            if layer_idx == len(store):
+                shape = (slots.num_slots, states.shape[1], slots.max_tokens, states.shape[3])
+                store.append(torch.zeros(shape, dtype=states.dtype, device=states.device))
+            store[layer_idx][self.places, :, : states.shape[2]] = states
+        return key_states, value_states
+
+
+class Decode(_Attended):
+    """A forward pass that adds one token to each of the first slots, at `positions`, and looks at `width` places."""
+
+    def __init__(self, slots: SlotCache, positions: Tensor, width: int) -> None:
+        super().__init__(slots)
+        self.positions, self.width = positions, width
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store the new key and value (B, heads, 1, D); all that the row has so far comes back."""
+        keys, values = self.slots.keys[layer_idx], self.slots.values[layer_idx]
+        num = len(self.positions)
+        rows = torch.arange(num, device=key_states.device)
+        keys[rows, :, self.positions] = key_states[:, :, 0]
+        values[rows, :, self.positions] = value_states[:, :, 0]
+        return keys[:num, :, : self.width], values[:num, :, : self.width]
 
 
 def stop_ids(model: LanguageModel, stop_tokens: Sequence[str]) -> tuple[set[int], set[int]]:
@@ -218,6 +235,7 @@ class _Sampler:
         self.waiting = sorted(range(num), key=lambda row: (-len(prompts[row]), row))
         self.slots = _Slots(self.device)
         self.cache = SlotCache(min(config.slots, num), longest)
+        self._decode_step = compiled(_decode_step) if model.is_compiled else _decode_step
         self.unfinished = num
 
     def step(self) -> int:
@@ -227,7 +245,8 @@ class _Sampler:
         room = len(free) + unused
         if self.waiting and room >= min(len(self.waiting), max(1, int(self.cache.num_slots * REFILL_SHARE))):
             return self._read_prompts(free, unused)
-        if len(free) and len(self.slots.row) - len(free) < SHRINK_SHARE * len(self.slots.row):
+        in_use, rows = len(self.slots.row) - len(free), len(self.slots.row)
+        if FEWEST_ROWS <= in_use < SHRINK_SHARE * rows:
             kept = self.slots.active.nonzero().flatten()
             self.cache.keep(kept)
             self.slots.keep(kept)
@@ -241,49 +260,44 @@ class _Sampler:
         ids = pad_right([self.prompts[row] for row in rows], pad=self.model.encoder.pad_id, device=self.device)
         row = torch.tensor(rows, device=self.device)
         lengths = self.prompt_lengths[row]
-        hidden = self.model.trunk(ids, past_key_values=self.cache.reading(places), **_prefill_mask(self.model, ids))
-        token = self._sample(hidden[torch.arange(len(rows), device=self.device), lengths - 1], row)
+        hidden = self.model.trunk_as_it_is(
+            ids, past_key_values=Prefill(self.cache, places), **_prefill_mask(self.model, ids)
+        )
+        last = hidden[torch.arange(len(rows), device=self.device), lengths - 1]
+        token, logprob = next_token(self.model.head(last), self.config, self._uniform(row))
+        self._record(row, token, logprob)
         new = places >= start
         self.slots.put(places[~new], row[~new], token[~new], lengths[~new])
         self.slots.add(row[new], token[new], lengths[new])
         return self._finish()
 
     def _decode(self) -> int:
-        position = self.slots.position
-        width = int(position.max()) + 1
-        places = torch.arange(width, device=self.device)
-        allowed = (places <= position[:, None])[:, None]
-        masks = additive_masks(self.model.config, allowed, position[:, None], places[None], self.model.dtype)
-        hidden = self.model.trunk(
-            self.slots.token[:, None],
-            position_ids=position[:, None],
-            attention_mask=masks,
-            past_key_values=self.cache.writing(position, width),
+        slots = self.slots
+        width = int(slots.position.max()) + 1
+        token, logprob = self._decode_step(
+            self.model, self.cache, slots.token, slots.position, width, self.config, self._uniform(slots.row)
         )
-        self.slots.token = self._sample(hidden[:, 0], self.slots.row, self.slots.active)
-        self.slots.position = torch.where(self.slots.active, position + 1, position)
+        self._record(slots.row[slots.active], token[slots.active], logprob[slots.active])
+        slots.token = token
+        slots.position = torch.where(slots.active, slots.position + 1, slots.position)
         return self._finish()
 
-    def _sample(self, hidden: Tensor, row: Tensor, active: Tensor | None = None) -> Tensor:
-        """The next token of each row, recorded with its logprob; idle slots repeat what they had."""
-        logits = self.model.head(hidden).float()
-        if not torch.isfinite(logits).all():
+    def _uniform(self, row: Tensor) -> Tensor | None:
+        """(B,) the random number for the next token of each row; None to take the likeliest."""
+        if self.uniforms is None:
+            return None
+        return self.uniforms[row, self.lengths[row].clamp(max=self.config.max_response_tokens - 1)]
+
+    def _record(self, row: Tensor, token: Tensor, logprob: Tensor) -> None:
+        """Take down the next token of each row."""
+        if not torch.isfinite(logprob).all():
             raise GenerationError(
                 "the model's logits are not finite, so nothing can be sampled; its weights are damaged, or training "
                 "diverged: lower the learning rate and start from the last good checkpoint"
             )
-        log_distribution = (logits / self.config.temperature).log_softmax(-1)
-        step = self.lengths[row].clamp(max=self.config.max_response_tokens - 1)
-        if self.uniforms is None:
-            token = logits.argmax(-1)
-        else:
-            token = draw(truncated(log_distribution, self.config), self.uniforms[row, step])
-        counts = torch.ones_like(row, dtype=torch.bool) if active is None else active
-        at = (row[counts], step[counts])
-        self.tokens[at] = token[counts]
-        self.logprobs[at] = log_distribution.gather(-1, token[:, None]).squeeze(-1)[counts]
-        self.lengths[row[counts]] += 1
-        return token
+        at = (row, self.lengths[row])
+        self.tokens[at], self.logprobs[at] = token, logprob
+        self.lengths[row] += 1
 
     def _finish(self) -> int:
         """Free the slots whose row has ended."""
@@ -310,6 +324,34 @@ class _Sampler:
         ]
 
 
+def _decode_step(
+    model: LanguageModel,
+    cache: SlotCache,
+    token: Tensor,
+    position: Tensor,
+    width: int,
+    config: RolloutConfig,
+    uniform: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(token, logprob), each (B,), that follow the newest token of the first B slots, which stands at `position`."""
+    places = torch.arange(width, device=token.device)
+    allowed = (places <= position[:, None])[:, None]
+    hidden = model.trunk_as_it_is(
+        token[:, None],
+        position_ids=position[:, None],
+        attention_mask=additive_masks(model.config, allowed, position[:, None], places[None], model.dtype),
+        past_key_values=Decode(cache, position, width),
+    )
+    return next_token(model.head(hidden[:, 0]), config, uniform)
+
+
+def next_token(logits: Tensor, config: RolloutConfig, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(token, its logprob at the sampling temperature), each (B,); the likeliest token where `uniform` is None."""
+    log_distribution = (logits.float() / config.temperature).log_softmax(-1)
+    token = logits.argmax(-1) if uniform is None else draw(truncated(log_distribution, config), uniform)
+    return token, log_distribution.gather(-1, token[:, None]).squeeze(-1)
+
+
 def _prefill_mask(model: LanguageModel, ids: Tensor) -> dict[str, Any]:
     """Plain causal attention: padding is on the right, where no real token looks."""
     places = torch.arange(ids.shape[1], device=ids.device)[None]
@@ -327,12 +369,32 @@ def _uniforms(seeds: Sequence[int], num: int) -> Tensor:
 
 
 def draw(log_distribution: Tensor, uniforms: Tensor) -> Tensor:
-    """(B,) tokens by inversion: the first whose cumulative probability exceeds the row's uniform number."""
-    # A GPU adds up in parallel, and in float32 the sum may then rise, by rounding, at a token without probability.
-    exact = torch.float64 if log_distribution.is_cuda else torch.float32
-    cumulative = log_distribution.exp().cumsum(-1, dtype=exact)
-    wanted = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, wanted, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)
+    """(B,) tokens by inversion: the first whose cumulative probability exceeds the row's uniform number.
+
+    In two steps, the block of tokens and then the token in it: a running sum over the whole vocabulary is one long
+    chain of additions, a sum by blocks is not.
+    """
+    rows, width = log_distribution.shape
+    num_blocks = -(-width // BLOCK_TOKENS)
+    padded = nn.functional.pad(log_distribution.exp(), (0, num_blocks * BLOCK_TOKENS - width))
+    blocks = padded.view(rows, num_blocks, BLOCK_TOKENS)
+    block, wanted = _first_above(blocks.sum(-1), uniforms)
+    chosen = blocks[torch.arange(rows, device=blocks.device), block]
+    token = block * BLOCK_TOKENS + _first_above(chosen, wanted)[0]
+    return token.clamp(max=width - 1)
+
+
+def _first_above(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """(index (B,) drawn in proportion to `weights` (B, N), how far into it the number fell, from 0 to 1)."""
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    wanted = uniforms.double()[:, None] * cumulative[:, -1:]
+    # The last number below the whole: rounding may otherwise lead to an index without weight, or beyond the end.
+    wanted = torch.minimum(wanted, cumulative[:, -1:] * (1 - 2**-50))
+    # It leads beyond the end where the weights are NaN, and that is told where the logprob is looked at.
+    index = torch.searchsorted(cumulative, wanted, right=True).clamp(max=weights.shape[-1] - 1)
+    weight = weights.gather(-1, index).double()
+    inside = (wanted - (cumulative.gather(-1, index) - weight)) / weight
+    return index.squeeze(-1), inside.squeeze(-1).clamp(0, 1)
 
 
 def truncated(log_distribution: Tensor, config: RolloutConfig) -> Tensor:

@@ -287,7 +287,8 @@ class MultiTurnRollout:
             pad=model.encoder.pad_id,
             device=model.device,
         )
-        values[cut] = evaluate_in_parts(self.policy, inputs, max_tokens=self.ppo.microbatch_tokens).values[:, 0].cpu()
+        *_, after = evaluate_in_parts(self.policy, inputs, max_tokens=self.ppo.microbatch_tokens)
+        values[cut] = after[:, 0].cpu()
         return values
 
 

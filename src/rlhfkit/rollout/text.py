@@ -9,7 +9,6 @@ from torch import Tensor
 
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
 from rlhfkit.models.language import TextPolicy, spread
-from rlhfkit.models.policy import PolicyOutput
 from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.padding import Sequences, length_buckets
 from rlhfkit.ppo import (
@@ -162,7 +161,7 @@ def experience_of(
     """
     mask, device = inputs.mask, inputs.mask.device
     # The sampler's logprobs stem from other matrix shapes; the ratio must compare like with like.
-    old = evaluate_in_parts(policy, inputs, max_tokens=ppo.microbatch_tokens)
+    old_logprobs, entropy, old_values = evaluate_in_parts(policy, inputs, max_tokens=ppo.microbatch_tokens)
     ref_logprobs = logprobs_in_parts(reference, inputs, max_tokens=ppo.microbatch_tokens)
     finished = torch.tensor([response.finished for response in responses], device=device)
     lengths = torch.tensor([len(response.ids) for response in responses], device=device)
@@ -170,16 +169,16 @@ def experience_of(
     shaped, raw = (spread(numbers, ends) for numbers in (scores, raw_scores.to(device)))
     last = last_of_rows(mask)
     no_scores = torch.zeros(len(inputs), device=device)
-    penalties = token_rewards(no_scores, old.logprobs, ref_logprobs, mask, kl_coef=kl_coef, kind=ppo.kl.estimator)
-    ref_kl = masked_sum(kl_estimate(old.logprobs, ref_logprobs, "k1"), mask, dim=1)
+    penalties = token_rewards(no_scores, old_logprobs, ref_logprobs, mask, kl_coef=kl_coef, kind=ppo.kl.estimator)
+    ref_kl = masked_sum(kl_estimate(old_logprobs, ref_logprobs, "k1"), mask, dim=1)
     sampled = torch.tensor([number for response in responses for number in response.logprobs], device=device)
     totals = raw.sum(1)
     return Experience(
         inputs=inputs,
         mask=mask,
-        old_logprobs=old.logprobs,
-        old_values=old.values,
-        next_values=next_token_values(old.values, mask) + last * values_after.to(device)[:, None],
+        old_logprobs=old_logprobs,
+        old_values=old_values,
+        next_values=next_token_values(old_values, mask) + last * values_after.to(device)[:, None],
         terminated=terminated,
         ended=last,
         rewards=penalties + shaped,
@@ -195,10 +194,10 @@ def experience_of(
             "score/clipped_share": clipped_share,
             "ref_kl/sequence": float(ref_kl.mean()),
             "ref_kl/token": float(ref_kl.sum() / mask.sum()),
-            "ppo/entropy": float(masked_mean(old.entropy, mask)),
+            "ppo/entropy": float(masked_mean(entropy, mask)),
             "response_tokens/mean": float(lengths.float().mean()),
             "eos_rate": float(finished.float().mean()),
-            "sampler/logprob_max_difference": float(((spread(sampled, mask) - old.logprobs) * mask).abs().max()),
+            "sampler/logprob_max_difference": float(((spread(sampled, mask) - old_logprobs) * mask).abs().max()),
             **metrics,
         },
         samples=[
@@ -238,18 +237,14 @@ def as_scored_text(prompt: EncodedPrompt, response: Response, text: str) -> Scor
 
 
 @torch.no_grad()
-def evaluate_in_parts(policy: TextPolicy, inputs: Sequences, *, max_tokens: int) -> PolicyOutput:
-    """`policy.evaluate(inputs)` without gradient, a microbatch at a time."""
-    zeros = torch.zeros(inputs.mask.shape, device=inputs.mask.device)
-    result = PolicyOutput(zeros, zeros.clone(), zeros.clone())
+def evaluate_in_parts(policy: TextPolicy, inputs: Sequences, *, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logprobs, entropy and values (B, R) by `policy.evaluate(inputs)` without gradient, a microbatch at a time."""
+    logprobs, entropy, values = (torch.zeros(inputs.mask.shape, device=inputs.mask.device) for _ in range(3))
     for rows in _parts(inputs, max_tokens):
         output = policy.evaluate(inputs[rows])
-        result.logprobs[rows], result.entropy[rows], result.values[rows] = (
-            output.logprobs,
-            output.entropy,
-            output.values,
-        )
-    return result
+        assert output.entropy is not None
+        logprobs[rows], entropy[rows], values[rows] = output.logprobs, output.entropy, output.values
+    return logprobs, entropy, values
 
 
 @torch.no_grad()

@@ -261,7 +261,7 @@ def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, retu
             denominator = mask[rows].sum()
             deviation = 0.0
             for part in _microbatches(experience, rows, config.microbatch_tokens):
-                output = trainer.policy.evaluate(experience.inputs[part])
+                output = trainer.policy.evaluate(experience.inputs[part], with_entropy=config.entropy_coef > 0)
                 loss = _loss(output, experience, advantages, returns, part, denominator, trainer)
                 if not math.isfinite(loss["total"].item()):
                     parts = ", ".join(f"{name} {value.item():g}" for name, value in loss.items())
@@ -324,10 +324,9 @@ def _loss(
         dual_clip=config.dual_clip,
         denominator=denominator,
     )
-    entropy = masked_mean(output.entropy, mask, denominator)
     total = torch.zeros_like(policy) if only_critic else policy
-    if config.entropy_coef and not only_critic:
-        total = total - config.entropy_coef * entropy
+    if output.entropy is not None and not only_critic:
+        total = total - config.entropy_coef * masked_mean(output.entropy, mask, denominator)
     losses = {"policy": policy}
     if config.estimator == "gae":
         losses["value"] = value_loss(

@@ -1,4 +1,4 @@
-"""The project alone on fixed workloads, for whoever wants to compare."""
+"""Seconds until CartPole-v1 is solved."""
 
 import statistics
 import time

@@ -1,0 +1,1 @@
+"""The project alone on fixed workloads, for whoever wants to compare."""
