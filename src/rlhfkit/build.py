@@ -38,7 +38,7 @@ from rlhfkit.envs.replay import ReplayEnv
 from rlhfkit.envs.text import TextEnvFactory, TurnLimit
 from rlhfkit.errors import ConfigError
 from rlhfkit.models.attention import implementation_for
-from rlhfkit.models.compiling import compile_trunk, refuse_without_compiler
+from rlhfkit.models.compiling import compile_layers, refuse_without_compiler
 from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokenizer
@@ -222,7 +222,7 @@ class Builder:
             path, encoder.tokenizer, device=self.device, dtype=self.dtype, num_labels=1, fresh_head=fresh_head
         )
         if self.recipe.model.compile:
-            compile_trunk(classifier)
+            compile_layers(classifier)
         return classifier
 
     def policy(self) -> TextPolicy:

@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 from rlhfkit.config.schema import OptimConfig, PpoConfig, RolloutConfig, ValueConfig
 from rlhfkit.device import choose_device, choose_dtype
 from rlhfkit.models.attention import implementation_for
-from rlhfkit.models.compiling import compile_trunk
+from rlhfkit.models.compiling import compile_layers
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.models.template import EncodedPrompt, Encoder
@@ -128,8 +128,8 @@ def _trainer(
     if compiled:
         policy_lm.run_compiled()
         frozen.run_compiled()
-        compile_trunk(judge)
-        compile_trunk(value_network)
+        compile_layers(judge)
+        compile_layers(value_network)
     reward_model = RewardModel(judge.requires_grad_(False), encoder)
     critic = ValueNetwork(value_network) if like_for_like else ValueHead(policy_lm.width, where)
     rollout = RolloutConfig(max_response_tokens=response_tokens, slots=episodes)

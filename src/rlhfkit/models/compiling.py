@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from rlhfkit.errors import MissingDependencyError
 from rlhfkit.models.lora import unwrapped
 
-__all__ = ["compile_trunk", "compiled", "refuse_without_compiler", "trunk_hidden"]
+__all__ = ["compile_layers", "compiled", "layers_of", "refuse_without_compiler", "trunk_hidden"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,18 +34,25 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
     return result
 
 
-def compile_trunk(model: PreTrainedModel | PeftModel) -> None:
-    """From now on `trunk_hidden` of `model` runs compiled code; its weights and names stay as they are."""
+def compile_layers(model: PreTrainedModel | PeftModel) -> None:
+    """From now on the layers of `model` run compiled code; its weights and names stay as they are.
+
+    All layers share one program, which takes a fraction of the time that one for the whole trunk would.
+    """
     torch._dynamo.config.recompile_limit = MOST_PROGRAMS
-    unwrapped(model).base_model.compile(dynamic=True)
+    for layer in layers_of(model):
+        layer.compile(dynamic=True)
+
+
+def layers_of(model: PreTrainedModel | PeftModel) -> nn.ModuleList:
+    """The decoder layers, in order: the longest list of modules in the trunk."""
+    lists = [module for module in unwrapped(model).base_model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=nn.ModuleList())
 
 
 def trunk_hidden(model: PreTrainedModel | PeftModel, ids: Tensor, **options: object) -> Tensor:
     """Hidden states (B, T, H) of a decoder after the final norm."""
-    trunk: nn.Module = unwrapped(model).base_model
-    # A program for any number of rows and tokens does not cover a single one; another is not worth its minute.
-    run = trunk if min(ids.shape) > 1 else trunk.forward
-    hidden: Tensor = run(input_ids=ids, use_cache=False, **options).last_hidden_state
+    hidden: Tensor = unwrapped(model).base_model(input_ids=ids, use_cache=False, **options).last_hidden_state
     return hidden
 
 

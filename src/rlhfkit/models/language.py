@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhfkit.errors import ModelError
-from rlhfkit.models.compiling import compile_trunk, compiled, trunk_hidden
+from rlhfkit.models.compiling import compile_layers, compiled, trunk_hidden
 from rlhfkit.models.inspection import context_of
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.policy import PolicyOutput
@@ -85,7 +85,7 @@ class LanguageModel(nn.Module):
 
     def run_compiled(self) -> None:
         """From now on trunk, logprobs and decoding run compiled."""
-        compile_trunk(self.causal_lm)
+        compile_layers(self.causal_lm)
         self.is_compiled = True
 
     def trunk(self, ids: Tensor, **options: object) -> Tensor:
