@@ -3,6 +3,7 @@
 No response ends early, so that every run does the same arithmetic.
 """
 
+import math
 import random
 import resource
 import statistics
@@ -20,6 +21,7 @@ from rlhfkit.device import choose_device, choose_dtype
 from rlhfkit.models.attention import implementation_for
 from rlhfkit.models.compiling import compile_layers
 from rlhfkit.models.language import LanguageModel, TextPolicy
+from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.models.template import EncodedPrompt, Encoder
 from rlhfkit.models.value import ValueHead, ValueNetwork
@@ -54,7 +56,8 @@ SIZES: dict[Size, Shape] = {
     "124m": Shape(12, 768, 12, 50257, 16),
 }
 EPOCHS, NUM_MINIBATCHES = 4, 4
-FIRST_WORD = 2
+BOS, FIRST_WORD = 1, 2
+PROMPT_TOKENS, RESPONSE_TOKENS, PROMPTS_PER_ROW = 32, 48, 4
 CONTEXT_TOKENS = 1024
 
 
@@ -67,8 +70,8 @@ def bench_ppo(
     device: str = "auto",
     iterations: int = 5,
     episodes: int | None = None,
-    prompt_tokens: int = 32,
-    response_tokens: int = 48,
+    prompt_tokens: int = PROMPT_TOKENS,
+    response_tokens: int = RESPONSE_TOKENS,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Seconds of a PPO iteration, medians over `iterations` after a first one that is not counted.
@@ -77,14 +80,16 @@ def bench_ppo(
     `like_for_like`: float32 and a value network of its own, as large as the policy.
     """
     shape = SIZES[size]
+    kind = dtype or ("float32" if like_for_like else "bfloat16")
+    episodes = episodes or shape.episodes
     trainer = _trainer(
         shape,
         like_for_like=like_for_like,
-        dtype=dtype or ("float32" if like_for_like else "bfloat16"),
+        dtype=kind,
         compiled=compiled,
         device=device,
         iterations=iterations + 1,
-        episodes=episodes or shape.episodes,
+        episodes=episodes,
         prompt_tokens=prompt_tokens,
         response_tokens=response_tokens,
     )
@@ -99,10 +104,15 @@ def bench_ppo(
     return {
         "bench": "ppo",
         "size": size,
+        "dtype": kind,
+        "like_for_like": like_for_like,
+        "episodes": episodes,
         "iteration_seconds": statistics.median(seconds[1:]),
         "iteration_seconds_all": [round(s, 3) for s in seconds],
+        "first_iteration_seconds": seconds[0],
         "generation_seconds": statistics.median(generation[1:]),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "teraflop": ppo_teraflop(shape, episodes, prompt_tokens, response_tokens, like_for_like=like_for_like),
+        "peak_rss_mb": peak_rss_mb(),
     }
 
 
@@ -120,18 +130,18 @@ def _trainer(
 ) -> PpoTrainer:
     where, kind = choose_device(device), choose_dtype(dtype)
     encoder = word_encoder(shape.vocabulary)
-    policy_lm = gpt2(shape, encoder, where, kind)
-    frozen = gpt2(shape, encoder, where, kind)
-    frozen.load_state_dict(policy_lm.state_dict())
-    policy_lm.requires_grad_(True)
+    actor = language_model(shape, encoder, where, kind)
+    frozen = language_model(shape, encoder, where, kind)
+    frozen.load_state_dict(actor.state_dict())
+    actor.requires_grad_(True)
     judge, value_network = (classifier(shape, where, kind) for _ in range(2))
     if compiled:
-        policy_lm.run_compiled()
+        actor.run_compiled()
         frozen.run_compiled()
         compile_layers(judge)
         compile_layers(value_network)
     reward_model = RewardModel(judge.requires_grad_(False), encoder)
-    critic = ValueNetwork(value_network) if like_for_like else ValueHead(policy_lm.width, where)
+    critic = ValueNetwork(value_network) if like_for_like else ValueHead(actor.width, where)
     rollout = RolloutConfig(max_response_tokens=response_tokens, slots=episodes)
     ppo = PpoConfig(
         iterations=iterations,
@@ -141,12 +151,12 @@ def _trainer(
         value=ValueConfig(network="separate" if like_for_like else "shared"),
         optim=OptimConfig(learning_rate=1e-6),
     )
-    policy = TextPolicy(policy_lm, critic, temperature=rollout.temperature)
+    policy = TextPolicy(actor, critic, temperature=rollout.temperature)
     text_rollout = TextRollout(
         policy,
         lambda sequences: frozen.logprobs(sequences, temperature=rollout.temperature),
         RewardModelReward(reward_model, Normalization()),
-        prompts(shape, encoder, episodes * iterations, prompt_tokens),
+        random_prompts(shape, episodes * iterations, prompt_tokens),
         rollout=rollout,
         ppo=ppo,
         seed=0,
@@ -154,15 +164,33 @@ def _trainer(
     return PpoTrainer(policy, text_rollout, ppo, optimizers_for(policy, ppo), 0, FixedKL(0.05), 0.05)
 
 
+def ppo_teraflop(shape: Shape, episodes: int, prompt: int, response: int, *, like_for_like: bool) -> float:
+    """Arithmetic of an iteration's matrix products, in 10^12: 2 per weight and token forward, 4 backward.
+
+    Attention is left out. The head runs on response tokens alone.
+    """
+    trunk, head = 12 * shape.layers * shape.width**2, shape.width * shape.vocabulary
+    networks = 2 if like_for_like else 1
+    sequence_passes = 1 + 1 + 1 + networks + 3 * EPOCHS * networks  # sampling, reference, reward model, old, update
+    head_passes = 1 + 1 + 1 + 3 * EPOCHS
+    tokens = (prompt + response) * trunk * sequence_passes + response * head * head_passes
+    return 2 * episodes * tokens / 1e12
+
+
 def word_encoder(vocabulary: int) -> Encoder:
     """A word for each id; EOS is PAD, which has no probability."""
     words = {f"t{number}": number for number in range(vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=f"t{FIRST_WORD}"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return Encoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="t0", eos_token="t0"))
+    return Encoder(
+        PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+            tokenizer_object=tokenizer, pad_token="t0", eos_token="t0"
+        )
+    )
 
 
-def _config(shape: Shape, **more: Any) -> GPT2Config:
+def gpt2_config(shape: Shape, **more: Any) -> GPT2Config:
+    """The shape as transformers knows it, without dropout."""
     return GPT2Config(
         n_layer=shape.layers,
         n_embd=shape.width,
@@ -171,7 +199,7 @@ def _config(shape: Shape, **more: Any) -> GPT2Config:
         n_positions=CONTEXT_TOKENS,
         pad_token_id=0,
         eos_token_id=0,
-        bos_token_id=1,
+        bos_token_id=BOS,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -179,58 +207,97 @@ def _config(shape: Shape, **more: Any) -> GPT2Config:
     )
 
 
-def gpt2(shape: Shape, encoder: Encoder, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+def language_model(shape: Shape, encoder: Encoder, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """A frozen model of this shape, always with the same random weights."""
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(_config(shape))
+    model: Any = GPT2LMHeadModel(gpt2_config(shape))
     model.set_attn_implementation(implementation_for(device))
-    return LanguageModel(model.to(device, dtype).eval().requires_grad_(False), encoder)
+    with quiet_transformers():
+        return LanguageModel(model.to(device, dtype).eval().requires_grad_(False), encoder)
 
 
 def classifier(shape: Shape, device: torch.device, dtype: torch.dtype) -> GPT2ForSequenceClassification:
+    """A model of this shape with one output, always with the same random weights."""
     torch.manual_seed(1)
-    model = GPT2ForSequenceClassification(_config(shape, num_labels=1))
+    model: Any = GPT2ForSequenceClassification(gpt2_config(shape, num_labels=1))
     model.set_attn_implementation(implementation_for(device))
-    return model.to(device, dtype).eval()
+    ready: GPT2ForSequenceClassification = model.to(device, dtype).eval()
+    return ready
 
 
-def prompts(shape: Shape, encoder: Encoder, num: int, tokens: int) -> list[EncodedPrompt]:
+def random_prompts(shape: Shape, num: int, tokens: int) -> list[EncodedPrompt]:
+    """Prompts of random words, always the same ones."""
     draw = random.Random(0)
     found = []
     for _ in range(num):
         ids = tuple(draw.randrange(FIRST_WORD, shape.vocabulary) for _ in range(tokens))
-        text = " ".join(f"t{token}" for token in ids)
-        found.append(EncodedPrompt(Prompt(text + " "), text + " ", ids, was_cut=False))
+        text = "".join(f"t{token} " for token in ids)
+        found.append(EncodedPrompt(Prompt(text), text, ids, was_cut=False))
     return found
+
+
+def end_with_probability(model: LanguageModel, probability: float) -> None:
+    """Give each token this probability to be the last, by a bias of the head on one token, which then means the end."""
+    head: Any = model.causal_lm.get_output_embeddings()
+    # Logits of random weights are all near 0, so the others share the rest evenly.
+    num_others = model.config.vocab_size - 2
+    bias = torch.zeros(model.config.vocab_size, device=model.device, dtype=model.dtype)
+    bias[BOS] = math.log(probability / (1 - probability) * num_others)
+    head.bias = torch.nn.Parameter(bias, requires_grad=False)
+    assert model.causal_lm.generation_config is not None
+    model.causal_lm.generation_config.eos_token_id = BOS
+
+
+def peak_rss_mb() -> float:
+    """Most memory that this process has had, in units of 2^20 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def bench_generate(
     size: Size,
     *,
     rows: int = 64,
-    prompt_tokens: int = 32,
-    response_tokens: int = 48,
+    prompt_tokens: int = PROMPT_TOKENS,
+    response_tokens: int = RESPONSE_TOKENS,
+    mean_tokens: int | None = None,
     dtype: str = "bfloat16",
     compiled: bool = True,
     device: str = "auto",
     repeats: int = 5,
-    tell=lambda line: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
+    """Tokens per second, with their logprobs: the median over `repeats` after a first one that is not counted.
+
+    With `mean_tokens` lengths are geometric with this mean, cut at `response_tokens`, and there are four prompts to
+    each of the `rows` that are sampled at a time; without, every response has `response_tokens`.
+    """
     shape = SIZES[size]
     encoder = word_encoder(shape.vocabulary)
-    model = gpt2(shape, encoder, choose_device(device), choose_dtype(dtype))
+    model = language_model(shape, encoder, choose_device(device), choose_dtype(dtype))
+    num = rows
+    if mean_tokens is not None:
+        end_with_probability(model, 1 / mean_tokens)
+        num = PROMPTS_PER_ROW * rows
     if compiled:
         model.run_compiled()
-    ids = [prompt.ids for prompt in prompts(shape, encoder, rows, prompt_tokens)]
+    ids = [prompt.ids for prompt in random_prompts(shape, num, prompt_tokens)]
     config = RolloutConfig(max_response_tokens=response_tokens, slots=rows)
-    seconds = []
+    rates: list[float] = []
+    num_tokens = 0
     for number in range(repeats + 1):
         start = time.perf_counter()
-        responses = generate(model, ids, config, seeds=range(rows))
-        seconds.append(time.perf_counter() - start)
-        tell(f"{number}: {sum(len(r.ids) for r in responses) / seconds[-1]:.0f} tokens/s")
+        num_tokens = sum(len(response.ids) for response in generate(model, ids, config, seeds=range(num)))
+        seconds = time.perf_counter() - start
+        rates.append(num_tokens / seconds)
+        tell(f"{number}: {num_tokens:,} tokens in {seconds:.2f} s, {rates[-1]:,.0f} tokens/s")
     return {
         "bench": "generate",
         "size": size,
+        "dtype": dtype,
         "rows": rows,
-        "tokens_per_second": rows * response_tokens / statistics.median(seconds[1:]),
+        "tokens_per_second": statistics.median(rates[1:]),
+        "tokens_per_second_all": [round(rate, 1) for rate in rates],
+        "response_tokens_mean": num_tokens / num,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "peak_rss_mb": peak_rss_mb(),
     }
