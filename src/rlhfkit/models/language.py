@@ -92,10 +92,10 @@ class LanguageModel(nn.Module):
         """Hidden states (B, T, H) after the final norm."""
         return trunk_hidden(self.causal_lm, ids, **options)
 
-    def trunk_as_it_is(self, ids: Tensor, **options: object) -> Tensor:
-        """The same with a cache, never compiled by itself."""
+    def trunk_with_cache(self, ids: Tensor, **options: object) -> Tensor:
+        """The same where `past_key_values` holds what was read before."""
         trunk = unwrapped(self.causal_lm).base_model
-        hidden: Tensor = trunk.forward(input_ids=ids, use_cache=True, **options).last_hidden_state
+        hidden: Tensor = trunk(input_ids=ids, use_cache=True, **options).last_hidden_state
         return hidden
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -52,16 +52,25 @@ class Response:
 
 
 class SlotCache:
-    """Keys and values of `num_slots` rows of at most `max_tokens`, a tensor each per layer, allocated once.
+    """Keys and values of rows of at most `max_tokens`, two tensors per layer, allocated once.
 
-    Memory is taken at the first prefill, which shows how many layers and heads there are.
+    Keys are (slots, heads, D, tokens), so that a query meets neighbouring tokens in neighbouring places of memory;
+    values are (slots, heads, tokens, D), for the same reason.
     """
 
-    def __init__(self, num_slots: int, max_tokens: int) -> None:
-        """Room for so many rows of so many tokens."""
+    def __init__(self, shapes: Sequence[tuple[Tensor, Tensor]], num_slots: int, max_tokens: int) -> None:
+        """Room for `num_slots` rows; `shapes` are keys and values (1, heads, 1, D) of each layer for a single token."""
         self.num_slots, self.max_tokens = num_slots, max_tokens
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.keys = [key.new_zeros(num_slots, key.shape[1], key.shape[3], max_tokens) for key, _ in shapes]
+        self.values = [value.new_zeros(num_slots, value.shape[1], max_tokens, value.shape[3]) for _, value in shapes]
+
+    @staticmethod
+    def of(model: LanguageModel, num_slots: int, max_tokens: int) -> "SlotCache":
+        """Room for what `model` keeps of a token, which one token shows."""
+        seen = _Seen()
+        with torch.compiler.set_stance("force_eager"):
+            model.trunk_with_cache(torch.zeros((1, 1), dtype=torch.long, device=model.device), past_key_values=seen)
+        return SlotCache(seen.states, num_slots, max_tokens)
 
     def keep(self, slots: Tensor) -> None:
         """Move `slots` to the front, in this order."""
@@ -70,44 +79,59 @@ class SlotCache:
                 tensor[: len(slots)] = tensor[slots]
 
 
-class _Attended(Cache):
+class _Pass(Cache):
     """What transformers asks of a cache during one forward pass; positions are always passed along."""
 
-    def __init__(self, slots: SlotCache) -> None:
+    def __init__(self) -> None:
         super().__init__(layers=[])
-        self.slots = slots
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: nobody has to count."""
         return 0
 
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """(tokens to look at, 0); asked where no mask is passed along."""
+        return query_length, 0
 
-class Prefill(_Attended):
+
+class _Seen(_Pass):
+    """A forward pass that shows the keys and values of each layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[tuple[Tensor, Tensor]] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The same keys and values (B, heads, T, D)."""
+        self.states.append((key_states, value_states))
+        return key_states, value_states
+
+
+class _Prefill(_Pass):
     """A forward pass that reads whole prompts into the slots `places`."""
 
     def __init__(self, slots: SlotCache, places: Tensor) -> None:
-        super().__init__(slots)
-        self.places = places
+        super().__init__()
+        self.slots, self.places = slots, places
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Store new keys and values (B, heads, T, D), and look at nothing else."""
-        slots = self.slots
-        for store, states in ((slots.keys, key_states), (slots.values, value_states)):
-            if layer_idx == len(store):
-                shape = (slots.num_slots, states.shape[1], slots.max_tokens, states.shape[3])
-                store.append(torch.zeros(shape, dtype=states.dtype, device=states.device))
-            store[layer_idx][self.places, :, : states.shape[2]] = states
+        tokens = key_states.shape[2]
+        self.slots.keys[layer_idx][self.places, :, :, :tokens] = key_states.transpose(2, 3)
+        self.slots.values[layer_idx][self.places, :, :tokens] = value_states
         return key_states, value_states
 
 
-class Decode(_Attended):
+class _Decode(_Pass):
     """A forward pass that adds one token to each of the first slots, at `positions`, and looks at `width` places."""
 
     def __init__(self, slots: SlotCache, positions: Tensor, width: int) -> None:
-        super().__init__(slots)
-        self.positions, self.width = positions, width
+        super().__init__()
+        self.slots, self.positions, self.width = slots, positions, width
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -116,9 +140,9 @@ class Decode(_Attended):
         keys, values = self.slots.keys[layer_idx], self.slots.values[layer_idx]
         num = len(self.positions)
         rows = torch.arange(num, device=key_states.device)
-        keys[rows, :, self.positions] = key_states[:, :, 0]
+        keys[rows, :, :, self.positions] = key_states[:, :, 0]
         values[rows, :, self.positions] = value_states[:, :, 0]
-        return keys[:num, :, : self.width], values[:num, :, : self.width]
+        return keys[:num, :, :, : self.width].transpose(2, 3), values[:num, :, : self.width]
 
 
 def stop_ids(model: LanguageModel, stop_tokens: Sequence[str]) -> tuple[set[int], set[int]]:
@@ -234,7 +258,7 @@ class _Sampler:
         # Rows of like length are read together; nothing that a caller sees depends on this order.
         self.waiting = sorted(range(num), key=lambda row: (-len(prompts[row]), row))
         self.slots = _Slots(self.device)
-        self.cache = SlotCache(min(config.slots, num), longest)
+        self.cache = SlotCache.of(model, min(config.slots, num), longest)
         self._decode_step = compiled(_decode_step) if model.is_compiled else _decode_step
         self.unfinished = num
 
@@ -260,11 +284,11 @@ class _Sampler:
         ids = pad_right([self.prompts[row] for row in rows], pad=self.model.encoder.pad_id, device=self.device)
         row = torch.tensor(rows, device=self.device)
         lengths = self.prompt_lengths[row]
-        hidden = self.model.trunk_as_it_is(
-            ids, past_key_values=Prefill(self.cache, places), **_prefill_mask(self.model, ids)
-        )
-        last = hidden[torch.arange(len(rows), device=self.device), lengths - 1]
-        token, logprob = next_token(self.model.head(last), self.config, self._uniform(row))
+        # Not compiled: it is one pass in an iteration, and its program would take longest to make.
+        with torch.compiler.set_stance("force_eager"):
+            token, logprob = _prefill_step(
+                self.model, self.cache, ids, places, lengths, self.config, self._uniform(row)
+            )
         self._record(row, token, logprob)
         new = places >= start
         self.slots.put(places[~new], row[~new], token[~new], lengths[~new])
@@ -324,6 +348,29 @@ class _Sampler:
         ]
 
 
+def _prefill_step(
+    model: LanguageModel,
+    cache: SlotCache,
+    ids: Tensor,
+    places: Tensor,
+    lengths: Tensor,
+    config: RolloutConfig,
+    uniform: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(token, logprob), each (B,), that follow the prompts `ids` (B, T) of `lengths` (B,), read into slots `places`."""
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    # Plain causal attention: padding is on the right, where no real token looks.
+    allowed = positions[:, :, None] >= positions[:, None]
+    hidden = model.trunk_with_cache(
+        ids,
+        position_ids=positions,
+        attention_mask=additive_masks(model.config, allowed, positions, positions, model.dtype),
+        past_key_values=_Prefill(cache, places),
+    )
+    last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
+    return next_token(model.head(last), config, uniform)
+
+
 def _decode_step(
     model: LanguageModel,
     cache: SlotCache,
@@ -336,11 +383,11 @@ def _decode_step(
     """(token, logprob), each (B,), that follow the newest token of the first B slots, which stands at `position`."""
     places = torch.arange(width, device=token.device)
     allowed = (places <= position[:, None])[:, None]
-    hidden = model.trunk_as_it_is(
+    hidden = model.trunk_with_cache(
         token[:, None],
         position_ids=position[:, None],
         attention_mask=additive_masks(model.config, allowed, position[:, None], places[None], model.dtype),
-        past_key_values=Decode(cache, position, width),
+        past_key_values=_Decode(cache, position, width),
     )
     return next_token(model.head(hidden[:, 0]), config, uniform)
 
@@ -350,16 +397,6 @@ def next_token(logits: Tensor, config: RolloutConfig, uniform: Tensor | None) ->
     log_distribution = (logits.float() / config.temperature).log_softmax(-1)
     token = logits.argmax(-1) if uniform is None else draw(truncated(log_distribution, config), uniform)
     return token, log_distribution.gather(-1, token[:, None]).squeeze(-1)
-
-
-def _prefill_mask(model: LanguageModel, ids: Tensor) -> dict[str, Any]:
-    """Plain causal attention: padding is on the right, where no real token looks."""
-    places = torch.arange(ids.shape[1], device=ids.device)[None]
-    allowed = torch.ones((1, ids.shape[1], ids.shape[1]), dtype=torch.bool, device=ids.device).tril()
-    return {
-        "attention_mask": additive_masks(model.config, allowed, places, places, model.dtype),
-        "position_ids": places,
-    }
 
 
 def _uniforms(seeds: Sequence[int], num: int) -> Tensor:
