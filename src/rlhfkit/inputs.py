@@ -143,7 +143,10 @@ class Inputs:
             subject = f'preferences.sampled_from = "{config.sampled_from}"'
             yield "preferences", lambda: inspect_model(str(config.sampled_from), subject=subject)
         if config.annotators.type == "simulated":
-            yield "preferences", lambda: self._try_reward(GrammarRewardConfig(type="grammar"), "preferences", ["prompts"])
+            yield (
+                "preferences",
+                lambda: self._try_reward(GrammarRewardConfig(type="grammar"), "preferences", ["prompts"]),
+            )
 
     def _check_start(self, stages: Collection[Stage]) -> None:
         self._encoder = self.builder.check_start(stages)

@@ -14,7 +14,9 @@ from rlhfkit.errors import ConfigError
 __all__ = ["Finding", "Verdict", "as_json", "examine", "examine_machine", "summary", "table_of"]
 
 
-def examine(recipe: str | None = None, overrides: Sequence[str] = (), *, run_dir: Path | None = None) -> Iterator[Finding]:
+def examine(
+    recipe: str | None = None, overrides: Sequence[str] = (), *, run_dir: Path | None = None
+) -> Iterator[Finding]:
     """Findings on this machine and, where one is given, on a recipe that would run in `run_dir`, one after the other.
 
     By default a run is in runs/NAME, as of `rlhfkit run`. Nothing is written there.

@@ -92,7 +92,7 @@ def examine_packages(installed: Installed, *, package: str = "rlhfkit") -> Itera
     needed = list(installed.requirements(package))
     faults = [words for requirement in needed if (words := unmet(requirement, installed))]
     if faults:
-        yield fault_of(name, "; ".join(faults), f'pip install --upgrade {package}')
+        yield fault_of(name, "; ".join(faults), f"pip install --upgrade {package}")
     quarrels = disagreements(installed, (package, *NEIGHBOURS), ignored=package)
     if quarrels:
         more = f" (and {len(quarrels) - 4} more)" if len(quarrels) > 4 else ""
@@ -170,7 +170,9 @@ def _extra(installed: Installed, package: str, extra: str, purpose: str) -> Find
     # "gymnasium[box2d]" is there when what the extra of gymnasium adds is.
     for each in needed:
         for inner in each.extras:
-            faults += [words for deep in installed.requirements(each.name, extra=inner) if (words := unmet(deep, installed))]
+            faults += [
+                words for deep in installed.requirements(each.name, extra=inner) if (words := unmet(deep, installed))
+            ]
     if faults and all("is not installed" in words for words in faults):
         return skipped(name, f"not whole: {'; '.join(faults)}; {purpose}".removesuffix("; "), install)
     if faults:
