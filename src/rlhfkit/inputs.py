@@ -107,7 +107,7 @@ class Inputs:
 
     @property
     def encoder(self) -> Encoder | None:
-        """Tokenizer and template of the model that the run begins with, once they are checked; None where it is made."""
+        """Tokenizer and template of the model that the run begins with, once checked; None where the run makes it."""
         return self._encoder
 
     def loaded(self) -> dict[str, Loaded[Any]]:

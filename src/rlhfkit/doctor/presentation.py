@@ -45,7 +45,7 @@ def _table(findings: Sequence[Finding]) -> Table:
 
 
 def _closing(findings: Sequence[Finding]) -> Text:
-    worst: Verdict = next((v for v in ("fault", "warning") if any(f.verdict == v for f in findings)), "ok")  # type: ignore[assignment]
+    worst: Verdict = next((v for v in ("fault", "warning") if any(f.verdict == v for f in findings)), "ok")
     return Text(summary(findings), style=STYLES[worst])
 
 

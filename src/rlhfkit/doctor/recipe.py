@@ -39,7 +39,7 @@ from rlhfkit.doctor.trial import (
 )
 from rlhfkit.doctor.weights import examine_likelihood, examine_vocabulary
 from rlhfkit.doctor.worlds import examine_control, examine_text_episodes
-from rlhfkit.errors import CheckpointError, ConfigError, RlhfkitError
+from rlhfkit.errors import CheckpointError, ConfigError, RewardError, RlhfkitError
 from rlhfkit.inputs import Inputs
 from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.language import LanguageModel, TextPolicy
@@ -47,6 +47,7 @@ from rlhfkit.models.loading import load_tokenizer, quiet_transformers
 from rlhfkit.padding import Sequences
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.source import RewardSource
+from rlhfkit.rollout.text import Reference
 from rlhfkit.rundir import RunDir
 from rlhfkit.workspace import refuse_other_directories, refuse_other_settings
 
@@ -221,7 +222,7 @@ def _model(subject: Subject) -> Iterator[Finding]:
     """Files, special tokens, template, vocabulary, and whether the weights know the texts."""
     source = subject.source
     if subject.why_no_model or source is None:
-        yield skipped("model", subject.why_no_model)
+        yield skipped("model.weights", subject.why_no_model)
         return
     if source.trust_remote_code:
         yield warning(
@@ -294,8 +295,8 @@ def _trial(subject: Subject) -> Iterator[Finding]:
     recipe = subject.recipe
     if "ppo" not in recipe.stages:
         return
-    if subject.why_no_model:
-        yield skipped("model.trial", f"no response can be sampled; {subject.why_no_model}")
+    if subject.why_no_model:  # which is told above
+        pass
     elif _cannot_sample(subject):
         yield skipped("model.trial", _cannot_sample(subject))
     else:
@@ -323,28 +324,37 @@ def _sampled(subject: Subject, made: list[Trial]) -> Iterator[Finding]:
         return model.logprobs(sequences, temperature=recipe.rollout.temperature)
 
     reward, _ = _reward(subject, recipe.reward) if recipe.uses_reward else (None, "")
-    if recipe.env is None:
-        limit = recipe.data.max_prompt_tokens
-        prompts = [model.encoder.encode(row, max_tokens=limit) for row in spaced(subject.prompts(), NUM_PROMPTS)]
-        trial = try_prompts(
-            policy, reference, prompts, reward=reward, rollout=recipe.rollout, ppo=recipe.ppo, seed=recipe.seed
-        )
-    else:
-        trial = try_env(
-            policy,
-            reference,
-            subject.builder.env_factory(recipe.env, subject.records("prompts", "test_prompts")),
-            reward=reward,
-            uses_reward=recipe.uses_reward,
-            rollout=recipe.rollout,
-            ppo=recipe.ppo,
-            max_prompt_tokens=recipe.data.max_prompt_tokens,
-            seed=recipe.seed,
-        )
+    try:
+        trial = _try(subject, policy, reference, reward)
+    except RewardError as error:  # the model can be looked at all the same
+        subject.failed.add("reward")
+        yield from checked("reward.scores", _raising(error))
+        trial = _try(subject, policy, reference, None)
     made.append(trial)
     yield from examine_numbers(trial)
     yield from examine_temperature(trial)
     yield from examine_ending(trial, recipe.ppo, comes_after_sft=subject.is_before_sft)
+
+
+def _try(subject: Subject, policy: TextPolicy, reference: Reference, reward: RewardSource | None) -> Trial:
+    recipe, encoder = subject.recipe, policy.language_model.encoder
+    if recipe.env is None:
+        limit = recipe.data.max_prompt_tokens
+        prompts = [encoder.encode(row, max_tokens=limit) for row in spaced(subject.prompts(), NUM_PROMPTS)]
+        return try_prompts(
+            policy, reference, prompts, reward=reward, rollout=recipe.rollout, ppo=recipe.ppo, seed=recipe.seed
+        )
+    return try_env(
+        policy,
+        reference,
+        subject.builder.env_factory(recipe.env, subject.records("prompts", "test_prompts")),
+        reward=reward,
+        uses_reward=recipe.uses_reward,
+        rollout=recipe.rollout,
+        ppo=recipe.ppo,
+        max_prompt_tokens=recipe.data.max_prompt_tokens,
+        seed=recipe.seed,
+    )
 
 
 def _reward(subject: Subject, config: RewardConfig) -> tuple[RewardSource | None, str]:
@@ -376,7 +386,8 @@ def _scores_of(subject: Subject, trial: Trial) -> Iterator[Finding]:
         yield from checked("reward.accuracy", lambda: _accuracy(subject, recorder.source))
     elif subject.recipe.uses_reward:
         _, why = _reward(subject, subject.recipe.reward)
-        yield skipped("reward.scores", why)
+        if "reward" not in subject.failed:
+            yield skipped("reward.scores", why)
 
 
 def _penalties(trial: Trial) -> Iterator[Finding]:
@@ -396,7 +407,8 @@ def _scores_of_data(subject: Subject) -> Iterator[Finding]:
         return
     source, why = _reward(subject, recipe.reward)
     if source is None:
-        yield skipped("reward.scores", why)
+        if "reward" not in subject.failed:
+            yield skipped("reward.scores", why)
         return
     episodes = trial_texts(
         subject.records("prompts"),

@@ -20,14 +20,15 @@ __all__ = ["examine_ends", "examine_leakage", "examine_lengths", "examine_pairs"
 NUM_MEASURED = 1000
 """Rows of a table whose tokens are counted."""
 
-MANY_CUT = 0.25
+MUCH_LOST = 3.0
+"""A limit that leaves less than this part of a typical row is worth a word; cutting as such is usual."""
 MANY_DOUBLES = 0.1
 MANY_CONTRARY = 0.1
 LEAK_SHARE = 0.05
 """Short prompts may come twice by chance; a larger share of the test rows was copied."""
 SAME_SIDE = 0.8
 """Where people choose the longer response this often, length is most of what a reward model can learn."""
-FEW_ENDS, HARDLY_ENDS = 0.9, 0.5
+FEW_ENDS, HARDLY_ENDS = 0.8, 0.5
 
 Row = Prompt | Demonstration | Preference | str
 
@@ -49,7 +50,7 @@ def examine_table(name: str, loaded: Loaded[Any]) -> Iterator[Finding]:
     doubles = num - len({_key(row) for row in loaded.records})
     share = doubles / num if num else 0.0
     if doubles:
-        words += f"; {share:.1%} come again"
+        words += f"; {share:.1%} are repeated"
     if len(loaded.skipped) > num:
         yield warning(label, words, "mend the rows: most of the table is lost")
     elif name in ("demonstrations", "preferences", "judge_preferences") and share > MANY_DOUBLES:
@@ -81,11 +82,11 @@ def examine_lengths(tables: Mapping[str, Loaded[Any]], recipe: Recipe, encoder: 
         limit, setting, lengths = _limit_and_lengths(name, rows, recipe, encoder)
         cut = sum(length > limit for length in lengths) / len(lengths)
         words = f"{_plain(name)} {median(lengths):.0f} (at most {max(lengths)}, "
-        if cut > MANY_CUT:
+        if median(lengths) > MUCH_LOST * limit:
             yield warning(
                 "data.lengths",
-                f"{words}{cut:.0%} cut by {setting} = {limit})",
-                f"raise {setting}, unless the part that is left is enough",
+                f"median tokens: {words}{cut:.0%} cut), and {setting} = {limit}, so most of a row is lost",
+                f"raise {setting}, or shorten the rows",
             )
         else:
             within.append(f"{words}{f'{cut:.1%} cut' if cut else 'none cut'})")
@@ -182,7 +183,7 @@ def examine_pairs(name: str, pairs: Sequence[Preference]) -> Iterator[Finding]:
             "let the majority decide, one row a pair",
         )
     longer = share_of_pairs_won([len(pair.chosen) for pair in pairs], [len(pair.rejected) for pair in pairs])
-    words = f"{name}: the longer response is chosen in {longer:.1%}"
+    words = f"{_plain(name)}: the longer response is chosen in {longer:.1%}"
     if len(pairs) >= 20 and not 1 - SAME_SIDE < longer < SAME_SIDE:
         side = "longer" if longer > 0.5 else "shorter"
         yield warning(
@@ -191,7 +192,7 @@ def examine_pairs(name: str, pairs: Sequence[Preference]) -> Iterator[Finding]:
             f"add pairs in which the {side} one is worse, or set ppo.length_penalty or brevity_penalty",
         )
     else:
-        yield ok("data.choice_by_length", words)
+        yield ok("data.choice_by_length", f"{words} of {len(pairs):,} pairs")
 
 
 # ── training against test ────────────────────────────────────────────────────────────────────────────────────────────

@@ -31,7 +31,7 @@ def trial_texts(
     preferences: Sequence[Preference],
     encoder: Encoder | None,
 ) -> list[ScoredText]:
-    """Responses that the recipe's own rows give, whole and cut short: texts of many lengths, and of several a length."""
+    """Responses that the recipe's own rows give, whole and cut short, so that texts of many lengths are among them."""
     answered = [(row.prompt, row.response) for row in demonstrations]
     answered += [(row.prompt, text) for row in preferences for text in (row.chosen, row.rejected)]
     answered += [(prompt, prompt.reference) for prompt in prompts if prompt.reference is not None]

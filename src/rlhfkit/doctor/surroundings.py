@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -129,7 +130,8 @@ def _ask(address: str, answer: list[str]) -> None:
         status = httpx.head(address, timeout=HUB_SECONDS).status_code
         answer.append(f"it answers {status}" if status >= 500 else "")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        answer.append((str(error).splitlines() or [""])[0] or type(error).__name__)
+        words = re.sub(r"\[Errno -?\d+\] ", "", (str(error).splitlines() or [""])[0])
+        answer.append(words or type(error).__name__)
 
 
 def examine_port(port: int, *, host: str = "127.0.0.1", name: str = "machine.port") -> Iterator[Finding]:

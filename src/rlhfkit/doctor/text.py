@@ -118,7 +118,7 @@ def examine_first_prompt(encoder: Encoder, prompt: Prompt, *, max_tokens: int) -
     name = "model.first_prompt"
     encoded = encoder.encode(prompt, max_tokens=max_tokens)
     ids = list(encoded.ids)
-    cut = f", cut to {max_tokens}" if encoded.was_cut else ""
+    cut = f", as it was cut to at most {max_tokens}" if encoded.was_cut else ""
     words = f"{len(ids)} tokens{cut}: {shown_tokens(encoder, ids)}"
     bos = encoder.tokenizer.bos_token_id
     unknown = encoder.tokenizer.unk_token_id

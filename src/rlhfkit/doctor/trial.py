@@ -18,7 +18,7 @@ from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rollout.text import Reference, TextRollout
 from rlhfkit.seeding import derive_seed
-from rlhfkit.training.preflight import MEAN_TOLERANCE, TOLERANCE, cause_of, first_differences
+from rlhfkit.training.preflight import MEAN_TOLERANCE, cause_of, first_differences
 
 __all__ = ["Recorder", "Trial", "examine_ending", "examine_numbers", "examine_temperature", "try_env", "try_prompts"]
 
@@ -149,9 +149,7 @@ def examine_numbers(trial: Trial) -> Iterator[Finding]:
             else:
                 yield fault(name, cause, REMEDIES[key])
         elif key != "reference":  # here it is the policy's own model, which is no proof
-            yield ok(
-                name, f"{words} (largest difference {difference[0]:.1g} nats; rounding explains {TOLERANCE[dtype]:g})"
-            )
+            yield ok(name, f"{words} (largest difference {difference[0]:.1g} nats)")
 
 
 def examine_temperature(trial: Trial) -> Iterator[Finding]:
@@ -195,7 +193,7 @@ def examine_temperature(trial: Trial) -> Iterator[Finding]:
     if abs(surprise - expected) > STRANGE_DEVIATIONS * error + 1e-3:
         yield fault(
             name,
-            f"sampled tokens carry {surprise:.2f} nats each, and at temperature {temperature:g} they would {expected:.2f} "
+            f"sampled tokens carry {surprise:.2f} nats each, and temperature {temperature:g} gives {expected:.2f} "
             f"± {error:.2f}: the sampler works at another temperature",
             "use one temperature for sampling, update and reference",
         )

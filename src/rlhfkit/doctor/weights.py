@@ -78,7 +78,7 @@ def examine_likelihood(model: LanguageModel, texts: Sequence[str], *, seed: int 
     elif loss > chance:
         yield fault(
             name,
-            f"{words}: worse than chance, as with the tokenizer of another model, or with weights that are no training's",
+            f"{words}: worse than chance, as with the tokenizer of another model, or with untrained weights",
             "give the tokenizer that the model was trained with, or another model",
         )
     elif loss_mixed - loss < ORDER_NATS:
@@ -114,6 +114,6 @@ def distributions(model: LanguageModel, ids: Sequence[int], *, temperature: floa
     It shares nothing with sampler and training, so that it can tell which of them is wrong.
     """
     row = torch.tensor([list(ids)], device=model.device)
-    logits = unwrapped(model.causal_lm)(input_ids=row, use_cache=False).logits[0].float()
+    logits: Tensor = unwrapped(model.causal_lm)(input_ids=row, use_cache=False).logits[0].float()
     logits[:, model.encoder.pad_id] = -torch.inf
     return (logits / temperature).log_softmax(-1)

@@ -1,5 +1,6 @@
 """Environments: their contract, and whether episodes differ."""
 
+import time
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from typing import Any
@@ -15,7 +16,9 @@ from rlhfkit.envs.text import TextEnvFactory, begin, proceed
 
 __all__ = ["examine_control", "examine_text_episodes"]
 
-NUM_SEEDS = 8
+BLIND_RESPONSES = (*TRIAL_RESPONSES, " 2\n", "4", "yes", "no", "a")
+NUM_SEEDS, NUM_TEXT_SEEDS = 8, 16
+MOST_SECONDS = 5.0
 MOST_STEPS = 200
 LARGE_OBSERVATION = 1000.0
 
@@ -24,29 +27,45 @@ ALIKE = "set what differs by reset's seed; if every episode shall be the same, n
 
 def examine_text_episodes(factory: TextEnvFactory) -> Iterator[Finding]:
     """Whether different seeds begin different episodes."""
-    told, returns = [], []
-    for seed in range(NUM_SEEDS):
-        env = factory()
-        prompt = begin(env, seed)
-        said: list[Any] = [prompt.content]
-        total = 0.0
-        for response, _ in zip(cycle(TRIAL_RESPONSES), range(MOST_STEPS), strict=False):
-            step = proceed(env, response)
-            total += step.reward
-            said.append((step.observation, step.reward, step.terminated))
-            if step.terminated or step.truncated:
-                break
-        told.append(said)
-        returns.append(total)
-    yield _differing(told, returns, "blind responses")
+    played: list[Episode] = []
+    # A seed may show only where the response happens to be right, as in a guessing game: other ones, and more seeds.
+    start = time.monotonic()
+    for shift in range(len(BLIND_RESPONSES)):
+        responses = BLIND_RESPONSES[shift:] + BLIND_RESPONSES[:shift]
+        episodes = [_play(factory, seed, responses) for seed in range(NUM_TEXT_SEEDS)]
+        played += episodes
+        if _differ(episodes) or time.monotonic() - start > MOST_SECONDS:
+            break
+    yield _differing(episodes, played, "blind responses")
 
 
-def _differing(told: Sequence[Any], returns: Sequence[float], by: str) -> Finding:
-    name, num = "environment.episodes", len(told)
-    words = f"returns of {num} episodes by {by}: {min(returns):.3g} to {max(returns):.3g}"
-    if all(repr(each) == repr(told[0]) for each in told):
+Episode = tuple[list[Any], float]
+"""All that an environment said, and the return."""
+
+
+def _play(factory: TextEnvFactory, seed: int, responses: Sequence[str]) -> Episode:
+    env, total = factory(), 0.0
+    said: list[Any] = [begin(env, seed).content]
+    for response, _ in zip(cycle(responses), range(MOST_STEPS), strict=False):
+        step = proceed(env, response)
+        total += step.reward
+        said.append((step.observation, step.reward, step.terminated))
+        if step.terminated or step.truncated:
+            break
+    return said, total
+
+
+def _differ(episodes: Sequence[Episode]) -> bool:
+    return any(repr(said) != repr(episodes[0][0]) for said, _ in episodes)
+
+
+def _differing(episodes: Sequence[Episode], played: Sequence[Episode], by: str) -> Finding:
+    name, num = "environment.episodes", len(episodes)
+    if not _differ(episodes):
         return warning(name, f"{num} seeds gave the same episode {num} times: the environment ignores its seed", ALIKE)
-    return ok(name, f"{num} seeds, different episodes; {words}")
+    returns = [total for _, total in played]
+    paid = f"; returns by {by}: {min(returns):.4g} to {max(returns):.4g}" if any(returns) else ""
+    return ok(name, f"{num} seeds, different episodes{paid}")
 
 
 def examine_control(recipe: ControlRecipe) -> Iterator[Finding]:
@@ -60,7 +79,8 @@ def examine_control(recipe: ControlRecipe) -> Iterator[Finding]:
         yield ok("environment.contract", f"{recipe.env.id} keeps Gymnasium's contract, as far as a few episodes show")
     env = make_raw_env(recipe.env)
     try:
-        told, returns, largest = [], [], 0.0
+        episodes: list[Episode] = []
+        largest = 0.0
         for seed in range(NUM_SEEDS):
             env.action_space.seed(0)  # the same actions in each
             observation, _ = env.reset(seed=seed)
@@ -73,11 +93,10 @@ def examine_control(recipe: ControlRecipe) -> Iterator[Finding]:
                     largest = max(largest, float(np.abs(observation).max()))
                 if terminated or truncated:
                     break
-            told.append(said)
-            returns.append(total)
+            episodes.append((said, total))
     finally:
         env.close()
-    yield _differing(told, returns, f"random actions (of at most {MOST_STEPS} steps)")
+    yield _differing(episodes, episodes, f"random actions, in at most {MOST_STEPS} steps")
     if largest > LARGE_OBSERVATION and not recipe.env.normalize_observations:
         yield warning(
             "environment.scale",

@@ -8,7 +8,7 @@ from rlhfkit.ppo import masked_mean
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.text import Reference, logprobs_in_parts
 
-__all__ = ["check_first_experience", "cause_of", "first_differences"]
+__all__ = ["cause_of", "check_first_experience", "first_differences"]
 
 # Largest difference of a token's logprob that rounding explains: (float32, bfloat16). In bfloat16 the ratio's spread is
 # about 0.05 (figures of the RLOO authors), so a single token may differ by several times that.
@@ -87,7 +87,8 @@ def cause_of(name: str, difference: tuple[float, float], dtype: torch.dtype) -> 
     largest, mean = difference
     if largest <= TOLERANCE[dtype] and mean <= MEAN_TOLERANCE[dtype]:  # NaN is not
         return ""
-    return f"{CAUSES[name]} (largest difference {largest:.2g} nats, mean {mean:.2g}; rounding explains {TOLERANCE[dtype]:g})"
+    allowed = TOLERANCE[dtype]
+    return f"{CAUSES[name]} (largest difference {largest:.2g} nats, mean {mean:.2g}; rounding explains {allowed:g})"
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
