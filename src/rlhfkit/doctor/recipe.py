@@ -46,7 +46,7 @@ from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import load_tokenizer, quiet_transformers
 from rlhfkit.padding import Sequences
 from rlhfkit.records import Demonstration, Preference, Prompt
-from rlhfkit.rewards.source import RewardSource
+from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rollout.text import Reference
 from rlhfkit.rundir import RunDir
 from rlhfkit.workspace import refuse_other_directories, refuse_other_settings
@@ -381,13 +381,47 @@ def _unmade(subject: Subject, config: RewardConfig) -> str:
 def _scores_of(subject: Subject, trial: Trial) -> Iterator[Finding]:
     recorder = trial.recorder
     if recorder.source is not None:
-        yield from checked("reward.scores", lambda: examine_scores(recorder.episodes, recorder.scores, of_model=True))
+        yield from checked("reward.scores", lambda: _scores_of_model(subject, trial))
         yield from checked("reward.penalties", lambda: _penalties(trial))
         yield from checked("reward.accuracy", lambda: _accuracy(subject, recorder.source))
     elif subject.recipe.uses_reward:
         _, why = _reward(subject, subject.recipe.reward)
         if "reward" not in subject.failed:
             yield skipped("reward.scores", why)
+
+
+def _scores_of_model(subject: Subject, trial: Trial) -> Iterator[Finding]:
+    recorder = trial.recorder
+    texts = _data_texts(subject)
+    if recorder.source is None or len(set(recorder.scores)) > 1 or not texts:
+        yield from examine_scores(recorder.episodes, recorder.scores, of_model=True)
+        return
+    # A rare reward, as 1 for the right word, is not a constant one.
+    scores = recorder.source.score(texts).tolist()
+    if len(set(scores)) == 1:
+        yield from examine_scores(recorder.episodes, recorder.scores, of_model=True)
+        return
+    words = (
+        f"all {len(recorder.scores)} of the model's responses score {recorder.scores[0]:g}, while responses of the data "
+        f"score {min(scores):.3g} to {max(scores):.3g}"
+    )
+    if subject.is_before_sft:
+        yield skipped("reward.scores", f"{words}; SFT, which comes first, may bring the model there")
+    else:
+        yield warning(
+            "reward.scores",
+            f"{words}: it seldom finds what is paid for",
+            "train it with SFT first, pay for steps on the way, or raise ppo.rollout_episodes",
+        )
+
+
+def _data_texts(subject: Subject) -> list[ScoredText]:
+    return trial_texts(
+        subject.records("prompts"),
+        subject.records("demonstrations"),
+        subject.records("preferences", "test_preferences"),
+        subject.inputs.encoder,
+    )
 
 
 def _penalties(trial: Trial) -> Iterator[Finding]:
@@ -410,12 +444,7 @@ def _scores_of_data(subject: Subject) -> Iterator[Finding]:
         if "reward" not in subject.failed:
             yield skipped("reward.scores", why)
         return
-    episodes = trial_texts(
-        subject.records("prompts"),
-        subject.records("demonstrations"),
-        subject.records("preferences", "test_preferences"),
-        subject.inputs.encoder,
-    )
+    episodes = _data_texts(subject)
     if not episodes:
         yield skipped("reward.scores", "no model can answer yet, and the data hold no responses")
         return

@@ -54,7 +54,7 @@ def examine_scores(
 ) -> Iterator[Finding]:
     """Whether scores differ, and by more than the length of the response."""
     num = len(scores)
-    whose = "the model's responses" if of_model else "responses of the data"
+    whose = "responses of the model" if of_model else "responses of the data"
     values = np.array(scores, dtype=np.float64)
     words = f"{num} {whose} score {values.min():.3g} to {values.max():.3g}, mean {values.mean():.3g}"
     if len({episode.response for episode in episodes}) < 2:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,22 @@ NUM_TEMPERATURE = 64
 """Prompts (the same ones again) whose responses tell the temperature."""
 STRANGE_DEVIATIONS = 5.0
 """A mean is this many standard errors off in one of two million cases."""
+
+
+class Sampler(Protocol):
+    """What samples responses, as `rollout.generation.generate` does."""
+
+    def __call__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        config: RolloutConfig,
+        /,
+        *,
+        seeds: Sequence[int] | None,
+    ) -> list[Response]:
+        """One response to each prompt, in order."""
+        ...
 
 
 class Recorder:
@@ -152,7 +169,7 @@ def examine_numbers(trial: Trial) -> Iterator[Finding]:
             yield ok(name, f"{words} (largest difference {difference[0]:.1g} nats)")
 
 
-def examine_temperature(trial: Trial) -> Iterator[Finding]:
+def examine_temperature(trial: Trial, *, sample: Sampler = generate) -> Iterator[Finding]:
     """Whether the temperature is applied, in sampling and in training alike.
 
     surprise = - log p(token); drawn from p, its mean is the entropy of p, and (surprise - entropy) / error is about
@@ -184,7 +201,7 @@ def examine_temperature(trial: Trial) -> Iterator[Finding]:
     whole = trial.rollout.model_copy(
         update={"top_k": 0, "top_p": 1.0, "max_response_tokens": min(8, trial.rollout.max_response_tokens)}
     )
-    responses = generate(model, drawn, whole, seeds=[derive_seed(0, "temperature", row) for row in range(len(drawn))])
+    responses = sample(model, drawn, whole, seeds=[derive_seed(0, "temperature", row) for row in range(len(drawn))])
     surprise, expected, error = surprise_of(model, drawn, responses, temperature=temperature)
     words = (
         f"sampled tokens are as unlikely as temperature {temperature:g} says: {surprise:.2f} nats each, expected "
