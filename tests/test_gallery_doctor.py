@@ -414,7 +414,8 @@ def test_a_model_that_never_ends_is_named(examine, desk, tmp_path):
 )
 def test_a_wrong_template_is_named(examine, tmp_path, template, verdict, words):
     (tmp_path / "template.jinja").write_text(template)
-    found = examine("chat.toml", f"model.chat_template={tmp_path / 'template.jinja'}")
+    template_file = f"model.chat_template={tmp_path / 'template.jinja'}"
+    found = examine("chat.toml", template_file, "reward.function=gallery_rewards:coin")
     assert named(found) == {"model.template": verdict}
     assert words in found["model.template"].seen
 

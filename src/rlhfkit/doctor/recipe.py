@@ -233,8 +233,10 @@ def _model(subject: Subject) -> Iterator[Finding]:
     yield from checked("model.files", lambda: _files(subject))
     yield from checked("model.pad_and_eos", lambda: examine_special_tokens(source))
     encoder, prompts = subject.builder.encoder(source), subject.prompts()
-    if encoder.tokenizer.chat_template is not None:
+    if any(not isinstance(prompt.content, str) for prompt in prompts):
         yield from checked("model.template", lambda: examine_template(encoder))
+    elif prompts and not encoder.uses_fallback:
+        yield ok("model.template", "the model has a chat template, which is not used: prompts are plain text")
     if prompts:
         limit = subject.recipe.data.max_prompt_tokens
         yield from checked("model.first_prompt", lambda: examine_first_prompt(encoder, prompts[0], max_tokens=limit))
@@ -333,7 +335,7 @@ def _sampled(subject: Subject, made: list[Trial]) -> Iterator[Finding]:
     made.append(trial)
     yield from examine_numbers(trial)
     yield from examine_temperature(trial)
-    yield from examine_ending(trial, recipe.ppo, comes_after_sft=subject.is_before_sft)
+    yield from examine_ending(trial, recipe, comes_after_sft=subject.is_before_sft)
 
 
 def _try(subject: Subject, policy: TextPolicy, reference: Reference, reward: RewardSource | None) -> Trial:
@@ -402,7 +404,7 @@ def _scores_of_model(subject: Subject, trial: Trial) -> Iterator[Finding]:
         yield from examine_scores(recorder.episodes, recorder.scores, of_model=True)
         return
     words = (
-        f"all {len(recorder.scores)} of the model's responses score {recorder.scores[0]:g}, while responses of the data "
+        f"all {len(recorder.scores)} responses of the model score {recorder.scores[0]:g}, while responses of the data "
         f"score {min(scores):.3g} to {max(scores):.3g}"
     )
     if subject.is_before_sft:

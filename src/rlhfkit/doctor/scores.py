@@ -167,7 +167,7 @@ def judged_accuracy(name: str, accuracy: float, num_pairs: int, baselines: dict[
             "give more pairs or epochs, a higher learning rate, or a reward that fits the data",
         )
     best = max(baselines.values(), default=0.5)
-    if accuracy < best and high < best + (high - low) / 2:
+    if accuracy + (high - low) / 4 < best:  # by more than a standard error, of which the interval has about four
         return warning(
             name, f"{words}: no better than what needs no model", "give more pairs, more epochs, or a larger model"
         )

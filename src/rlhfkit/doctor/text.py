@@ -140,9 +140,9 @@ def _template_writes_eos(encoder: Encoder) -> bool:
 
 
 def shown_tokens(encoder: Encoder, ids: Sequence[int]) -> str:
-    """Tokens with their numbers, as "464 'The' · 2646 ' film'"; of many, the first and the last."""
-    tokens = [f"{token} {encoder.tokenizer.decode([token])!r}" for token in ids]
+    """Tokens with their numbers, as "464:'The' 2646:'␣film'"; of many, the first and the last."""
+    tokens = [f"{token}:{encoder.tokenizer.decode([token])!r}".replace(" ", "␣") for token in ids]
     if len(tokens) > SHOWN_TOKENS:
         half = SHOWN_TOKENS // 2
         tokens = [*tokens[:half], f"… {len(tokens) - 2 * half} more …", *tokens[-half:]]
-    return " · ".join(tokens)
+    return " ".join(tokens)

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlhfkit.config.schema import PpoConfig, RolloutConfig
+from rlhfkit.config.schema import PpoConfig, Recipe, RolloutConfig
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
 from rlhfkit.doctor.weights import distributions
 from rlhfkit.envs.text import TextEnvFactory
@@ -235,7 +235,7 @@ def surprise_of(
     return surprise / num, entropy / num, variance**0.5 / num
 
 
-def examine_ending(trial: Trial, ppo: PpoConfig, *, comes_after_sft: bool) -> Iterator[Finding]:
+def examine_ending(trial: Trial, recipe: Recipe, *, comes_after_sft: bool) -> Iterator[Finding]:
     """Whether responses end by themselves."""
     name, rate = "model.ending", trial.experience.metrics["eos_rate"]
     num, limit = len(trial.recorder.scores) or NUM_EPISODES, trial.rollout.max_response_tokens
@@ -243,11 +243,11 @@ def examine_ending(trial: Trial, ppo: PpoConfig, *, comes_after_sft: bool) -> It
     if comes_after_sft:
         yield skipped(name, f"{words}; SFT, which comes first, teaches it")
     elif not trial.is_whole:
-        yield skipped(name, f"{words}, of the {LONGEST_RESPONSE} that this trial allows; PPO's may be longer")
-    elif rate == 0 and ppo.min_eos_rate > 0:
+        yield skipped(name, f"{words}; PPO allows {recipe.rollout.max_response_tokens}, which are not tried here")
+    elif rate == 0 and recipe.ppo.min_eos_rate > 0:
         yield warning(
             name,
-            f"{words}, and PPO refuses to start below {ppo.min_eos_rate:.1%}",
+            f"{words}, and PPO refuses to start below {recipe.ppo.min_eos_rate:.1%}",
             "raise rollout.max_response_tokens, train SFT with EOS, or, if a fixed length is meant, set "
             "ppo.min_eos_rate = 0",
         )
