@@ -418,7 +418,7 @@ def test_the_table_fits_and_says_everything_without_colour(width):
     words = "".join(text.split())  # lines break anywhere where they are short
     for part in ("FAULTfirstprompt", "itreads[red]all[/red]of", "→cutit[bold]down[/bold]", "skippedtrial"):
         assert part in words
-    assert words.endswith("1fault,1warning;1ok,1skipped")
+    assert words.endswith("1fault,1warning;1ok,1skippedFAULT:model.firstpromptwarning:machine.hub")
 
 
 def test_colour_only_adds_to_the_words():

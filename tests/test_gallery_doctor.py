@@ -387,6 +387,22 @@ def test_a_context_that_is_too_small_is_named(examine):
     assert "more than the model's context of 128" in found["model.files"].seen
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is one")
+def test_a_device_that_is_not_there_is_named(examine):
+    found = examine("reviews.toml", "model.device=mps")
+    assert named(found) == {"model.device": "fault"}
+
+
+def test_what_a_model_at_fault_hides_is_skipped(examine):
+    found = examine("reviews.toml", "model.path=modell")
+    assert "there is no such directory (did you mean model?)" in found["model.files"].seen
+    assert {name for name, finding in found.items() if finding.verdict == "skipped"} >= {
+        "data.lengths",
+        "model.weights",
+    }
+    assert found["reward.scores"].verdict == "ok"  # on the responses that the data hold
+
+
 def test_code_that_comes_with_a_model_is_named(examine):
     assert named(examine("reviews.toml", "model.trust_remote_code=true")) == {"model.remote_code": "warning"}
 

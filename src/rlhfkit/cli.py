@@ -224,7 +224,7 @@ def doctor(
     with Console(stderr=True).status("looking around") as status:
         for finding in examine(recipe, overrides or [], run_dir=run_dir):
             findings.append(finding)
-            status.update(f"after {finding.name}")
+            status.update(f"{len(findings)} things seen, the last: {finding.name}")
     if as_json:
         print(json.dumps(json_of(findings), ensure_ascii=False))
     else:

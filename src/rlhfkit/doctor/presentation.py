@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import groupby
 from typing import Any
 
 from rich.console import Group
@@ -23,8 +22,9 @@ NAME_WIDTH = 17
 def table_of(findings: Sequence[Finding]) -> Group:
     """What rich prints: a table for each heading, and the verdicts counted."""
     parts: list[Any] = []
-    for heading, group in groupby(findings, key=_heading):
-        parts += [Text(), Rule(Text(heading), align="left", style="dim", characters="─"), _table(list(group))]
+    for heading in dict.fromkeys(map(_heading, findings)):
+        group = [finding for finding in findings if _heading(finding) == heading]
+        parts += [Text(), Rule(Text(heading), align="left", style="dim", characters="─"), _table(group)]
     return Group(*parts, Text(), _closing(findings))
 
 
@@ -45,8 +45,16 @@ def _table(findings: Sequence[Finding]) -> Table:
 
 
 def _closing(findings: Sequence[Finding]) -> Text:
-    worst: Verdict = next((v for v in ("fault", "warning") if any(f.verdict == v for f in findings)), "ok")
-    return Text(summary(findings), style=STYLES[worst])
+    by_verdict: dict[Verdict, list[str]] = {"fault": [], "warning": []}  # which have scrolled away
+    for finding in findings:
+        if finding.verdict in by_verdict:
+            by_verdict[finding.verdict].append(finding.name.replace("_", " "))
+    worst: Verdict = next((verdict for verdict, names in by_verdict.items() if names), "ok")
+    text = Text(summary(findings), style=STYLES[worst])
+    for verdict, names in by_verdict.items():
+        if names:
+            text.append(f"\n{WORDS[verdict]}: {', '.join(dict.fromkeys(names))}", style=STYLES[verdict])
+    return text
 
 
 def _heading(finding: Finding) -> str:

@@ -134,7 +134,7 @@ class Subject:
     def why_no_model(self) -> str:
         """Why the model cannot be looked at; empty if it can."""
         if "model" in self.failed:
-            return "it cannot be loaded, as told above"
+            return "the model is at fault, as told above"
         return "there is no model yet: the stage pretrain makes it" if self.source is None else ""
 
     @property
@@ -191,7 +191,11 @@ def _data(subject: Subject) -> Iterator[Finding]:
         yield from checked(f"data.{name}", lambda name=name, loaded=loaded: examine_table(name, loaded))  # type: ignore[misc]
     if not tables:
         return
-    yield from checked("data.lengths", lambda: examine_lengths(tables, recipe, encoder))
+    if encoder is None:
+        why = subject.why_no_model.replace("model yet", "tokenizer yet")
+        yield skipped("data.lengths", f"tokens cannot be counted: {why}")
+    else:
+        yield from checked("data.lengths", lambda: examine_lengths(tables, recipe, encoder, context=_context(subject)))
     if "demonstrations" in tables and "sft" in recipe.stages and encoder is not None:
         rows = tables["demonstrations"].records
         yield from checked("data.ends", lambda: examine_ends(rows, recipe, encoder, context=_context(subject)))
@@ -463,7 +467,9 @@ def _accuracy(subject: Subject, source: RewardSource | None) -> Iterator[Finding
     test: Sequence[Preference] = subject.records("test_preferences", "judge_preferences", "preferences")
     if source is not None and test:
         measures = "test_preferences" in subject.inputs.loaded()
-        train: Sequence[Preference] = subject.records("preferences") if measures else []
+        # What a bag of words learns of the pairs is no measure for a reward that has learnt nothing.
+        is_learnt = isinstance(subject.recipe.reward, RewardModelRewardConfig | BagOfWordsRewardConfig)
+        train: Sequence[Preference] = subject.records("preferences") if measures and is_learnt else []
         yield from examine_accuracy(source, train, test, subject.inputs.encoder, seed=subject.recipe.seed)
 
 

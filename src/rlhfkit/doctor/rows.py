@@ -71,22 +71,23 @@ def _key(row: Row) -> object:
             return row
 
 
-def examine_lengths(tables: Mapping[str, Loaded[Any]], recipe: Recipe, encoder: Encoder | None) -> Iterator[Finding]:
+def examine_lengths(
+    tables: Mapping[str, Loaded[Any]], recipe: Recipe, encoder: Encoder, *, context: int | None
+) -> Iterator[Finding]:
     """Tokens of each table's rows against the limit that cuts them."""
-    if encoder is None:
-        yield skipped("data.lengths", "there is no tokenizer yet: the stage pretrain makes it")
-        return
     within = []
     for name, loaded in tables.items():
         rows = spaced(loaded.records, NUM_MEASURED)
         limit, setting, lengths = _limit_and_lengths(name, rows, recipe, encoder)
+        if context is not None and context < limit:
+            limit, setting = context, "the model's context"
         cut = sum(length > limit for length in lengths) / len(lengths)
         words = f"{_plain(name)} {median(lengths):.0f} (at most {max(lengths)}, "
         if median(lengths) > MUCH_LOST * limit:
             yield warning(
                 "data.lengths",
                 f"median tokens: {words}{cut:.0%} cut), and {setting} = {limit}, so most of a row is lost",
-                f"raise {setting}, or shorten the rows",
+                f"give {setting} more room, or shorten the rows",
             )
         else:
             within.append(f"{words}{f'{cut:.1%} cut' if cut else 'none cut'})")

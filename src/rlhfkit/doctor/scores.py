@@ -169,7 +169,9 @@ def judged_accuracy(name: str, accuracy: float, num_pairs: int, baselines: dict[
     best = max(baselines.values(), default=0.5)
     if accuracy + (high - low) / 4 < best:  # by more than a standard error, of which the interval has about four
         return warning(
-            name, f"{words}: no better than what needs no model", "give more pairs, more epochs, or a larger model"
+            name,
+            f"{words}: no better than what needs no model",
+            "give more pairs or epochs, a larger model, or another reward",
         )
     return ok(name, words)
 
