@@ -78,8 +78,9 @@ def examine_likelihood(model: LanguageModel, texts: Sequence[str], *, seed: int 
     elif loss > chance:
         yield fault(
             name,
-            f"{words}: worse than chance, as with the tokenizer of another model, or with untrained weights",
-            "give the tokenizer that the model was trained with, or another model",
+            f"{words}: worse than chance, as with the tokenizer of another model, untrained weights, or texts unlike "
+            "any that it has read",
+            "give the tokenizer that the model was trained with, or a model that knows such texts",
         )
     elif loss_mixed - loss < ORDER_NATS:
         yield warning(
