@@ -27,6 +27,7 @@ except SystemExit as end:
         ["generate", "--help"],
         ["evaluate", "--help"],
         ["report", "--help"],
+        ["doctor", "--help"],
         ["recipes"],
     ],
     ids=" ".join,

@@ -35,7 +35,7 @@ LAYERS = [
     ["build"],
     ["labelling", "control_pipeline"],
     ["inputs"],
-    ["pipeline", "bench", "label"],
+    ["pipeline", "bench", "label", "doctor"],
     ["loop"],
     ["cli", "__main__"],
 ]

@@ -16,8 +16,6 @@ import typer
 from rlhfkit.errors import CheckpointError, RlhfkitError
 
 if TYPE_CHECKING:
-    from rlhfkit.config.control import ControlRecipe
-    from rlhfkit.config.schema import Recipe
     from rlhfkit.rundir import RunDir
 
 __all__ = ["app", "closing_words", "main"]
@@ -98,10 +96,10 @@ def run(
     As in: rlhfkit run demo ppo.iterations=20 data.prompts.rows=:90%
     """
     from rlhfkit.config.load import load_recipe
-    from rlhfkit.rundir import RunDir
+    from rlhfkit.rundir import RunDir, default_run_dir
 
     loaded = load_recipe(recipe, overrides or [])
-    directory = run_dir or _default_run_dir(loaded.recipe)
+    directory = run_dir or default_run_dir(loaded.recipe.name, loaded.recipe.seed)
     try:
         from rlhfkit import loop
 
@@ -195,6 +193,46 @@ def report(run: RunArgument, debug: Debug = False) -> None:
     from rlhfkit.evaluation.report import write_report
 
     print(write_report(existing))
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or a TOML file.", show_default=False),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's.", show_default=False),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where it would run; by default runs/<name of the recipe>.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, as the last line.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Tell whether this machine is ready, and a recipe too.
+
+    Nothing is trained and nothing is written. Exit code 0: no fault; 1: at least one.
+    """
+    import json
+
+    from rich.console import Console
+
+    from rlhfkit.doctor import as_json as json_of
+    from rlhfkit.doctor import examine, table_of
+
+    findings = []
+    with Console(stderr=True).status("looking around") as status:
+        for finding in examine(recipe, overrides or [], run_dir=run_dir):
+            findings.append(finding)
+            status.update(f"{len(findings)} things seen, the last: {finding.name}")
+    if as_json:
+        print(json.dumps(json_of(findings), ensure_ascii=False))
+    else:
+        Console().print(table_of(findings))
+    if any(finding.verdict == "fault" for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -469,10 +507,6 @@ def _program() -> str:
     if called.name == "rlhfkit" and shutil.which("rlhfkit") is None:
         return shlex.quote(sys.argv[0])
     return "rlhfkit"
-
-
-def _default_run_dir(recipe: "Recipe | ControlRecipe") -> Path:
-    return Path("runs") / (recipe.name + (f"-seed{recipe.seed}" if recipe.seed else ""))
 
 
 def _existing_run(path: Path) -> "RunDir":

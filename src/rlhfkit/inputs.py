@@ -90,7 +90,7 @@ class Inputs:
         Raises: RlhfkitError; where there are several faults, ConfigError with all of them.
         """
         faults: dict[str, list[RlhfkitError]] = {}
-        for check in self._checks(stages):
+        for _, check in self.checks(stages):
             try:
                 check()
             except RlhfkitError as error:
@@ -105,36 +105,48 @@ class Inputs:
             raise type(next(iter(faults.values()))[0])(lines[0])
         raise ConfigError(f"{len(lines)} faults, so nothing was started:" + "".join(f"\n  {line}" for line in lines))
 
-    def _checks(self, stages: Sequence[Stage]) -> Iterator[Callable[[], object]]:
-        """Each on its own, so that one fault does not hide the others."""
+    @property
+    def encoder(self) -> Encoder | None:
+        """Tokenizer and template of the model that the run begins with, once checked; None where the run makes it."""
+        return self._encoder
+
+    def loaded(self) -> dict[str, Loaded[Any]]:
+        """The tables that were read so far, by name."""
+        return dict(self._loaded)
+
+    def checks(self, stages: Sequence[Stage]) -> Iterator[tuple[str, Callable[[], object]]]:
+        """(what is checked, the check), each on its own, so that one fault does not hide the others."""
         recipe = self.recipe
         if stages:
-            yield lambda: self._check_start(stages)
+            yield "model", lambda: self._check_start(stages)
         made = ("preferences", "test_preferences") if "preferences" in recipe.stages else ()
         named = dict.fromkeys(name for stage in stages for name in DATA_OF_STAGE[stage])
         for name in named:
             if name not in made and getattr(recipe.data, name) is not None:
-                yield lambda name=name: self.load(name, LOADERS[name])  # type: ignore[misc]
+                yield f"data.{name}", lambda name=name: self.load(name, LOADERS[name])  # type: ignore[misc]
         if "preferences" in stages:
             yield from self._checks_of_labelling(recipe.preferences)
         is_tried = recipe.env is not None and (recipe.env.type != "function" or recipe.env.check)
         if is_tried and {"ppo", "evaluate"} & set(stages):
-            yield lambda: self._try_env("prompts" if "ppo" in stages else "test_prompts")
+            yield "env", lambda: self._try_env("prompts" if "ppo" in stages else "test_prompts")
         if recipe.uses_reward and {"ppo", "evaluate"} & set(stages):
             prompts = [name for name in ("prompts", "test_prompts") if name in named]
-            yield lambda: self._try_reward(recipe.reward, "reward", prompts)
+            yield "reward", lambda: self._try_reward(recipe.reward, "reward", prompts)
         if "evaluate" in stages and (judge := recipe.evaluation.judge) is not None:
-            yield lambda: self._try_reward(judge, "evaluation.judge", ["test_prompts"])
+            yield "evaluation.judge", lambda: self._try_reward(judge, "evaluation.judge", ["test_prompts"])
         if "evaluate" in stages and recipe.evaluation.metric != "none":
-            yield self._try_metric
+            yield "evaluation.metric", self._try_metric
 
-    def _checks_of_labelling(self, config: PreferencesConfig) -> Iterator[Callable[[], object]]:
-        yield lambda: check_preferences(config)
+    def _checks_of_labelling(self, config: PreferencesConfig) -> Iterator[tuple[str, Callable[[], object]]]:
+        yield "preferences", lambda: check_preferences(config)
         if config.sampled_from is not None:
             subject = f'preferences.sampled_from = "{config.sampled_from}"'
-            yield lambda: inspect_model(str(config.sampled_from), subject=subject)
+            yield "preferences", lambda: inspect_model(str(config.sampled_from), subject=subject)
         if config.annotators.type == "simulated":
-            yield lambda: self._try_reward(GrammarRewardConfig(type="grammar"), "preferences", ["prompts"])
+            yield (
+                "preferences",
+                lambda: self._try_reward(GrammarRewardConfig(type="grammar"), "preferences", ["prompts"]),
+            )
 
     def _check_start(self, stages: Collection[Stage]) -> None:
         self._encoder = self.builder.check_start(stages)

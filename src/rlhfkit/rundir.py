@@ -11,7 +11,15 @@ from typing import Any, Literal
 
 from rlhfkit.errors import CheckpointError
 
-__all__ = ["ModelName", "RunDir", "read_json", "write_atomically", "write_directory_atomically", "write_json"]
+__all__ = [
+    "ModelName",
+    "RunDir",
+    "default_run_dir",
+    "read_json",
+    "write_atomically",
+    "write_directory_atomically",
+    "write_json",
+]
 
 ModelName = Literal["base", "sft", "reward_model", "judge", "policy", "value"]
 
@@ -80,6 +88,11 @@ class RunDir:
     def finish_stage(self, stage: str, record: dict[str, Any]) -> None:
         """Note that `stage` is complete."""
         write_json(self.stages, {**self.finished_stages(), stage: record})
+
+
+def default_run_dir(recipe_name: str, seed: int) -> Path:
+    """Where a recipe runs if nobody says otherwise."""
+    return Path("runs") / (recipe_name + (f"-seed{seed}" if seed else ""))
 
 
 def read_json(path: Path) -> Any:

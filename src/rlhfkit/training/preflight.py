@@ -8,12 +8,22 @@ from rlhfkit.ppo import masked_mean
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.text import Reference, logprobs_in_parts
 
-__all__ = ["check_first_experience"]
+__all__ = ["cause_of", "check_first_experience", "first_differences"]
 
 # Largest difference of a token's logprob that rounding explains: (float32, bfloat16). In bfloat16 the ratio's spread is
 # about 0.05 (figures of the RLOO authors), so a single token may differ by several times that.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
 MEAN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+
+CAUSES = {
+    "noise": "the same tokens get other logprobs when they are evaluated again; is dropout on?",
+    "padding": "a row's logprobs change with its neighbours, so the model does not treat padding rightly",
+    "ratio": "the logprobs of the rollout are not those of the update, so the ratio is not 1 from the start",
+    "reference": "policy and reference differ before any update, so the KL to itself is not 0; are they the same "
+    "weights, at the same temperature?",
+    "sampler": "the sampler's logprobs differ from the training pass's; its cache or positions are wrong for this "
+    "architecture",
+}
 
 
 def check_first_experience(
@@ -29,34 +39,10 @@ def check_first_experience(
     Raises: TrainingError with the cause: the policy is noisy, padding changes logits, the ratio is not 1, the KL to
     itself is not 0, sampling and training disagree, hardly a response ends, scores do not vary.
     """
-    dtype = policy.language_model.dtype
-    inputs, mask = experience.inputs, experience.mask
-    rows = torch.linspace(0, len(mask) - 1, min(num_rows, len(mask)), device=mask.device).long()
-    with torch.no_grad():
-        alone = torch.cat([policy.evaluate(inputs[row[None]]).logprobs for row in rows])
-        together, again = (policy.evaluate(inputs[rows]).logprobs for _ in range(2))
-    measured = {
-        "noise": _difference(together, again, mask[rows]),
-        "padding": _difference(alone, together, mask[rows]),
-        "ratio": _difference(together, experience.old_logprobs[rows], mask[rows]),
-        "reference": _difference(logprobs_in_parts(reference, inputs[rows], max_tokens=1 << 30), together, mask[rows]),
-        "sampler": (experience.metrics["sampler/logprob_max_difference"], 0.0),
-    }
-    causes = {
-        "noise": "the same tokens get other logprobs when they are evaluated again; is dropout on?",
-        "padding": "a row's logprobs change with its neighbours, so the model does not treat padding rightly",
-        "ratio": "the logprobs of the rollout are not those of the update, so the ratio is not 1 from the start",
-        "reference": "policy and reference differ before any update, so the KL to itself is not 0; are they the same "
-        "weights, at the same temperature?",
-        "sampler": "the sampler's logprobs differ from the training pass's; its cache or positions are wrong for this "
-        "architecture",
-    }
-    for name, (largest, mean) in measured.items():
-        if not (largest <= TOLERANCE[dtype] and mean <= MEAN_TOLERANCE[dtype]):  # nor where they are NaN
-            raise TrainingError(
-                f"before the first update: {causes[name]} (largest difference {largest:.2g} nats, mean {mean:.2g}; "
-                f"rounding explains {TOLERANCE[dtype]:g}). Please report this model's architecture"
-            )
+    measured = first_differences(experience, policy, reference, num_rows=num_rows)
+    for name, difference in measured.items():
+        if cause := cause_of(name, difference, policy.language_model.dtype):
+            raise TrainingError(f"before the first update: {cause}. Please report this model's architecture")
     eos_rate = experience.metrics["eos_rate"]
     if eos_rate < min_eos_rate:
         raise TrainingError(
@@ -72,6 +58,37 @@ def check_first_experience(
             "learn; look at the reward source, and at penalties that may hide it"
         )
     return {f"preflight/{name}": largest for name, (largest, _) in measured.items()}
+
+
+def first_differences(
+    experience: Experience, policy: TextPolicy, reference: Reference, *, num_rows: int = 4
+) -> dict[str, tuple[float, float]]:
+    """(largest, mean) difference in nats between logprobs that should be the same before the first update, by name.
+
+    "noise": evaluated again; "padding": alone and together; "ratio": in the rollout and now; "reference": of policy and
+    reference; "sampler": of sampling and training, of which only the largest is known.
+    """
+    inputs, mask = experience.inputs, experience.mask
+    rows = torch.linspace(0, len(mask) - 1, min(num_rows, len(mask)), device=mask.device).long()
+    with torch.no_grad():
+        alone = torch.cat([policy.evaluate(inputs[row[None]]).logprobs for row in rows])
+        together, again = (policy.evaluate(inputs[rows]).logprobs for _ in range(2))
+    return {
+        "noise": _difference(together, again, mask[rows]),
+        "padding": _difference(alone, together, mask[rows]),
+        "ratio": _difference(together, experience.old_logprobs[rows], mask[rows]),
+        "reference": _difference(logprobs_in_parts(reference, inputs[rows], max_tokens=1 << 30), together, mask[rows]),
+        "sampler": (experience.metrics["sampler/logprob_max_difference"], 0.0),
+    }
+
+
+def cause_of(name: str, difference: tuple[float, float], dtype: torch.dtype) -> str:
+    """What is wrong where a (largest, mean) difference of `first_differences` is more than rounding; else nothing."""
+    largest, mean = difference
+    if largest <= TOLERANCE[dtype] and mean <= MEAN_TOLERANCE[dtype]:  # NaN is not
+        return ""
+    allowed = TOLERANCE[dtype]
+    return f"{CAUSES[name]} (largest difference {largest:.2g} nats, mean {mean:.2g}; rounding explains {allowed:g})"
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
