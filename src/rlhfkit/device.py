@@ -1,10 +1,16 @@
-"""Where to compute, and in which type."""
+"""Where to compute, in which type, and how much memory there is."""
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from rlhfkit.errors import ConfigError
 
-__all__ = ["choose_device", "choose_dtype"]
+__all__ = ["available_bytes", "choose_device", "choose_dtype", "held_bytes", "peak_bytes", "reset_peak"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -27,3 +33,60 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str) -> torch.dtype:
     """The torch type of the weights."""
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that can still be had on `device`: what is free, and what is cached and can be dropped."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(_machine_available(), *_limits_of_groups())
+
+
+def held_bytes(device: torch.device) -> int:
+    """Memory that this process holds on `device`."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _of_status("VmRSS")
+
+
+def reset_peak(device: torch.device) -> None:
+    """From now on `peak_bytes` looks no further back."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # then the peak is that of the whole process
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that this process has held on `device` since `reset_peak`."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _of_status("VmHWM")
+
+
+def _of_status(name: str) -> int:
+    """A line of /proc/self/status, in bytes; where there is no such file, the peak of the whole process."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on a Mac
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def _machine_available() -> int:
+    info = Path("/proc/meminfo")
+    if not info.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    line = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable:"))
+    return int(line.split()[1]) * 1024
+
+
+def _limits_of_groups() -> Iterator[int]:
+    """What containers leave: the limit of this process's control group, less what the group cannot give up."""
+    for root, limit, used, droppable in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(OSError, ValueError, StopIteration):  # no such group, or its limit is "max"
+            total, in_use = (int(Path(root, name).read_text()) for name in (limit, used))
+            lines = Path(root, "memory.stat").read_text().splitlines()
+            cached = next(int(line.split()[1]) for line in lines if line.startswith(f"{droppable} "))
+            yield total - (in_use - cached)

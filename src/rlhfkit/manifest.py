@@ -60,6 +60,11 @@ class Manifest:
         self.content["models"] = [model for model in self.content["models"] if model["name"] != name] + [entry]
         self._write()
 
+    def stage(self, stage: str) -> dict[str, Any]:
+        """What is known of a stage."""
+        facts: dict[str, Any] = self.content["stages"].get(stage, {})
+        return facts
+
     def add_stage(self, stage: str, **facts: Any) -> None:
         """Note facts about a stage."""
         self.content["stages"][stage] = {**self.content["stages"].get(stage, {}), **facts}

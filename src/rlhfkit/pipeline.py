@@ -12,7 +12,15 @@ import torch
 from rlhfkit.build import Builder, kl_controller
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
-from rlhfkit.config.schema import PretrainedModelConfig, Recipe, RolloutConfig, RowsConfig, Stage, StoreConfig
+from rlhfkit.config.schema import (
+    PpoConfig,
+    PretrainedModelConfig,
+    Recipe,
+    RolloutConfig,
+    RowsConfig,
+    Stage,
+    StoreConfig,
+)
 from rlhfkit.control_pipeline import ControlPipeline, check_control
 from rlhfkit.data import (
     Loaded,
@@ -23,7 +31,7 @@ from rlhfkit.data import (
     load_texts,
     write_preferences,
 )
-from rlhfkit.device import choose_device
+from rlhfkit.device import choose_device, peak_bytes, reset_peak
 from rlhfkit.envs.text import TextEnvFactory
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError
 from rlhfkit.evaluation.episodes import compare_episodes
@@ -58,6 +66,7 @@ from rlhfkit.rollout.text import Reference, TextRollout, as_scored_text
 from rlhfkit.rundir import ModelName, RunDir, read_json, write_atomically, write_directory_atomically, write_json
 from rlhfkit.seeding import derive_seed, seed_everything, shuffled
 from rlhfkit.training.checkpoint import Checkpoints
+from rlhfkit.training.memory import plan_of_ppo, tokens_that_fit
 from rlhfkit.training.ppo import PpoTrainer, Rollout, optimizers_for, train_ppo
 from rlhfkit.training.preflight import check_first_experience
 from rlhfkit.training.reward_model import EncodedPair, encode_pairs, measure, normalization_of, train_reward_model
@@ -312,6 +321,7 @@ class Pipeline:
         rollout = self._rollout(policy, reference)
         kl = kl_controller(config.kl)
         optimizers = optimizers_for(policy, config)
+        config = self._fitted_to_memory(policy, rollout, config)
         trainer = PpoTrainer(policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef)
         checkpoints = self._checkpoints("ppo")
         if not trainer.resume(checkpoints, self.log):
@@ -327,6 +337,7 @@ class Pipeline:
             stopped = train_ppo(trainer, log=self.log, checkpoints=checkpoints, progress=stage, check_first=check_first)
         if stopped:
             self.progress.warn(f"stopped after {trainer.iteration} iterations: {stopped}")
+        self._note_peak("ppo")
         self._save_model("policy", language_model)
         return {"iterations": trainer.iteration, "stopped": stopped, "kl_coef": trainer.kl_coef}
 
@@ -353,6 +364,33 @@ class Pipeline:
             max_prompt_tokens=recipe.data.max_prompt_tokens,
             seed=recipe.seed,
         )
+
+    def _fitted_to_memory(self, policy: TextPolicy, rollout: Rollout, config: PpoConfig) -> PpoConfig:
+        """The settings with a microbatch that memory has room for; what was predicted is noted in the manifest."""
+        model, recipe = policy.language_model, self.recipe
+        if isinstance(rollout, TextRollout):
+            prompt_tokens = max(len(prompt.ids) for prompt in rollout.prompts)
+        else:  # an episode may fill the context
+            context = model.context_tokens or recipe.data.max_prompt_tokens + recipe.rollout.max_response_tokens
+            prompt_tokens = context - recipe.rollout.max_response_tokens
+        plan = plan_of_ppo(policy, prompt_tokens=prompt_tokens, rollout=recipe.rollout, ppo=config)
+        tokens = config.microbatch_tokens
+        if tokens == "auto":
+            # A run that goes on keeps what it began with: other microbatches would add up in another order.
+            before = self.manifest.stage("ppo").get("memory", {})
+            longest = prompt_tokens + recipe.rollout.max_response_tokens
+            tokens = before.get("microbatch_tokens") or tokens_that_fit(
+                plan, self.builder.device, longest=longest, minibatch_tokens=config.minibatch_episodes * longest
+            )
+            config = config.model_copy(update={"microbatch_tokens": tokens})
+        self.manifest.add_stage("ppo", memory=plan.as_facts(tokens))
+        reset_peak(self.builder.device)
+        return config
+
+    def _note_peak(self, stage: Stage) -> None:
+        """What the stage took, beside what was predicted."""
+        memory = self.manifest.stage(stage)["memory"]
+        self.manifest.add_stage(stage, memory={**memory, "measured_peak_bytes": peak_bytes(self.builder.device)})
 
     def _env_factory(self, table: str) -> TextEnvFactory:
         assert self.recipe.env is not None
@@ -394,7 +432,7 @@ class Pipeline:
                 rollout=recipe.rollout,
                 seed=recipe.seed,
                 num_samples=recipe.evaluation.num_samples,
-                max_tokens=recipe.ppo.microbatch_tokens,
+                max_tokens=recipe.ppo.forward_tokens,
                 on_finished=progress.advance,
             )
         if recipe.evaluation.metric != "none":

@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 
+FORWARD_TOKENS = 8192
+
+
 class RolloutConfig(Section):
     """Sampling of responses, the same in PPO and in evaluation."""
 
@@ -129,8 +132,8 @@ class PpoConfig(PpoUpdateConfig):
     """Responses sampled per iteration."""
     minibatch_episodes: PositiveInt = 64
     """Responses per optimizer step; must divide `rollout_episodes`."""
-    microbatch_tokens: PositiveInt = 8192
-    """Tokens (padding included) in one forward and backward pass; bounds memory, does not change the result."""
+    microbatch_tokens: PositiveInt | Literal["auto"] = 8192
+    """Tokens (padding included) in one forward and backward pass: bounds memory; "auto": as many as it has room for."""
     whiten_rewards: bool = False
     """Scale token rewards to deviation 1 (mean kept)."""
     clip_score: PositiveFloat | None = None
@@ -157,6 +160,11 @@ class PpoConfig(PpoUpdateConfig):
     """The run refuses to start if fewer of the first responses end with EOS; 0 for tasks of fixed length."""
     num_samples: NonNegativeInt = 4
     """Responses written to `samples.jsonl` per iteration."""
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens in one forward pass that keeps nothing for a gradient."""
+        return FORWARD_TOKENS if self.microbatch_tokens == "auto" else self.microbatch_tokens
 
     @property
     def updates_per_iteration(self) -> int:

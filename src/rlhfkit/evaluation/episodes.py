@@ -60,7 +60,7 @@ def compare_episodes(
             sft,
             join_episodes(episodes, model),
             temperature=recipe.rollout.temperature,
-            max_tokens=recipe.ppo.microbatch_tokens,
+            max_tokens=recipe.ppo.forward_tokens,
         )
         return _Played(
             episodes=episodes,

@@ -79,6 +79,11 @@ class LanguageModel(nn.Module):
         return int(self._lm_head.get_parameter("weight").shape[1])
 
     @property
+    def vocabulary_tokens(self) -> int:
+        """Number of logits at a position."""
+        return int(self._lm_head.get_parameter("weight").shape[0])
+
+    @property
     def context_tokens(self) -> int | None:
         """Longest sequence that the positions allow, where the model says so."""
         return context_of(self.config)

@@ -13,7 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from rlhfkit.errors import ConfigError, ShapeError
 from rlhfkit.ppo.masked import at_least_float32
 
-__all__ = ["logits_to_logprobs", "token_logprobs"]
+__all__ = ["CHUNK_TOKENS", "logits_to_logprobs", "token_logprobs"]
+
+CHUNK_TOKENS = 1024
+"""Positions whose logits exist at a time."""
 
 Head = Callable[[Tensor], Tensor]
 Chunk = Callable[[Tensor, Head, Tensor, float, bool], tuple[Tensor, Tensor | None]]
@@ -26,7 +29,7 @@ def token_logprobs(
     targets: Tensor,
     *,
     temperature: float = 1.0,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int = CHUNK_TOKENS,
     with_entropy: Literal[True] = True,
     prepared: Callable[[Chunk], Chunk] | None = None,
 ) -> tuple[Tensor, Tensor]: ...
@@ -39,7 +42,7 @@ def token_logprobs(
     targets: Tensor,
     *,
     temperature: float = 1.0,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int = CHUNK_TOKENS,
     with_entropy: bool,
     prepared: Callable[[Chunk], Chunk] | None = None,
 ) -> tuple[Tensor, Tensor | None]: ...
@@ -51,7 +54,7 @@ def token_logprobs(
     targets: Tensor,
     *,
     temperature: float = 1.0,
-    chunk_tokens: int = 1024,
+    chunk_tokens: int = CHUNK_TOKENS,
     with_entropy: bool = True,
     prepared: Callable[[Chunk], Chunk] | None = None,
 ) -> tuple[Tensor, Tensor | None]:

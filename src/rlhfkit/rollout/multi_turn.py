@@ -287,7 +287,7 @@ class MultiTurnRollout:
             pad=model.encoder.pad_id,
             device=model.device,
         )
-        *_, after = evaluate_in_parts(self.policy, inputs, max_tokens=self.ppo.microbatch_tokens)
+        *_, after = evaluate_in_parts(self.policy, inputs, max_tokens=self.ppo.forward_tokens)
         values[cut] = after[:, 0].cpu()
         return values
 

@@ -161,8 +161,8 @@ def experience_of(
     """
     mask, device = inputs.mask, inputs.mask.device
     # The sampler's logprobs stem from other matrix shapes; the ratio must compare like with like.
-    old_logprobs, entropy, old_values = evaluate_in_parts(policy, inputs, max_tokens=ppo.microbatch_tokens)
-    ref_logprobs = logprobs_in_parts(reference, inputs, max_tokens=ppo.microbatch_tokens)
+    old_logprobs, entropy, old_values = evaluate_in_parts(policy, inputs, max_tokens=ppo.forward_tokens)
+    ref_logprobs = logprobs_in_parts(reference, inputs, max_tokens=ppo.forward_tokens)
     finished = torch.tensor([response.finished for response in responses], device=device)
     lengths = torch.tensor([len(response.ids) for response in responses], device=device)
     scores, clipped_share = _shaped(raw_scores.to(device), finished, lengths, ppo)

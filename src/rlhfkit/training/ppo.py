@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.schema import PpoConfig
-from rlhfkit.errors import TrainingError
+from rlhfkit.errors import ConfigError, TrainingError
 from rlhfkit.interrupts import interrupts_wait
 from rlhfkit.metrics import Metrics, RunLog
 from rlhfkit.models.policy import Policy, PolicyOutput
@@ -113,6 +113,14 @@ class PpoTrainer:
             f"KL to the reference was above ppo.max_ref_kl = {self.config.max_ref_kl:g} nats per sequence for "
             f"{KL_PATIENCE} iterations in a row; raise ppo.kl.coef or lower the learning rate"
         )
+
+    @property
+    def microbatch_tokens(self) -> int | None:
+        """Tokens in a forward and backward pass; None for all of a minibatch."""
+        tokens = self.config.microbatch_tokens
+        if tokens == "auto":
+            raise ConfigError('ppo.microbatch_tokens = "auto" is not decided yet; set it to what memory has room for')
+        return tokens
 
     @property
     def clip_range(self) -> float:
@@ -260,7 +268,7 @@ def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, retu
             is_first = "ppo/ratio_first_epoch_max_deviation" not in summary
             denominator = mask[rows].sum()
             deviation = 0.0
-            for part in _microbatches(experience, rows, config.microbatch_tokens):
+            for part in _microbatches(experience, rows, trainer.microbatch_tokens):
                 output = trainer.policy.evaluate(experience.inputs[part], with_entropy=config.entropy_coef > 0)
                 loss = _loss(output, experience, advantages, returns, part, denominator, trainer)
                 if not math.isfinite(loss["total"].item()):

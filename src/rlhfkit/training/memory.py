@@ -1,0 +1,143 @@
+"""How much memory a stage will need, how many tokens fit into a microbatch, and how much it then needed.
+
+What a forward pass keeps for the backward pass is not guessed from the architecture: it is counted, on two rows of the
+length that the stage will see.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhfkit.config.schema import PpoConfig, RolloutConfig
+from rlhfkit.device import available_bytes, held_bytes
+from rlhfkit.errors import ConfigError
+from rlhfkit.models.compiling import trunk_hidden
+from rlhfkit.models.language import LanguageModel, TextPolicy
+from rlhfkit.models.value import ValueNetwork
+from rlhfkit.ppo.logprobs import CHUNK_TOKENS
+from rlhfkit.rollout.generation import SlotCache
+
+__all__ = ["MemoryPlan", "bytes_kept", "plan_of_ppo", "tokens_that_fit"]
+
+TRIAL_ROWS = 2
+# What is left to the rest of the machine, and to what the allocator cannot use.
+SHARE_OF_AVAILABLE = 0.8
+# More tokens than this in a pass bring no speed on a CPU, and little on a GPU.
+MOST_TOKENS = {"cpu": 8192, "cuda": 65536, "mps": 16384}
+GRANULE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a stage needs beyond what the process holds before it begins, in bytes."""
+
+    held: int
+    """Held already: the program, the weights of all models, float32 masters."""
+    optimizer: int
+    """Adam's two averages, and gradients."""
+    per_token: int
+    """Kept for the backward pass, for each token of a microbatch."""
+    head: int
+    """Logits of one chunk and their gradient."""
+    sampling: int
+    """Keys, values and logits while responses are sampled; the microbatch is not there then."""
+
+    def peak(self, microbatch_tokens: int) -> int:
+        """Most that the process will hold."""
+        return self.held + self.optimizer + max(self.per_token * microbatch_tokens + self.head, self.sampling)
+
+    def as_facts(self, microbatch_tokens: int) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "microbatch_tokens": microbatch_tokens,
+            "predicted_peak_bytes": self.peak(microbatch_tokens),
+            "held_bytes": self.held,
+            "optimizer_bytes": self.optimizer,
+            "bytes_per_token": self.per_token,
+            "head_bytes": self.head,
+            "sampling_bytes": self.sampling,
+        }
+
+
+def plan_of_ppo(policy: TextPolicy, *, prompt_tokens: int, rollout: RolloutConfig, ppo: PpoConfig) -> MemoryPlan:
+    """What PPO needs for prompts of `prompt_tokens`, all models and optimizers being there already."""
+    model = policy.language_model
+    longest = prompt_tokens + rollout.max_response_tokens
+    if model.context_tokens is not None:
+        longest = min(longest, model.context_tokens)
+    networks = [model.causal_lm]
+    if isinstance(policy.critic, ValueNetwork):
+        networks.append(policy.critic.classifier)
+    slots = min(rollout.slots, ppo.rollout_episodes)
+    return MemoryPlan(
+        held=held_bytes(model.device),
+        optimizer=optimizer_bytes(policy.parameters()),
+        per_token=sum(_kept_per_token(network, model, longest) for network in networks),
+        head=_head_bytes(model, min(CHUNK_TOKENS, ppo.minibatch_episodes * rollout.max_response_tokens)),
+        sampling=_sampling_bytes(model, slots, longest),
+    )
+
+
+def _kept_per_token(network: Any, model: LanguageModel, longest: int) -> int:
+    ids = torch.full((TRIAL_ROWS, longest), model.encoder.eos_id, device=model.device)
+    kept = bytes_kept(lambda: trunk_hidden(network, ids), network.parameters())
+    return -(-kept // ids.numel())
+
+
+def _head_bytes(model: LanguageModel, num_tokens: int) -> int:
+    """Logits of `num_tokens` with what their gradient needs, which is about as much again."""
+    hidden = torch.zeros((num_tokens, model.width), device=model.device, dtype=model.dtype, requires_grad=True)
+    targets = torch.full((num_tokens,), model.encoder.eos_id, device=model.device)
+    return 2 * bytes_kept(lambda: model.token_logprobs(hidden, targets)[0], model.parameters())
+
+
+def _sampling_bytes(model: LanguageModel, slots: int, longest: int) -> int:
+    cache = SlotCache.of(model, 1, 1)
+    per_place = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
+    logits = 4 * model.vocabulary_tokens
+    return slots * (longest * per_place + 3 * logits)
+
+
+def bytes_kept(forward: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes that autograd keeps between `forward` and its backward pass, weights not counted."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        result = forward()
+    del result  # only now may what was kept go, and its addresses be used again
+    return sum(kept.values())
+
+
+def optimizer_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """Adam's two averages and gradients, float32 of each weight that learns; masters are there from the start."""
+    num = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return 3 * 4 * num
+
+
+def tokens_that_fit(plan: MemoryPlan, device: torch.device, *, longest: int, minibatch_tokens: int) -> int:
+    """Tokens of a microbatch: as many as memory has room for, not more than a minibatch has or a pass gains from.
+
+    Raises: ConfigError where not even the longest sequence fits.
+    """
+    available = int(SHARE_OF_AVAILABLE * available_bytes(device))
+    room = available - plan.optimizer - plan.head
+    fitting = room // max(1, plan.per_token)
+    if fitting < longest or available < plan.optimizer + plan.sampling:
+        needed = plan.optimizer + max(plan.per_token * longest + plan.head, plan.sampling)
+        raise ConfigError(
+            f"a single sequence of {longest} tokens needs {needed / 2**30:.1f} GiB beyond what is loaded, and "
+            f'{available / 2**30:.1f} GiB are free; set model.lora or model.dtype = "bfloat16", choose a smaller '
+            "model, or lower data.max_prompt_tokens and rollout.max_response_tokens"
+        )
+    most = min(fitting, MOST_TOKENS[device.type], max(longest, minibatch_tokens))
+    return max(longest, most // GRANULE_TOKENS * GRANULE_TOKENS)
