@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rlhfkit.errors import CheckpointError
 
 __all__ = ["ModelName", "RunDir", "read_json", "write_atomically", "write_directory_atomically", "write_json"]
+
+# As `tempfile` names what becomes NAME, and what makes room for it.
+LEFTOVER = re.compile(r"\.(.+)\.(?:[a-z0-9_]{8}|outgoing)")
 
 ModelName = Literal["base", "sft", "reward_model", "judge", "policy", "value"]
 
@@ -70,6 +74,14 @@ class RunDir:
     def holds_votes(self, path: Path) -> bool:
         """Whether a file holds what people have said: a `labels.db`, or what SQLite writes beside it."""
         return path.name in {self.labels.name + ending for ending in ("", "-wal", "-shm", "-journal")}
+
+    def leftovers(self) -> Iterator[Path]:
+        """What kills left half-written, of files and directories that are written atomically."""
+        own = {path.name for path in vars(self).values()} | set(get_args(ModelName))
+        for path in [*self.path.glob(".*"), *self.model("policy").glob(".seed-*")]:
+            name = LEFTOVER.fullmatch(path.name)
+            if name and (name[1] in own or re.fullmatch(r"seed-\d+", name[1])):
+                yield path
 
     def finished_stages(self) -> dict[str, dict[str, Any]]:
         """Stage → what it left behind, for the stages that are complete."""

@@ -84,6 +84,8 @@ def prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:
                 _remove(run, path)
     else:
         refuse_other_settings(run, loaded.recipe)  # again, now that nobody else writes here
+        for path in list(run.leftovers()):
+            _remove(run, path)
     write_atomically(run.config, resolved_json(loaded.recipe))
     write_atomically(run.recipe, loaded.text)
 
