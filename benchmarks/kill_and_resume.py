@@ -8,6 +8,7 @@ Weights, metrics (without times), samples and the last checkpoint must be equal.
 """
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -33,15 +34,20 @@ def finish(name, directory, *, slow_disk=False):
 def try_stage(name, num_kills, rng, home):
     finish(name, home / "warm-up")  # the first process waits for the fork server
     seconds = {slow: finish(name, home / f"whole-{slow}", slow_disk=slow) for slow in (False, True)}
-    found = {"killed": 0, "while_writing_a_checkpoint": 0, "before_a_checkpoint": 0, "different": []}
-    for number in range(num_kills):
+    found = {"kills": 0, "too_late": 0, "while_writing_a_checkpoint": 0, "before_a_checkpoint": 0, "different": []}
+    for number in itertools.count():
+        if found["kills"] == num_kills:
+            break
         slow, directory = bool(number % 2), home / f"killed-{number}"
         process = start(name, directory, slow_disk=slow)
         moment = rng.uniform(0, seconds[slow])
         process.join(moment)
         process.kill()
         process.join()
-        found["killed"] += process.exitcode == -9
+        if process.exitcode != -9:
+            found["too_late"] += 1
+            continue
+        found["kills"] += 1
         halves = list(directory.glob("checkpoints/**/.0*"))
         found["while_writing_a_checkpoint"] += bool(halves)
         found["before_a_checkpoint"] += not list(directory.glob("checkpoints/**/SHA256SUMS"))
@@ -49,7 +55,7 @@ def try_stage(name, num_kills, rng, home):
         odd = differences(directory, home / "whole-False")
         if odd:
             found["different"].append({"moment_seconds": round(moment, 3), "slow_disk": slow, "files": odd})
-    return {"stage": name, "kills": num_kills, **found, "seconds_of_a_whole_run": round(seconds[False], 2)}
+    return {"stage": name, **found, "seconds_of_a_whole_run": round(seconds[False], 2)}
 
 
 def main():
