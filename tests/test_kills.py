@@ -26,6 +26,8 @@ MOMENTS = {
         (r"open .*/\.reward_model.json.*", 1),
     ],
     "ppo": [
+        (r"os.rename .*/\.config\.json.*", 1),
+        (r"os.rename .*/\.recipe\.toml.*", 1),
         (HALF_LINE, 2),
         (rf"os.mkdir {CHECKPOINT}/ppo/\.0.*", 1),
         (HALF_TENSORS, 2),

@@ -23,9 +23,15 @@ def refuse_other_directories(run: RunDir) -> None:
     Raises: CheckpointError.
     """
     path = run.path
-    is_free = path.is_dir() and all(file == run.lock or run.holds_votes(file) for file in path.iterdir())
-    if path.exists() and not run.is_run() and not is_free:
+    if path.exists() and not run.is_run() and not _is_free(run):
         raise CheckpointError(f"{path} exists and is not a run directory; choose another --run-dir")
+
+
+def _is_free(run: RunDir) -> bool:
+    """Whether there is nothing but votes, and what a start that was cut short leaves."""
+    # The lock comes first: without it, a config.json may be a model's.
+    own = {run.lock, *run.leftovers(), *((run.config, run.recipe) if run.lock.exists() else ())}
+    return run.path.is_dir() and all(file in own or run.holds_votes(file) for file in run.path.iterdir())
 
 
 def refuse_other_settings(

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, checked when read, and the one before stands in for a damaged one."""
 
+import copy
 import hashlib
 import math
 import re
@@ -81,7 +82,7 @@ class Checkpoints:
         record = {
             "iteration": iteration,
             "best": best if best is not None and math.isfinite(best) else None,
-            "state": dict(state),
+            "state": copy.deepcopy(state),
             "rng": {"python": rng["python"], "numpy": [rng["numpy"][0], *rng["numpy"][2:]]},
         }
         # Tied tensors are copied apart too, since they may not share memory in the file.
@@ -113,7 +114,8 @@ class Checkpoints:
         """Write a checkpoint, then remove what it replaces; runs in a thread, which leaves its error behind."""
         try:
             newest = self.directory / f"{iteration:08d}"
-            with write_directory_atomically(newest) as temporary:
+            num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+            with write_directory_atomically(newest, num_bytes=num_bytes) as temporary:
                 save_file(tensors, temporary / TENSORS)
                 write_json(temporary / STATE, record)
                 write_atomically(temporary / CHECKSUMS, _checksums(temporary))
