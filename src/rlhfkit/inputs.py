@@ -33,6 +33,7 @@ from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.chrf import ChrfReward, sacrebleu_metrics
 from rlhfkit.rewards.function import FunctionReward
+from rlhfkit.rewards.http import HttpReward
 from rlhfkit.rewards.match import MatchReward
 from rlhfkit.rewards.source import ScoredText, references_of
 from rlhfkit.rollout.generation import stop_token_ids
@@ -167,6 +168,8 @@ class Inputs:
                 raise
             raise type(error)(f"{setting}: {error}") from error  # or a judge's fault would look like the reward's
         for source in sources:
+            if isinstance(source, HttpReward):
+                source = source.impatient()
             if isinstance(source, FunctionReward):
                 source.columns_of(prompts)
             if isinstance(source, MatchReward | ChrfReward):

@@ -54,6 +54,7 @@ class RunDir:
         self.tensorboard = self.path / "tensorboard"
         self.stages = self.path / "stages.json"
         self.checkpoints = self.path / "checkpoints"
+        self.stacks = self.path / "stacks.txt"
         self.lock = self.path / "lock"
 
     def is_run(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe, recipe_kind, resolved_json
-from rlhfkit.config.schema import DATA_OF_STAGE, READERS_OF_SECTION, Recipe
+from rlhfkit.config.schema import DATA_OF_STAGE, READERS_OF_SECTION, SETTINGS_WITHOUT_EFFECT, Recipe
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir import RunDir, write_atomically
 
@@ -68,6 +68,8 @@ def _has_begun(run: RunDir, stage: str) -> bool:
 
 def _readers(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
     """The stages that read a setting, by its dotted name."""
+    if setting.rpartition(".")[2] in SETTINGS_WITHOUT_EFFECT:
+        return set()
     section, _, key = setting.partition(".")
     if section == "data":
         tables = {table for several in DATA_OF_STAGE.values() for table in several}

@@ -63,10 +63,12 @@ class HttpRewardConfig(Section):
     """Responses per request."""
     timeout_seconds: PositiveFloat = 30.0
     """How long one request may take."""
-    retries: NonNegativeInt = 3
-    """Further attempts after a failed one (no answer, 429, 5xx), each after twice the wait of the last."""
+    patience_seconds: NonNegativeFloat = 600.0
+    """How long to try again after a failed attempt (no answer, 429, 5xx) before the run stops."""
+    retries: NonNegativeInt | None = None
+    """Further attempts at most; by default as many as `patience_seconds` leaves room for."""
     retry_wait_seconds: NonNegativeFloat = 1.0
-    """Wait before the first further attempt."""
+    """Wait before the first further attempt; it doubles each time, up to half a minute."""
     token_env: str | None = None
     """Environment variable that holds a bearer token; the token itself is never written anywhere."""
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir import read_json, write_atomically, write_directory_atomically, write_json
 from rlhfkit.seeding import capture_rng, restore_rng
+from rlhfkit.watchdog import phase
 
 __all__ = ["Checkpoint", "Checkpoints", "HasParameters", "load_trainable", "prefixed", "subset", "trainable_tensors"]
 
@@ -97,7 +98,8 @@ class Checkpoints:
         Raises: CheckpointError where it could not be written; the ones before it are still there.
         """
         if self._writer is not None:
-            self._writer.join()
+            with phase("checkpoint"):
+                self._writer.join()
             self._writer = None
         self.check()
 

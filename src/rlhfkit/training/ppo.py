@@ -45,6 +45,7 @@ from rlhfkit.training.checkpoint import (
     trainable_tensors,
 )
 from rlhfkit.training.optim import Optimizer
+from rlhfkit.watchdog import phase
 
 __all__ = [
     "ActorCritic",
@@ -189,11 +190,13 @@ def run_iteration(
     Raises: TrainingError where something is not finite.
     """
     start = time.perf_counter()
-    experience = trainer.rollout.collect(trainer.iteration, kl_coef=trainer.kl_coef)
+    with phase("rollout"):
+        experience = trainer.rollout.collect(trainer.iteration, kl_coef=trainer.kl_coef)
     if trainer.iteration == 0 and check_first is not None:
         check_first(experience)
     advantages, returns = advantages_and_returns(experience, trainer.config)
-    metrics = {**experience.metrics, **update(trainer, experience, advantages, returns)}
+    with phase("update"):
+        metrics = {**experience.metrics, **update(trainer, experience, advantages, returns)}
     if trainer.kl is not None and experience.ref_kl is not None:
         metrics["kl_coef"] = trainer.kl_coef
         _hold_to_reference(trainer, trainer.kl, experience.ref_kl)
