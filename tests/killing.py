@@ -106,15 +106,20 @@ processes.set_forkserver_preload(["rlhfkit.pipeline", "rlhfkit.config.load", "te
 
 
 def start(
-    name: str, directory: Path, *, die_at: tuple[str, int] | None = None, slow_disk: bool = False
+    name: str,
+    directory: Path,
+    *,
+    die_at: tuple[str, int] | None = None,
+    by: int = signal.SIGKILL,
+    slow_disk: bool = False,
 ) -> multiprocessing.context.ForkServerProcess:
     """A process that runs the recipe `name` in `directory`, from where it stopped.
 
-    `die_at` (pattern, number): killed by SIGKILL before the operation of that number on a file of the run that the
-    pattern fits, as `os.rename .*SHA256SUMS` or one of WHERE. `slow_disk`: writing the tensors of a checkpoint takes
-    a tenth of a second.
+    `die_at` (pattern, number): gets the signal `by` before the operation of that number on a file of the run that the
+    pattern fits, as `os.rename .*SHA256SUMS`, or where HALF_LINE and HALF_TENSORS say. `slow_disk`: writing the tensors
+    of a checkpoint takes a tenth of a second.
     """
-    process = processes.Process(target=_run, args=(name, str(directory), die_at, slow_disk))
+    process = processes.Process(target=_run, args=(name, str(directory), die_at, by, slow_disk))
     process.start()
     return process
 
@@ -122,10 +127,10 @@ def start(
 HALF_LINE, HALF_TENSORS = "half a line", "half the tensors"
 
 
-def _run(name: str, directory: str, die_at: tuple[str, int] | None, slow_disk: bool) -> None:
+def _run(name: str, directory: str, die_at: tuple[str, int] | None, by: int, slow_disk: bool) -> None:
     import torch
 
-    from rlhfkit import metrics, pipeline
+    from rlhfkit import cli, metrics, pipeline
     from rlhfkit.config.load import load_recipe
     from rlhfkit.progress import Progress
     from rlhfkit.training import checkpoint
@@ -142,8 +147,11 @@ def _run(name: str, directory: str, die_at: tuple[str, int] | None, slow_disk: b
         elif pattern == HALF_TENSORS:
             _replace(checkpoint, "save_file", _Countdown(number, _half_the_tensors))
         else:
-            _die_at_operation(directory, pattern, number)
+            _die_at_operation(directory, pattern, number, by)
     pipeline.write_report = lambda run_dir: run_dir.report.touch()  # drawing takes longer than such a training
+    if by != signal.SIGKILL:
+        sys.argv = ["rlhfkit", "run", str(recipe), "--run-dir", directory]
+        cli.main()
     pipeline.run(load_recipe(recipe, []), Path(directory), progress=Progress(quiet=True))
 
 
@@ -183,7 +191,7 @@ def _half_the_tensors(tensors: Any, path: Path) -> None:
     die()
 
 
-def _die_at_operation(directory: str, pattern: str, number: int) -> None:
+def _die_at_operation(directory: str, pattern: str, number: int, by: int) -> None:
     left = number
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -194,7 +202,7 @@ def _die_at_operation(directory: str, pattern: str, number: int) -> None:
         if directory in operation and re.fullmatch(pattern, operation):
             left -= 1
             if left == 0:
-                die()
+                os.kill(os.getpid(), by)
 
     sys.addaudithook(hook)
 

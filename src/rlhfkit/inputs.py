@@ -85,6 +85,14 @@ class Inputs:
                 raise type(error)(f"data.{name}: {error}") from error
         return self._loaded[name]
 
+    def files(self) -> dict[str, dict[str, str]]:
+        """Table of `data` → file → SHA-256, of what was loaded; of a store, to which votes are added, none."""
+        return {
+            name: {str(file.path): file.sha256 for file in loaded.sources}
+            for name, loaded in self._loaded.items()
+            if not isinstance(getattr(self.recipe.data, name), StoreConfig)
+        }
+
     def check(self, stages: Sequence[Stage]) -> None:
         """Read the data of `stages`, look at the files of models, and try the rewards; no weights are read.
 

@@ -29,7 +29,7 @@ from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline import Pipeline
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import ModelName, RunDir, read_json, write_directory_atomically, write_json
-from rlhfkit.workspace import locked, prepare, refuse_other_directories, refuse_other_settings
+from rlhfkit.workspace import locked, prepare, refuse_other_data, refuse_other_directories, refuse_other_settings
 
 __all__ = ["run"]
 
@@ -55,6 +55,8 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
     is_finished = not fresh and _is_taken_over(run_dir, recipe)
     left = [stage for stage in recipe.stages if stage not in finished or _is_of_round(stage)]
     inputs.check([] if is_finished else left)
+    for change in () if fresh else refuse_other_data(run_dir, inputs.files()):
+        progress.warn(change)
     with locked(run_dir), quiet_transformers():
         prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir) as log:

@@ -65,7 +65,14 @@ from rlhfkit.training.reward_model import EncodedPair, encode_pairs, measure, no
 from rlhfkit.training.sft import encode_demonstrations, encode_texts, train_sft
 from rlhfkit.training.supervised import num_supervised_updates
 from rlhfkit.watchdog import Watchdog, phase
-from rlhfkit.workspace import locked, prepare, recipe_of, refuse_other_directories, refuse_other_settings
+from rlhfkit.workspace import (
+    locked,
+    prepare,
+    recipe_of,
+    refuse_other_data,
+    refuse_other_directories,
+    refuse_other_settings,
+)
 
 __all__ = ["evaluate", "generate", "run"]
 
@@ -91,6 +98,8 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
     inputs = Inputs(loaded.recipe, Builder(loaded.recipe, run_dir))
     finished = {} if fresh else run_dir.finished_stages()
     inputs.check([stage for stage in loaded.recipe.stages if stage not in finished])
+    for change in () if fresh else refuse_other_data(run_dir, inputs.files()):
+        progress.warn(change)
     with locked(run_dir), quiet_transformers():
         prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir) as log:

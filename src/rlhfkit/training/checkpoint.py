@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlhfkit.errors import CheckpointError
+from rlhfkit.errors import CheckpointError, RlhfkitError, TrainingError
 from rlhfkit.rundir import read_json, write_atomically, write_directory_atomically, write_json
 from rlhfkit.seeding import capture_rng, restore_rng
 from rlhfkit.watchdog import phase
@@ -61,7 +61,7 @@ class Checkpoints:
     ) -> None:
         try:
             self.wait()
-        except CheckpointError as fault:
+        except RlhfkitError as fault:
             if error is None:
                 raise
             self.warn(str(fault))  # what ended the loop is the news
@@ -115,6 +115,7 @@ class Checkpoints:
     def _write(self, iteration: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Write a checkpoint, then remove what it replaces; runs in a thread, which leaves its error behind."""
         try:
+            _refuse_not_finite(iteration, tensors)
             newest = self.directory / f"{iteration:08d}"
             num_bytes = sum(tensor.nbytes for tensor in tensors.values())
             with write_directory_atomically(newest, num_bytes=num_bytes) as temporary:
@@ -201,6 +202,20 @@ class Checkpoints:
 def _copied(tensor: Tensor) -> Tensor:
     """A copy on the CPU that later updates do not reach."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _refuse_not_finite(iteration: int, tensors: dict[str, Tensor]) -> None:
+    """Nothing; weights that no later start could go on from do not take the place of good ones.
+
+    Raises: TrainingError.
+    """
+    for name, tensor in tensors.items():
+        # What a rollout remembers is its own affair: an environment may know infinite bounds.
+        if not name.startswith("stage/rollout/") and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise TrainingError(
+                f"{name.removeprefix('stage/')} is not finite after iteration {iteration}, so it was not saved; the "
+                "checkpoint before it is good: lower the learning rate, in another --run-dir"
+            )
 
 
 def _rank(directory: Path) -> float | None:

@@ -35,8 +35,8 @@ def memory_told(stage: str, recipe: Recipe | ControlRecipe) -> Iterator[None]:
         place = f"{phases[-1]} of the stage {stage}" if len(phases) > 1 else f"the stage {stage}"
         reason = " ".join(str(error).split())[:200]
         raise OutOfMemoryError(
-            f"out of memory in {place}{f' ({reason})' if reason else ''}; {_advice(stage, phases, recipe)}; then give "
-            "the command again with that setting: it goes on from the last checkpoint"
+            f"out of memory in {place}{f' ({reason})' if reason else ''}; {_advice(stage, phases, recipe)}. "
+            "Then the same command goes on from the last checkpoint"
         ) from error
 
 
@@ -55,7 +55,9 @@ def _advice(stage: str, phases: tuple[str, ...], recipe: Recipe | ControlRecipe)
         )
     if "reward" in phases:
         batch = getattr(recipe.reward, "batch_tokens", None)
-        return _lower("reward.batch_tokens", batch, 1) if batch else "the reward source needs less, or more memory"
+        return (
+            _lower("reward.batch_tokens", batch, 1) if batch else "see what the reward source allocates, or free memory"
+        )
     if "generation" in phases:
         slots = recipe.rollout.slots
         if slots > FEW_SLOTS:
