@@ -55,9 +55,8 @@ def _advice(stage: str, phases: tuple[str, ...], recipe: Recipe | ControlRecipe)
         )
     if "reward" in phases:
         batch = getattr(recipe.reward, "batch_tokens", None)
-        return (
-            _lower("reward.batch_tokens", batch, 1) if batch else "see what the reward source allocates, or free memory"
-        )
+        unknown = "see what the reward source allocates, or free memory"
+        return _lower("reward.batch_tokens", batch, 1) if batch else unknown
     if "generation" in phases:
         slots = recipe.rollout.slots
         if slots > FEW_SLOTS:
