@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from rlhfkit.build import Builder
@@ -11,6 +12,7 @@ from rlhfkit.config.schema import (
     DATA_OF_STAGE,
     GrammarRewardConfig,
     PreferencesConfig,
+    PretrainedModelConfig,
     Recipe,
     RewardConfig,
     SourceConfig,
@@ -84,6 +86,19 @@ class Inputs:
             except (DataError, StoreError) as error:
                 raise type(error)(f"data.{name}: {error}") from error
         return self._loaded[name]
+
+    def foreign_code(self) -> str | None:
+        """What to warn of where the recipe lets the code of a model's directory run; None where it does not."""
+        model = self.recipe.model
+        if not isinstance(model, PretrainedModelConfig) or not model.trust_remote_code:
+            return None
+        pinned = (
+            "" if model.revision or Path(model.path).is_dir() else "; set model.revision, or it may change at any time"
+        )
+        return (
+            f"model.trust_remote_code = true: Python code out of {model.path} runs now, with all that you may read, "
+            f"write and send{pinned}"
+        )
 
     def files(self) -> dict[str, dict[str, str]]:
         """Table of `data` → file → SHA-256, of what was loaded; of a store, to which votes are added, none."""

@@ -51,6 +51,8 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
     for change in () if fresh else _changes(recipe, run_dir):
         progress.note(f"changed since this run began: {change}")
     inputs = Inputs(recipe, Builder(recipe, run_dir))
+    if warning := inputs.foreign_code():
+        progress.warn(warning)
     finished = {} if fresh else run_dir.finished_stages()
     is_finished = not fresh and _is_taken_over(run_dir, recipe)
     left = [stage for stage in recipe.stages if stage not in finished or _is_of_round(stage)]

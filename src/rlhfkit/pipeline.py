@@ -96,6 +96,8 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
         return
     # Before anything is written, so that a mistake leaves no run, and removes none.
     inputs = Inputs(loaded.recipe, Builder(loaded.recipe, run_dir))
+    if warning := inputs.foreign_code():
+        progress.warn(warning)
     finished = {} if fresh else run_dir.finished_stages()
     inputs.check([stage for stage in loaded.recipe.stages if stage not in finished])
     for change in () if fresh else refuse_other_data(run_dir, inputs.files()):

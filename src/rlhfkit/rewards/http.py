@@ -4,8 +4,10 @@ import itertools
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
+from urllib.parse import quote
 
 import httpx
 import torch
@@ -38,8 +40,10 @@ class HttpReward:
         Raises: ConfigError where the address is malformed or the token's environment variable is not set.
         """
         self._config, self._tell = config, tell
+        self._secrets: list[str] = []
+        self._url = _filled(config.url, self._secrets)
         try:
-            url = httpx.URL(config.url)
+            url = httpx.URL(self._url)
         except httpx.InvalidURL as error:
             raise ConfigError(f"reward.url is not an address ({error}); expected https://host/path") from error
         if not url.host:
@@ -47,6 +51,7 @@ class HttpReward:
         # What messages show: user name, password and query may hold secrets.
         self._public_url = str(url.copy_with(username=None, password=None, query=None, fragment=None))
         self._token = _read_token(config.token_env)
+        self._secrets += [] if self._token is None else [self._token]
 
     def impatient(self) -> "HttpReward":
         """The same, for a first try: whoever waits at the screen wants to know at once that nobody listens."""
@@ -93,7 +98,7 @@ class HttpReward:
         for attempt in itertools.count(1):
             asked_seconds = 0.0
             try:
-                answer = client.post(self._config.url, content=body, headers=headers)
+                answer = client.post(self._url, content=body, headers=headers)
             except httpx.RequestError as error:
                 fault = f"gave no answer ({type(error).__name__}: {error})"
             else:
@@ -124,7 +129,9 @@ class HttpReward:
         )
 
     def _excerpt(self, answer: httpx.Response) -> str:
-        text = answer.text if self._token is None else answer.text.replace(self._token, "[token]")
+        text = answer.text
+        for secret in self._secrets:
+            text = text.replace(secret, "[token]")
         return repr(text[:200])
 
 
@@ -132,6 +139,22 @@ def _retry_after(answer: httpx.Response) -> float:
     """Seconds that the endpoint asks to be left alone; 0 where it does not say, or gives a date."""
     asked = answer.headers.get("retry-after", "")
     return float(asked) if asked.isascii() and asked.isdigit() else 0.0
+
+
+def _filled(url: str, secrets: list[str]) -> str:
+    """The address with ${NAME} filled from the environment; what was filled in is added to `secrets`."""
+
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1], "").strip()
+        if not found:
+            raise ConfigError(
+                f"reward.url names the environment variable {match[1]!r}, which is not set; export it, or write the "
+                "address without it"
+            )
+        secrets.append(found)
+        return quote(found, safe="")
+
+    return re.sub(r"\$\{(\w+)\}", value, url)
 
 
 def _read_token(variable: str | None) -> str | None:
