@@ -164,7 +164,7 @@ def test_memory_that_runs_out_is_an_error_with_the_phase_and_what_to_lower(run, 
     function = PPO.replace("[reward]\n", '[reward]\ntype = "function"\nfunction = "tests.test_faults:too_much"\n')
     with pytest.raises(
         OutOfMemoryError,
-        match=r"out of memory in reward of the stage ppo \(.*you tried to allocate 4000000000000000 bytes.*see what the",
+        match=r"memory in reward of the stage ppo \(.*you tried to allocate 4000000000000000 bytes.*see what the",
     ):
         run(tmp_path / "reward", function)
 

@@ -92,13 +92,12 @@ class Inputs:
         model = self.recipe.model
         if not isinstance(model, PretrainedModelConfig) or not model.trust_remote_code:
             return None
-        pinned = (
-            "" if model.revision or Path(model.path).is_dir() else "; set model.revision, or it may change at any time"
-        )
-        return (
+        warning = (
             f"model.trust_remote_code = true: Python code out of {model.path} runs now, with all that you may read, "
-            f"write and send{pinned}"
+            "write and send"
         )
+        is_fixed = model.revision is not None or Path(model.path).is_dir()
+        return warning if is_fixed else f"{warning}; set model.revision, or it may change at any time"
 
     def files(self) -> dict[str, dict[str, str]]:
         """Table of `data` → file → SHA-256, of what was loaded; of a store, to which votes are added, none."""
