@@ -226,6 +226,7 @@ def test_model_text_is_no_markup_in_the_page_of_rounds(tmp_path):
         shutil.copytree(run.path, tmp_path / f"round-{number}")
         shutil.move(tmp_path / f"round-{number}", run.round(number).path)
         hostile(run.round(number))
+        run.round(number).recipe.touch()
     hostile(run)
     run.config.write_text(json.dumps({**config, "rounds": 2, "purpose": HOSTILE}))
     page = write_report(run).read_text(encoding="utf-8")

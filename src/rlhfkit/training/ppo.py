@@ -175,11 +175,19 @@ def train_ppo(
             progress.advance(1, experience.headline)
             is_last = trainer.stopped is not None or trainer.iteration == config.iterations
             if is_last or interrupted() or time.monotonic() - last_save > 60 * config.checkpoint_minutes:
-                checkpoints.save(trainer.iteration, trainer.tensors(), {**trainer.state(), "log": log.position()})
+                state = {**trainer.state(), "log": log.position()}
+                checkpoints.save(trainer.iteration, trainer.tensors(), state, best=_objective(metrics))
                 last_save = time.monotonic()
             if interrupted():
                 raise KeyboardInterrupt
     return trainer.stopped
+
+
+def _objective(metrics: Mapping[str, float]) -> float | None:
+    """What PPO maximises, by which checkpoints are ranked: the return, or the score less the KL penalty."""
+    if "score/mean" not in metrics:
+        return metrics.get("episode_return/mean")
+    return metrics["score/mean"] - metrics.get("kl_coef", 0.0) * metrics.get("ref_kl/sequence", 0.0)
 
 
 def run_iteration(
