@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from rlhfkit.config.ppo import PpoUpdateConfig
 from rlhfkit.config.section import OpenShare, Section
 from rlhfkit.config.training import OptimConfig
+from rlhfkit.config.watchdog import WatchdogConfig
 
 __all__ = [
     "ControlEvaluationConfig",
@@ -160,3 +161,5 @@ class ControlRecipe(Section):
     """How it learns."""
     evaluation: ControlEvaluationConfig = ControlEvaluationConfig()
     """How it is measured."""
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """What happens when it gives no sign of life."""

@@ -45,6 +45,7 @@ from rlhfkit.training.checkpoint import (
     trainable_tensors,
 )
 from rlhfkit.training.optim import Optimizer
+from rlhfkit.watchdog import phase
 
 __all__ = [
     "ActorCritic",
@@ -173,7 +174,7 @@ def train_ppo(
     """
     config = trainer.config
     last_save = time.monotonic()
-    with interrupts_wait("this iteration") as interrupted:
+    with checkpoints, interrupts_wait("this iteration") as interrupted:
         while trainer.iteration < config.iterations and trainer.stopped is None:
             iteration = trainer.iteration
             experience, metrics = run_iteration(trainer, check_first=check_first)
@@ -182,11 +183,19 @@ def train_ppo(
             progress.advance(1, experience.headline)
             is_last = trainer.stopped is not None or trainer.iteration == config.iterations
             if is_last or interrupted() or time.monotonic() - last_save > 60 * config.checkpoint_minutes:
-                checkpoints.save(trainer.iteration, trainer.tensors(), {**trainer.state(), "log": log.position()})
+                state = {**trainer.state(), "log": log.position()}
+                checkpoints.save(trainer.iteration, trainer.tensors(), state, best=_objective(metrics))
                 last_save = time.monotonic()
             if interrupted():
                 raise KeyboardInterrupt
     return trainer.stopped
+
+
+def _objective(metrics: Mapping[str, float]) -> float | None:
+    """What PPO maximises, by which checkpoints are ranked: the return, or the score less the KL penalty."""
+    if "score/mean" not in metrics:
+        return metrics.get("episode_return/mean")
+    return metrics["score/mean"] - metrics.get("kl_coef", 0.0) * metrics.get("ref_kl/sequence", 0.0)
 
 
 def run_iteration(
@@ -197,11 +206,13 @@ def run_iteration(
     Raises: TrainingError where something is not finite.
     """
     start = time.perf_counter()
-    experience = trainer.rollout.collect(trainer.iteration, kl_coef=trainer.kl_coef)
+    with phase("rollout"):
+        experience = trainer.rollout.collect(trainer.iteration, kl_coef=trainer.kl_coef)
     if trainer.iteration == 0 and check_first is not None:
         check_first(experience)
     advantages, returns = advantages_and_returns(experience, trainer.config)
-    metrics = {**experience.metrics, **update(trainer, experience, advantages, returns)}
+    with phase("update"):
+        metrics = {**experience.metrics, **update(trainer, experience, advantages, returns)}
     if trainer.kl is not None and experience.ref_kl is not None:
         metrics["kl_coef"] = trainer.kl_coef
         _hold_to_reference(trainer, trainer.kl, experience.ref_kl)
