@@ -393,10 +393,7 @@ class Pipeline:
         if tokens == "auto":
             # A run that goes on keeps what it began with: other microbatches would add up in another order.
             before = self.manifest.stage("ppo").get("memory", {})
-            longest = prompt_tokens + recipe.rollout.max_response_tokens
-            tokens = before.get("microbatch_tokens") or tokens_that_fit(
-                plan, self.builder.device, longest=longest, minibatch_tokens=config.minibatch_episodes * longest
-            )
+            tokens = before.get("microbatch_tokens") or tokens_that_fit(plan, self.builder.device)
             config = config.model_copy(update={"microbatch_tokens": tokens})
         self.manifest.add_stage("ppo", memory=plan.as_facts(tokens))
         reset_peak(self.builder.device)

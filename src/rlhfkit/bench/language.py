@@ -30,6 +30,7 @@ from rlhfkit.records import Prompt
 from rlhfkit.rewards.model import RewardModelReward
 from rlhfkit.rollout.generation import generate
 from rlhfkit.rollout.text import TextRollout
+from rlhfkit.training.memory import plan_of_ppo
 from rlhfkit.training.ppo import PpoTrainer, optimizers_for, run_iteration
 
 __all__ = ["SIZES", "Size", "bench_generate", "bench_ppo"]
@@ -59,6 +60,7 @@ EPOCHS, NUM_MINIBATCHES = 4, 4
 BOS, FIRST_WORD = 1, 2
 PROMPT_TOKENS, RESPONSE_TOKENS, PROMPTS_PER_ROW = 32, 48, 4
 CONTEXT_TOKENS = 1024
+MICROBATCH_TOKENS = 8192
 
 
 def bench_ppo(
@@ -93,6 +95,9 @@ def bench_ppo(
         prompt_tokens=prompt_tokens,
         response_tokens=response_tokens,
     )
+    policy, rollout = trainer.policy, trainer.rollout
+    assert isinstance(policy, TextPolicy) and isinstance(rollout, TextRollout)
+    plan = plan_of_ppo(policy, prompt_tokens=prompt_tokens, rollout=rollout.rollout, ppo=rollout.ppo)
     seconds: list[float] = []
     generation: list[float] = []
     for number in range(iterations + 1):
@@ -112,6 +117,7 @@ def bench_ppo(
         "first_iteration_seconds": seconds[0],
         "generation_seconds": statistics.median(generation[1:]),
         "teraflop": ppo_teraflop(shape, episodes, prompt_tokens, response_tokens, like_for_like=like_for_like),
+        "predicted_peak_mb": plan.peak(MICROBATCH_TOKENS) / 2**20,
         "peak_rss_mb": peak_rss_mb(),
     }
 
@@ -149,6 +155,7 @@ def _trainer(
         rollout_episodes=episodes,
         minibatch_episodes=episodes // NUM_MINIBATCHES,
         value=ValueConfig(network="separate" if like_for_like else "shared"),
+        microbatch_tokens=MICROBATCH_TOKENS,
         optim=OptimConfig(learning_rate=1e-6),
     )
     policy = TextPolicy(actor, critic, temperature=rollout.temperature)

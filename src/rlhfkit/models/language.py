@@ -22,6 +22,8 @@ __all__ = ["LanguageModel", "TextPolicy", "spread"]
 
 # Finite, so that p log p stays 0 and not NaN where the probability is 0.
 NEVER = -1e9
+# At a time, in 128 MiB of float32. Entropy needs a few tensors of this size, and so does the gradient.
+MOST_LOGITS = 2**25
 
 
 class LanguageModel(nn.Module):
@@ -82,6 +84,11 @@ class LanguageModel(nn.Module):
     def vocabulary_tokens(self) -> int:
         """Number of logits at a position."""
         return int(self._lm_head.get_parameter("weight").shape[0])
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Positions whose logits exist at a time."""
+        return max(1, MOST_LOGITS // self.vocabulary_tokens)
 
     @property
     def context_tokens(self) -> int | None:
@@ -148,6 +155,7 @@ class LanguageModel(nn.Module):
             self.head,
             targets,
             temperature=temperature,
+            chunk_tokens=self.chunk_tokens,
             with_entropy=with_entropy,
             prepared=compiled if self.is_compiled else None,
         )

@@ -13,10 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from rlhfkit.errors import ConfigError, ShapeError
 from rlhfkit.ppo.masked import at_least_float32
 
-__all__ = ["CHUNK_TOKENS", "logits_to_logprobs", "token_logprobs"]
-
-CHUNK_TOKENS = 1024
-"""Positions whose logits exist at a time."""
+__all__ = ["logits_to_logprobs", "token_logprobs"]
 
 Head = Callable[[Tensor], Tensor]
 Chunk = Callable[[Tensor, Head, Tensor, float, bool], tuple[Tensor, Tensor | None]]
@@ -29,7 +26,7 @@ def token_logprobs(
     targets: Tensor,
     *,
     temperature: float = 1.0,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int = 1024,
     with_entropy: Literal[True] = True,
     prepared: Callable[[Chunk], Chunk] | None = None,
 ) -> tuple[Tensor, Tensor]: ...
@@ -42,7 +39,7 @@ def token_logprobs(
     targets: Tensor,
     *,
     temperature: float = 1.0,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int = 1024,
     with_entropy: bool,
     prepared: Callable[[Chunk], Chunk] | None = None,
 ) -> tuple[Tensor, Tensor | None]: ...
@@ -54,7 +51,7 @@ def token_logprobs(
     targets: Tensor,
     *,
     temperature: float = 1.0,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int = 1024,
     with_entropy: bool = True,
     prepared: Callable[[Chunk], Chunk] | None = None,
 ) -> tuple[Tensor, Tensor | None]:

@@ -65,6 +65,8 @@ def _advice(stage: str, phases: tuple[str, ...], recipe: Recipe | ControlRecipe)
         return f"rollout.slots is {slots} already, so lower rollout.max_response_tokens (now {longest}){_smaller()}"
     section, longest = _section(stage, recipe)
     name, now = f"{section}.microbatch_tokens", getattr(recipe, section).microbatch_tokens
+    if now == "auto":
+        return f'{name} is "auto", which hoped for too much: try {name}={longest}, and then more'
     if now > longest:
         return _lower(name, now, longest)
     return (
