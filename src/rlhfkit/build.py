@@ -41,6 +41,7 @@ from rlhfkit.models.attention import implementation_for
 from rlhfkit.models.compiling import compile_layers, refuse_without_compiler
 from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.language import LanguageModel, TextPolicy
+from rlhfkit.models.layers import recompute_layers
 from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokenizer
 from rlhfkit.models.lora import add_lora
 from rlhfkit.models.reward_model import RewardModel, read_normalization, score_head
@@ -157,6 +158,8 @@ class Builder:
         else:
             language_model = LanguageModel(model, encoder)
         self._check_lengths(language_model.context_tokens)
+        if trainable and self.recipe.model.gradient_checkpointing is True:
+            recompute_layers(model)
         if self.recipe.model.compile:
             language_model.run_compiled()
         return language_model
@@ -221,6 +224,9 @@ class Builder:
         classifier = load_classifier(
             path, encoder.tokenizer, device=self.device, dtype=self.dtype, num_labels=1, fresh_head=fresh_head
         )
+        # The frozen one never asks for a gradient, so that this costs it nothing.
+        if self.recipe.model.gradient_checkpointing is True:
+            recompute_layers(classifier)
         if self.recipe.model.compile:
             compile_layers(classifier)
         return classifier

@@ -66,7 +66,7 @@ from rlhfkit.rollout.text import Reference, TextRollout, as_scored_text
 from rlhfkit.rundir import ModelName, RunDir, read_json, write_atomically, write_directory_atomically, write_json
 from rlhfkit.seeding import derive_seed, seed_everything, shuffled
 from rlhfkit.training.checkpoint import Checkpoints
-from rlhfkit.training.memory import plan_of_ppo, tokens_that_fit
+from rlhfkit.training.memory import fits, plan_of_ppo, tokens_that_fit
 from rlhfkit.training.out_of_memory import memory_told
 from rlhfkit.training.ppo import PpoTrainer, Rollout, optimizers_for, train_ppo
 from rlhfkit.training.preflight import check_first_experience
@@ -389,6 +389,10 @@ class Pipeline:
             context = model.context_tokens or recipe.data.max_prompt_tokens + recipe.rollout.max_response_tokens
             prompt_tokens = context - recipe.rollout.max_response_tokens
         plan = plan_of_ppo(policy, prompt_tokens=prompt_tokens, rollout=recipe.rollout, ppo=config)
+        if recipe.model.gradient_checkpointing == "auto" and not fits(plan, self.builder.device, config):
+            self.progress.note("memory is short, so layers are computed a second time in the backward pass")
+            policy.recompute_layers()
+            plan = plan_of_ppo(policy, prompt_tokens=prompt_tokens, rollout=recipe.rollout, ppo=config)
         tokens = config.microbatch_tokens
         if tokens == "auto":
             # A run that goes on keeps what it began with: other microbatches would add up in another order.

@@ -187,6 +187,8 @@ class PretrainedModelConfig(Section):
     """Where to compute; "auto" takes an accelerator if there is one."""
     compile: bool = False
     """Compile what takes the time (torch.compile): a minute or two at the start, then faster; pays in longer runs."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute layers a second time in the backward pass, to save memory; "auto": in PPO, where it would not do else."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights, in SFT, reward model, value and PPO alike."""
     chat_template: LocalPath | None = None
@@ -215,6 +217,8 @@ class ScratchModelConfig(Section):
     """Where to compute; "auto" takes an accelerator if there is one."""
     compile: bool = False
     """Compile what takes the time (torch.compile): a minute or two at the start, then faster; pays in longer runs."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute layers a second time in the backward pass, to save memory; "auto": in PPO, where it would not do else."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights in the stages after `pretrain`."""
     chat_template: LocalPath | None = None

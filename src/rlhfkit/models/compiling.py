@@ -11,13 +11,12 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhfkit.errors import MissingDependencyError
-from rlhfkit.models.lora import unwrapped
+from rlhfkit.models.layers import layers_of
 
-__all__ = ["compile_layers", "compiled", "layers_of", "refuse_without_compiler", "trunk_hidden"]
+__all__ = ["compile_layers", "compiled", "refuse_without_compiler"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,18 +41,6 @@ def compile_layers(model: PreTrainedModel | PeftModel) -> None:
     torch._dynamo.config.recompile_limit = MOST_PROGRAMS
     for layer in layers_of(model):
         layer.compile(dynamic=True)
-
-
-def layers_of(model: PreTrainedModel | PeftModel) -> nn.ModuleList:
-    """The decoder layers, in order: the longest list of modules in the trunk."""
-    lists = [module for module in unwrapped(model).base_model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=nn.ModuleList())
-
-
-def trunk_hidden(model: PreTrainedModel | PeftModel, ids: Tensor, **options: object) -> Tensor:
-    """Hidden states (B, T, H) of a decoder after the final norm."""
-    hidden: Tensor = unwrapped(model).base_model(input_ids=ids, use_cache=False, **options).last_hidden_state
-    return hidden
 
 
 def refuse_without_compiler(device: torch.device) -> None:

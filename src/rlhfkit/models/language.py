@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhfkit.errors import ModelError
-from rlhfkit.models.compiling import compile_layers, compiled, trunk_hidden
+from rlhfkit.models.compiling import compile_layers, compiled
 from rlhfkit.models.inspection import context_of
+from rlhfkit.models.layers import recompute_layers, trunk_hidden
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.policy import PolicyOutput
 from rlhfkit.models.template import Encoder
@@ -178,6 +179,12 @@ class TextPolicy(nn.Module):
         self.language_model = language_model
         self.critic = critic
         self.temperature = temperature
+
+    def recompute_layers(self) -> None:
+        """From now on the backward pass computes layers a second time, to save memory."""
+        recompute_layers(self.language_model.causal_lm)
+        if isinstance(self.critic, ValueNetwork):
+            recompute_layers(self.critic.classifier)
 
     def evaluate(self, inputs: Sequences, *, with_entropy: bool = True) -> PolicyOutput:
         """Logprobs, entropy and values (B, R) of the sampled tokens, with gradients."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhfkit.errors import ModelError
-from rlhfkit.models.compiling import trunk_hidden
+from rlhfkit.models.layers import trunk_hidden
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.models.lora import merged, unwrapped
 from rlhfkit.models.template import Encoder

@@ -5,7 +5,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhfkit.models.compiling import trunk_hidden
+from rlhfkit.models.layers import trunk_hidden
 from rlhfkit.models.reward_model import score_head
 from rlhfkit.padding import Sequences
 

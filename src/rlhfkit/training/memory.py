@@ -14,21 +14,23 @@ from torch import Tensor, nn
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
 from rlhfkit.device import available_bytes, held_bytes
 from rlhfkit.errors import ConfigError
-from rlhfkit.models.compiling import trunk_hidden
 from rlhfkit.models.language import LanguageModel, TextPolicy
+from rlhfkit.models.layers import trunk_hidden
 from rlhfkit.models.value import ValueNetwork
 from rlhfkit.rollout.generation import SlotCache
 
-__all__ = ["MemoryPlan", "bytes_kept", "plan_of_ppo", "tokens_that_fit"]
+__all__ = ["MemoryPlan", "bytes_kept", "fits", "plan_of_ppo", "tokens_that_fit"]
 
 TRIAL_ROWS = 2
-# Beside what was kept, the backward pass holds gradients of it, and the allocator holes: 1.4 to 1.5 times were measured.
+# Beside what was kept, the backward pass holds gradients of it, and the allocator holes: 1.4 to 1.5 times, measured.
 BACKWARD_FACTOR = 1.5
 # What is left to the rest of the machine, and to what the allocator cannot use.
 SHARE_OF_AVAILABLE = 0.8
 # More tokens than this in a pass bring no speed on a CPU, and little on a GPU.
 MOST_TOKENS = {"cpu": 8192, "cuda": 65536, "mps": 16384}
 GRANULE_TOKENS = 64
+# With fewer in a pass, computing layers twice costs less time than many small passes.
+ENOUGH_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,12 @@ def optimizer_bytes(parameters: Iterable[nn.Parameter]) -> int:
     """Adam's two averages and gradients, float32 of each weight that learns; masters are there from the start."""
     num = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     return 3 * 4 * num
+
+
+def fits(plan: MemoryPlan, device: torch.device, config: PpoConfig) -> bool:
+    """Whether memory has room for the microbatches that were asked for; with "auto", for a good many tokens."""
+    wanted = ENOUGH_TOKENS if config.microbatch_tokens == "auto" else config.microbatch_tokens
+    return plan.peak(max(wanted, plan.longest)) - plan.held <= SHARE_OF_AVAILABLE * available_bytes(device)
 
 
 def tokens_that_fit(plan: MemoryPlan, device: torch.device) -> int:
