@@ -25,6 +25,7 @@ ORDERED_LAYERS = [
         "metrics",
         "progress",
         "interrupts",
+        "symptoms",
         "distributed",
     ],
 ]
