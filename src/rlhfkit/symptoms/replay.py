@@ -9,7 +9,7 @@ from rlhfkit.symptoms.finding import Evidence, Finding, Rule, Settings
 __all__ = ["ROLLED_BACK_TO", "Named", "Replay", "replay"]
 
 ROLLED_BACK_TO = "watch/rolled_back_to"
-"""In the row of an iteration after which the weights of an earlier one were put back: the last iteration that counts."""
+"""In the row after which the weights of an earlier iteration were put back: the last iteration that counts."""
 
 
 @dataclass(frozen=True, slots=True)
