@@ -111,6 +111,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        _sync(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -123,10 +124,8 @@ def write_directory_atomically(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
+        for inside in (*temporary.rglob("*"), temporary):
+            _sync(inside)
         os.chmod(temporary, 0o755)
         if path.exists():
             outgoing = path.with_name(f".{path.name}.outgoing")
@@ -136,6 +135,16 @@ def write_directory_atomically(path: Path) -> Iterator[Path]:
             shutil.rmtree(outgoing)
         else:
             temporary.rename(path)
+        _sync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what a file or a directory holds now; of a directory, the names in it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

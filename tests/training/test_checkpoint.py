@@ -1,15 +1,18 @@
 """Checkpoints are whole or not there, are checked when read, and the one before stands in for a damaged one."""
 
+import math
 import random
 import shutil
 import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from rlhfkit.errors import CheckpointError
+from rlhfkit.errors import CheckpointError, TrainingError
 from rlhfkit.training import checkpoint as module
 from rlhfkit.training.checkpoint import Checkpoints, load_trainable, prefixed, subset, trainable_tensors
 
@@ -26,8 +29,9 @@ def checkpoints(tmp_path, warnings):
     return Checkpoints(tmp_path / "ppo", warn=warnings.append)
 
 
-def save(checkpoints, iteration):
-    checkpoints.save(iteration, {"weight": torch.full((3,), float(iteration))}, {"kl_coef": iteration / 10})
+def save(checkpoints, iteration, *, best=None):
+    checkpoints.save(iteration, {"weight": torch.full((3,), float(iteration))}, {"kl_coef": iteration / 10}, best=best)
+    checkpoints.wait()
 
 
 def names(directory):
@@ -77,6 +81,150 @@ def test_the_checksums_are_those_that_sha256sum_checks(checkpoints):
     save(checkpoints, 1)
     directory = checkpoints.directory / "00000001"
     subprocess.run(["sha256sum", "--check", "--status", "SHA256SUMS"], cwd=directory, check=True)
+
+
+# ── the best ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_best_is_kept_beside_the_last_two(checkpoints):
+    for iteration, best in ((1, 0.2), (2, 0.9), (3, 0.1), (4, 0.5), (5, 0.4)):
+        save(checkpoints, iteration, best=best)
+    assert names(checkpoints.directory) == ["00000002", "00000004", "00000005"]
+    best = checkpoints.load_best()
+    assert (best.iteration, best.best, best.tensors["weight"].tolist()) == (2, 0.9, [2.0] * 3)
+    assert checkpoints.load_newest().iteration == 5
+
+
+def test_of_equally_good_ones_the_newest_is_the_best(checkpoints):
+    for iteration in (1, 2, 3):
+        save(checkpoints, iteration, best=0.5)
+    assert checkpoints.load_best().iteration == 3
+
+
+@pytest.mark.parametrize("best", [None, math.nan, math.inf])
+def test_one_without_a_rank_is_never_the_best(checkpoints, best):
+    save(checkpoints, 1, best=best)
+    assert checkpoints.load_best() is None
+    save(checkpoints, 2, best=-5)
+    save(checkpoints, 3, best=best)
+    assert checkpoints.load_best().iteration == 2
+
+
+def test_the_next_best_stands_in_for_a_damaged_best(checkpoints, warnings):
+    save(checkpoints, 1, best=1.0)
+    save(checkpoints, 2, best=0.3)
+    save(checkpoints, 3, best=0.2)
+    flip(checkpoints.directory / "00000001" / "tensors.safetensors", -1)
+    assert checkpoints.load_best().iteration == 2
+    assert "00000001 is damaged" in warnings[0]
+
+
+def test_who_goes_back_to_the_best_leaves_nothing_of_the_future(checkpoints):
+    for iteration, best in ((1, 0.9), (2, 0.2), (3, 0.1)):
+        save(checkpoints, iteration, best=best)
+    checkpoints.drop_after(checkpoints.load_best().iteration)
+    assert names(checkpoints.directory) == ["00000001"]
+    assert checkpoints.load_newest().iteration == 1
+
+
+def test_a_later_checkpoint_does_not_keep_the_rank_of_a_future_that_was_taken_back(checkpoints):
+    save(checkpoints, 7, best=9.0)
+    save(checkpoints, 3, best=0.1)
+    assert checkpoints.load_best().iteration == 3
+
+
+def test_files_of_others_stay_where_they_are(checkpoints):
+    save(checkpoints, 1)
+    (checkpoints.directory / "notes.txt").write_text("mine")
+    (checkpoints.directory / "before-the-change").mkdir()
+    for iteration in (2, 3, 4):
+        save(checkpoints, iteration)
+    assert names(checkpoints.directory) == ["00000003", "00000004", "before-the-change", "notes.txt"]
+
+
+# ── in the background ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """An event: nothing reaches the disk until it is set."""
+    disk = threading.Event()
+    write = module.save_file
+
+    def wait_and_write(tensors, path):
+        assert disk.wait(20)
+        write(tensors, path)
+
+    monkeypatch.setattr(module, "save_file", wait_and_write)
+    yield disk
+    disk.set()
+
+
+def test_training_goes_on_while_the_disk_is_slow_and_does_not_reach_what_was_copied(checkpoints, slow_disk):
+    weight, state = torch.ones(3), {"log": {"metrics_bytes": 1}}
+    checkpoints.save(1, {"weight": weight}, state)  # returns, though nothing is written yet
+    assert names(checkpoints.directory.parent) in ([], ["ppo"])
+    weight.add_(1)
+    state["log"] = None
+    random.seed(5)
+    drawn = random.random()
+    random.seed(5)
+    slow_disk.set()
+    loaded = checkpoints.load_newest()  # waits for the writer
+    assert loaded.tensors["weight"].tolist() == [1.0] * 3
+    assert loaded.state == {"log": {"metrics_bytes": 1}}
+    assert random.random() != drawn  # the generators are where they were when it was saved
+
+
+def test_the_next_save_waits_for_the_one_before(checkpoints, slow_disk):
+    save_in_thread = threading.Thread(target=lambda: [checkpoints.save(i, {}, {}) for i in (1, 2)])
+    save_in_thread.start()
+    save_in_thread.join(0.2)
+    assert save_in_thread.is_alive()
+    slow_disk.set()
+    save_in_thread.join(20)
+    checkpoints.wait()
+    assert names(checkpoints.directory) == ["00000001", "00000002"]
+
+
+def test_the_process_does_not_end_before_the_checkpoint_is_written(tmp_path):
+    program = f"""
+import time
+from pathlib import Path
+import torch
+from rlhfkit.training import checkpoint as module
+write = module.save_file
+module.save_file = lambda tensors, path: (time.sleep(0.5), write(tensors, path))
+module.Checkpoints(Path({str(tmp_path)!r}), warn=print).save(1, {{"weight": torch.ones(2)}}, {{}})
+raise SystemExit(3)
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 3
+    assert Checkpoints(tmp_path, warn=pytest.fail).load_newest().tensors["weight"].tolist() == [1.0, 1.0]
+
+
+def fails(*_):
+    raise CheckpointError("the disk is full")
+
+
+def test_what_the_writer_could_not_do_stops_the_next_save(checkpoints, monkeypatch):
+    monkeypatch.setattr(module, "save_file", fails)
+    checkpoints.save(1, {}, {})
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        checkpoints.save(2, {}, {})
+
+
+def test_what_the_writer_could_not_do_ends_the_block(checkpoints, monkeypatch):
+    monkeypatch.setattr(module, "save_file", fails)
+    with pytest.raises(CheckpointError, match="the disk is full"), checkpoints:
+        checkpoints.save(1, {}, {})
+
+
+def test_of_two_errors_the_first_is_raised_and_the_writers_is_told(checkpoints, monkeypatch, warnings):
+    monkeypatch.setattr(module, "save_file", fails)
+    with pytest.raises(TrainingError, match="not finite"), checkpoints:
+        checkpoints.save(1, {}, {})
+        raise TrainingError("the loss is not finite")
+    assert warnings == ["the disk is full"]
 
 
 # ── kills ────────────────────────────────────────────────────────────────────────────────────────────────────────────

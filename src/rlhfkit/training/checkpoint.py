@@ -1,12 +1,15 @@
 """Checkpoints: whole or not there, checked when read, and the one before stands in for a damaged one."""
 
 import hashlib
+import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Thread
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,41 +34,99 @@ class Checkpoint:
     """Iterations that are complete."""
     tensors: dict[str, Tensor]
     state: dict[str, Any]
+    best: float | None = None
+    """The value of the metric by which checkpoints are ranked, if it was given; higher is better."""
 
 
 class Checkpoints:
-    """The checkpoints of one stage, in a directory; the last two are kept."""
+    """The checkpoints of one stage, in a directory: the last few are kept, and the best.
 
-    def __init__(self, directory: Path, *, warn: Callable[[str], None], keep: int = 2) -> None:
-        """Keep the last `keep` in `directory`; `warn` hears of damaged ones."""
-        self.directory, self.warn, self.keep = directory, warn, keep
+    Training waits for the copy in memory alone: another thread writes it. Used as `with checkpoints:` around the
+    loop, the block ends when the last one is written, and with an error if it could not be.
+    """
 
-    def save(self, iteration: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Write a checkpoint, with the state of the global random generators, then remove what it replaces."""
+    def __init__(self, directory: Path, *, warn: Callable[[str], None], keep: int = 2, keep_best: int = 1) -> None:
+        """Keep the last `keep` in `directory`, and the `keep_best` best; `warn` hears of damaged ones."""
+        self.directory, self.warn, self.keep, self.keep_best = directory, warn, keep, keep_best
+        self._writer: Thread | None = None
+        self._fault: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except CheckpointError as fault:
+            if error is None:
+                raise
+            self.warn(str(fault))  # what ended the loop is the news
+
+    def save(
+        self, iteration: int, tensors: dict[str, Tensor], state: dict[str, Any], *, best: float | None = None
+    ) -> None:
+        """Copy everything, with the state of the global random generators; a thread writes it from there.
+
+        `best` is the value of the metric by which checkpoints are ranked, higher is better. What the new one replaces
+        is removed once it is written.
+        Raises: CheckpointError where the one before could not be written.
+        """
+        self.wait()
         rng = capture_rng()
         stored = {f"stage/{name}": tensor for name, tensor in tensors.items()}
         stored |= {"rng/numpy": rng["numpy"][1], "rng/torch": rng["torch"]}
         stored |= {f"rng/cuda{index}": tensor for index, tensor in enumerate(rng["cuda"])}
-        newest = self.directory / f"{iteration:08d}"
-        with write_directory_atomically(newest) as temporary:
-            # A copy of each, since tied tensors may not share memory in the file.
-            save_file(
-                {name: tensor.detach().cpu().contiguous().clone() for name, tensor in stored.items()},
-                temporary / TENSORS,
-            )
-            write_json(
-                temporary / STATE,
-                {
-                    "iteration": iteration,
-                    "state": state,
-                    "rng": {"python": rng["python"], "numpy": [rng["numpy"][0], *rng["numpy"][2:]]},
-                },
-            )
-            write_atomically(temporary / CHECKSUMS, _checksums(temporary))
-        # Later ones are of a future that a damaged checkpoint took back; anything else, what a kill left half-written.
-        kept = [path for path in self._all() if path <= newest][-self.keep :]
+        record = {
+            "iteration": iteration,
+            "best": best if best is not None and math.isfinite(best) else None,
+            "state": dict(state),
+            "rng": {"python": rng["python"], "numpy": [rng["numpy"][0], *rng["numpy"][2:]]},
+        }
+        # Tied tensors are copied apart too, since they may not share memory in the file.
+        copies = {name: _copied(tensor) for name, tensor in stored.items()}
+        # No daemon, so that the process does not end before the checkpoint is written.
+        self._writer = Thread(target=self._write, args=(iteration, copies, record), name="checkpoint writer")
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Return once the last checkpoint is on the disk.
+
+        Raises: CheckpointError where it could not be written; the ones before it are still there.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        self.check()
+
+    def check(self) -> None:
+        """Nothing, at once, whether or not the writer is done.
+
+        Raises: CheckpointError where a checkpoint could not be written.
+        """
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
+
+    def _write(self, iteration: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Write a checkpoint, then remove what it replaces; runs in a thread, which leaves its error behind."""
+        try:
+            newest = self.directory / f"{iteration:08d}"
+            with write_directory_atomically(newest) as temporary:
+                save_file(tensors, temporary / TENSORS)
+                write_json(temporary / STATE, record)
+                write_atomically(temporary / CHECKSUMS, _checksums(temporary))
+            self._prune(newest)
+        except BaseException as error:
+            self._fault = error
+
+    def _prune(self, newest: Path) -> None:
+        # Later ones are of a future that a damaged checkpoint or a roll-back took back; they rank no more.
+        past = [path for path in self._all() if path <= newest]
+        kept = {*past[-self.keep :], *self._ranked(past)[: self.keep_best]}
         for path in self.directory.iterdir():
-            if path not in kept:
+            if path not in kept and re.fullmatch(r"\d{8}|\.\d{8}\..*", path.name):
                 shutil.rmtree(path)
 
     def load_newest(self) -> Checkpoint | None:
@@ -73,8 +134,27 @@ class Checkpoints:
 
         Raises: CheckpointError where there are checkpoints, but all are damaged.
         """
-        candidates = self._all()
-        for directory in reversed(candidates):
+        self.wait()
+        return self._first_whole(list(reversed(self._all())))
+
+    def load_best(self) -> Checkpoint | None:
+        """The checkpoint with the highest `best` that is whole, of several the newest; None if none was ranked.
+
+        The global random generators are put back to it. Whoever goes on from it calls `drop_after` first.
+        Raises: CheckpointError where some were ranked, but all of those are damaged.
+        """
+        self.wait()
+        return self._first_whole(self._ranked(self._all()))
+
+    def drop_after(self, iteration: int) -> None:
+        """Remove the checkpoints of a future that the run has gone back from, so that no later start finds them."""
+        self.wait()
+        for path in reversed(self._all()):
+            if int(path.name) > iteration:
+                shutil.rmtree(path)
+
+    def _first_whole(self, candidates: list[Path]) -> Checkpoint | None:
+        for directory in candidates:
             try:
                 return self._load(directory)
             except (CheckpointError, OSError) as error:
@@ -101,12 +181,31 @@ class Checkpoints:
             }
         )
         tensors = {key.removeprefix("stage/"): value for key, value in stored.items() if key.startswith("stage/")}
-        return Checkpoint(record["iteration"], tensors, record["state"])
+        return Checkpoint(record["iteration"], tensors, record["state"], record.get("best"))
 
     def _all(self) -> list[Path]:
         if not self.directory.is_dir():
             return []
         return sorted(path for path in self.directory.iterdir() if re.fullmatch(r"\d{8}", path.name))
+
+    def _ranked(self, directories: Iterable[Path]) -> list[Path]:
+        """Those that have a rank, the best first, of equals the newest first."""
+        ranks = {path: rank for path in directories if (rank := _rank(path)) is not None}
+        return sorted(ranks, key=lambda path: (ranks[path], path), reverse=True)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that later updates do not reach."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _rank(directory: Path) -> float | None:
+    """What `best` was; None where it was not given or cannot be read."""
+    try:
+        rank = read_json(directory / STATE)["best"]
+    except (CheckpointError, OSError, KeyError, TypeError):
+        return None
+    return float(rank) if isinstance(rank, int | float) else None
 
 
 def _checksums(directory: Path) -> str:

@@ -165,7 +165,7 @@ def train_ppo(
     """
     config = trainer.config
     last_save = time.monotonic()
-    with interrupts_wait("this iteration") as interrupted:
+    with checkpoints, interrupts_wait("this iteration") as interrupted:
         while trainer.iteration < config.iterations and trainer.stopped is None:
             iteration = trainer.iteration
             experience, metrics = run_iteration(trainer, check_first=check_first)

@@ -72,7 +72,7 @@ def train_supervised(
     validate_every = max(1, num_updates // NUM_VALIDATIONS)
     last_save = time.monotonic()
     validation: dict[str, float] = {}
-    with interrupts_wait("this update") as interrupted:
+    with checkpoints, interrupts_wait("this update") as interrupted:
         for iteration in range(start, num_updates):
             epoch, place = divmod(iteration, per_epoch)
             order = shuffled(task.num_rows, derive_seed(seed, task.stage, "epoch", epoch))
