@@ -90,8 +90,7 @@ class Watch:
             finding = findings[name] = self._replay.finding(name, seen)
             if actions := self._actions(finding, iteration):
                 wanted[name] = actions
-        actions = {action for several in wanted.values() for action in several}
-        done = self._act(actions, wanted, iteration, trainer, checkpoints, warn, logged)
+        done = self._act(wanted, iteration, trainer, checkpoints, warn, logged)
         for name, finding in findings.items():
             if self.settings.reaction(name) and (name not in self.told or name in wanted):
                 warn(_warning(iteration, finding, done if name in wanted else ()))
@@ -168,7 +167,6 @@ class Watch:
 
     def _act(
         self,
-        actions: set[Action],
         wanted: Mapping[str, tuple[Action, ...]],
         iteration: int,
         trainer: Watched,
@@ -177,6 +175,7 @@ class Watch:
         logged: dict[str, float],
     ) -> tuple[str, ...]:
         """What was done, in words; `logged` gets it in numbers."""
+        actions = {action for several in wanted.values() for action in several}
         done: list[str] = []
         if "roll_back" in actions:
             done.append(self._roll_back(trainer, checkpoints, warn, logged))
