@@ -29,7 +29,7 @@ CRITIC_ROWS, CRITIC_WINDOW, CRITIC_SHARE, LEARNT_VALUE_LOSS = 25, 20, 0.95, 0.05
 DEAD_ENTROPY, LOW_ENTROPY = 0.01, 0.25
 HIGH_ENTROPY, UNMOVED_ENTROPY = 1.5, 0.98
 # Healthy: from 0.45 to 1.3 of the start.
-LENGTH_FACTOR, LEAST_GROWTH_TOKENS, SHORT_FACTOR = 2.0, 8.0, 0.25
+LENGTH_ROWS, LENGTH_FACTOR, LEAST_GROWTH_TOKENS, SHORT_FACTOR = 2, 2.0, 8.0, 0.25
 EOS_LOST_FACTOR, HAD_EOS, NO_EOS = 0.2, 0.2, 0.02
 FLAT_SCORES, FLAT_SHARE, CLIPPED_SHARE = 1e-6, 0.02, 0.5
 # Healthy and slow (Ziegler et al. 2019): approximate KL 0.0005.
@@ -202,8 +202,10 @@ def _grad_norm_exploding(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
     found = []
     for name, path in (("policy/grad_norm", ("optim",)), ("value/grad_norm", ("value", "optim"))):
         column = curves[name]
-        if len(column) < 2 * WINDOW:
-            continue
+        explained = curves["ppo/explained_variance"]
+        foresees = name == "value/grad_norm" and explained and explained.recent_median() > 0
+        if len(column) < 2 * WINDOW or foresees:
+            continue  # returns that grow make the critic's gradient grow too
         clipped = setting_of(ppo, *path, "max_grad_norm") or 1.0
         limit = max(GRAD_NORM_FACTOR * column.median_at_start(), GRAD_NORM_OVER_CLIPPING * clipped)
         if column.recent_median() > limit:
@@ -298,20 +300,26 @@ def _length_runaway(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
     column = curves["response_tokens/mean"]
     if len(column) < 2 * WINDOW:
         return ()
-    start, now = column.start(), column.recent()
+    start, now = column.start(LENGTH_ROWS), column.recent()  # a reward for length works fast
     if now <= LENGTH_FACTOR * start or now - start < LEAST_GROWTH_TOKENS:
         return ()
-    return _change(column, "response_tokens/mean"), _rise(curves)
+    return _length(column, start, now), _rise(curves)
+
+
+def _length(column: Column, start: float, now: float) -> Evidence:
+    words = f"is {_shown(now)}, at the start {_shown(start)}"
+    numbers = {"start": start, "recent": now}
+    return Evidence("response_tokens/mean", column.last_iterations(), words, numbers)
 
 
 def _length_collapse(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
     column = curves["response_tokens/mean"]
     if len(column) < 2 * WINDOW:
         return ()
-    start, now = column.start(), column.recent()
+    start, now = column.start(LENGTH_ROWS), column.recent()
     if now >= SHORT_FACTOR * start or start - now < LEAST_GROWTH_TOKENS / 2:
         return ()
-    return _change(column, "response_tokens/mean"), _rise(curves)
+    return _length(column, start, now), _rise(curves)
 
 
 def _eos_lost(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:

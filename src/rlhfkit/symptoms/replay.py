@@ -65,6 +65,8 @@ def replay(rows: Sequence[Mapping[str, object]], rules: Sequence[Rule], settings
     asked = Replay(rules, settings)
     named: dict[str, Named] = {}
     for row in rows:
+        if not isinstance(row.get("iteration"), int | float):
+            continue
         seen = asked.add(row)
         iteration = asked.curves["iteration"].iterations[-1]
         for name, before in named.items():
@@ -74,4 +76,9 @@ def replay(rows: Sequence[Mapping[str, object]], rules: Sequence[Rule], settings
             first = named[name].first if name in named else iteration
             named[name] = Named(asked.finding(name, seen), first, iteration, True)
         asked.roll_back(row)
+    causes = {rule.name: rule.follows_from for rule in rules}
+    for name, one in named.items():
+        # A single update that was too large is over when what it has broken begins to show.
+        earlier = tuple(other for other in named if other in causes[name] and named[other].first <= one.first)
+        named[name] = replace(one, finding=replace(one.finding, follows_from=earlier))
     return [named[rule.name] for rule in rules if rule.name in named]
