@@ -569,7 +569,7 @@ PPO_RULES: tuple[Rule, ...] = (
         "Gao et al. 2023, arXiv 2210.10760; DAPO, Yu et al. 2025, arXiv 2503.14476, section 3.2",
         _reward_saturated,
         _saturation_remedies,
-        follows_from=frozenset({"entropy_collapse"}),
+        follows_from=frozenset({"entropy_collapse", "length_collapse", "length_runaway"}) | TOO_FAST,
     ),
     Rule(
         "reward_falling",

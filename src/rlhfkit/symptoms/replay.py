@@ -79,6 +79,6 @@ def replay(rows: Sequence[Mapping[str, object]], rules: Sequence[Rule], settings
     causes = {rule.name: rule.follows_from for rule in rules}
     for name, one in named.items():
         # A single update that was too large is over when what it has broken begins to show.
-        earlier = tuple(other for other in named if other in causes[name] and named[other].first <= one.first)
+        earlier = tuple(other for other in named if other in causes[name] and named[other].first <= one.last)
         named[name] = replace(one, finding=replace(one.finding, follows_from=earlier))
     return [named[rule.name] for rule in rules if rule.name in named]
