@@ -75,7 +75,18 @@ def test_no_command_shows_the_help(invoke):
 def test_only_what_works_is_offered(invoke):
     _, output, _ = invoke("--help")
     commands = [line.split()[0] for line in output.partition("Commands:\n")[2].splitlines() if line.strip()]
-    assert commands == ["run", "recipes", "generate", "evaluate", "report", "bench", "label", "dashboard", "labels"]
+    assert commands == [
+        "run",
+        "recipes",
+        "generate",
+        "evaluate",
+        "report",
+        "diagnose",
+        "bench",
+        "label",
+        "dashboard",
+        "labels",
+    ]
     assert "..." not in output.partition("Commands:\n")[2]  # each command's line is whole
 
 

@@ -201,7 +201,7 @@ def diagnose(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Say what went right or wrong in a run, and which setting to turn.
+    """Say what is right or wrong in a run, and what to set.
 
     Of a finished, a running or a dead one; it reads files and disturbs nothing.
     """

@@ -50,10 +50,11 @@ def _diverged(curves: Curves, stage: Settings) -> tuple[Evidence, ...]:
         return ()
     num = max(LEAST_UPDATES, len(column) // 10)
     lowest, now = min(column.smoothed(num)), column.recent(num)
-    if now <= max(DIVERGED_FACTOR * lowest, lowest + 0.2) or now <= column.start():
+    start = column.start(1)
+    if now <= start or now <= DIVERGED_FACTOR * min(lowest, start):
         return ()
-    words = f"is {_shown(now)}, at the start {_shown(column.start())}, at its lowest {_shown(lowest)}"
-    return (Evidence("loss", column.last_iterations(num), words, {"recent": now, "lowest": lowest}),)
+    words = f"is {_shown(now)}, at the start {_shown(start)}, at its lowest {_shown(min(lowest, start))}"
+    return (Evidence("loss", column.last_iterations(num), words, {"recent": now, "start": start}),)
 
 
 def _not_learning(curves: Curves, stage: Settings) -> tuple[Evidence, ...]:
