@@ -591,7 +591,10 @@ PPO_RULES: tuple[Rule, ...] = (
         "huggingface/trl#193; microsoft/DeepSpeedExamples#489",
         _reward_flat,
         _flat_remedies,
-        follows_from=frozenset({"nothing_moves", "reward_saturated", "critic_useless", "entropy_rising"}) | TOO_FAST,
+        follows_from=frozenset(
+            {"nothing_moves", "reward_saturated", "reward_falling", "critic_useless", "entropy_rising"}
+        )
+        | TOO_FAST,
     ),
 )
 
