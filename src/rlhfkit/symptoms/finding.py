@@ -23,6 +23,13 @@ class Evidence:
     """The numbers in a sentence, without the metric's name: "is 41.2, where 24 is the limit"."""
     numbers: Mapping[str, float] = field(default_factory=dict)
 
+    def when(self) -> str:
+        """As "iterations 3 to 7"; nothing where they are no curve's."""
+        if self.iterations is None:
+            return ""
+        first, last = self.iterations
+        return f"iteration {first}" if first == last else f"iterations {first} to {last}"
+
 
 @dataclass(frozen=True, slots=True)
 class Remedy:

@@ -448,7 +448,7 @@ PPO_RULES: tuple[Rule, ...] = (
         "The KL to the reference is negative",
         "Responses are sampled from another distribution than the one that is trained: cut sampling, another "
         "temperature, dropout or padding. The reward then pays for being odd.",
-        f"{ZIEGLER}; details 5, 6 and 18 of Huang et al. 2023, The N Implementation Details of RLHF with PPO",
+        f"{ZIEGLER}; Huang et al. 2023, The N Implementation Details of RLHF with PPO; huggingface/trl#256, #925",
         _kl_negative,
         _sampler_remedies,
     ),
