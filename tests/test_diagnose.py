@@ -254,7 +254,7 @@ def test_a_problem_has_its_place_evidence_cause_setting_and_source(broken):
     page = text(broken)
     assert "1. Reward hacking" in page
     assert "2. Updates are far too large\n   where    PPO, iterations 0 to 39 (rule approx_kl_high)" in page
-    assert "   seen     ppo/approx_kl is 3, expected at most 1 (iterations 39 to 39)" in page
+    assert "   seen     ppo/approx_kl is 3, expected at most 1 (iteration 39)" in page
     assert "   set      ppo.optim.learning_rate from 1e-05 to 1e-06" in page
     assert "   source   Schulman et al. 2017" in page
     assert "3. Most of what PPO wants is clipped" in page
@@ -302,11 +302,11 @@ def test_what_is_no_run_is_one_line_and_exit_1(tmp_path, monkeypatch, capsys):
 
 def test_the_report_shows_what_is_wrong_with_texts_escaped(broken, tmp_path):
     page = render_report(broken)
-    assert "3 things are wrong in training" in page
+    assert "3 things are wrong</h2>" in page
     assert "Updates are far too large" in page
     assert "<code>ppo/approx_kl</code> is 3, expected at most 1" in page
     healthy = write(tmp_path / "healthy")
-    assert "in training</h2>" not in render_report(healthy)
+    assert "wrong</h2>" not in render_report(healthy)
     evaluation = json.loads(broken.evaluation.read_text())
     broken.evaluation.write_text(json.dumps({**evaluation, "judge_name": "<script>alert(1)</script>"}))
     assert "<script>" not in render_report(broken)

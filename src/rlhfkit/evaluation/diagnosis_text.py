@@ -53,9 +53,7 @@ def _problem(place: int, problem: Problem, width: int) -> Iterator[Line]:
     if finding.follows_from:
         yield from _labelled("why", f"probably follows from {', '.join(finding.follows_from)}, above", width)
     for evidence in finding.evidence:
-        at = (
-            "" if evidence.iterations is None else f" (iterations {evidence.iterations[0]} to {evidence.iterations[1]})"
-        )
+        at = f" ({evidence.when()})" if evidence.iterations is not None else ""
         yield from _labelled("seen", f"{evidence.metric} {evidence.words}{at}", width)
     yield from _labelled("cause", finding.cause, width)
     for remedy in finding.remedies:

@@ -465,7 +465,7 @@ PPO_RULES: tuple[Rule, ...] = (
         "Updates are far too large",
         "One iteration moves the policy so far that the samples it learns from are no longer its own. The learning "
         "rate is too high, or there are too many epochs.",
-        f"{SCHULMAN}, section 3; {DETAILS}, where 0.01 to 0.03 is usual",
+        f"{SCHULMAN}, section 3; OpenAI Spinning Up, PPO: 0.01 or 0.05 is a usual target",
         _approx_kl_high,
         _update_remedies,
     ),
@@ -473,7 +473,7 @@ PPO_RULES: tuple[Rule, ...] = (
         "clip_fraction_high",
         "Most of what PPO wants is clipped",
         "The ratio leaves the clip range at most tokens, so that most of the samples teach nothing.",
-        f"{SCHULMAN}, section 3; the first update of {HUANG} clips 7 %",
+        f"{SCHULMAN}, section 3; in {HUANG}, the first update clips 7 %",
         _clip_fraction_high,
         _update_remedies,
         follows_from=frozenset({"approx_kl_high"}),
