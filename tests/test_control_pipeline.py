@@ -81,8 +81,8 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, monkeypatch
     save = Checkpoints.save
     saved = []
 
-    def killed_after_the_sixth(self, *arguments, **named):
-        save(self, *arguments, **named)
+    def killed_after_the_sixth(self, *arguments, **rank):
+        save(self, *arguments, **rank)
         saved.append(self.directory.name)
         if len(saved) == 6:  # seed 0 has four iterations
             raise KeyboardInterrupt

@@ -23,6 +23,7 @@ ORDERED_LAYERS = [
         "intervals",
         "manifest",
         "metrics",
+        "watchdog",
         "progress",
         "interrupts",
         "symptoms",

@@ -4,7 +4,7 @@ from rlhfkit.config.load import LoadedRecipe, resolved_json
 from rlhfkit.config.schema import Recipe
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir import RunDir
-from rlhfkit.workspace import locked, prepare, recipe_of, refuse_other_settings
+from rlhfkit.workspace import locked, prepare, recipe_of, refuse_other_directories, refuse_other_settings
 
 ROWS = {"path": "rows.jsonl"}
 TABLE = {
@@ -91,6 +91,34 @@ def test_a_stage_with_a_checkpoint_has_begun(tmp_path):
 def test_the_same_settings_change_nothing(tmp_path):
     assert refuse_other_settings(run_with(tmp_path, "sft"), recipe()) == ()
     assert refuse_other_settings(RunDir(tmp_path / "new"), recipe()) == ()
+
+
+@pytest.mark.parametrize("left", [".config.json.ab12_x9z", "config.json", "recipe.toml"])
+def test_a_start_that_was_cut_short_leaves_no_directory_that_is_refused(tmp_path, left):
+    run = RunDir(tmp_path)
+    for name in ("lock", left):
+        (tmp_path / name).write_text(resolved_json(recipe()) if name == "config.json" else "")
+    refuse_other_directories(run)
+    prepare(run, LoadedRecipe(recipe(), "", ()), fresh=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "lock", "recipe.toml"]
+
+
+def test_a_config_without_a_lock_is_not_taken_for_a_start_that_was_cut_short(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is not a run directory"):
+        refuse_other_directories(RunDir(tmp_path))
+
+
+def test_what_kills_left_half_written_goes_and_nothing_else(tmp_path):
+    run = run_with(tmp_path)
+    for name in (".policy.x7zab_12", ".sft.outgoing", "policy/.seed-3.x7zab_12"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "half").touch()
+    for name in (".metrics.jsonl.x7zab_12", ".mine.x7zab_12", ".gitignore", ".labels.db.x7zab_12"):
+        (tmp_path / name).touch()
+    prepare(run, LoadedRecipe(recipe(), "", ()), fresh=False)
+    hidden = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob(".*"))
+    assert hidden == [".gitignore", ".mine.x7zab_12"]
 
 
 def test_one_process_at_a_time(tmp_path):

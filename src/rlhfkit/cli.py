@@ -102,8 +102,10 @@ def run(
     directory = run_dir or _default_run_dir(loaded.recipe)
     try:
         from rlhfkit import loop
+        from rlhfkit.interrupts import ends_like_interrupts
 
-        loop.run(loaded, directory, fresh=fresh)
+        with ends_like_interrupts():
+            loop.run(loaded, directory, fresh=fresh)
     except KeyboardInterrupt:
         command = f"{_program()} {shlex.join(word for word in sys.argv[1:] if word != '--fresh')}"
         typer.echo(f"\nstopped; to go on from the last checkpoint: {command}", err=True)

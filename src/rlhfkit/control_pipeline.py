@@ -23,7 +23,9 @@ from rlhfkit.rollout.control import ControlRollout
 from rlhfkit.rundir import RunDir, read_json, write_atomically, write_directory_atomically, write_json
 from rlhfkit.seeding import derive_seed, seed_everything
 from rlhfkit.training.checkpoint import Checkpoints
+from rlhfkit.training.out_of_memory import memory_told
 from rlhfkit.training.ppo import PpoTrainer, optimizers_for, train_ppo
+from rlhfkit.watchdog import Watchdog, phase
 
 __all__ = ["ControlPipeline", "check_control", "control_trainer", "load_control_policy"]
 
@@ -53,10 +55,12 @@ class ControlPipeline:
             self.progress.note("control: finished before")
             return
         start = time.monotonic()
-        for number, seed in enumerate(self.seeds):
-            if not self._done(seed):
-                self._train(seed, is_first=number == 0)
-        self.evaluate()
+        watchdog = Watchdog(self.recipe.watchdog, self.run.stacks, warn=self.progress.warn)
+        with watchdog, memory_told("control", self.recipe), phase("control"):
+            for number, seed in enumerate(self.seeds):
+                if not self._done(seed):
+                    self._train(seed, is_first=number == 0)
+            self.evaluate()
         seconds = round(time.monotonic() - start, 1)
         self.manifest.add_stage("control", seconds=seconds)
         self.run.finish_stage("control", {"seconds": seconds, "num_seeds": len(self.seeds)})

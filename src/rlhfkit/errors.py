@@ -9,6 +9,7 @@ RlhfkitError                    something a person can mend; the command line pr
 ├── RewardError                 a reward source failed or answered nonsense             (also a RuntimeError)
 ├── GenerationError             sampling cannot go on                                   (also a RuntimeError)
 ├── TrainingError               a run is doomed: NaN, or a check before the first update failed (also a RuntimeError)
+├── OutOfMemoryError            memory ran out; says which setting to lower             (also a MemoryError)
 ├── CheckpointError             a checkpoint or a run directory cannot be used          (also a RuntimeError)
 ├── StoreError                  the database of people's votes cannot be used           (also a RuntimeError)
 └── MissingDependencyError      an optional package is not installed                    (also an ImportError)
@@ -24,6 +25,7 @@ __all__ = [
     "GenerationError",
     "MissingDependencyError",
     "ModelError",
+    "OutOfMemoryError",
     "RewardError",
     "RlhfkitError",
     "ShapeError",
@@ -66,6 +68,10 @@ class GenerationError(RlhfkitError, RuntimeError):
 
 class TrainingError(RlhfkitError, RuntimeError):
     """A run is doomed: a metric is not finite, or a check before the first update failed."""
+
+
+class OutOfMemoryError(RlhfkitError, MemoryError):
+    """Memory ran out, in the machine or in its accelerator."""
 
 
 class CheckpointError(RlhfkitError, RuntimeError):

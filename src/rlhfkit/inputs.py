@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from rlhfkit.build import Builder
@@ -11,6 +12,7 @@ from rlhfkit.config.schema import (
     DATA_OF_STAGE,
     GrammarRewardConfig,
     PreferencesConfig,
+    PretrainedModelConfig,
     Recipe,
     RewardConfig,
     SourceConfig,
@@ -33,6 +35,7 @@ from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.chrf import ChrfReward, sacrebleu_metrics
 from rlhfkit.rewards.function import FunctionReward
+from rlhfkit.rewards.http import HttpReward
 from rlhfkit.rewards.match import MatchReward
 from rlhfkit.rewards.source import ScoredText, references_of
 from rlhfkit.rollout.generation import stop_token_ids
@@ -83,6 +86,26 @@ class Inputs:
             except (DataError, StoreError) as error:
                 raise type(error)(f"data.{name}: {error}") from error
         return self._loaded[name]
+
+    def foreign_code(self) -> str | None:
+        """What to warn of where the recipe lets the code of a model's directory run; None where it does not."""
+        model = self.recipe.model
+        if not isinstance(model, PretrainedModelConfig) or not model.trust_remote_code:
+            return None
+        warning = (
+            f"model.trust_remote_code = true: Python code out of {model.path} runs now, with all that you may read, "
+            "write and send"
+        )
+        is_fixed = model.revision is not None or Path(model.path).is_dir()
+        return warning if is_fixed else f"{warning}; set model.revision, or it may change at any time"
+
+    def files(self) -> dict[str, dict[str, str]]:
+        """Table of `data` → file → SHA-256, of what was loaded; of a store, to which votes are added, none."""
+        return {
+            name: {str(file.path): file.sha256 for file in loaded.sources}
+            for name, loaded in self._loaded.items()
+            if not isinstance(getattr(self.recipe.data, name), StoreConfig)
+        }
 
     def check(self, stages: Sequence[Stage]) -> None:
         """Read the data of `stages`, look at the files of models, and try the rewards; no weights are read.
@@ -167,6 +190,8 @@ class Inputs:
                 raise
             raise type(error)(f"{setting}: {error}") from error  # or a judge's fault would look like the reward's
         for source in sources:
+            if isinstance(source, HttpReward):
+                source = source.impatient()
             if isinstance(source, FunctionReward):
                 source.columns_of(prompts)
             if isinstance(source, MatchReward | ChrfReward):

@@ -1,24 +1,27 @@
-"""Ctrl-C that loses nothing: what is running is finished and saved first."""
+"""Ctrl-C and kind kills that lose nothing: what is running is finished and saved first."""
 
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["interrupts_wait"]
+__all__ = ["ends_like_interrupts", "interrupts_wait"]
+
+KIND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, `kill` or a scheduler at the end of the time, and a terminal or a connection that is gone."""
+
+Handler = Callable[[int, FrameType | None], None]
 
 
 @contextmanager
 def interrupts_wait(what: str) -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM has come, so that the loop inside can finish `what`, save, and raise KeyboardInterrupt.
+    """Whether Ctrl-C, SIGTERM or SIGHUP has come, so that the loop inside can finish `what`, save, and raise.
 
-    The second one stops at once. In a thread other than the main one signals stay as they are.
+    What it raises is KeyboardInterrupt; the second signal does so at once. In a thread other than the main one signals
+    stay as they are.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
     has_come = False
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -26,11 +29,34 @@ def interrupts_wait(what: str) -> Iterator[Callable[[], bool]]:
         if has_come:
             raise KeyboardInterrupt
         has_come = True
-        print(f"\nfinishing {what}, then saving; once more stops at once", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be what is gone
+            print(f"\nfinishing {what}, then saving; once more stops at once", file=sys.stderr)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled(handle):
         yield lambda: has_come
+
+
+@contextmanager
+def ends_like_interrupts() -> Iterator[None]:
+    """In the block SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, so that it is left in good order."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handled(handle):
+        yield
+
+
+@contextmanager
+def _handled(handle: Handler) -> Iterator[None]:
+    """Signals go to `handle`, except those that are ignored, as SIGHUP is under nohup."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heeded = [number for number in KIND if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heeded}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -25,6 +25,7 @@ from rlhfkit.records import Conversation, Preference, Prompt
 from rlhfkit.rewards.grammar import GrammarReward
 from rlhfkit.rollout.generation import generate
 from rlhfkit.seeding import derive_seed, shuffled
+from rlhfkit.watchdog import unwatched
 
 __all__ = [
     "PairSampler",
@@ -257,7 +258,8 @@ def _wait_for_people(store: Store, config: PeopleConfig, progress: Progress, *, 
             progress.note(f"the run goes on when every pair has its votes, or when {who} no pair left")
 
         app = create_app(store, title=title, project=store.name, allow_names=not tokens)
-        serve_while(app, watch.is_open, host=config.host, port=config.port, on_ready=tell)
+        with unwatched():
+            serve_while(app, watch.is_open, host=config.host, port=config.port, on_ready=tell)
     if not nobody_can_go_on(store, config.names):
         raise RlhfkitError("the labelling page stopped before all was labelled; start again, every vote is kept")
     queue = store.queue()

@@ -29,7 +29,7 @@ from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline import Pipeline
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import ModelName, RunDir, read_json, write_directory_atomically, write_json
-from rlhfkit.workspace import locked, prepare, refuse_other_directories, refuse_other_settings
+from rlhfkit.workspace import locked, prepare, refuse_other_data, refuse_other_directories, refuse_other_settings
 
 __all__ = ["run"]
 
@@ -51,10 +51,14 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
     for change in () if fresh else _changes(recipe, run_dir):
         progress.note(f"changed since this run began: {change}")
     inputs = Inputs(recipe, Builder(recipe, run_dir))
+    if warning := inputs.foreign_code():
+        progress.warn(warning)
     finished = {} if fresh else run_dir.finished_stages()
     is_finished = not fresh and _is_taken_over(run_dir, recipe)
     left = [stage for stage in recipe.stages if stage not in finished or _is_of_round(stage)]
     inputs.check([] if is_finished else left)
+    for change in () if fresh else refuse_other_data(run_dir, inputs.files()):
+        progress.warn(change)
     with locked(run_dir), quiet_transformers():
         prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir) as log:

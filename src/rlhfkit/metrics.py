@@ -4,12 +4,13 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 from rlhfkit.errors import CheckpointError, TrainingError
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir import RunDir, writing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -81,14 +82,21 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        # Where the disk is full, closing fails as writing did, which is told already.
+        with nullcontext() if error is None else suppress(CheckpointError):
+            self.close()
 
     def close(self) -> None:
-        """Close all files."""
-        self._metrics.close()
-        self._samples.close()
-        for board in self._boards.values():
-            board.close()
+        """Close all files.
+
+        Raises: CheckpointError where what is left could not be written.
+        """
+        with ExitStack() as stack:  # each is closed, whatever becomes of the others
+            stack.enter_context(writing(self._run.path))
+            stack.callback(self._metrics.close)
+            stack.callback(self._samples.close)
+            for board in self._boards.values():
+                stack.callback(board.close)
 
     def write(
         self,
@@ -111,9 +119,10 @@ class RunLog:
                     "the metrics before it show what grew: try a lower learning rate or a smaller max_grad_norm"
                 )
         _append(self._metrics, {"stage": stage, "iteration": iteration, **labels, **values})
-        board = self._board("/".join([stage, *(f"{name}-{label}" for name, label in labels.items())]), iteration)
-        for name, value in values.items():
-            board.add_scalar(f"{stage}/{name}", value, iteration)
+        with writing(self._run.tensorboard):
+            board = self._board("/".join([stage, *(f"{name}-{label}" for name, label in labels.items())]), iteration)
+            for name, value in values.items():
+                board.add_scalar(f"{stage}/{name}", value, iteration)
 
     def write_samples(self, stage: str, iteration: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append one line for each row to `samples.jsonl`.
@@ -138,7 +147,8 @@ class RunLog:
     def position(self) -> dict[str, int]:
         """Where the files end, in bytes, for a checkpoint; what is before it is safely on the disk."""
         for file in (self._metrics, self._samples):
-            os.fsync(file.fileno())
+            with writing(Path(file.name)):
+                os.fsync(file.fileno())
         return {"metrics_bytes": self._metrics.tell(), "samples_bytes": self._samples.tell()}
 
     def truncate(self, position: Mapping[str, int]) -> None:
@@ -187,8 +197,9 @@ def _open_lines(path: Path) -> IO[bytes]:
 
 def _append(file: IO[bytes], row: Mapping[str, Any]) -> None:
     line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-    file.write(line.encode("utf-8", errors="replace"))  # a response may hold half a character
-    file.flush()
+    with writing(Path(file.name)):
+        file.write(line.encode("utf-8", errors="replace"))  # a response may hold half a character
+        file.flush()
 
 
 def _cut(file: IO[bytes], path: Path, num_bytes: int) -> None:

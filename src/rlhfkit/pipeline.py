@@ -58,12 +58,21 @@ from rlhfkit.rollout.text import Reference, TextRollout, as_scored_text
 from rlhfkit.rundir import ModelName, RunDir, read_json, write_atomically, write_directory_atomically, write_json
 from rlhfkit.seeding import derive_seed, seed_everything, shuffled
 from rlhfkit.training.checkpoint import Checkpoints
+from rlhfkit.training.out_of_memory import memory_told
 from rlhfkit.training.ppo import PpoTrainer, Rollout, optimizers_for, train_ppo
 from rlhfkit.training.preflight import check_first_experience
 from rlhfkit.training.reward_model import EncodedPair, encode_pairs, measure, normalization_of, train_reward_model
 from rlhfkit.training.sft import encode_demonstrations, encode_texts, train_sft
 from rlhfkit.training.supervised import num_supervised_updates
-from rlhfkit.workspace import locked, prepare, recipe_of, refuse_other_directories, refuse_other_settings
+from rlhfkit.watchdog import Watchdog, phase
+from rlhfkit.workspace import (
+    locked,
+    prepare,
+    recipe_of,
+    refuse_other_data,
+    refuse_other_directories,
+    refuse_other_settings,
+)
 
 __all__ = ["evaluate", "generate", "run"]
 
@@ -87,8 +96,12 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
         return
     # Before anything is written, so that a mistake leaves no run, and removes none.
     inputs = Inputs(loaded.recipe, Builder(loaded.recipe, run_dir))
+    if warning := inputs.foreign_code():
+        progress.warn(warning)
     finished = {} if fresh else run_dir.finished_stages()
     inputs.check([stage for stage in loaded.recipe.stages if stage not in finished])
+    for change in () if fresh else refuse_other_data(run_dir, inputs.files()):
+        progress.warn(change)
     with locked(run_dir), quiet_transformers():
         prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir) as log:
@@ -142,7 +155,9 @@ class Pipeline:
             "evaluate": self.evaluate,
         }
         seed_everything(derive_seed(self.recipe.seed, stage))
-        record = stages[stage]()
+        watchdog = Watchdog(self.recipe.watchdog, self.run.stacks, warn=self.progress.warn)
+        with watchdog, memory_told(stage, self.recipe), phase(stage):
+            record = stages[stage]()
         seconds = round(time.monotonic() - start, 1)
         self.manifest.add_stage(stage, seconds=seconds)
         self.run.finish_stage(stage, {"seconds": seconds, **record})

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from rlhfkit.watchdog import sign_of_life
+
 __all__ = ["Progress", "StageProgress"]
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -97,6 +99,7 @@ class StageProgress:
 
     def advance(self, amount: int = 1, detail: str = "") -> None:
         """Note that `amount` more units are done; `detail` says how it goes, as "score 1.23 · KL 3.4 nats"."""
+        sign_of_life()
         self.completed += amount
         self._detail = detail or self._detail
         self._report(self)

@@ -1,17 +1,30 @@
 """The one place that knows the names of files inside a run."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from rlhfkit.errors import CheckpointError
+from rlhfkit.errors import CheckpointError, RlhfkitError
 
-__all__ = ["ModelName", "RunDir", "read_json", "write_atomically", "write_directory_atomically", "write_json"]
+__all__ = [
+    "ModelName",
+    "RunDir",
+    "read_json",
+    "write_atomically",
+    "write_directory_atomically",
+    "write_json",
+    "writing",
+]
+
+# As `tempfile` names what becomes NAME, and what makes room for it.
+LEFTOVER = re.compile(r"\.(.+)\.(?:[a-z0-9_]{8}|outgoing)")
 
 ModelName = Literal["base", "sft", "reward_model", "judge", "policy", "value"]
 
@@ -41,6 +54,7 @@ class RunDir:
         self.tensorboard = self.path / "tensorboard"
         self.stages = self.path / "stages.json"
         self.checkpoints = self.path / "checkpoints"
+        self.stacks = self.path / "stacks.txt"
         self.lock = self.path / "lock"
 
     def is_run(self) -> bool:
@@ -71,6 +85,14 @@ class RunDir:
         """Whether a file holds what people have said: a `labels.db`, or what SQLite writes beside it."""
         return path.name in {self.labels.name + ending for ending in ("", "-wal", "-shm", "-journal")}
 
+    def leftovers(self) -> Iterator[Path]:
+        """What kills left half-written, of files and directories that are written atomically."""
+        own = {path.name for path in vars(self).values()} | set(get_args(ModelName))
+        for path in [*self.path.glob(".*"), *self.model("policy").glob(".seed-*")]:
+            name = LEFTOVER.fullmatch(path.name)
+            if name and (name[1] in own or re.fullmatch(r"seed-\d+", name[1])):
+                yield path
+
     def finished_stages(self) -> dict[str, dict[str, Any]]:
         """Stage → what it left behind, for the stages that are complete."""
         if not self.stages.exists():
@@ -95,50 +117,108 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+FULL = {errno.ENOSPC, errno.EDQUOT}
+REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "this user may not write there",
+    errno.EPERM: "this user may not write there",
+    errno.EFBIG: "the file would be larger than this process may write (ulimit -f)",
+    errno.EIO: "the disk reports an error",
+    errno.ESTALE: "the network file system is gone",
+    errno.EMFILE: "too many files are open (ulimit -n)",
+}
+
+
+@contextmanager
+def writing(path: Path, *, num_bytes: int | None = None) -> Iterator[None]:
+    """Nothing; but where the block cannot write to `path`, the error says why, and how many bytes there is room for.
+
+    Raises: CheckpointError in the place of OSError, and of what other libraries make of one.
+    """
+    try:
+        yield
+    except RlhfkitError:
+        raise
+    except Exception as error:
+        number = _errno_of(error)
+        if number not in REASONS:
+            raise
+        wanted = f"; {num_bytes / 1e6:.3g} MB were to be written" if num_bytes else ""
+        room = f", {_free_bytes(path) / 1e6:.3g} MB are free" if number in FULL else ""
+        remedy = "make room" if number in FULL else "see to it"
+        raise CheckpointError(
+            f"cannot write {path}: {REASONS[number]}{wanted}{room}; what was written before is whole: {remedy}, then "
+            "give the same command again to go on"
+        ) from error
+
+
+def _errno_of(error: BaseException) -> int | None:
+    """The operating system's number, also of an error that safetensors or torch has put into words."""
+    if isinstance(error, OSError):
+        return error.errno
+    number = re.search(r"os error (\d+)", str(error))
+    return int(number[1]) if number else None
+
+
+def _free_bytes(path: Path) -> int:
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old content or the new, never a part."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a start after a crash, sees the old content or the new, never a part."""
+    """Write a file so that a reader, or a start after a crash, sees the old content or the new, never a part.
+
+    Raises: CheckpointError where the disk is full, or may not be written to.
+    """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with writing(path, num_bytes=len(data)):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
-def write_directory_atomically(path: Path) -> Iterator[Path]:
-    """A temporary directory to fill, which takes the place of `path` at the end, or vanishes if filling it failed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield temporary
-        for inside in (*temporary.rglob("*"), temporary):
-            _sync(inside)
-        os.chmod(temporary, 0o755)
-        if path.exists():
-            outgoing = path.with_name(f".{path.name}.outgoing")
-            shutil.rmtree(outgoing, ignore_errors=True)
-            path.rename(outgoing)
-            temporary.rename(path)
-            shutil.rmtree(outgoing)
-        else:
-            temporary.rename(path)
-        _sync(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+def write_directory_atomically(path: Path, *, num_bytes: int | None = None) -> Iterator[Path]:
+    """A temporary directory to fill, which takes the place of `path` at the end, or vanishes if filling it failed.
+
+    Raises: CheckpointError where the disk is full, or may not be written to; `num_bytes` says what was to be written.
+    """
+    with writing(path, num_bytes=num_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield temporary
+            for inside in (*temporary.rglob("*"), temporary):
+                _sync(inside)
+            os.chmod(temporary, 0o755)
+            if path.exists():
+                outgoing = path.with_name(f".{path.name}.outgoing")
+                shutil.rmtree(outgoing, ignore_errors=True)
+                path.rename(outgoing)
+                temporary.rename(path)
+                shutil.rmtree(outgoing)
+            else:
+                temporary.rename(path)
+            _sync(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def _sync(path: Path) -> None:

@@ -3,18 +3,26 @@
 import fcntl
 import json
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe, recipe_kind, resolved_json
-from rlhfkit.config.schema import DATA_OF_STAGE, READERS_OF_SECTION, Recipe
+from rlhfkit.config.schema import DATA_OF_STAGE, READERS_OF_SECTION, SETTINGS_WITHOUT_EFFECT, Recipe
 from rlhfkit.errors import CheckpointError
-from rlhfkit.rundir import RunDir, write_atomically
+from rlhfkit.rundir import RunDir, read_json, write_atomically
 
-__all__ = ["is_locked", "locked", "prepare", "recipe_of", "refuse_other_directories", "refuse_other_settings"]
+__all__ = [
+    "is_locked",
+    "locked",
+    "prepare",
+    "recipe_of",
+    "refuse_other_data",
+    "refuse_other_directories",
+    "refuse_other_settings",
+]
 
 
 def refuse_other_directories(run: RunDir) -> None:
@@ -23,9 +31,15 @@ def refuse_other_directories(run: RunDir) -> None:
     Raises: CheckpointError.
     """
     path = run.path
-    is_free = path.is_dir() and all(file == run.lock or run.holds_votes(file) for file in path.iterdir())
-    if path.exists() and not run.is_run() and not is_free:
+    if path.exists() and not run.is_run() and not _is_free(run):
         raise CheckpointError(f"{path} exists and is not a run directory; choose another --run-dir")
+
+
+def _is_free(run: RunDir) -> bool:
+    """Whether there is nothing but votes, and what a start that was cut short leaves."""
+    # The lock comes first: without it, a config.json may be a model's.
+    own = {run.lock, *run.leftovers(), *((run.config, run.recipe) if run.lock.exists() else ())}
+    return run.path.is_dir() and all(file in own or run.holds_votes(file) for file in run.path.iterdir())
 
 
 def refuse_other_settings(
@@ -55,6 +69,34 @@ def refuse_other_settings(
     return tuple(changes.values())
 
 
+def refuse_other_data(run: RunDir, files: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
+    """What differs from the data that finished stages have read, and stages to come read now.
+
+    `files`: table of `data` → file → SHA-256, of the tables that are still to be read.
+    Raises: CheckpointError where a stage that has begun would go on with other data than it began with.
+    """
+    known: dict[tuple[str, str], dict[str, Any]] = {}
+    if run.manifest.exists():
+        known = {(entry["use"], entry["path"]): entry for entry in read_json(run.manifest).get("data", [])}
+    tables = {table for table, _ in known}
+    finished = run.finished_stages()
+    changes = []
+    for table, hashes in files.items():
+        readers = [stage for stage, read in DATA_OF_STAGE.items() if table in read and _has_begun(run, stage)]
+        for path, sha256 in hashes.items():
+            before = known.get((table, path), {}).get("sha256")
+            if before == sha256 or not readers or table not in tables:
+                continue
+            was = f"SHA-256 was {before[:12]}…, is now {sha256[:12]}…" if before else f"new, SHA-256 {sha256[:12]}…"
+            change = f"data.{table}: {path} has changed since the stage {readers[0]} read it ({was})"
+            if any(stage not in finished for stage in readers):
+                raise CheckpointError(
+                    f"{change}; put back what it was, choose another --run-dir, or start over here with --fresh"
+                )
+            changes.append(change)
+    return tuple(changes)
+
+
 def _has_begun(run: RunDir, stage: str) -> bool:
     """Whether something of the stage would be used again."""
     return stage in run.finished_stages() or (run.checkpoints / stage).exists()
@@ -62,6 +104,8 @@ def _has_begun(run: RunDir, stage: str) -> bool:
 
 def _readers(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
     """The stages that read a setting, by its dotted name."""
+    if setting.rpartition(".")[2] in SETTINGS_WITHOUT_EFFECT:
+        return set()
     section, _, key = setting.partition(".")
     if section == "data":
         tables = {table for several in DATA_OF_STAGE.values() for table in several}
@@ -84,6 +128,8 @@ def prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:
                 _remove(run, path)
     else:
         refuse_other_settings(run, loaded.recipe)  # again, now that nobody else writes here
+        for path in list(run.leftovers()):
+            _remove(run, path)
     write_atomically(run.config, resolved_json(loaded.recipe))
     write_atomically(run.recipe, loaded.text)
 

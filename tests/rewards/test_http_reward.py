@@ -1,4 +1,6 @@
+import base64
 import json
+import re
 import socket
 import threading
 import time
@@ -7,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from rlhfkit.config.load import load_recipe
 from rlhfkit.config.schema import HttpRewardConfig
 from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.rewards import HttpReward
@@ -18,6 +21,8 @@ class Endpoint:
     def __init__(self) -> None:
         self.requests: list[dict[str, list[str]]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        self.more_headers: dict[str, str] = {}
         self.answer: Callable[[int, dict[str, list[str]]], tuple[int, bytes]]
         self.answer = lambda number, body: (200, lengths(body))
         endpoint = self
@@ -26,10 +31,13 @@ class Endpoint:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 endpoint.requests.append(body)
+                endpoint.paths.append(self.path)
                 endpoint.headers.append({name.lower(): value for name, value in self.headers.items()})
                 status, content = endpoint.answer(len(endpoint.requests), body)
                 self.send_response(status)
                 self.send_header("content-length", str(len(content)))
+                for name, value in endpoint.more_headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
 
@@ -173,14 +181,66 @@ def test_token_is_sent_and_never_shown(endpoint: Endpoint, make_episodes, monkey
     assert "not allowed: Bearer [token]" in str(caught.value)
 
 
-def test_credentials_in_the_address_are_not_shown(endpoint: Endpoint, make_episodes):
-    endpoint.answer = lambda number, body: (500, b"broken")
+def test_credentials_in_the_address_come_from_the_environment_and_are_not_shown(
+    endpoint: Endpoint, make_episodes, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("REWARD_PASSWORD", "hunter/2")
+    monkeypatch.setenv("REWARD_KEY", "k1k1")
+    endpoint.answer = lambda number, body: (500, b"broken: hunter/2, k1k1")
+    address = f"http://anna:${{REWARD_PASSWORD}}@{endpoint.address}/score?key=${{REWARD_KEY}}&version=2"
     with pytest.raises(RewardError) as caught:
-        build(f"http://anna:hunter2@{endpoint.address}/score?key=k1", retries=0).score(make_episodes("a"))
+        build(address, retries=0).score(make_episodes("a"))
     message = str(caught.value)
     assert endpoint.url in message
-    assert not any(secret in message for secret in ("anna", "hunter2", "k1"))
-    assert endpoint.headers[0]["authorization"].startswith("Basic ")
+    assert "broken: [token], [token]" in message
+    assert not any(secret in message for secret in ("anna", "hunter", "k1k1"))
+    assert endpoint.headers[0]["authorization"] == f"Basic {base64.b64encode(b'anna:hunter/2').decode()}"
+    assert endpoint.paths == ["/score?key=k1k1&version=2"]
+
+
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [
+        ("http://anna:hunter2@host/score", "a password"),
+        ("http://host/score?api_key=hunter2", "the parameter 'api_key'"),
+        ("http://host/score?v=1&Access_Token=x${NAME}hunter2", "the parameter 'Access_Token'"),
+    ],
+)
+def test_a_secret_in_the_address_is_refused_and_not_shown(address: str, what: str):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("demo", [f'reward={{type="http", url="{address}"}}'])
+    assert f"the address holds {what}, which would stand in the files" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_environment_variable_of_the_address_that_is_not_set_is_a_config_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("REWARD_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"reward\.url names the environment variable 'REWARD_KEY', which is not set"):
+        build("http://host/score?key=${REWARD_KEY}")
+
+
+def test_an_endpoint_that_asks_to_wait_is_left_alone_for_so_long(endpoint: Endpoint, make_episodes):
+    times: list[float] = []
+
+    def answer(number: int, body: dict[str, list[str]]) -> tuple[int, bytes]:
+        times.append(time.monotonic())
+        return (429, b"") if number == 1 else (200, lengths(body))
+
+    endpoint.answer = answer
+    endpoint.more_headers = {"retry-after": "1"}
+    assert build(endpoint.url).score(make_episodes("ab")).tolist() == [2.0]
+    assert times[1] - times[0] >= 1.0
+
+
+def test_a_long_silence_is_told_once_and_its_end_too(endpoint: Endpoint, make_episodes):
+    told: list[str] = []
+    endpoint.answer = lambda number, body: (500, b"") if number < 6 else (200, lengths(body))
+    settings = {"type": "http", "url": endpoint.url, "retry_wait_seconds": 0.01, "patience_seconds": 30}
+    HttpReward(HttpRewardConfig.model_validate(settings), tell=told.append).score(make_episodes("a"))
+    assert [re.sub(r"\d+ s", "N s", text.removeprefix(endpoint.url)) for text in told] == [
+        " answered 500 Internal Server Error: ''; trying again for up to N s",
+        " answers again, after N s",
+    ]
 
 
 @pytest.mark.parametrize("token", [None, "", "  ", "to\tken", "tok\u00e9n"])

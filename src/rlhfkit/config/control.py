@@ -8,6 +8,7 @@ from rlhfkit.config.ppo import PpoUpdateConfig
 from rlhfkit.config.section import OpenShare, Section
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.config.watch import ControlWatchConfig
+from rlhfkit.config.watchdog import WatchdogConfig
 
 __all__ = [
     "ControlEvaluationConfig",
@@ -163,3 +164,5 @@ class ControlRecipe(Section):
     """How it learns."""
     evaluation: ControlEvaluationConfig = ControlEvaluationConfig()
     """How it is measured."""
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """What happens when it gives no sign of life."""

@@ -1,8 +1,10 @@
 """Where a score comes from."""
 
+import re
 from typing import Annotated, Literal
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhfkit.config.section import LocalPath, Section
 
@@ -53,20 +55,42 @@ class LexiconRewardConfig(Section):
     """Whether "Good" and "good" differ."""
 
 
+SECRET = re.compile(r"token|key|secret|password|passwd|sig|auth|credential", re.IGNORECASE)
+FROM_ENVIRONMENT = re.compile(r"\$\{\w+\}")
+
+
+def _without_secrets(url: str) -> str:
+    """The address as it is. Raises: ValueError where it holds a secret, which would stand in the run's files."""
+    address = urlsplit(url)
+    values = [(f"the parameter {name!r}", value) for name, value in parse_qsl(address.query) if SECRET.search(name)]
+    for what, value in [("a password", address.password or ""), *values]:
+        if FROM_ENVIRONMENT.sub("", value):
+            raise ValueError(
+                f"the address holds {what}, which would stand in the files of the run; write ${{NAME}} in its place "
+                "and give it in an environment variable of that name, or use token_env"
+            )
+    return url
+
+
 class HttpRewardConfig(Section):
-    """An endpoint that answers POST {"prompts": […], "responses": […]} with {"scores": […]}."""
+    """An endpoint that answers POST {"prompts": […], "responses": […]} with {"scores": […]}.
+
+    ${NAME} in its address is filled from the environment, and the value is written nowhere.
+    """
 
     type: Literal["http"]
-    url: Annotated[str, Field(pattern=r"^https?://")]
+    url: Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_without_secrets)]
     """Address of the endpoint."""
     batch_episodes: PositiveInt = 64
     """Responses per request."""
     timeout_seconds: PositiveFloat = 30.0
     """How long one request may take."""
-    retries: NonNegativeInt = 3
-    """Further attempts after a failed one (no answer, 429, 5xx), each after twice the wait of the last."""
+    patience_seconds: NonNegativeFloat = 600.0
+    """How long to try again after a failed attempt (no answer, 429, 5xx) before the run stops."""
+    retries: NonNegativeInt | None = None
+    """Further attempts at most; by default as many as `patience_seconds` leaves room for."""
     retry_wait_seconds: NonNegativeFloat = 1.0
-    """Wait before the first further attempt."""
+    """Wait before the first further attempt; it doubles each time, up to half a minute."""
     token_env: str | None = None
     """Environment variable that holds a bearer token; the token itself is never written anywhere."""
 

@@ -60,10 +60,12 @@ from rlhfkit.config.training import (
     RewardModelConfig,
     SftConfig,
 )
+from rlhfkit.config.watchdog import WatchdogConfig
 
 __all__ = [
     "DATA_OF_STAGE",
     "READERS_OF_SECTION",
+    "SETTINGS_WITHOUT_EFFECT",
     "AdaptiveKLConfig",
     "AnnotatorsConfig",
     "BagOfWordsRewardConfig",
@@ -110,6 +112,7 @@ __all__ = [
     "TextEnvConfig",
     "TextsConfig",
     "ValueConfig",
+    "WatchdogConfig",
     "WeightedRewardConfig",
 ]
 
@@ -137,8 +140,23 @@ READERS_OF_SECTION: dict[str, tuple[Stage, ...]] = {
     "rollout": ("preferences", "reward_model", "judge", "ppo", "evaluate"),
     "ppo": ("ppo",),
     "evaluation": ("evaluate",),
+    "watchdog": (),
 }
 """Section → the stages whose result depends on it; what is not here, all depend on."""
+
+SETTINGS_WITHOUT_EFFECT = (
+    "batch_episodes",
+    "batch_tokens",
+    "checkpoint_minutes",
+    "microbatch_tokens",
+    "patience_seconds",
+    "retries",
+    "retry_wait_seconds",
+    "slots",
+    "timeout_seconds",
+    "token_env",
+)
+"""Last names of settings that may change in the middle of a stage: they are about memory, time and faults."""
 
 
 # ── model ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -302,6 +320,8 @@ class Recipe(Section):
     """Settings of the stage."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Settings of the stage `evaluate`."""
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """What happens when a stage gives no sign of life."""
 
     @property
     def uses_reward(self) -> bool:

@@ -1,9 +1,13 @@
 """An HTTP endpoint as a reward."""
 
+import itertools
 import json
+import logging
 import os
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from urllib.parse import quote
 
 import httpx
 import torch
@@ -14,22 +18,32 @@ from rlhfkit.rewards.source import ScoredText, check_scores
 
 __all__ = ["HttpReward"]
 
+logger = logging.getLogger(__name__)
+
+LONGEST_WAIT_SECONDS = 30.0
+TRIAL_SECONDS = 3.0
+NOTABLE_ATTEMPTS = 3
+"""A single failed attempt is not worth a word."""
+
 
 class HttpReward:
     """Scores of an endpoint that answers POST {"prompts": […], "responses": […]} with {"scores": […]}.
 
-    No answer in time, 429 and 5xx are tried again, each time after twice the wait of the last; any other fault is
-    final at once. There is no score to fall back on: the run stops, and goes on later where it stopped.
+    No answer in time, 429 and 5xx are tried again, each time after twice the wait of the last, or as long as the
+    endpoint asks for; any other fault is final at once. There is no score to fall back on: when patience is over the
+    run stops, and goes on later where it stopped.
     """
 
-    def __init__(self, config: HttpRewardConfig) -> None:
-        """Check the address and read the bearer token; nothing is sent yet.
+    def __init__(self, config: HttpRewardConfig, *, tell: Callable[[str], None] = logger.warning) -> None:
+        """Check the address and read the bearer token; nothing is sent yet. `tell` hears when it has to wait.
 
         Raises: ConfigError where the address is malformed or the token's environment variable is not set.
         """
-        self._config = config
+        self._config, self._tell = config, tell
+        self._secrets: list[str] = []
+        self._url = _filled(config.url, self._secrets)
         try:
-            url = httpx.URL(config.url)
+            url = httpx.URL(self._url)
         except httpx.InvalidURL as error:
             raise ConfigError(f"reward.url is not an address ({error}); expected https://host/path") from error
         if not url.host:
@@ -37,6 +51,12 @@ class HttpReward:
         # What messages show: user name, password and query may hold secrets.
         self._public_url = str(url.copy_with(username=None, password=None, query=None, fragment=None))
         self._token = _read_token(config.token_env)
+        self._secrets += [] if self._token is None else [self._token]
+
+    def impatient(self) -> "HttpReward":
+        """The same, for a first try: whoever waits at the screen wants to know at once that nobody listens."""
+        patience = min(self._config.patience_seconds, TRIAL_SECONDS)
+        return HttpReward(self._config.model_copy(update={"patience_seconds": patience}), tell=lambda text: None)
 
     def score(self, episodes: Sequence[ScoredText]) -> torch.Tensor:
         """Scores (B,) that the endpoint gives.
@@ -74,28 +94,67 @@ class HttpReward:
         headers = {"content-type": "application/json"}
         if self._token is not None:
             headers["authorization"] = f"Bearer {self._token}"
-        attempts = self._config.retries + 1
-        for attempt in range(attempts):
-            if attempt:
-                time.sleep(self._config.retry_wait_seconds * 2 ** (attempt - 1))
+        begin = time.monotonic()
+        for attempt in itertools.count(1):
+            asked_seconds = 0.0
             try:
-                answer = client.post(self._config.url, content=body, headers=headers)
+                answer = client.post(self._url, content=body, headers=headers)
             except httpx.RequestError as error:
                 fault = f"gave no answer ({type(error).__name__}: {error})"
-                continue
-            if answer.is_success:
-                return answer
-            fault = f"answered {answer.status_code} {answer.reason_phrase}: {self._excerpt(answer)}"
-            if answer.status_code != httpx.codes.TOO_MANY_REQUESTS and answer.status_code < 500:
-                raise RewardError(f"{self._public_url} {fault}; mend the request or the endpoint")
-        raise RewardError(
-            f"{self._public_url} {fault} at the last of {attempts} attempts; see that the endpoint runs, or raise "
-            f"reward.retries ({self._config.retries}) or reward.timeout_seconds ({self._config.timeout_seconds:g})"
+            else:
+                if answer.is_success:
+                    if attempt >= NOTABLE_ATTEMPTS:
+                        self._tell(f"{self._public_url} answers again, after {time.monotonic() - begin:.0f} s")
+                    return answer
+                fault = f"answered {answer.status_code} {answer.reason_phrase}: {self._excerpt(answer)}"
+                if answer.status_code != httpx.codes.TOO_MANY_REQUESTS and answer.status_code < 500:
+                    raise RewardError(f"{self._public_url} {fault}; mend the request or the endpoint")
+                asked_seconds = _retry_after(answer)
+            left = self._config.patience_seconds - (time.monotonic() - begin)
+            if left <= 0 or (self._config.retries is not None and attempt > self._config.retries):
+                raise self._given_up(fault, attempt, time.monotonic() - begin)
+            wait = min(self._config.retry_wait_seconds * 2 ** min(attempt - 1, 30), LONGEST_WAIT_SECONDS)
+            if attempt == NOTABLE_ATTEMPTS - 1:
+                self._tell(f"{self._public_url} {fault}; trying again for up to {left:.0f} s")
+            time.sleep(min(max(wait, asked_seconds), left))
+        raise AssertionError("the loop above has no end of its own")
+
+    def _given_up(self, fault: str, attempts: int, seconds: float) -> RewardError:
+        config = self._config
+        return RewardError(
+            f"{self._public_url} {fault} at the last of {attempts} attempts in {seconds:.0f} s; see that the endpoint "
+            f"runs, then give the same command again to go on, or raise reward.patience_seconds "
+            f"({config.patience_seconds:g}), reward.timeout_seconds ({config.timeout_seconds:g})"
+            + (f" or reward.retries ({config.retries})" if config.retries is not None else "")
         )
 
     def _excerpt(self, answer: httpx.Response) -> str:
-        text = answer.text if self._token is None else answer.text.replace(self._token, "[token]")
+        text = answer.text
+        for secret in self._secrets:
+            text = text.replace(secret, "[token]")
         return repr(text[:200])
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    """Seconds that the endpoint asks to be left alone; 0 where it does not say, or gives a date."""
+    asked = answer.headers.get("retry-after", "")
+    return float(asked) if asked.isascii() and asked.isdigit() else 0.0
+
+
+def _filled(url: str, secrets: list[str]) -> str:
+    """The address with ${NAME} filled from the environment; what was filled in is added to `secrets`."""
+
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1], "").strip()
+        if not found:
+            raise ConfigError(
+                f"reward.url names the environment variable {match[1]!r}, which is not set; export it, or write the "
+                "address without it"
+            )
+        secrets.append(found)
+        return quote(found, safe="")
+
+    return re.sub(r"\$\{(\w+)\}", value, url)
 
 
 def _read_token(variable: str | None) -> str | None:

@@ -193,6 +193,11 @@ class ControlRollout:
         }
         for name, moments in self._moments().items():
             arrays |= {f"{name}.{part}": np.asarray(getattr(moments, part)) for part in ("mean", "var", "count")}
+        if self.policy.normalizes:  # what it reads by now, which is older than the moments
+            arrays |= {
+                "policy.mean": self.policy.observation_mean.numpy(),
+                "policy.std": self.policy.observation_std.numpy(),
+            }
         return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
@@ -208,6 +213,8 @@ class ControlRollout:
                 "observations; new episodes begin, so the run goes on, but not bit for bit"
             )
             self._returns[:], self._lengths[:], self._discounted[:] = 0.0, 0, 0.0
+        if "policy.mean" in arrays:
+            self.policy.normalize_by(arrays["policy.mean"], arrays["policy.std"])
         for name, moments in self._moments().items():
             moments.mean, moments.var = arrays[f"{name}.mean"].copy(), arrays[f"{name}.var"].copy()
             moments.count = float(arrays[f"{name}.count"])

@@ -26,6 +26,7 @@ from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.text import Reference, as_scored_text, evaluate_in_parts, experience_of, last_of_rows
 from rlhfkit.seeding import derive_seed
+from rlhfkit.watchdog import phase
 
 __all__ = ["Episode", "MultiTurnRollout", "Turn", "env_seed", "join_episodes", "play", "score_turns"]
 
@@ -134,14 +135,16 @@ def play(
         episodes.append(Episode(env, encoder.encode(begin(env, seed), max_tokens=max_prompt_tokens)))
     live, turn = list(range(len(episodes))), 0
     while live:
-        responses = generate(
-            model,
-            [episodes[row].read() for row in live],
-            rollout,
-            seeds=[response_seed(row, turn) for row in live],
-        )
-        for row, response in zip(live, responses, strict=True):
-            episodes[row].take(response, encoder, room_tokens=room)
+        with phase("generation"):
+            responses = generate(
+                model,
+                [episodes[row].read() for row in live],
+                rollout,
+                seeds=[response_seed(row, turn) for row in live],
+            )
+        with phase("environment"):
+            for row, response in zip(live, responses, strict=True):
+                episodes[row].take(response, encoder, room_tokens=room)
         num_before = len(live)
         live, turn = [row for row in live if not episodes[row].ended], turn + 1
         if on_finished is not None and len(live) < num_before:
@@ -170,7 +173,8 @@ def score_turns(episodes: Sequence[Episode], reward: RewardSource | None) -> Ten
     if reward is None:
         return scores
     scored = [turn.scored for turn in turns]
-    return scores + check_scores(reward.score(scored), scored, source="the reward source")
+    with phase("reward"):
+        return scores + check_scores(reward.score(scored), scored, source="the reward source")
 
 
 def env_seed(seed: int, index: int, *, held_out: bool = False) -> int:

@@ -27,6 +27,7 @@ from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.seeding import derive_seed, shuffled
+from rlhfkit.watchdog import phase
 
 __all__ = [
     "Reference",
@@ -75,20 +76,22 @@ class TextRollout:
         prompts = self._prompts_of(iteration)
         seeds = [derive_seed(self.seed, "response", iteration, row) for row in range(len(prompts))]
         start = time.perf_counter()
-        responses = generate(
-            self.policy.language_model,
-            [prompt.ids for prompt in prompts],
-            self.rollout,
-            seeds=seeds,
-            on_finished=on_finished,
-        )
+        with phase("generation"):
+            responses = generate(
+                self.policy.language_model,
+                [prompt.ids for prompt in prompts],
+                self.rollout,
+                seeds=seeds,
+                on_finished=on_finished,
+            )
         generation_seconds = time.perf_counter() - start
         episodes = [
             as_scored_text(prompt, response, encoder.decode(response.ids))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
         start = time.perf_counter()
-        raw_scores = check_scores(self.reward.score(episodes), episodes, source="the reward source")
+        with phase("reward"):
+            raw_scores = check_scores(self.reward.score(episodes), episodes, source="the reward source")
         reward_seconds = time.perf_counter() - start
 
         inputs = Sequences.join(

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, checked when read, and the one before stands in for a damaged one."""
 
+import copy
 import hashlib
 import math
 import re
@@ -15,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlhfkit.errors import CheckpointError
+from rlhfkit.errors import CheckpointError, RlhfkitError, TrainingError
 from rlhfkit.rundir import read_json, write_atomically, write_directory_atomically, write_json
 from rlhfkit.seeding import capture_rng, restore_rng
+from rlhfkit.watchdog import phase
 
 __all__ = ["Checkpoint", "Checkpoints", "HasParameters", "load_trainable", "prefixed", "subset", "trainable_tensors"]
 
@@ -59,7 +61,7 @@ class Checkpoints:
     ) -> None:
         try:
             self.wait()
-        except CheckpointError as fault:
+        except RlhfkitError as fault:
             if error is None:
                 raise
             self.warn(str(fault))  # what ended the loop is the news
@@ -81,7 +83,7 @@ class Checkpoints:
         record = {
             "iteration": iteration,
             "best": best if best is not None and math.isfinite(best) else None,
-            "state": dict(state),
+            "state": copy.deepcopy(state),
             "rng": {"python": rng["python"], "numpy": [rng["numpy"][0], *rng["numpy"][2:]]},
         }
         # Tied tensors are copied apart too, since they may not share memory in the file.
@@ -96,7 +98,8 @@ class Checkpoints:
         Raises: CheckpointError where it could not be written; the ones before it are still there.
         """
         if self._writer is not None:
-            self._writer.join()
+            with phase("checkpoint"):
+                self._writer.join()
             self._writer = None
         self.check()
 
@@ -112,8 +115,10 @@ class Checkpoints:
     def _write(self, iteration: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Write a checkpoint, then remove what it replaces; runs in a thread, which leaves its error behind."""
         try:
+            _refuse_not_finite(iteration, tensors)
             newest = self.directory / f"{iteration:08d}"
-            with write_directory_atomically(newest) as temporary:
+            num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+            with write_directory_atomically(newest, num_bytes=num_bytes) as temporary:
                 save_file(tensors, temporary / TENSORS)
                 write_json(temporary / STATE, record)
                 write_atomically(temporary / CHECKSUMS, _checksums(temporary))
@@ -197,6 +202,20 @@ class Checkpoints:
 def _copied(tensor: Tensor) -> Tensor:
     """A copy on the CPU that later updates do not reach."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _refuse_not_finite(iteration: int, tensors: dict[str, Tensor]) -> None:
+    """Nothing; weights that no later start could go on from do not take the place of good ones.
+
+    Raises: TrainingError.
+    """
+    for name, tensor in tensors.items():
+        # What a rollout remembers is its own affair: an environment may know infinite bounds.
+        if not name.startswith("stage/rollout/") and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise TrainingError(
+                f"{name.removeprefix('stage/')} is not finite after iteration {iteration}, so it was not saved; the "
+                "checkpoint before it is good: lower the learning rate, in another --run-dir"
+            )
 
 
 def _rank(directory: Path) -> float | None:

@@ -46,6 +46,7 @@ from rlhfkit.training.checkpoint import (
 )
 from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.watch import Watch
+from rlhfkit.watchdog import phase
 
 __all__ = [
     "ActorCritic",
@@ -190,11 +191,20 @@ def train_ppo(
             is_time = best is not None or time.monotonic() - last_save > 60 * config.checkpoint_minutes
             if is_last or interrupted() or is_time:
                 state = {**trainer.state(), "log": log.position()}
-                checkpoints.save(trainer.iteration, trainer.tensors(), state, best=best)
+                # Where a rule may roll back, the clock has no say in what is best.
+                rank = best if trainer.watch.settings.may_roll_back else _objective(metrics)
+                checkpoints.save(trainer.iteration, trainer.tensors(), state, best=rank)
                 last_save = time.monotonic()
             if interrupted():
                 raise KeyboardInterrupt
     return trainer.stopped
+
+
+def _objective(metrics: Mapping[str, float]) -> float | None:
+    """What PPO maximises, by which checkpoints are ranked: the return, or the score less the KL penalty."""
+    if "score/mean" not in metrics:
+        return metrics.get("episode_return/mean")
+    return metrics["score/mean"] - metrics.get("kl_coef", 0.0) * metrics.get("ref_kl/sequence", 0.0)
 
 
 def run_iteration(
@@ -205,11 +215,13 @@ def run_iteration(
     Raises: TrainingError where something is not finite.
     """
     start = time.perf_counter()
-    experience = trainer.rollout.collect(trainer.iteration, kl_coef=trainer.kl_coef)
+    with phase("rollout"):
+        experience = trainer.rollout.collect(trainer.iteration, kl_coef=trainer.kl_coef)
     if trainer.iteration == 0 and check_first is not None:
         check_first(experience)
     advantages, returns = advantages_and_returns(experience, trainer.config)
-    metrics = {**experience.metrics, **update(trainer, experience, advantages, returns)}
+    with phase("update"):
+        metrics = {**experience.metrics, **update(trainer, experience, advantages, returns)}
     if trainer.kl is not None and experience.ref_kl is not None:
         metrics["kl_coef"] = trainer.kl_coef
         _hold_to_reference(trainer, trainer.kl, experience.ref_kl)

@@ -1,0 +1,92 @@
+"""Where memory runs out: which setting to lower, from what to what."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from rlhfkit.config.control import ControlRecipe
+from rlhfkit.config.schema import Recipe
+from rlhfkit.errors import OutOfMemoryError
+from rlhfkit.watchdog import failed_phases
+
+__all__ = ["is_out_of_memory", "memory_told"]
+
+# torch has a class of its own for accelerators alone.
+WORDS = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|std::bad_alloc", re.IGNORECASE
+)
+FEW_SLOTS = 8
+
+
+@contextmanager
+def memory_told(stage: str, recipe: Recipe | ControlRecipe) -> Iterator[None]:
+    """Nothing; but where memory runs out in the block, the error says what to lower, from what to what.
+
+    Raises: OutOfMemoryError in the place of torch's, and of Python's own.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        phases = failed_phases()
+        place = f"{phases[-1]} of the stage {stage}" if len(phases) > 1 else f"the stage {stage}"
+        reason = " ".join(str(error).split())[:200]
+        raise OutOfMemoryError(
+            f"out of memory in {place}{f' ({reason})' if reason else ''}; {_advice(stage, phases, recipe)}. "
+            "Then the same command goes on from the last checkpoint"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is torch's or Python's way to say that there is no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and WORDS.search(str(error)) is not None
+
+
+def _advice(stage: str, phases: tuple[str, ...], recipe: Recipe | ControlRecipe) -> str:
+    if isinstance(recipe, ControlRecipe):
+        return (
+            f"ppo.rollout_steps x ppo.num_envs = {recipe.ppo.rollout_steps * recipe.ppo.num_envs} steps are held at a "
+            f"time: lower ppo.num_envs (now {recipe.ppo.num_envs}), or close other programs"
+        )
+    if "reward" in phases:
+        batch = getattr(recipe.reward, "batch_tokens", None)
+        unknown = "see what the reward source allocates, or free memory"
+        return _lower("reward.batch_tokens", batch, 1) if batch else unknown
+    if "generation" in phases:
+        slots = recipe.rollout.slots
+        if slots > FEW_SLOTS:
+            return _lower("rollout.slots", slots, FEW_SLOTS)
+        longest = recipe.rollout.max_response_tokens
+        return f"rollout.slots is {slots} already, so lower rollout.max_response_tokens (now {longest}){_smaller()}"
+    section, longest = _section(stage, recipe)
+    name, now = f"{section}.microbatch_tokens", getattr(recipe, section).microbatch_tokens
+    if now > longest:
+        return _lower(name, now, longest)
+    return (
+        f"{name} is {now} already, and the longest sequences have {longest} tokens, so that one at a time does not "
+        f"fit: shorten them{_smaller()}"
+    )
+
+
+def _section(stage: str, recipe: Recipe) -> tuple[str, int]:
+    """(the section whose `microbatch_tokens` counts, tokens of the longest row)."""
+    match stage:
+        case "pretrain" | "sft":
+            return stage, getattr(recipe, stage).max_tokens
+        case "reward_model" | "judge":
+            return "reward_model", 2 * recipe.reward_model.max_tokens
+        case _:
+            return "ppo", recipe.data.max_prompt_tokens + recipe.rollout.max_response_tokens
+
+
+def _lower(name: str, now: int, least: int) -> str:
+    return f"{name} is {now}: try {name}={max(least, now // 2)}, which changes memory and not what is learnt"
+
+
+def _smaller() -> str:
+    return ', or take model.lora={rank=16}, model.dtype="bfloat16" or a smaller model in a new run directory'
