@@ -82,6 +82,7 @@ def test_only_what_works_is_offered(invoke):
         "evaluate",
         "report",
         "doctor",
+        "diagnose",
         "bench",
         "label",
         "dashboard",

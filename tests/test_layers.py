@@ -26,6 +26,7 @@ ORDERED_LAYERS = [
         "watchdog",
         "progress",
         "interrupts",
+        "symptoms",
         "distributed",
     ],
 ]

@@ -238,6 +238,35 @@ def doctor(
 
 
 @app.command()
+def diagnose(
+    run: RunArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what is right or wrong in a run, and what to set.
+
+    Of a finished, a running or a dead one; it reads files and disturbs nothing.
+    """
+    existing = _existing_run(run)
+    from rlhfkit.evaluation.diagnose import diagnose as diagnosis_of
+
+    diagnosis = diagnosis_of(existing)
+    if as_json:
+        import json
+
+        print(json.dumps(diagnosis.as_dict(), ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from rlhfkit.evaluation.diagnosis_text import lines_of
+
+    styles = {"plain": None, "title": "bold", "good": "bold green", "bad": "bold red", "faint": "dim"}
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for line in lines_of(diagnosis, width=min(console.width, 100)):
+        console.print(line.text, style=styles[line.kind])
+
+
+@app.command()
 def bench(
     name: Annotated[
         Workload,

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -15,7 +15,7 @@ from rlhfkit.rundir import RunDir, writing
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["Metrics", "RunLog", "Scalar"]
+__all__ = ["Metrics", "RunLog", "Scalar", "rounded"]
 
 
 class Scalar(Protocol):
@@ -111,7 +111,7 @@ class RunLog:
         `labels`, as {"seed": 3}, tell one training of a stage from another.
         Raises: TrainingError where a metric is not finite.
         """
-        values = {name: _rounded(value) for name, value in metrics.items()}
+        values = {name: rounded(value) for name, value in metrics.items()}
         for name, value in values.items():
             if not math.isfinite(value):
                 raise TrainingError(
@@ -133,8 +133,16 @@ class RunLog:
             for name, value in row.items():
                 if isinstance(value, float) and not math.isfinite(value):
                     raise TrainingError(f"{name} of a sample is {value} in stage {stage}, iteration {iteration}")
-            values = {name: _rounded(value) if isinstance(value, float) else value for name, value in row.items()}
+            values = {name: rounded(value) if isinstance(value, float) else value for name, value in row.items()}
             _append(self._samples, {"stage": stage, "iteration": iteration, **values})
+
+    def rows(self, stage: str, *, labels: Mapping[str, int] = MappingProxyType({})) -> Iterator[dict[str, Any]]:
+        """The lines of one training that `metrics.jsonl` holds so far."""
+        with self._run.metrics.open(encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                if row["stage"] == stage and all(row.get(name) == value for name, value in labels.items()):
+                    yield row
 
     def position(self) -> dict[str, int]:
         """Where the files end, in bytes, for a checkpoint; what is before it is safely on the disk."""
@@ -205,6 +213,6 @@ def _cut(file: IO[bytes], path: Path, num_bytes: int) -> None:
     file.seek(0, os.SEEK_END)
 
 
-def _rounded(value: Scalar) -> float:
+def rounded(value: Scalar) -> float:
     """Six significant digits of a float; a whole number stays whole."""
     return value if isinstance(value, int) else float(f"{float(value):.6g}")

@@ -51,7 +51,7 @@ class Progress:
                 last_line = self._clock()
                 self._plain(f"{name}: {stage.text()}")
 
-        stage = StageProgress(total, unit, completed, self._clock, report)
+        stage = StageProgress(total, unit, completed, self._clock, report, self.warn)
         with bars:
             report(stage)
             self._plain(f"{name}: {stage.count()}" + (", resumed" if completed else ""))
@@ -89,11 +89,12 @@ class StageProgress:
         completed: int,
         clock: Callable[[], float],
         report: Callable[["StageProgress"], None],
+        warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.completed = completed
         self._total, self._unit = total, unit
         self._first, self._start, self._clock = completed, clock(), clock
-        self._report = report
+        self._report, self._warn = report, warn
         self._detail = ""
 
     def advance(self, amount: int = 1, detail: str = "") -> None:
@@ -102,6 +103,10 @@ class StageProgress:
         self.completed += amount
         self._detail = detail or self._detail
         self._report(self)
+
+    def warn(self, text: str) -> None:
+        """One line about something that is probably not wanted."""
+        self._warn(text)
 
     def seconds(self) -> float:
         """Time that this process has spent on the stage."""

@@ -14,7 +14,15 @@ from rlhfkit.config.schema import DATA_OF_STAGE, READERS_OF_SECTION, SETTINGS_WI
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir import RunDir, read_json, write_atomically
 
-__all__ = ["locked", "prepare", "recipe_of", "refuse_other_data", "refuse_other_directories", "refuse_other_settings"]
+__all__ = [
+    "is_locked",
+    "locked",
+    "prepare",
+    "recipe_of",
+    "refuse_other_data",
+    "refuse_other_directories",
+    "refuse_other_settings",
+]
 
 
 def refuse_other_directories(run: RunDir) -> None:
@@ -181,3 +189,15 @@ def locked(run: RunDir) -> Iterator[None]:
                 f"another process is working in {run.path}; wait for it, or choose another --run-dir"
             ) from error
         yield
+
+
+def is_locked(run: RunDir) -> bool:
+    """Whether a process works in this run directory now; nothing is written, and nobody is kept waiting."""
+    try:
+        with run.lock.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from rlhfkit.config.ppo import PpoUpdateConfig
 from rlhfkit.config.section import OpenShare, Section
 from rlhfkit.config.training import OptimConfig
+from rlhfkit.config.watch import ControlWatchConfig
 from rlhfkit.config.watchdog import WatchdogConfig
 
 __all__ = [
@@ -87,6 +88,8 @@ class ControlPpoConfig(PpoUpdateConfig):
     """The policy's optimizer."""
     value: ControlValueConfig = ControlValueConfig()
     """The critic."""
+    watch: ControlWatchConfig = ControlWatchConfig()
+    """What to do when training goes wrong."""
 
     # What text may choose, and control has one answer to.
     estimator: ClassVar[Literal["gae"]] = "gae"

@@ -15,6 +15,7 @@ from pydantic import (
 
 from rlhfkit.config.section import OpenShare, Section, Share, type_or
 from rlhfkit.config.training import OptimConfig
+from rlhfkit.config.watch import WatchConfig
 
 __all__ = [
     "AdaptiveKLConfig",
@@ -154,6 +155,8 @@ class PpoConfig(PpoUpdateConfig):
     """The leash to the reference."""
     value: ValueConfig = ValueConfig()
     """The critic."""
+    watch: WatchConfig = WatchConfig()
+    """What to do when training goes wrong."""
     max_ref_kl: PositiveFloat | None = None
     """Stop PPO once the KL to the reference, in nats per sequence, stays above this for three iterations."""
     min_eos_rate: Share = 0.05

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from rlhfkit.evaluation.charts import Colour, number, percent, score
 from rlhfkit.evaluation.control_report import control_page
 from rlhfkit.evaluation.curves import further_ppo_charts, ppo_charts, reward_model_charts, supervised_charts
+from rlhfkit.evaluation.diagnose import problems_in_report
 from rlhfkit.evaluation.facts import STAGE_NAMES, Facts, Row, curve, ends, finite, read_facts
 from rlhfkit.evaluation.results import Estimate, Evaluation, Measure, WinRate
 from rlhfkit.evaluation.rounds import rounds_page
@@ -45,6 +46,7 @@ def render_report(run: RunDir) -> str:
     )
     environment.filters.update(number=number, percent=percent, score=score, duration=_duration)
     settings, origin = _settings(facts.config), list(_origin(facts))
+    environment.globals["problems"] = problems_in_report(facts, run)
     if run.is_control():
         page = control_page(facts, run)
         template = environment.get_template("control.html.jinja")

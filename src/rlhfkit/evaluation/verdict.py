@@ -6,9 +6,9 @@ from typing import Literal
 
 from rlhfkit.evaluation.charts import number, percent, score
 from rlhfkit.evaluation.facts import Facts, Row, curve, ends, finite
-from rlhfkit.evaluation.results import Evaluation, Measure, TaskResults, WinRate
+from rlhfkit.evaluation.results import Evaluation, Measure, RewardModelResults, TaskResults, WinRate
 
-__all__ = ["BASELINE_NAMES", "Verdict", "judge_run", "name_at_start"]
+__all__ = ["BASELINE_NAMES", "Verdict", "judge_run", "name_at_start", "rival_of_reward_model"]
 
 BASELINE_NAMES = {
     "tfidf_logistic": "words alone (TF-IDF)",
@@ -202,13 +202,20 @@ def _reward_model_cautions(facts: Facts) -> Iterator[str]:
     results = facts.reward_model
     if results is None:
         return
-    low = results.accuracy if results.accuracy_low is None else results.accuracy_low
-    rule, best = max(results.baselines.items(), key=lambda item: item[1], default=("", 0.0))
     right = f"right on {percent(results.accuracy)} of {results.num_pairs} pairs"
-    if low <= 0.5:
+    rival = rival_of_reward_model(results)
+    if rival == ("a coin", 0.5):
         yield f"The reward model is not clearly better than a coin: {right}."
-    elif low <= best:
+    elif rival:
         yield (
-            f"The reward model is not clearly better than a simple rule: {right}; "
-            f"{BASELINE_NAMES.get(rule, rule)} gets {percent(best)}."
+            f"The reward model is not clearly better than a simple rule: {right}; {rival[0]} gets {percent(rival[1])}."
         )
+
+
+def rival_of_reward_model(results: RewardModelResults) -> tuple[str, float] | None:
+    """What the reward model is not clearly better than, and how often that is right; None where it is."""
+    low = results.accuracy if results.accuracy_low is None else results.accuracy_low
+    if low <= 0.5:
+        return "a coin", 0.5
+    rule, best = max(results.baselines.items(), key=lambda item: item[1], default=("", 0.0))
+    return (BASELINE_NAMES.get(rule, rule), best) if low <= best else None

@@ -55,8 +55,8 @@ class FixedKL:
         return self.coef
 
     def next(self, coef: float, observed_kl: float, num_episodes: int) -> float:
-        """The fixed coefficient, whatever was observed; the arguments are those of `AdaptiveKL.next`."""
-        return self.coef
+        """`coef`, whatever was observed; the arguments are those of `AdaptiveKL.next`."""
+        return coef
 
 
 @dataclass(frozen=True)

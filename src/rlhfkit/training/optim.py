@@ -60,11 +60,14 @@ class Optimizer:
             fused=True,
         )
         self.updates_done = 0
+        self.factor = 1.0
+        """On the learning rate of the schedule, for whoever finds it too high in between."""
 
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next update."""
-        return self.config.learning_rate * learning_rate_factor(self.config, self.updates_done, self.num_updates)
+        planned = self.config.learning_rate * learning_rate_factor(self.config, self.updates_done, self.num_updates)
+        return self.factor * planned
 
     def step(self) -> float:
         """One update with the gradients that have gathered, which are then gone; their norm before clipping.

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -45,6 +45,7 @@ from rlhfkit.training.checkpoint import (
     trainable_tensors,
 )
 from rlhfkit.training.optim import Optimizer
+from rlhfkit.training.watch import Watch
 from rlhfkit.watchdog import phase
 
 __all__ = [
@@ -104,12 +105,17 @@ class PpoTrainer:
     """Iterations that are complete."""
     num_above_max_kl: int = 0
     """How many of the last iterations in a row were above `max_ref_kl`."""
+    watch: Watch = field(init=False)
+    """Says when training goes wrong, and does what the recipe lets it."""
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.config)
 
     @property
     def stopped(self) -> str | None:
         """Why there shall be no further iteration, however many were planned; None while there may be."""
         if self.num_above_max_kl < KL_PATIENCE:
-            return None
+            return self.watch.stopped
         return (
             f"KL to the reference was above ppo.max_ref_kl = {self.config.max_ref_kl:g} nats per sequence for "
             f"{KL_PATIENCE} iterations in a row; raise ppo.kl.coef or lower the learning rate"
@@ -138,7 +144,11 @@ class PpoTrainer:
 
     def state(self) -> dict[str, Any]:
         """The numbers, for a checkpoint."""
-        return {"kl_coef": self.kl_coef, "num_above_max_kl": self.num_above_max_kl}
+        return {
+            "kl_coef": self.kl_coef,
+            "num_above_max_kl": self.num_above_max_kl,
+            "watch": self.watch.state(),
+        }
 
     def resume(self, checkpoints: Checkpoints, log: RunLog) -> bool:
         """Put everything back to the newest checkpoint, if there is one; the log forgets what came after it."""
@@ -151,6 +161,7 @@ class PpoTrainer:
             optimizer.load_state(subset(f"optimizer.{name}", checkpoint.tensors))
         self.iteration, self.kl_coef = checkpoint.iteration, checkpoint.state["kl_coef"]
         self.num_above_max_kl = checkpoint.state["num_above_max_kl"]
+        self.watch.load_state(checkpoint.state.get("watch"), self.optimizers)
         log.truncate(checkpoint.state["log"])
         return True
 
@@ -174,17 +185,23 @@ def train_ppo(
     """
     config = trainer.config
     last_save = time.monotonic()
+    trainer.watch.recall(log.rows(stage, labels=labels) if trainer.iteration else ())
     with checkpoints, interrupts_wait("this iteration") as interrupted:
         while trainer.iteration < config.iterations and trainer.stopped is None:
             iteration = trainer.iteration
             experience, metrics = run_iteration(trainer, check_first=check_first)
+            metrics |= trainer.watch.after(iteration, metrics, trainer, checkpoints, progress.warn)
             log.write(stage, iteration, metrics, labels=labels)
             log.write_samples(stage, iteration, experience.samples)
             progress.advance(1, experience.headline)
             is_last = trainer.stopped is not None or trainer.iteration == config.iterations
-            if is_last or interrupted() or time.monotonic() - last_save > 60 * config.checkpoint_minutes:
+            best = trainer.watch.rank(iteration)
+            is_time = best is not None or time.monotonic() - last_save > 60 * config.checkpoint_minutes
+            if is_last or interrupted() or is_time:
                 state = {**trainer.state(), "log": log.position()}
-                checkpoints.save(trainer.iteration, trainer.tensors(), state, best=_objective(metrics))
+                # Where a rule may roll back, the clock has no say in what is best.
+                rank = best if trainer.watch.settings.may_roll_back else _objective(metrics)
+                checkpoints.save(trainer.iteration, trainer.tensors(), state, best=rank)
                 last_save = time.monotonic()
             if interrupted():
                 raise KeyboardInterrupt

@@ -15,6 +15,7 @@ from rlhfkit.progress import StageProgress
 from rlhfkit.seeding import derive_seed, shuffled
 from rlhfkit.training.checkpoint import Checkpoints, load_trainable, prefixed, subset, trainable_tensors
 from rlhfkit.training.optim import Optimizer
+from rlhfkit.training.watch import SupervisedWatch
 
 __all__ = ["SupervisedTask", "num_supervised_updates", "resume", "split_validation", "train_supervised"]
 
@@ -72,6 +73,8 @@ def train_supervised(
     validate_every = max(1, num_updates // NUM_VALIDATIONS)
     last_save = time.monotonic()
     validation: dict[str, float] = {}
+    settings = {**config.model_dump(), "num_updates": num_updates}
+    watch = SupervisedWatch(task.stage, settings, log.rows(task.stage) if start else (), progress.warn)
     with checkpoints, interrupts_wait("this update") as interrupted:
         for iteration in range(start, num_updates):
             epoch, place = divmod(iteration, per_epoch)
@@ -94,6 +97,7 @@ def train_supervised(
                 validation = {f"validation/{name}": value for name, value in held_out.means().items()}
                 values |= validation
             log.write(task.stage, iteration, values)
+            watch.after(iteration, values)
             progress.advance(1, task.detail({**validation, **values}))
             is_time = time.monotonic() - last_save > 60 * config.checkpoint_minutes and iteration + 1 < num_updates
             if interrupted() or is_time:

@@ -1,0 +1,110 @@
+"""What a run does when a rule sees that its training goes wrong."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from rlhfkit.config.section import Section
+
+__all__ = ["Action", "ControlWatchConfig", "Reaction", "WatchConfig", "WatchSettings"]
+
+Action = Literal["warn", "lower_learning_rate", "raise_kl_coef", "roll_back", "stop"]
+
+
+def _as_tuple(value: object) -> object:
+    """One action alone, or "off", as the recipe may write it."""
+    if value == "off":
+        return ()
+    return (value,) if isinstance(value, str) else value
+
+
+Reaction = Annotated[tuple[Action, ...], BeforeValidator(_as_tuple)]
+"""One action, several, or "off"."""
+WARN: Reaction = ("warn",)
+
+
+class WatchSettings(Section):
+    """What each rule may do, beyond the warning that goes with all but "off".
+
+    "lower_learning_rate", "raise_kl_coef", "roll_back" (to the weights of the best checkpoint) and "stop" (the stage
+    ends with the weights as they are, or as they were rolled back to); several in a list.
+    """
+
+    nothing_moves: Reaction = WARN
+    """The policy does not move: the learning rate is too low."""
+    approx_kl_high: Reaction = WARN
+    """Updates are far too large."""
+    clip_fraction_high: Reaction = WARN
+    """Most of what PPO wants is clipped."""
+    grad_norm_exploding: Reaction = WARN
+    """Gradients explode."""
+    value_loss_growing: Reaction = WARN
+    """The critic diverges."""
+    critic_useless: Reaction = WARN
+    """The critic foresees nothing."""
+    entropy_collapse: Reaction = WARN
+    """The policy says, or does, only one thing."""
+    entropy_rising: Reaction = WARN
+    """The policy becomes random."""
+    reward_falling: Reaction = WARN
+    """The reward falls."""
+    reward_flat: Reaction = WARN
+    """The reward does not rise."""
+    learning_rate_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """What "lower_learning_rate" multiplies the learning rates by, of policy and critic."""
+    patience_iterations: PositiveInt = 10
+    """Iterations that a rule waits after it has acted, before it acts again."""
+    max_reactions: NonNegativeInt = 3
+    """How often each rule may act."""
+    best_metric: Annotated[str, Field(pattern=r"^-?[\w/]+$")] = "score/mean"
+    """Metric, as a mean of five iterations, that makes a checkpoint the best; lower is better with a "-" before it."""
+    best_every_iterations: PositiveInt = 5
+    """Iterations between two looks at it; a best checkpoint is only kept where a rule may roll back to it."""
+
+    def reaction(self, rule: str) -> Reaction:
+        """What the rule may do."""
+        reaction: Reaction = getattr(self, rule)
+        return reaction
+
+    @property
+    def may_roll_back(self) -> bool:
+        """Whether any rule may."""
+        return any("roll_back" in value for value in self.__dict__.values() if isinstance(value, tuple))
+
+
+class WatchConfig(WatchSettings):
+    """The rules for a language model."""
+
+    kl_negative: Reaction = WARN
+    """The KL to the reference is negative."""
+    kl_exploding: Reaction = WARN
+    """The policy has left its reference."""
+    length_runaway: Reaction = WARN
+    """Responses grow and grow."""
+    length_collapse: Reaction = WARN
+    """Responses shrink to nothing."""
+    eos_lost: Reaction = WARN
+    """Responses do not end by themselves."""
+    reward_saturated: Reaction = WARN
+    """All responses get the same score."""
+    kl_coef_factor: Annotated[float, Field(gt=1.0)] = 2.0
+    """What "raise_kl_coef" multiplies the KL coefficient by."""
+    least_kl_coef: PositiveFloat = 0.05
+    """What "raise_kl_coef" raises it to at least."""
+
+
+class ControlWatchConfig(WatchSettings):
+    """The rules for a control task."""
+
+    best_metric: Annotated[str, Field(pattern=r"^-?[\w/]+$")] = "episode_return/mean"
+    """Metric, as a mean of five iterations, that makes a checkpoint the best; lower is better with a "-" before it."""
+
+    @model_validator(mode="after")
+    def _has_no_reference(self) -> "ControlWatchConfig":
+        for name, value in self.__dict__.items():
+            if isinstance(value, tuple) and "raise_kl_coef" in value:
+                raise ValueError(
+                    f'{name} = "raise_kl_coef": a control task has no reference, and so no KL coefficient; choose '
+                    '"lower_learning_rate", "roll_back" or "stop"'
+                )
+        return self

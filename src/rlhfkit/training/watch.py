@@ -1,0 +1,265 @@
+"""The rules of `rlhfkit.symptoms` while a run trains: they warn, and do what the recipe lets them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rlhfkit.config.control import ControlPpoConfig
+from rlhfkit.config.ppo import PpoConfig
+from rlhfkit.config.watch import Action, ControlWatchConfig, WatchConfig
+from rlhfkit.errors import CheckpointError, ConfigError
+from rlhfkit.metrics import rounded
+from rlhfkit.symptoms import (
+    CONTROL_RULES,
+    PPO_RULES,
+    PRETRAIN_RULES,
+    REWARD_MODEL_RULES,
+    ROLLED_BACK_TO,
+    SUPERVISED_RULES,
+    Finding,
+    Replay,
+)
+from rlhfkit.training.checkpoint import Checkpoints, HasParameters, load_trainable, subset
+from rlhfkit.training.optim import Optimizer
+
+__all__ = ["SupervisedWatch", "Watch", "Watched"]
+
+Warn = Callable[[str], None]
+# The return of an episode is not known before the first one ends.
+MAY_BE_MISSING = ("episode_return/mean", "episode_steps/mean")
+
+
+class Watched(Protocol):
+    """What a rule may change; a `PpoTrainer` is one."""
+
+    policy: Any
+    optimizers: dict[str, Optimizer]
+    kl_coef: float
+
+
+@dataclass
+class Reactions:
+    """How often a rule has acted, and when last."""
+
+    count: int = 0
+    last_iteration: int = 0
+
+
+@dataclass
+class Watch:
+    """The rules over one training of PPO."""
+
+    config: PpoConfig | ControlPpoConfig
+    stopped: str | None = None
+    """Why a rule has ended the stage."""
+    learning_rate_factor: float = 1.0
+    """What the rules have made of the learning rates."""
+    told: list[str] = field(default_factory=list)
+    """Rules that have warned; each does so once."""
+    reactions: dict[str, Reactions] = field(default_factory=dict)
+    best: float | None = None
+    """`best_metric` of the best checkpoint, if there is one."""
+    best_iteration: int = 0
+    """Iterations that it has behind it."""
+
+    def __post_init__(self) -> None:
+        is_control = isinstance(self.config, ControlPpoConfig)
+        self._rules = CONTROL_RULES if is_control else PPO_RULES
+        self._replay = Replay(self._rules, self.config.model_dump())
+        self._is_healthy = True
+
+    @property
+    def settings(self) -> WatchConfig | ControlWatchConfig:
+        """What the recipe lets the rules do."""
+        return self.config.watch
+
+    def after(
+        self, iteration: int, metrics: Mapping[str, Any], trainer: Watched, checkpoints: Checkpoints, warn: Warn
+    ) -> dict[str, float]:
+        """What was seen and done after an iteration, as further metrics of it.
+
+        The rules see numbers as they are written, so that a resumed run, which reads them back, sees the same.
+        """
+        row = {"iteration": iteration, **{name: rounded(value) for name, value in metrics.items()}}
+        seen = self._replay.add(row)
+        self._check_best_metric(row)
+        logged: dict[str, float] = {}
+        wanted: dict[str, tuple[Action, ...]] = {}
+        findings: dict[str, Finding] = {}
+        for name in seen:
+            finding = findings[name] = self._replay.finding(name, seen)
+            if actions := self._actions(finding, iteration):
+                wanted[name] = actions
+        done = self._act(wanted, iteration, trainer, checkpoints, warn, logged)
+        for name, finding in findings.items():
+            if self.settings.reaction(name) and (name not in self.told or name in wanted):
+                warn(_warning(iteration, finding, done if name in wanted else ()))
+                logged[f"watch/{name}"] = 1.0
+                self.told += [name] if name not in self.told else []
+        self._replay.roll_back({"iteration": iteration, **logged})
+        self._is_healthy = not seen
+        return logged
+
+    def rank(self, iteration: int) -> float | None:
+        """`best_metric` after an iteration, if that makes its checkpoint the best so far; asked once an iteration.
+
+        Looked at in fixed iterations, never by the clock, so that a resumed run rolls back to the same one. Where a
+        rule sees something wrong, no checkpoint is the best, however high the reward.
+        """
+        column = self._replay.curves[self.settings.best_metric.removeprefix("-")]
+        is_time = (iteration + 1) % self.settings.best_every_iterations == 0
+        if not self.settings.may_roll_back or not is_time or not column or not self._is_healthy or self.stopped:
+            return None
+        value = -column.recent() if self.settings.best_metric.startswith("-") else column.recent()
+        if self.best is not None and value <= self.best:
+            return None
+        self.best, self.best_iteration = value, iteration + 1
+        return value
+
+    # ── for a checkpoint ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def state(self) -> dict[str, Any]:
+        """What `load_state` needs beside the rows that were logged."""
+        return {
+            "stopped": self.stopped,
+            "learning_rate_factor": self.learning_rate_factor,
+            "told": list(self.told),
+            "reactions": {name: [one.count, one.last_iteration] for name, one in self.reactions.items()},
+            "best": self.best,
+            "best_iteration": self.best_iteration,
+        }
+
+    def load_state(self, state: Mapping[str, Any] | None, optimizers: Mapping[str, Optimizer]) -> None:
+        """Continue from what `state` gave; from nothing where the checkpoint is older than these rules."""
+        if state is None:
+            return
+        self.stopped, self.told = state["stopped"], list(state["told"])
+        self.reactions = {name: Reactions(*numbers) for name, numbers in state["reactions"].items()}
+        self.best, self.best_iteration = state["best"], state["best_iteration"]
+        self._set_learning_rates(state["learning_rate_factor"], optimizers)
+
+    def recall(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Read what was logged before, if that has not been done."""
+        if self._replay.curves.num_rows:
+            return
+        for row in rows:
+            self._replay.curves.add(row)
+            self._replay.roll_back(row)
+
+    # ── to act ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _actions(self, finding: Finding, iteration: int) -> tuple[Action, ...]:
+        """What a rule does now. One whose trouble comes from that of another leaves it to the other."""
+        name = finding.rule
+        actions = tuple(action for action in self.settings.reaction(name) if action != "warn")
+        before = self.reactions.get(name)
+        if not actions or finding.follows_from:
+            return ()
+        if before is not None:
+            is_waiting = iteration - before.last_iteration < self.settings.patience_iterations
+            if is_waiting or before.count >= self.settings.max_reactions:
+                return ()
+        elif not self.settings.max_reactions:
+            return ()
+        count = before.count + 1 if before else 1
+        self.reactions[name] = Reactions(count, iteration)
+        return actions
+
+    def _act(
+        self,
+        wanted: Mapping[str, tuple[Action, ...]],
+        iteration: int,
+        trainer: Watched,
+        checkpoints: Checkpoints,
+        warn: Warn,
+        logged: dict[str, float],
+    ) -> tuple[str, ...]:
+        """What was done, in words; `logged` gets it in numbers."""
+        actions = {action for several in wanted.values() for action in several}
+        done: list[str] = []
+        if "roll_back" in actions:
+            done.append(self._roll_back(trainer, checkpoints, warn, logged))
+        if "lower_learning_rate" in actions:
+            factor = self.learning_rate_factor * self.settings.learning_rate_factor
+            self._set_learning_rates(factor, trainer.optimizers)
+            logged["watch/learning_rate_factor"] = factor
+            done.append(f"the learning rates are {factor:g} of the recipe's from here on")
+        if "raise_kl_coef" in actions and isinstance(self.settings, WatchConfig):
+            trainer.kl_coef = max(trainer.kl_coef * self.settings.kl_coef_factor, self.settings.least_kl_coef)
+            logged["watch/kl_coef"] = trainer.kl_coef
+            done.append(f"the KL coefficient is {trainer.kl_coef:g} from here on")
+        if "stop" in actions:
+            rules = [name for name, several in wanted.items() if "stop" in several]
+            self.stopped = (
+                f"ppo.watch.{rules[0]} says stop in iteration {iteration}; `rlhfkit diagnose` says what to change"
+            )
+            logged["watch/stopped"] = 1.0
+            done.append("the stage ends here")
+        return tuple(done)
+
+    def _set_learning_rates(self, factor: float, optimizers: Mapping[str, Optimizer]) -> None:
+        self.learning_rate_factor = factor
+        for optimizer in optimizers.values():
+            optimizer.factor = factor
+
+    def _roll_back(self, trainer: Watched, checkpoints: Checkpoints, warn: Warn, logged: dict[str, float]) -> str:
+        """Put back weights and optimizers; time, schedules, data and environments go on, so that it ends some day."""
+        if self.best is None:
+            return "there is no checkpoint yet to go back to"
+        try:
+            checkpoint = checkpoints.load_best()
+        except CheckpointError as error:
+            warn(str(error))
+            checkpoint = None
+        if checkpoint is None or checkpoint.iteration != self.best_iteration:
+            return f"the checkpoint of iteration {self.best_iteration} cannot be gone back to"
+        load_trainable(_parameters_of(trainer), subset("policy", checkpoint.tensors))
+        for name, optimizer in trainer.optimizers.items():
+            updates_done = optimizer.updates_done
+            optimizer.load_state(subset(f"optimizer.{name}", checkpoint.tensors))
+            optimizer.updates_done = updates_done
+        logged[ROLLED_BACK_TO] = float(checkpoint.iteration - 1)
+        return f"the weights are those after iteration {checkpoint.iteration - 1} again, the best so far"
+
+    def _check_best_metric(self, row: Mapping[str, object]) -> None:
+        """Raises: ConfigError where there is no such metric."""
+        name = self.settings.best_metric.removeprefix("-")
+        if self.settings.may_roll_back and name not in row and name not in MAY_BE_MISSING:
+            known = ", ".join(sorted(key for key in row if "/" in key and not key.startswith(("time/", "sampler/"))))
+            raise ConfigError(f"ppo.watch.best_metric = {name!r} is no metric of this run; choose one of {known}")
+
+
+def _parameters_of(trainer: Watched) -> HasParameters:
+    policy: HasParameters = trainer.policy
+    return policy
+
+
+def _warning(iteration: int, finding: Finding, done: tuple[str, ...]) -> str:
+    """One line: what, the numbers, and what to do, or what was done."""
+    numbers = "; ".join(f"{evidence.metric} {evidence.words}" for evidence in finding.evidence)
+    advice = f"set {finding.remedies[0].words()}" if finding.remedies else "see `rlhfkit diagnose`"
+    follows = f" (may follow from {finding.follows_from[0]})" if finding.follows_from else ""
+    said = "; ".join(done) if done else f"if that is not meant, {advice}"
+    return f"iteration {iteration}: {finding.title} ({finding.rule}){follows}: {numbers}; {said}"
+
+
+class SupervisedWatch:
+    """The rules over a supervised stage; they only warn, once in each process."""
+
+    def __init__(
+        self, stage: str, settings: Mapping[str, Any], rows: Iterable[Mapping[str, object]], warn: Warn
+    ) -> None:
+        """Begin with the `rows` of the updates before; `settings` has `num_updates` beside those of the recipe."""
+        rules = {"pretrain": PRETRAIN_RULES, "sft": SUPERVISED_RULES}.get(stage, REWARD_MODEL_RULES)
+        self._replay = Replay(rules, {"name": stage, **settings})
+        self._warn = warn
+        self._told: set[str] = set()
+        for row in rows:
+            self._replay.curves.add(row)
+
+    def after(self, iteration: int, metrics: Mapping[str, Any]) -> None:
+        """Take the metrics of an update."""
+        seen = self._replay.add({"iteration": iteration, **metrics})
+        for name in seen.keys() - self._told:
+            self._warn(_warning(iteration, self._replay.finding(name, seen), ()))
+            self._told.add(name)

@@ -1,0 +1,240 @@
+"""Set-ups that are broken in a way that only training shows, as tiny runs: each is named, and no healthy run is."""
+
+import dataclasses
+import random
+
+import pytest
+
+from rlhfkit import pipeline
+from rlhfkit.config.load import load_recipe
+from rlhfkit.config.schema import FixedKLConfig, RewardModelConfig, SftConfig, ValueConfig
+from rlhfkit.evaluation.diagnose import diagnose
+from rlhfkit.progress import Progress
+from rlhfkit.rundir import RunDir
+from rlhfkit.training.reward_model import EncodedPair
+from rlhfkit.training.sft import LearntText
+from tests.training.runs import four_letters, ppo_config, ppo_trainer, rate, train, train_pairs, train_texts
+
+NO_LEASH = FixedKLConfig(coef=0.0)
+
+
+def named(run: RunDir) -> list[str]:
+    """Rules, the causes before what follows from them."""
+    return [problem.finding.rule for problem in diagnose(run).problems]
+
+
+# ── healthy ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+HEALTHY = {
+    "seed 0": {},
+    "seed 2": {"seed": 2},
+    "grpo": {"estimator": "grpo", "group_size": 4},
+    "a shared trunk": {"value": ValueConfig(network="shared", coef=0.5)},
+}
+
+
+@pytest.mark.parametrize("changes", HEALTHY.values(), ids=HEALTHY)
+def test_of_a_healthy_run_nothing_is_said_neither_while_it_trains_nor_afterwards(tmp_path, changes):
+    seed = changes.get("seed", 0)
+    config = ppo_config(**{name: value for name, value in changes.items() if name != "seed"})
+    run, said = train(ppo_trainer(config, seed=seed), tmp_path)
+    diagnosis = diagnose(run)
+    assert (diagnosis.problems, diagnosis.passed, said) == ((), (), [])
+    assert diagnosis.state == "finished"
+    assert any(line.startswith("The score of sampled responses rose from −") for line in diagnosis.right)
+
+
+def control(directory, *overrides):
+    """A few seconds of CartPole."""
+    small = ["num_seeds=1", "ppo.env_steps=20480", "ppo.num_envs=16", "evaluation.num_episodes=2"]
+    loaded = load_recipe("cartpole", [*small, "evaluation.record=false", *overrides])
+    pipeline.run(loaded, directory, progress=Progress(quiet=True))
+    return RunDir(directory)
+
+
+def test_of_a_healthy_control_run_nothing_is_said(tmp_path):
+    diagnosis = diagnose(control(tmp_path / "run"))
+    assert (diagnosis.problems, diagnosis.passed) == ((), ())
+    assert diagnosis.right[0].startswith("The return rose while it trained: seed 0 from ")
+
+
+# ── PPO ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass
+class Negated:
+    """A rollout whose critic has the wrong sign."""
+
+    rollout: object
+
+    def collect(self, iteration, *, kl_coef, on_finished=None):
+        experience = self.rollout.collect(iteration, kl_coef=kl_coef)
+        return dataclasses.replace(experience, old_values=-experience.old_values, next_values=-experience.next_values)
+
+    def state(self):
+        return {}
+
+    def load_state(self, tensors):
+        pass
+
+
+def test_a_critic_with_the_wrong_sign(tmp_path):
+    trainer = ppo_trainer(ppo_config())
+    trainer.rollout = Negated(trainer.rollout)
+    run, said = train(trainer, tmp_path)
+    assert named(run) == ["critic_useless"]
+    assert len(said) == 1 and "The critic foresees nothing (critic_useless)" in said[0]
+
+
+def test_a_critic_that_does_not_learn(tmp_path):
+    run, _ = train(ppo_trainer(ppo_config(value=ValueConfig(optim=rate(1e-12)))), tmp_path)
+    assert named(run) == ["critic_useless"]
+
+
+def test_a_learning_rate_of_almost_nothing(tmp_path):
+    run, _ = train(ppo_trainer(ppo_config(optim=rate(1e-12))), tmp_path)
+    assert named(run) == ["nothing_moves", "reward_flat"]
+    first, second = diagnose(run).problems
+    assert first.finding.remedies[0].setting == "ppo.optim.learning_rate"
+    assert second.finding.follows_from == ("nothing_moves",)
+
+
+def test_a_learning_rate_a_hundred_times_too_high(tmp_path):
+    run, said = train(ppo_trainer(ppo_config(optim=rate(0.3))), tmp_path)
+    assert named(run)[0] == "approx_kl_high"
+    problems = diagnose(run).problems
+    assert problems[0].finding.remedies[0].words() == "ppo.optim.learning_rate from 0.3 to 0.03"
+    assert problems[0].first == 0
+    assert all("approx_kl_high" in problem.finding.follows_from for problem in problems[1:])
+    assert said[0].startswith("iteration 0: Updates are far too large (approx_kl_high)")
+
+
+def test_no_leash_and_a_reward_that_can_be_hacked(tmp_path):
+    config = ppo_config(kl=NO_LEASH)
+    run, _ = train(ppo_trainer(config, lambda text: text.count("a"), max_response_tokens=32), tmp_path)
+    assert named(run)[0] == "kl_exploding"
+    kl = diagnose(run).problems[0]
+    assert kl.finding.remedies[0].words() == "ppo.kl.coef from 0 to 0.05"
+    assert kl.finding.evidence[0].numbers["recent"] > 50
+
+
+def test_a_reward_of_length(tmp_path):
+    run, _ = train(ppo_trainer(ppo_config(kl=NO_LEASH), lambda text: len(text) / 10, max_response_tokens=40), tmp_path)
+    assert named(run) == ["length_runaway", "eos_lost"]
+
+
+def test_a_reward_of_brevity(tmp_path):
+    run, _ = train(ppo_trainer(ppo_config(kl=NO_LEASH), lambda text: -len(text) / 10, max_response_tokens=40), tmp_path)
+    assert named(run)[0] == "length_collapse"
+
+
+def test_a_reward_that_is_saturated(tmp_path):
+    config = ppo_config(kl=NO_LEASH, optim=rate(1e-2))
+    run, _ = train(ppo_trainer(config, lambda text: float("a" in text), max_response_tokens=24), tmp_path)
+    problem = next(problem for problem in diagnose(run).problems if problem.finding.rule == "reward_saturated")
+    assert problem.finding.evidence[0].metric == "score/std"
+    assert problem.is_present
+
+
+def test_a_reward_that_is_clipped_too_tightly(tmp_path):
+    run, _ = train(ppo_trainer(ppo_config(clip_score=0.2)), tmp_path)
+    (problem,) = diagnose(run).problems
+    assert problem.finding.rule == "reward_saturated"
+    assert problem.finding.remedies[0].words() == "ppo.clip_score from 0.2 to 0.6"
+
+
+def test_a_constant_reward(tmp_path):
+    run, _ = train(ppo_trainer(ppo_config(), lambda text: 1.0), tmp_path)
+    assert named(run) == ["reward_saturated", "reward_flat"]
+
+
+def test_an_entropy_bonus_that_is_too_high(tmp_path):
+    run, _ = train(ppo_trainer(ppo_config(entropy_coef=5.0)), tmp_path)
+    assert named(run) == ["entropy_rising", "reward_flat"]
+    assert diagnose(run).problems[0].finding.remedies[0].words() == "ppo.entropy_coef from 5 to 0.5"
+
+
+def test_a_policy_that_never_ends_by_itself(tmp_path):
+    """EOS costs what no letter does, as where it was not learnt."""
+    config = ppo_config(kl=NO_LEASH, optim=rate(1e-2))
+    run, _ = train(ppo_trainer(config, lambda text: four_letters(text) + 5.0 * (len(text) == 8)), tmp_path)
+    assert named(run)[0] == "eos_lost"
+
+
+def test_sampling_that_is_not_what_is_trained(tmp_path):
+    """A reference at another temperature: the KL comes out negative."""
+    config = ppo_config(kl=NO_LEASH)
+    trainer = ppo_trainer(config)
+    reference = trainer.rollout.reference
+    trainer.rollout.reference = lambda sequences: reference(sequences) + 0.2
+    run, _ = train(trainer, tmp_path)
+    assert "kl_negative" in [problem.finding.rule for problem in (*diagnose(run).problems, *diagnose(run).passed)]
+
+
+# ── control ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_control_run_that_does_not_move(tmp_path):
+    run = control(tmp_path / "run", "ppo.optim.learning_rate=1e-12")
+    assert named(run) == ["nothing_moves", "reward_flat"]
+    assert diagnose(run).problems[0].seeds == (0,)
+
+
+def test_a_control_run_with_far_too_high_a_learning_rate(tmp_path):
+    assert "approx_kl_high" in named(control(tmp_path / "run", "ppo.optim.learning_rate=0.8"))
+
+
+def test_a_control_run_whose_bonus_keeps_it_random(tmp_path):
+    assert named(control(tmp_path / "run", "ppo.entropy_coef=1000.0"))[0] == "entropy_rising"
+
+
+# ── the stages before ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def random_letters(num, seed):
+    dice = random.Random(seed)
+    return [[dice.randint(2, 13) for _ in range(dice.randint(2, 6))] for _ in range(num)]
+
+
+def test_a_reward_model_that_learns_noise_by_heart(tmp_path):
+    words = random_letters(80, 0)
+    pairs = [EncodedPair([*a, 1], [*b, 1], 0.0) for a, b in zip(words[:40], words[40:], strict=True)]
+    config = RewardModelConfig(epochs=60, minibatch_pairs=16, validation_share=0.3, optim=rate(1e-2))
+    run = train_pairs(pairs, config, tmp_path)
+    assert named(run) == ["overfitting"]
+    assert diagnose(run).problems[0].finding.remedies[0].words() == "reward_model.epochs from 60 to 1"
+
+
+def good_pairs(num):
+    """More "a" is better."""
+    dice = random.Random(1)
+    pairs = []
+    for _ in range(num):
+        few, many = sorted(dice.sample(range(7), 2))
+        rows = [[2] * count + [dice.randint(3, 13) for _ in range(7 - count)] + [1] for count in (many, few)]
+        pairs.append(EncodedPair(rows[0], rows[1], 0.0))
+    return pairs
+
+
+def test_a_reward_model_that_learns_is_healthy(tmp_path):
+    config = RewardModelConfig(epochs=4, minibatch_pairs=16, validation_share=0.2, optim=rate(1e-2))
+    assert named(train_pairs(good_pairs(150), config, tmp_path)) == []
+
+
+def test_a_reward_model_whose_learning_rate_is_too_low(tmp_path):
+    config = RewardModelConfig(epochs=4, minibatch_pairs=16, validation_share=0.2, optim=rate(1e-9))
+    run = train_pairs(good_pairs(150), config, tmp_path)
+    assert named(run) == ["not_learning"]
+    assert diagnose(run).problems[0].finding.remedies[0].setting == "reward_model.optim.learning_rate"
+
+
+def test_fine_tuning_that_learns_its_rows_by_heart(tmp_path):
+    texts = [LearntText([*row, 1], 1) for row in random_letters(24, 3)]
+    config = SftConfig(epochs=60, minibatch_sequences=8, max_tokens=12, validation_share=0.3, optim=rate(3e-2))
+    assert named(train_texts(texts, config, tmp_path)) == ["overfitting"]
+
+
+def test_fine_tuning_that_diverges(tmp_path):
+    texts = [LearntText([2, 3, 4, 5, 6, 1], 1) for _ in range(64)]
+    config = SftConfig(epochs=6, minibatch_sequences=8, max_tokens=12, validation_share=0.0, optim=rate(30.0))
+    assert named(train_texts(texts, config, tmp_path)) == ["diverged"]
