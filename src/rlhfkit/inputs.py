@@ -36,6 +36,7 @@ from rlhfkit.rewards.function import FunctionReward
 from rlhfkit.rewards.match import MatchReward
 from rlhfkit.rewards.source import ScoredText, references_of
 from rlhfkit.rollout.generation import stop_token_ids
+from rlhfkit.rollout.vllm import require_vllm
 
 __all__ = ["Inputs"]
 
@@ -110,6 +111,8 @@ class Inputs:
         recipe = self.recipe
         if stages:
             yield lambda: self._check_start(stages)
+        if "ppo" in stages and recipe.rollout.engine == "vllm":
+            yield require_vllm
         made = ("preferences", "test_preferences") if "preferences" in recipe.stages else ()
         named = dict.fromkeys(name for stage in stages for name in DATA_OF_STAGE[stage])
         for name in named:

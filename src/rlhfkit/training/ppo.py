@@ -314,7 +314,7 @@ def _loss(
 ) -> dict[str, Tensor]:
     """The parts of the loss and their total; each is a sum over the microbatch's tokens / the minibatch's count."""
     config, only_critic = trainer.config, _only_critic_learns(trainer)
-    mask = experience.mask[part]
+    mask, weights = experience.mask[part], experience.importance_weights
     policy = policy_loss(
         output.logprobs,
         experience.old_logprobs[part],
@@ -323,6 +323,7 @@ def _loss(
         clip_range=trainer.clip_range,
         dual_clip=config.dual_clip,
         denominator=denominator,
+        weights=None if weights is None else weights[part],
     )
     entropy = masked_mean(output.entropy, mask, denominator)
     total = torch.zeros_like(policy) if only_critic else policy
