@@ -62,7 +62,7 @@ def importance_weights(old_logprobs: Tensor, sampled_logprobs: Tensor, mask: Ten
 
     w = min(exp(old_logprobs - sampled_logprobs), cap)
 
-    1 outside the mask. `sampled_logprobs` are the engine's own, `old_logprobs` those of the same weights in the training
+    1 outside the mask. `sampled_logprobs` are the engine's, `old_logprobs` those of the same weights in the training
     pass. In expectation over what the engine draws, w times a token's loss is its loss under the training pass's
     policy; the cap bounds the variance, at the price of a bias where it bites.
     Raises: ShapeError; ConfigError if `cap` is below 1, as it would scale down all tokens.
