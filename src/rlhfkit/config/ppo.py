@@ -35,8 +35,8 @@ class VllmConfig(Section):
     """Type it samples in; "model" is that of `model.dtype`."""
     kv_cache_gib: PositiveFloat = 1.0
     """Memory for its keys and values."""
-    compile: bool = True
-    """Compile the model at the start, and on CUDA capture graphs of it; false starts sooner and samples slower."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile at the start, on CUDA into graphs: starts minutes later, samples faster; "auto" only does on CUDA."""
     importance_cap: Annotated[float, Field(ge=1.0)] = 2.0
     """Bound on the weight by which a token's loss is corrected for the difference between vLLM and the update."""
 

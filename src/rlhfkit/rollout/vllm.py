@@ -129,8 +129,8 @@ class VllmEngine:
         own = unwrapped(model.causal_lm)
         shape = copy(own.config)
         shape.architectures = [type(own).__name__]
-        memory = {}
-        if model.device.type == "cuda":
+        memory, is_cuda = {}, model.device.type == "cuda"
+        if is_cuda:
             free, total = torch.cuda.mem_get_info(model.device)
             memory["gpu_memory_utilization"] = 0.9 * free / total  # vLLM asks for so much to be free, and takes less
         with tempfile.TemporaryDirectory() as directory, _undisturbed():
@@ -144,7 +144,7 @@ class VllmEngine:
                 max_model_len=self._max_tokens(model),
                 max_num_seqs=self.config.slots,
                 kv_cache_memory_bytes=int(self.config.vllm.kv_cache_gib * GIB),
-                enforce_eager=not self.config.vllm.compile,
+                enforce_eager=not (is_cuda if self.config.vllm.compile == "auto" else self.config.vllm.compile),
                 enable_prefix_caching=False,  # what is cached belongs to weights of the past
                 logprobs_mode="processed_logprobs",  # at the sampling temperature, and without PAD
                 disable_log_stats=True,
