@@ -56,6 +56,7 @@ class LLM:
         ]
 
     def _one(self, prompt: list[int], params: SamplingParams) -> SimpleNamespace:
+        assert 0 <= params.temperature <= 2
         assert params.ignore_eos and params.logprobs == 0 and not params.detokenize
         assert len(prompt) + params.max_tokens <= self.settings["max_model_len"]
         generator = torch.Generator().manual_seed(params.seed or 0)

@@ -87,7 +87,7 @@ def test_a_seed_decides_its_own_response(directory_of: Directory):
 def test_a_response_ends_with_eos_a_stop_token_or_the_limit(directory_of: Directory):
     model = load(directory_of("llama"))
     half_the_bytes = tuple(chr(code) for code in range(32, 127))
-    config = CONFIG.model_copy(update={"stop_tokens": half_the_bytes, "temperature": 3.0, "max_response_tokens": 3})
+    config = CONFIG.model_copy(update={"stop_tokens": half_the_bytes, "temperature": 2.0, "max_response_tokens": 3})
     responses = sampled(model, config, seeds=range(400), prompts=PROMPTS * 100)
     stops = {model.encoder.tokenizer(letter)["input_ids"][0] for letter in half_the_bytes}
     assert {response.finish_reason for response in responses} == {"eos", "stop", "length"}
@@ -243,6 +243,13 @@ def test_a_cut_distribution_is_refused():
     with pytest.raises(ValueError, match=r"top_k 0 and top_p 0\.9"):
         RolloutConfig(engine="vllm", top_p=0.9)
     assert RolloutConfig(top_k=5).engine == "own"
+
+
+@pytest.mark.parametrize("temperature", [0.005, 2.5])
+def test_a_temperature_that_vllm_does_not_know_is_refused(temperature):
+    with pytest.raises(ValueError, match=f"temperatures from 0.01 to 2, not {temperature}"):
+        RolloutConfig(engine="vllm", temperature=temperature)
+    assert RolloutConfig(temperature=temperature).engine == "own"
 
 
 def test_a_prompt_that_is_too_long_is_told(directory_of: Directory):

@@ -62,7 +62,9 @@ class RolloutConfig(Section):
     """Settings of the engine "vllm"."""
 
     @model_validator(mode="after")
-    def _engine_samples_the_whole_distribution(self) -> "RolloutConfig":
+    def _engine_can_sample_so(self) -> "RolloutConfig":
+        if self.engine == "vllm" and not 0.01 <= self.temperature <= 2:
+            raise ValueError(f'engine "vllm" knows temperatures from 0.01 to 2, not {self.temperature:g}; choose one')
         if self.engine == "vllm" and (self.top_k or self.top_p < 1):
             raise ValueError(
                 f'engine "vllm" gives the logprobs of what top_k {self.top_k} and top_p {self.top_p:g} leave over, '
