@@ -4,6 +4,7 @@ It holds a model of its own, made of the config.json that it is given, and knows
 """
 
 import itertools
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -46,6 +47,9 @@ class LLM:
             raise ValueError(f"weights {sorted(weights.keys() ^ expected)} do not fit")
         self.model.load_state_dict(weights, strict=False)
         return [None]
+
+    def apply_model(self, function: Callable[[torch.nn.Module], None]) -> list[None]:
+        return [function(self.model)]
 
     @torch.no_grad()
     def generate(self, prompts: list[dict[str, Any]], params: list[SamplingParams], use_tqdm: bool) -> list[Any]:

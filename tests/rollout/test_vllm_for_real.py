@@ -16,7 +16,7 @@ from rlhfkit.config.schema import LoraConfig, OptimConfig, PpoConfig, RolloutCon
 from rlhfkit.errors import GenerationError
 from rlhfkit.padding import Sequences
 from rlhfkit.rollout.generation import generate
-from rlhfkit.rollout.vllm import VllmEngine
+from rlhfkit.rollout.vllm import ENVIRONMENT, VllmEngine
 from rlhfkit.training.ppo import run_iteration
 from rlhfkit.training.preflight import check_first_experience
 from tests.test_pipeline import RECIPE
@@ -172,13 +172,27 @@ def test_two_iterations_of_ppo(engine, directory, tmp_path):
 # ── further starts ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [("llama", {"tie_word_embeddings": True}), ("gpt2", {}), ("qwen2", {"use_sliding_window": False})],
+)
+def test_other_shapes_agree_too_after_each_load(engine, tmp_path, family, config):
+    engine.close()
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "initializer_range": 0.1, **config}
+    model = load(save_family(family, tmp_path / family, **shape))
+    with VllmEngine(CONFIG, dtype=torch.float32, max_tokens=48) as other:
+        assert largest_difference(model, sample(other, model)) < 1e-3
+        change(model)
+        assert largest_difference(model, sample(other, model)) < 1e-3
+
+
 def test_in_bfloat16_the_difference_is_what_the_weights_are_for(engine, model):
     engine.close()
-    environment, set_num_threads = dict(os.environ), torch.set_num_threads
+    environment, set_num_threads = {name: os.environ.get(name) for name in ENVIRONMENT}, torch.set_num_threads
     config = CONFIG.model_copy(update={"vllm": VllmConfig(kv_cache_gib=0.125, dtype="bfloat16")})
     with VllmEngine(config, dtype=torch.float32, max_tokens=48) as rounded:
         assert 1e-3 < largest_difference(model, sample(rounded, model)) < 1
-    assert dict(os.environ) == environment
+    assert {name: os.environ.get(name) for name in ENVIRONMENT} == environment
     assert torch.set_num_threads is set_num_threads
 
 

@@ -87,6 +87,8 @@ class VllmEngine:
                 self._llm = self._start(model)
             # The way that also packs the weights for the kernels; on a CPU the unpacked ones are gone.
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(model.causal_lm)})
+            if model.device.type == "cpu" and model.config.tie_word_embeddings:
+                self._llm.apply_model(_pack_heads)
         return self.generate
 
     def generate(
@@ -182,6 +184,14 @@ class VllmEngine:
             )
             for seed in (seeds if seeds is not None else [None] * num)
         ]
+
+
+def _pack_heads(model: torch.nn.Module) -> None:
+    """Pack a head that is tied to the embedding, which vLLM 0.32 forgets, as no weight bears the head's name."""
+    for module in model.modules():
+        if type(module).__name__ == "ParallelLMHead":
+            layer: Any = module
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def _response(output: Any, *, eos: set[int], stops: set[int]) -> Response:
