@@ -50,6 +50,7 @@ from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.ppo import AdaptiveKL, FixedKL
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource
+from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.rundir import RunDir
 from rlhfkit.seeding import derive_seed, seed_everything, shuffled
 
@@ -243,6 +244,18 @@ class Builder:
         else:
             critic = self._value_network(language_model.encoder)
         return TextPolicy(language_model, critic, temperature=self.recipe.rollout.temperature)
+
+    def engine(self) -> VllmEngine | None:
+        """What samples in PPO; None is the own sampler.
+
+        Raises: MissingDependencyError.
+        """
+        recipe = self.recipe
+        if recipe.rollout.engine == "own":
+            return None
+        # In an environment a sequence goes on after the first response.
+        longest = recipe.data.max_prompt_tokens + recipe.rollout.max_response_tokens if recipe.env is None else None
+        return VllmEngine(recipe.rollout, dtype=self.dtype, max_tokens=longest)
 
     def _value_network(self, encoder: Encoder) -> ValueNetwork:
         init = self.recipe.ppo.value.init

@@ -39,6 +39,7 @@ from rlhfkit.rewards.http import HttpReward
 from rlhfkit.rewards.match import MatchReward
 from rlhfkit.rewards.source import ScoredText, references_of
 from rlhfkit.rollout.generation import stop_token_ids
+from rlhfkit.rollout.vllm import require_vllm
 
 __all__ = ["Inputs"]
 
@@ -142,6 +143,8 @@ class Inputs:
         recipe = self.recipe
         if stages:
             yield "model", lambda: self._check_start(stages)
+        if "ppo" in stages and recipe.rollout.engine == "vllm":
+            yield "rollout.engine", require_vllm
         made = ("preferences", "test_preferences") if "preferences" in recipe.stages else ()
         named = dict.fromkeys(name for stage in stages for name in DATA_OF_STAGE[stage])
         for name in named:

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,7 +63,7 @@ from rlhfkit.rewards.source import ScoredText
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import generate as sample
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
-from rlhfkit.rollout.text import Reference, TextRollout, as_scored_text
+from rlhfkit.rollout.text import Engine, Reference, TextRollout, as_scored_text
 from rlhfkit.rundir import ModelName, RunDir, read_json, write_atomically, write_directory_atomically, write_json
 from rlhfkit.seeding import derive_seed, seed_everything, shuffled
 from rlhfkit.training.checkpoint import Checkpoints
@@ -333,7 +334,8 @@ class Pipeline:
                 with language_model.adapters_off():
                     return language_model.logprobs(sequences, temperature=recipe.rollout.temperature)
 
-        rollout = self._rollout(policy, reference)
+        engine = self.builder.engine()
+        rollout = self._rollout(policy, reference, engine)
         kl = kl_controller(config.kl)
         optimizers = optimizers_for(policy, config)
         config = self._fitted_to_memory(policy, rollout, config)
@@ -343,12 +345,19 @@ class Pipeline:
             self.log.forget("ppo")
 
         def check_first(experience: Experience) -> None:
-            measured = check_first_experience(experience, policy, reference, min_eos_rate=config.min_eos_rate)
+            measured = check_first_experience(
+                experience,
+                policy,
+                reference,
+                min_eos_rate=config.min_eos_rate,
+                engine_dtype=None if engine is None else engine.dtype,
+            )
             self.manifest.add_stage("ppo", **measured)
 
-        with self.progress.stage(
-            "ppo", total=config.iterations, unit="iteration", completed=trainer.iteration
-        ) as stage:
+        with (
+            engine or nullcontext(),
+            self.progress.stage("ppo", total=config.iterations, unit="iteration", completed=trainer.iteration) as stage,
+        ):
             stopped = train_ppo(trainer, log=self.log, checkpoints=checkpoints, progress=stage, check_first=check_first)
         if stopped:
             self.progress.warn(f"stopped after {trainer.iteration} iterations: {stopped}")
@@ -356,7 +365,7 @@ class Pipeline:
         self._save_model("policy", language_model)
         return {"iterations": trainer.iteration, "stopped": stopped, "kl_coef": trainer.kl_coef}
 
-    def _rollout(self, policy: TextPolicy, reference: Reference) -> Rollout:
+    def _rollout(self, policy: TextPolicy, reference: Reference, engine: Engine | None) -> Rollout:
         """Where PPO's experience comes from: single prompts, or an environment."""
         recipe = self.recipe
         if recipe.env is None:
@@ -368,6 +377,7 @@ class Pipeline:
                 rollout=recipe.rollout,
                 ppo=recipe.ppo,
                 seed=recipe.seed,
+                engine=engine,
             )
         return MultiTurnRollout(
             policy,
@@ -378,6 +388,7 @@ class Pipeline:
             ppo=recipe.ppo,
             max_prompt_tokens=recipe.data.max_prompt_tokens,
             seed=recipe.seed,
+            engine=engine,
         )
 
     def _fitted_to_memory(self, policy: TextPolicy, rollout: Rollout, config: PpoConfig) -> PpoConfig:

@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhfkit.config.schema import LoraConfig, PpoConfig, ValueConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.models.language import LanguageModel
-from rlhfkit.models.lora import unwrapped
+from rlhfkit.models.lora import merged, merged_weights, unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.padding import Sequences
 from rlhfkit.pipeline import save_language_model
@@ -143,3 +143,25 @@ def test_value_network_trains_adapters_and_its_own_head(family, directory_of: Di
         critic.get_parameter("head.linear.weight").fill_(0.1)
     critic(Sequences.join([[1, 2]], [[3, 4, 5]], pad=PAD)).sum().backward()
     assert {name for name, parameter in critic.named_parameters() if parameter.grad is not None} == trainable
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("embed_tokens", "q_proj")])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
+def test_merged_weights_are_those_of_the_merged_model(family, targets, directory_of: Directory, tmp_path):
+    if family == "gpt2" and targets != "all-linear":
+        targets = ("wte", "c_attn")
+    model = adapted(directory_of(family), tmp_path, LoraConfig(rank=4, targets=targets)).causal_lm
+    move_adapters(model)
+    found = dict(merged_weights(model))
+    expected = dict(merged(model).named_parameters())  # in which a tied weight comes once
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_merged_weights_of_a_model_without_adapters_are_its_own(family, directory_of: Directory):
+    model = load(directory_of(family)).causal_lm
+    found, own = dict(merged_weights(model)), dict(model.named_parameters())
+    assert {name: weight.data_ptr() for name, weight in found.items()} == {
+        name: weight.data_ptr() for name, weight in own.items()
+    }

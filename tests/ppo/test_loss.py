@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from rlhfkit.errors import ConfigError, ShapeError
-from rlhfkit.ppo import approx_kl, clip_fraction, explained_variance, policy_loss, ratio_max_deviation, value_loss
+from rlhfkit.ppo import (
+    approx_kl,
+    clip_fraction,
+    explained_variance,
+    importance_weights,
+    policy_loss,
+    ratio_max_deviation,
+    value_loss,
+)
 from tests.oracles import ppo as oracle
 
 ONE = torch.tensor([[True]])
@@ -107,6 +115,68 @@ def test_dual_clip_matters_only_for_bad_actions_with_a_ratio_above_it(ratio, adv
 def test_dual_clip_that_would_undo_the_clip_is_refused(dual_clip):
     with pytest.raises(ConfigError, match="expected more than 1"):
         one_token_loss(1.0, 1.0, dual_clip=dual_clip)
+
+
+def test_weights_multiply_the_loss_of_each_token_after_both_clips():
+    ratios, advantages = torch.tensor([[1.1, 1.5, 5.0, 9.0]]), torch.tensor([[2.0, 1.0, -1.0, 7.0]])
+    mask = torch.tensor([[True, True, True, False]])
+    loss = policy_loss(
+        ratios.log(),
+        torch.zeros(1, 4),
+        advantages,
+        mask,
+        clip_range=0.2,
+        dual_clip=3.0,
+        weights=torch.tensor([[0.5, 2.0, 0.1, math.nan]]),
+    )
+    # 0.5 x -2.2, 2 x -1.2 (clipped), 0.1 x 3 (bounded by the dual clip): the mean is still over three tokens.
+    assert loss.item() == pytest.approx((-1.1 - 2.4 + 0.3) / 3, rel=1e-6)
+
+
+def test_weights_of_one_change_nothing_and_get_no_gradient():
+    logprobs, old_logprobs, advantages, *_, mask = torched(*random_batch(7))
+    weights = torch.ones_like(logprobs, requires_grad=True)
+    logprobs.requires_grad_()
+    plain = policy_loss(logprobs, old_logprobs, advantages, mask, clip_range=0.2)
+    weighted = policy_loss(logprobs, old_logprobs, advantages, mask, clip_range=0.2, weights=weights)
+    assert torch.equal(plain, weighted)
+    weighted.backward()
+    assert weights.grad is None
+
+
+def test_weights_of_another_shape_are_refused():
+    zeros = torch.zeros(1, 1)
+    with pytest.raises(ShapeError, match="weights"):
+        policy_loss(zeros, zeros, zeros, ONE, clip_range=0.2, weights=torch.ones(1))
+
+
+# ── importance weights ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_importance_weight_is_the_ratio_of_the_probabilities_up_to_the_cap():
+    old = torch.tensor([[0.2, 0.3, 0.5, 0.9]]).log()  # under the training pass
+    sampled = torch.tensor([[0.4, 0.2, 0.2, 0.1]]).log()  # under the engine that drew the token
+    mask = torch.tensor([[True, True, True, False]])
+    weights = importance_weights(old, sampled, mask, cap=2.0)
+    torch.testing.assert_close(weights, torch.tensor([[0.5, 1.5, 2.0, 1.0]]))
+
+
+def test_weighted_loss_is_on_average_the_one_of_the_training_policy():
+    rng = torch.Generator().manual_seed(0)
+    trained, engine = torch.tensor([0.1, 0.3, 0.6]), torch.tensor([0.2, 0.4, 0.4])
+    advantage_of = torch.tensor([3.0, -1.0, 2.0])
+    drawn = torch.multinomial(engine, 400_000, replacement=True, generator=rng)[None]
+    mask = torch.ones_like(drawn, dtype=torch.bool)
+    old, advantages = trained.log()[drawn], advantage_of[drawn]
+    weights = importance_weights(old, engine.log()[drawn], mask, cap=10.0)
+    loss = policy_loss(old, old, advantages, mask, clip_range=0.2, weights=weights).item()
+    assert loss == pytest.approx(-(0.1 * 3 - 0.3 + 0.6 * 2), abs=0.02)  # unweighted it is about -1.0, not -1.2
+
+
+def test_a_cap_below_one_is_refused():
+    zeros = torch.zeros(1, 1)
+    with pytest.raises(ConfigError, match=r"importance cap 0\.5: expected at least 1"):
+        importance_weights(zeros, zeros, ONE, cap=0.5)
 
 
 # ── value loss ───────────────────────────────────────────────────────────────────────────────────────────────────────

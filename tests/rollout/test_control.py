@@ -1,3 +1,5 @@
+import dataclasses
+
 import gymnasium
 import numpy as np
 import pytest
@@ -127,7 +129,10 @@ def test_the_reset_of_a_native_vector_environment_is_no_step():
         assert not bool(experience.ended[n, t])
     assert experience.metrics["env_steps"] == int(experience.mask.sum())
     assert experience.rewards[experience.mask].eq(1).all()
-    single = experience.in_single_steps()
+    weights = experience.old_values + 1
+    single = dataclasses.replace(experience, importance_weights=weights).in_single_steps()
+    assert torch.equal(single.importance_weights[:, 0], weights[experience.mask])
+    assert experience.in_single_steps().importance_weights is None
     assert len(single.mask) == int(experience.mask.sum())
     assert torch.equal(single.inputs.observations[:, 0], experience.inputs.observations[experience.mask])
 

@@ -125,6 +125,26 @@ def test_gradient_is_that_of_the_mean_over_all_tokens_of_the_minibatch():
     assert_same_gradient(found, expected)
 
 
+@pytest.mark.parametrize("microbatch_tokens", [8192, 16])
+def test_importance_weights_scale_the_policy_loss_of_each_token_and_nothing_else(microbatch_tokens):
+    def weighted(batch):
+        experience, advantages, returns = batch
+        weights = 0.25 + experience.inputs.ids.sum(1)[:, None] % 4 * torch.ones(experience.mask.shape)
+        seen.append(weights)
+        return dataclasses.replace(experience, importance_weights=weights), advantages, returns
+
+    def scaled(batch):
+        # Without clipping, a loss is linear in its advantage.
+        experience, advantages, returns = batch
+        return experience, advantages * seen[0], returns
+
+    seen: list[torch.Tensor] = []
+    config = one_minibatch(clip_range=0.999, microbatch_tokens=microbatch_tokens)
+    found = gradient_of(config, change=weighted)
+    assert len(seen[0].unique()) > 2
+    assert_same_gradient(found, gradient_of(config, change=scaled))
+
+
 @pytest.mark.parametrize("network", ["separate", "shared"])
 @pytest.mark.parametrize(("microbatch_tokens", "num_parts"), [(48, 2), (16, 4), (1, 8)])
 def test_microbatches_do_not_change_the_gradient(monkeypatch, network, microbatch_tokens, num_parts):

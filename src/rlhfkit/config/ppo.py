@@ -25,10 +25,24 @@ __all__ = [
     "PpoUpdateConfig",
     "RolloutConfig",
     "ValueConfig",
+    "VllmConfig",
 ]
 
 
 FORWARD_TOKENS = 8192
+
+
+class VllmConfig(Section):
+    """vLLM in place of the own sampler; needs `rlhfkit[vllm]`."""
+
+    dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
+    """Type it samples in; "model" is that of `model.dtype`."""
+    kv_cache_gib: PositiveFloat = 1.0
+    """Memory for its keys and values."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile at the start, on CUDA into graphs: starts minutes later, samples faster; "auto" only does on CUDA."""
+    importance_cap: Annotated[float, Field(ge=1.0)] = 2.0
+    """Bound on the weight by which a token's loss is corrected for the difference between vLLM and the update."""
 
 
 class RolloutConfig(Section):
@@ -46,6 +60,21 @@ class RolloutConfig(Section):
     """Further tokens that end a response, as "\\n"; the token itself is part of the response."""
     slots: PositiveInt = 64
     """Rows sampled at the same time; a waiting prompt takes the place of a finished row."""
+    engine: Literal["own", "vllm"] = "own"
+    """What samples in PPO; all other stages sample with the own engine."""
+    vllm: VllmConfig = VllmConfig()
+    """Settings of the engine "vllm"."""
+
+    @model_validator(mode="after")
+    def _engine_can_sample_so(self) -> "RolloutConfig":
+        if self.engine == "vllm" and not 0.01 <= self.temperature <= 2:
+            raise ValueError(f'engine "vllm" knows temperatures from 0.01 to 2, not {self.temperature:g}; choose one')
+        if self.engine == "vllm" and (self.top_k or self.top_p < 1):
+            raise ValueError(
+                f'engine "vllm" gives the logprobs of what top_k {self.top_k} and top_p {self.top_p:g} leave over, '
+                "which no training pass computes; leave both out"
+            )
+        return self
 
 
 class FixedKLConfig(Section):

@@ -38,6 +38,7 @@ from rlhfkit.config.ppo import (
     PpoUpdateConfig,
     RolloutConfig,
     ValueConfig,
+    VllmConfig,
 )
 from rlhfkit.config.rewards import (
     BagOfWordsRewardConfig,
@@ -112,6 +113,7 @@ __all__ = [
     "TextEnvConfig",
     "TextsConfig",
     "ValueConfig",
+    "VllmConfig",
     "WatchdogConfig",
     "WeightedRewardConfig",
 ]

@@ -2,15 +2,19 @@
 
 import copy
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhfkit.config.schema import LoraConfig
 from rlhfkit.errors import ConfigError
 
-__all__ = ["add_lora", "merged", "unwrapped"]
+__all__ = ["add_lora", "merged", "merged_weights", "unwrapped"]
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
@@ -49,3 +53,23 @@ def unwrapped(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def merged(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The model with its adapters, if any, folded into the weights; the model itself stays as it is."""
     return copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+def merged_weights(model: PreTrainedModel | PeftModel) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights of `merged(model)` as a checkpoint has them, one by one, without a second model in memory.
+
+    What is tied to another weight comes once, under the name that comes first.
+    """
+    base = unwrapped(model)
+    adapted: dict[str, Any] = {
+        f"{name}.weight": module for name, module in base.named_modules() if isinstance(module, LoraLayer)
+    }
+    seen: set[int] = set()
+    for name, weight in base.state_dict().items():
+        plain = name.replace(".base_layer.", ".")
+        if ".lora_" in name or weight.data_ptr() in seen:
+            continue
+        seen.add(weight.data_ptr())
+        layer = adapted.get(plain)
+        # As peft merges, so that the sum is the same to the last bit.
+        yield plain, weight if layer is None else weight + layer.get_delta_weight("default").to(weight.dtype)

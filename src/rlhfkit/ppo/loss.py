@@ -7,7 +7,15 @@ from rlhfkit.errors import ConfigError
 from rlhfkit.ppo.kl import KLKind, kl_estimate
 from rlhfkit.ppo.masked import check_shapes, masked_mean, masked_var, where_masked
 
-__all__ = ["approx_kl", "clip_fraction", "explained_variance", "policy_loss", "ratio_max_deviation", "value_loss"]
+__all__ = [
+    "approx_kl",
+    "clip_fraction",
+    "explained_variance",
+    "importance_weights",
+    "policy_loss",
+    "ratio_max_deviation",
+    "value_loss",
+]
 
 
 def policy_loss(
@@ -19,15 +27,18 @@ def policy_loss(
     clip_range: float,
     denominator: float | Tensor | None = None,
     dual_clip: float | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Clipped surrogate loss, a scalar to minimise.
 
-    sum over masked tokens of max(-A * r, -A * clip(r, 1 - clip_range, 1 + clip_range)) / denominator
+    sum over masked tokens of w * max(-A * r, -A * clip(r, 1 - clip_range, 1 + clip_range)) / denominator
     r = exp(logprobs - old_logprobs)
+    w = `weights`, by default 1
 
     All inputs of one shape, `mask` bool. `denominator` is by default the mask's count; a microbatch passes the count of
     its whole minibatch, so that losses and gradients of the microbatches add up exactly. Only `logprobs` gets gradient.
     `dual_clip` c > 1 bounds the loss at -c * A where A < 0 and r > c, so that one bad token cannot dominate a batch.
+    `weights` are those of `importance_weights`, where another engine sampled.
     Raises: ShapeError; ConfigError if dual_clip is not above 1.
     Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7; dual clip: Ye et al. 2020, arXiv 1912.09729.
     """
@@ -39,7 +50,29 @@ def policy_loss(
     loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
     if dual_clip is not None:
         loss = torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
+    if weights is not None:
+        check_shapes(mask, weights=weights)
+        loss = loss * where_masked(weights.detach(), mask)
     return masked_mean(loss, mask, denominator)
+
+
+@torch.no_grad()
+def importance_weights(old_logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor, *, cap: float) -> Tensor:
+    """Weight (B, T) of each token that another engine drew, which computes the policy a little differently.
+
+    w = min(exp(old_logprobs - sampled_logprobs), cap)
+
+    1 outside the mask. `sampled_logprobs` are the engine's, `old_logprobs` those of the same weights in the training
+    pass. In expectation over what the engine draws, w times a token's loss is its loss under the training pass's
+    policy; the cap bounds the variance, at the price of a bias where it bites.
+    Raises: ShapeError; ConfigError if `cap` is below 1, as it would scale down all tokens.
+    Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training",
+    https://fengyao.notion.site/off-policy-rl (truncated importance sampling, per token, beside PPO's own ratio).
+    """
+    check_shapes(mask, old_logprobs=old_logprobs, sampled_logprobs=sampled_logprobs)
+    if cap < 1:
+        raise ConfigError(f"importance cap {cap:g}: expected at least 1, such as 2")
+    return _ratio(old_logprobs, sampled_logprobs, mask).clamp(max=cap)
 
 
 def value_loss(

@@ -56,6 +56,8 @@ class Experience:
     """(B,) score of each episode, after penalties, before the KL; None where rewards come step by step."""
     ref_kl: Tensor | None = None
     """(B,) KL of policy to reference in nats summed per sequence, estimated by k1; None without a reference."""
+    importance_weights: Tensor | None = None
+    """Weight of each token's policy loss where another engine sampled; None where the policy itself did."""
     steps_are_independent: bool = False
     """Whether the policy sees one state at a time, so that a minibatch may take steps from anywhere."""
     headline: str = ""
@@ -68,6 +70,8 @@ class Experience:
     def in_single_steps(self) -> "Experience":
         """The N steps in which the policy acted, each a row of its own: (N, 1) in place of (B, T)."""
         inputs: Steps = self.inputs
-        by_step = ("old_logprobs", "old_values", "next_values", "terminated", "ended", "rewards")
+        by_step = ["old_logprobs", "old_values", "next_values", "terminated", "ended", "rewards"]
+        if self.importance_weights is not None:
+            by_step.append("importance_weights")
         parts = {name: getattr(self, name)[self.mask][:, None] for name in by_step}
         return replace(self, inputs=inputs.only(self.mask), mask=self.mask[self.mask][:, None], **parts)

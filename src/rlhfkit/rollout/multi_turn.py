@@ -24,7 +24,16 @@ from rlhfkit.records import Message
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate
-from rlhfkit.rollout.text import Reference, as_scored_text, evaluate_in_parts, experience_of, last_of_rows
+from rlhfkit.rollout.text import (
+    Engine,
+    Reference,
+    Sample,
+    as_scored_text,
+    evaluate_in_parts,
+    experience_of,
+    last_of_rows,
+    sample_of,
+)
 from rlhfkit.seeding import derive_seed
 from rlhfkit.watchdog import phase
 
@@ -119,6 +128,7 @@ def play(
     response_seed: Callable[[int, int], int],
     max_prompt_tokens: int,
     on_finished: Callable[[int], None] | None = None,
+    sample: Sample = generate,
 ) -> list[Episode]:
     """One episode for each of `env_seeds`, played side by side: the responses of a turn are sampled together.
 
@@ -136,7 +146,7 @@ def play(
     live, turn = list(range(len(episodes))), 0
     while live:
         with phase("generation"):
-            responses = generate(
+            responses = sample(
                 model,
                 [episodes[row].read() for row in live],
                 rollout,
@@ -206,10 +216,12 @@ class MultiTurnRollout:
         ppo: PpoConfig,
         max_prompt_tokens: int,
         seed: int,
+        engine: Engine | None = None,
     ) -> None:
         """Play in environments of `factory`; `reward`, where there is one, is paid on top for every response."""
         self.policy, self.reference, self.factory, self.reward = policy, reference, factory, reward
         self.rollout, self.ppo, self.max_prompt_tokens, self.seed = rollout, ppo, max_prompt_tokens, seed
+        self.engine = engine
 
     def collect(
         self, iteration: int, *, kl_coef: float, on_finished: Callable[[int], None] | None = None
@@ -233,6 +245,7 @@ class MultiTurnRollout:
             response_seed=lambda row, turn: derive_seed(self.seed, "response", iteration, row, turn),
             max_prompt_tokens=self.max_prompt_tokens,
             on_finished=on_finished,
+            sample=sample_of(self.engine, model),
         )
         generation_seconds = time.perf_counter() - start
         start = time.perf_counter()
@@ -251,6 +264,7 @@ class MultiTurnRollout:
             raw_scores=raw_scores,
             terminated=last_of_rows(inputs.mask) & terminated[:, None],
             values_after=self._values_after(episodes),
+            importance_cap=None if self.engine is None else self.engine.importance_cap,
             metrics={
                 **_metrics(episodes),
                 "time/generation_seconds": generation_seconds,

@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
-from rlhfkit.models.language import TextPolicy, spread
+from rlhfkit.models.language import LanguageModel, TextPolicy, spread
 from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.padding import Sequences, length_buckets
 from rlhfkit.ppo import (
     brevity_penalty,
     clip_scores,
+    importance_weights,
     kl_estimate,
     length_penalty,
     masked_mean,
@@ -29,17 +30,54 @@ from rlhfkit.seeding import derive_seed, shuffled
 from rlhfkit.watchdog import phase
 
 __all__ = [
+    "Engine",
     "Reference",
+    "Sample",
     "TextRollout",
     "as_scored_text",
     "evaluate_in_parts",
     "experience_of",
     "last_of_rows",
     "logprobs_in_parts",
+    "sample_of",
 ]
 
 Reference = Callable[[Sequences], Tensor]
 """Logprobs (B, R) of sampled tokens under the frozen reference, at the sampling temperature."""
+
+
+class Sample(Protocol):
+    """What samples responses: `generate`, or an engine in its place."""
+
+    def __call__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        config: RolloutConfig,
+        *,
+        seeds: Sequence[int] | None,
+        on_finished: Callable[[int], None] | None = None,
+    ) -> list[Response]:
+        """One response to each prompt, in order."""
+        ...
+
+
+class Engine(Protocol):
+    """A sampler with weights of its own, which computes the policy a little differently from the training pass."""
+
+    @property
+    def importance_cap(self) -> float:
+        """Bound on the weights that correct for the difference."""
+        ...
+
+    def loaded(self, model: LanguageModel) -> Sample:
+        """What samples with the weights that `model` has now."""
+        ...
+
+
+def sample_of(engine: Engine | None, model: LanguageModel) -> Sample:
+    """What samples with the weights that `model` has now; None is the own sampler."""
+    return generate if engine is None else engine.loaded(model)
 
 
 class TextRollout:
@@ -59,10 +97,11 @@ class TextRollout:
         rollout: RolloutConfig,
         ppo: PpoConfig,
         seed: int,
+        engine: Engine | None = None,
     ) -> None:
-        """Sample from `prompts` in an order that follows from `seed`."""
+        """Sample from `prompts` in an order that follows from `seed`; with `engine`, where there is one."""
         self.policy, self.reference, self.reward, self.prompts = policy, reference, reward, prompts
-        self.rollout, self.ppo, self.seed = rollout, ppo, seed
+        self.rollout, self.ppo, self.seed, self.engine = rollout, ppo, seed, engine
 
     def collect(
         self, iteration: int, *, kl_coef: float, on_finished: Callable[[int], None] | None = None
@@ -76,7 +115,7 @@ class TextRollout:
         seeds = [derive_seed(self.seed, "response", iteration, row) for row in range(len(prompts))]
         start = time.perf_counter()
         with phase("generation"):
-            responses = generate(
+            responses = sample_of(self.engine, self.policy.language_model)(
                 self.policy.language_model,
                 [prompt.ids for prompt in prompts],
                 self.rollout,
@@ -111,6 +150,7 @@ class TextRollout:
             raw_scores=raw_scores,
             terminated=ends,
             values_after=torch.zeros(len(inputs)),
+            importance_cap=None if self.engine is None else self.engine.importance_cap,
             metrics={"time/generation_seconds": generation_seconds, "time/reward_seconds": reward_seconds},
             samples=[
                 {
@@ -155,12 +195,13 @@ def experience_of(
     values_after: Tensor,
     metrics: dict[str, float],
     samples: list[dict[str, Any]],
+    importance_cap: float | None = None,
 ) -> Experience:
     """What PPO learns from episodes of one response, or of several with an environment's words between them.
 
     `ends` (B, T) bool: last token of each response; `responses` and `raw_scores` (N,) are those of its N entries, in
     row-major order. `terminated` (B, T) bool: last token of the episodes that came to their end; the others bootstrap
-    from `values_after` (B,).
+    from `values_after` (B,). `importance_cap` is that of the engine that sampled, where it was not the own one.
     """
     mask, device = inputs.mask, inputs.mask.device
     # The sampler's logprobs stem from other matrix shapes; the ratio must compare like with like.
@@ -175,6 +216,7 @@ def experience_of(
     penalties = token_rewards(no_scores, old_logprobs, ref_logprobs, mask, kl_coef=kl_coef, kind=ppo.kl.estimator)
     ref_kl = masked_sum(kl_estimate(old_logprobs, ref_logprobs, "k1"), mask, dim=1)
     sampled = torch.tensor([number for response in responses for number in response.logprobs], device=device)
+    weights, sampler_metrics = _correction(spread(sampled, mask), old_logprobs, mask, cap=importance_cap)
     totals = raw.sum(1)
     return Experience(
         inputs=inputs,
@@ -187,6 +229,7 @@ def experience_of(
         rewards=penalties + shaped,
         scores=shaped.sum(1),
         ref_kl=ref_kl,
+        importance_weights=weights,
         headline=f"score {totals.mean():.2f} · KL {ref_kl.mean():.1f} nats",
         metrics={
             "score/mean": float(totals.mean()),
@@ -200,7 +243,7 @@ def experience_of(
             "ppo/entropy": float(masked_mean(entropy, mask)),
             "response_tokens/mean": float(lengths.float().mean()),
             "eos_rate": float(finished.float().mean()),
-            "sampler/logprob_max_difference": float(((spread(sampled, mask) - old_logprobs) * mask).abs().max()),
+            **sampler_metrics,
             **metrics,
         },
         samples=[
@@ -208,6 +251,24 @@ def experience_of(
             for sample, total, kl in zip(samples, totals, ref_kl, strict=False)
         ],
     )
+
+
+def _correction(
+    sampled: Tensor, old_logprobs: Tensor, mask: Tensor, *, cap: float | None
+) -> tuple[Tensor | None, dict[str, float]]:
+    """Importance weights (B, T), none where the own engine sampled, and how far sampler and training pass are apart."""
+    difference = (old_logprobs - sampled) * mask
+    metrics = {"sampler/logprob_max_difference": float(difference.abs().max())}
+    if cap is None:
+        return None, metrics
+    weights = importance_weights(old_logprobs, sampled, mask, cap=cap)
+    return weights, {
+        **metrics,
+        "sampler/logprob_mean_difference": float(masked_mean(difference.abs(), mask)),
+        "sampler/kl_token": float(masked_mean(kl_estimate(sampled, old_logprobs, "k3"), mask)),
+        "sampler/weight_mean": float(masked_mean(weights, mask)),
+        "sampler/truncated_share": float(masked_mean(difference.exp() > cap, mask)),
+    }
 
 
 def last_of_rows(mask: Tensor) -> Tensor:

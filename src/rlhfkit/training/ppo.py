@@ -350,7 +350,7 @@ def _loss(
 ) -> dict[str, Tensor]:
     """The parts of the loss and their total; each is a sum over the microbatch's tokens / the minibatch's count."""
     config, only_critic = trainer.config, _only_critic_learns(trainer)
-    mask = experience.mask[part]
+    mask, weights = experience.mask[part], experience.importance_weights
     policy = policy_loss(
         output.logprobs,
         experience.old_logprobs[part],
@@ -359,6 +359,7 @@ def _loss(
         clip_range=trainer.clip_range,
         dual_clip=config.dual_clip,
         denominator=denominator,
+        weights=None if weights is None else weights[part],
     )
     total = torch.zeros_like(policy) if only_critic else policy
     if output.entropy is not None and not only_critic:
