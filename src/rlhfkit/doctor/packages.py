@@ -27,9 +27,10 @@ PURPOSES = {
     "translation": "BLEU and chrF",
     "web": "pages: label, dashboard",
     "postgres": "votes in PostgreSQL",
+    "vllm": "vLLM as sampler of PPO",
     "dev": "",  # told by the tests themselves
 }
-OTHERS = {"vllm": "faster sampling on GPUs", "ray": "several machines"}
+OTHERS = {"ray": "several machines"}
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 

@@ -31,8 +31,10 @@ def recompute_layers(model: PreTrainedModel | PeftModel) -> None:
     Raises: ModelError where the architecture does not provide for it.
     """
     whole: Any = unwrapped(model)
+    # The older name is deprecated, the newer one not yet in every release that will do.
+    enable = getattr(whole, "activation_checkpointing_enable", None) or whole.gradient_checkpointing_enable
     try:
-        whole.gradient_checkpointing_enable({"use_reentrant": False})
+        enable({"use_reentrant": False})
     except ValueError as error:
         raise ModelError(
             f"{whole.config.model_type} cannot compute its layers a second time ({error}); set "
