@@ -29,7 +29,9 @@ def made(model, *, num_updates=10, **settings):
 def set_gradients(model, update, *, scale=1.0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(100 + update)
     for parameter in model.parameters():
-        parameter.grad = (scale * torch.randn(parameter.shape, generator=generator)).to(dtype)
+        gradient = (scale * torch.randn(parameter.shape, generator=generator)).to(dtype)
+        parameter.grad = None
+        (parameter * gradient).sum().backward()
 
 
 def adamw_by_hand(weights, gradients, *, rates, decays, betas, eps, max_norm):
@@ -129,7 +131,7 @@ def test_small_updates_of_bfloat16_weights_add_up():
         model.vector.fill_(1.0)
     optimizer = made(model, learning_rate=1e-6, adam_eps=1e-12, num_updates=3000)
     for _ in range(3000):
-        model.vector.grad = torch.ones_like(model.vector)
+        model.vector.sum().backward()
         optimizer.step()
         if optimizer.updates_done == 1:
             assert model.vector[0].item() == 1.0
@@ -151,6 +153,22 @@ def test_bfloat16_weights_are_their_masters_rounded():
             optimizer.step()
     assert torch.equal(rough.matrix, exact.matrix.bfloat16())
     assert torch.equal(rough.vector, exact.vector.bfloat16())
+
+
+def test_gradients_of_several_backward_passes_add_up_in_float32():
+    model = Two(torch.bfloat16)
+    optimizer = made(model, max_grad_norm=1e9)
+    for gradient in (256.0, 1.0):
+        (gradient * model.vector[0]).backward()
+    assert optimizer.step() == 257.0  # between 256 and 258 there is no bfloat16
+
+
+def test_gradients_can_be_dropped_by_name():
+    model = Two(torch.bfloat16)
+    optimizer = made(model, max_grad_norm=1e9)
+    (3 * model.vector[0] + 4 * model.matrix[0, 0]).backward()
+    optimizer.forget_gradients(lambda name: name == "matrix")
+    assert optimizer.step() == 3.0
 
 
 def test_float32_weights_have_no_masters():

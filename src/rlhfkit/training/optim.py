@@ -1,7 +1,7 @@
 """AdamW over float32 masters, with clipping and a schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,8 @@ class Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) of the parameters that require a gradient.
 
     Weights below float32 get float32 masters, which the updates are added to: at small learning rates a bfloat16
-    weight would round every update away.
+    weight would round every update away. Their gradients go to the masters as soon as a backward pass has made them,
+    so that those of several microbatches add up in float32.
     """
 
     def __init__(
@@ -46,6 +47,11 @@ class Optimizer:
             name: parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_()
             for name, parameter in self.parameters.items()
         }
+        for name, parameter in self.parameters.items():
+            if self.masters[name] is not parameter:
+                parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    self._to_master(self.masters[name])
+                )
         decaying = [p for p in self.masters.values() if p.dim() >= 2 and config.weight_decay]
         others = [p for p in self.masters.values() if p.dim() < 2 or not config.weight_decay]
         groups = [
@@ -63,6 +69,23 @@ class Optimizer:
         self.factor = 1.0
         """On the learning rate of the schedule, for whoever finds it too high in between."""
 
+    @staticmethod
+    def _to_master(master: Tensor) -> Callable[[Tensor], None]:
+        """What adds a weight's gradient to that of its master, and takes it from the weight."""
+
+        def move(parameter: Tensor) -> None:
+            gradient = parameter.grad
+            assert gradient is not None
+            master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+            parameter.grad = None
+
+        return move
+
+    def forget_gradients(self, concerned: Callable[[str], bool]) -> None:
+        """Drop what has gathered for the weights whose names are `concerned`."""
+        for name in filter(concerned, self.parameters):
+            self.parameters[name].grad = self.masters[name].grad = None
+
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next update."""
@@ -74,10 +97,6 @@ class Optimizer:
 
         Raises: TrainingError where the norm is not finite; the weights are still the old ones.
         """
-        for name, master in self.masters.items():
-            parameter = self.parameters[name]
-            if master is not parameter:
-                master.grad = None if parameter.grad is None else parameter.grad.float()
         norm = float(nn.utils.clip_grad_norm_(self.masters.values(), self.config.max_grad_norm))
         if not math.isfinite(norm):
             raise TrainingError(

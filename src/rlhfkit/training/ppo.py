@@ -317,7 +317,8 @@ def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, retu
             if is_first:
                 summary["ppo/ratio_first_epoch_max_deviation"] = deviation
             if only_critic:
-                _drop_gradients_of_actor(trainer.policy)
+                # Where the critic shares the actor's trunk, its loss would move that too.
+                trainer.optimizers["policy"].forget_gradients(lambda name: not _is_of_critic(name))
             for name, optimizer in trainer.optimizers.items():
                 if only_critic and name == "policy" and "value" in trainer.optimizers:
                     continue
@@ -407,13 +408,6 @@ def _microbatches(experience: Experience, rows: Tensor, max_tokens: int | None) 
 
 def _is_of_critic(name: str) -> bool:
     return name.startswith("critic.")
-
-
-def _drop_gradients_of_actor(policy: ActorCritic) -> None:
-    """Where the critic shares the actor's trunk, its loss would move that too."""
-    for name, parameter in policy.named_parameters():
-        if not _is_of_critic(name):
-            parameter.grad = None
 
 
 def optimizers_for(policy: ActorCritic, config: PpoConfig | ControlPpoConfig) -> dict[str, Optimizer]:
