@@ -12,6 +12,10 @@ from rlhfkit.errors import TrainingError
 __all__ = ["Optimizer", "learning_rate_factor"]
 
 
+# torch divides by the norm and this.
+CLIP_EPS = 1e-6
+
+
 def learning_rate_factor(config: OptimConfig, update: int, num_updates: int) -> float:
     """Factor on the learning rate of update 0 … num_updates - 1: rises over the warm-up, then follows the schedule."""
     warmup = round(config.warmup_share * num_updates)
@@ -97,12 +101,15 @@ class Optimizer:
 
         Raises: TrainingError where the norm is not finite; the weights are still the old ones.
         """
-        norm = float(nn.utils.clip_grad_norm_(self.masters.values(), self.config.max_grad_norm))
+        total = nn.utils.get_total_norm([m.grad for m in self.masters.values() if m.grad is not None])
+        norm = float(total)
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient of the {self.what} is {norm} at update {self.updates_done}, which was not made; lower "
                 "the learning rate, or look for extreme scores in the metrics"
             )
+        if norm + CLIP_EPS > self.config.max_grad_norm:  # else the factor is 1, and to multiply by it costs a pass
+            nn.utils.clip_grads_with_norm_(self.masters.values(), self.config.max_grad_norm, total)
         for group in self.adamw.param_groups:
             group["lr"] = self.learning_rate
         self.adamw.step()
