@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -17,11 +17,14 @@ from rlhfkit.config.schema import (
     PpoConfig,
     PretrainedModelConfig,
     Recipe,
+    RewardModelConfig,
     RolloutConfig,
     RowsConfig,
+    SftConfig,
     Stage,
     StoreConfig,
 )
+from rlhfkit.config.training import SupervisedConfig
 from rlhfkit.control_pipeline import ControlPipeline, check_control
 from rlhfkit.data import (
     Loaded,
@@ -67,12 +70,12 @@ from rlhfkit.rollout.text import Engine, Reference, TextRollout, as_scored_text
 from rlhfkit.rundir import ModelName, RunDir, read_json, write_atomically, write_directory_atomically, write_json
 from rlhfkit.seeding import derive_seed, seed_everything, shuffled
 from rlhfkit.training.checkpoint import Checkpoints
-from rlhfkit.training.memory import fits, plan_of_ppo, tokens_that_fit
+from rlhfkit.training.memory import MemoryPlan, fits, plan_of_ppo, plan_of_supervised, tokens_that_fit
 from rlhfkit.training.out_of_memory import memory_told
 from rlhfkit.training.ppo import PpoTrainer, Rollout, optimizers_for, train_ppo
 from rlhfkit.training.preflight import check_first_experience
 from rlhfkit.training.reward_model import EncodedPair, encode_pairs, measure, normalization_of, train_reward_model
-from rlhfkit.training.sft import encode_demonstrations, encode_texts, train_sft
+from rlhfkit.training.sft import LearntText, encode_demonstrations, encode_texts, train_sft
 from rlhfkit.training.supervised import num_supervised_updates
 from rlhfkit.watchdog import Watchdog, phase
 from rlhfkit.workspace import (
@@ -87,6 +90,7 @@ from rlhfkit.workspace import (
 __all__ = ["evaluate", "generate", "run"]
 
 T = TypeVar("T")
+Supervised = TypeVar("Supervised", bound=SupervisedConfig)
 
 FEW_UPDATES = 20
 """Fewer updates of a supervised stage than this are worth a word: weights hardly move."""
@@ -182,8 +186,22 @@ class Pipeline:
         texts = self._load("texts", load_texts).records
         model = self.builder.scratch_model(texts)
         rows, _ = encode_texts(texts, model.encoder, max_tokens=_within_context(self.recipe.pretrain.max_tokens, model))
-        metrics = train_sft(model, rows, self.recipe.pretrain, stage="pretrain", **self._training("pretrain"))
+        metrics = self._train_sft("pretrain", model, rows, self.recipe.pretrain)
         self._save_model("base", model)
+        return metrics
+
+    def _train_sft(
+        self, stage: Stage, model: LanguageModel, rows: Sequence[LearntText], config: SftConfig
+    ) -> dict[str, float]:
+        """Supervised training with microbatches that memory has room for."""
+        longest = max((len(row.ids) for row in rows), default=1)
+        # Packed rows are filled up to the limit.
+        width = max(longest, _within_context(config.max_tokens, model)) if config.packing else longest
+        fitted = self._fitted_supervised(
+            stage, model, config, longest=width, minibatch_rows=-(-config.minibatch_sequences * longest // width)
+        )
+        metrics = train_sft(model, rows, fitted, stage=stage, **self._training(stage))
+        self._note_peak(stage)
         return metrics
 
     def sft(self) -> dict[str, Any]:
@@ -202,7 +220,7 @@ class Pipeline:
         if num_cut:
             self.progress.note(f"{num_cut} of {len(demonstrations)} demonstrations were cut to fit")
         self._warn_of_few("sft", len(rows), self.recipe.sft.minibatch_sequences, self.recipe.sft.epochs)
-        metrics = train_sft(model, rows, self.recipe.sft, stage="sft", **self._training("sft"))
+        metrics = self._train_sft("sft", model, rows, self.recipe.sft)
         self._save_model("sft", model)
         return {**metrics, "num_demonstrations": len(demonstrations), "num_cut": num_cut}
 
@@ -262,9 +280,7 @@ class Pipeline:
             return encode_pairs(preferences, model, max_tokens=max_tokens, use_margin=config.use_margin)
 
         self._warn_of_few("reward_model", len(train), config.minibatch_pairs, config.epochs)
-        metrics = train_reward_model(
-            model, encoded(train), config, stage="reward_model", **self._training("reward_model")
-        )
+        metrics = self._train_reward_model("reward_model", model, encoded(train), config)
         normalization = self._normalization(model)
         with write_directory_atomically(self.run.model("reward_model")) as directory:
             model.save(directory, normalization=normalization)
@@ -273,7 +289,7 @@ class Pipeline:
         )
         report: dict[str, Any] = {"normalization": asdict(normalization)}
         if test:
-            report |= measure(model, encoded(test), max_tokens=config.microbatch_tokens)
+            report |= measure(model, encoded(test), max_tokens=config.tokens_per_pass)
             report["baselines"] = dict(preference_baselines(train, test, seed=self.recipe.seed))
             report["ceiling"] = self._ceiling()
             write_json(self.run.reward_model_report, report)
@@ -287,6 +303,18 @@ class Pipeline:
                     f"the reward model is not clearly better than a coin on {len(test)} held-out pairs, so PPO may "
                     "learn nothing, or nonsense; give more pairs, more reward_model.epochs, or a higher learning rate"
                 )
+        return metrics
+
+    def _train_reward_model(
+        self, stage: Stage, model: RewardModel, pairs: Sequence[EncodedPair], config: RewardModelConfig
+    ) -> dict[str, float]:
+        """Training of a reward model with microbatches that memory has room for."""
+        longest = max((len(ids) for pair in pairs for ids in (pair.chosen, pair.rejected)), default=1)
+        fitted = self._fitted_supervised(
+            stage, model, config, longest=longest, minibatch_rows=2 * config.minibatch_pairs
+        )
+        metrics = train_reward_model(model, pairs, fitted, stage=stage, **self._training(stage))
+        self._note_peak(stage)
         return metrics
 
     def _ceiling(self) -> float | None:
@@ -308,7 +336,7 @@ class Pipeline:
         model = self.builder.fresh_reward_model(name="judge")
         max_tokens = _within_context(config.max_tokens, model)
         pairs = encode_pairs(preferences, model, max_tokens=max_tokens, use_margin=config.use_margin)
-        metrics = train_reward_model(model, pairs, config, stage="judge", **self._training("judge"))
+        metrics = self._train_reward_model("judge", model, pairs, config)
         with write_directory_atomically(self.run.model("judge")) as directory:
             model.save(directory, normalization=self._normalization(model))
         return metrics
@@ -399,20 +427,34 @@ class Pipeline:
         else:  # an episode may fill the context
             context = model.context_tokens or recipe.data.max_prompt_tokens + recipe.rollout.max_response_tokens
             prompt_tokens = context - recipe.rollout.max_response_tokens
-        plan = plan_of_ppo(policy, prompt_tokens=prompt_tokens, rollout=recipe.rollout, ppo=config)
-        if recipe.model.gradient_checkpointing == "auto" and not fits(plan, self.builder.device, config):
+
+        def plan() -> MemoryPlan:
+            return plan_of_ppo(policy, prompt_tokens=prompt_tokens, rollout=recipe.rollout, ppo=config)
+
+        if recipe.model.gradient_checkpointing == "auto" and not fits(
+            plan(), self.builder.device, config.microbatch_tokens
+        ):
             self.progress.note("memory is short, so layers are computed a second time in the backward pass")
             policy.recompute_layers()
-            plan = plan_of_ppo(policy, prompt_tokens=prompt_tokens, rollout=recipe.rollout, ppo=config)
-        tokens = config.microbatch_tokens
-        if tokens == "auto":
-            # A run that goes on keeps what it began with: other microbatches would add up in another order.
-            before = self.manifest.stage("ppo").get("memory", {})
-            tokens = before.get("microbatch_tokens") or tokens_that_fit(plan, self.builder.device)
-            config = config.model_copy(update={"microbatch_tokens": tokens})
-        self.manifest.add_stage("ppo", memory=plan.as_facts(tokens))
+        tokens = self._microbatch_tokens("ppo", plan(), config.microbatch_tokens)
+        return config.model_copy(update={"microbatch_tokens": tokens})
+
+    def _fitted_supervised(
+        self, stage: Stage, model: LanguageModel | RewardModel, config: Supervised, *, longest: int, minibatch_rows: int
+    ) -> Supervised:
+        """The same for a supervised stage, whose rows have at most `longest` tokens."""
+        plan = plan_of_supervised(model, longest=longest, minibatch_tokens=minibatch_rows * longest)
+        tokens = self._microbatch_tokens(stage, plan, config.microbatch_tokens)
+        return config.model_copy(update={"microbatch_tokens": tokens})
+
+    def _microbatch_tokens(self, stage: Stage, plan: MemoryPlan, wanted: int | Literal["auto"]) -> int:
+        """Tokens of a microbatch; noted in the manifest with what was predicted."""
+        # A run that goes on keeps what it began with: other microbatches would add up in another order.
+        before = self.manifest.stage(stage).get("memory", {}).get("microbatch_tokens")
+        tokens = (before or tokens_that_fit(plan, self.builder.device)) if wanted == "auto" else wanted
+        self.manifest.add_stage(stage, memory=plan.as_facts(tokens))
         reset_peak(self.builder.device)
-        return config
+        return tokens
 
     def _note_peak(self, stage: Stage) -> None:
         """What the stage took, beside what was predicted."""

@@ -5,7 +5,7 @@ from torch import nn
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.training import memory
-from rlhfkit.training.memory import MemoryPlan, bytes_kept, fits, plan_of_ppo, tokens_that_fit
+from rlhfkit.training.memory import MemoryPlan, bytes_kept, fits, plan_of_ppo, plan_of_supervised, tokens_that_fit
 from tests.training import tiny
 
 CPU = torch.device("cpu")
@@ -66,9 +66,9 @@ def test_a_sequence_for_which_there_is_no_room_is_refused_with_numbers(monkeypat
 
 def test_a_plan_fits_where_its_microbatches_do(monkeypatch):
     with_memory(monkeypatch, 200 + 50 + 10 * 500)
-    assert fits(plan(), CPU, PpoConfig(microbatch_tokens=500))
-    assert not fits(plan(), CPU, PpoConfig(microbatch_tokens=501))
-    assert not fits(plan(), CPU, PpoConfig(microbatch_tokens="auto"))  # which would like 1024
+    assert fits(plan(), CPU, 500)
+    assert not fits(plan(), CPU, 501)
+    assert not fits(plan(), CPU, "auto")  # which would like 1024
 
 
 def test_the_plan_of_a_policy_counts_what_learns():
@@ -84,3 +84,13 @@ def test_the_plan_of_a_policy_counts_what_learns():
     # keys and values of four slots with 16 places each, and three tensors of logits, float32
     per_place = 2 * config.num_hidden_layers * config.hidden_size
     assert found.sampling == 4 * 4 * (16 * per_place + 3 * config.vocab_size)
+
+
+def test_the_plan_of_a_supervised_stage_counts_masters_too():
+    model = tiny.language_model(dtype=torch.bfloat16)
+    found = plan_of_supervised(model, longest=12, minibatch_tokens=96)
+    num = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert found.optimizer == 16 * num  # averages and gradient as above, and a float32 master
+    assert (found.longest, found.minibatch_tokens, found.sampling) == (12, 96, 0)
+    assert found.head > 0
+    assert plan_of_supervised(tiny.reward_model(), longest=12, minibatch_tokens=96).head == 0

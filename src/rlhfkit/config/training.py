@@ -39,19 +39,27 @@ class OptimConfig(Section):
     """Gradients are scaled down to this norm."""
 
 
+SAFE_TOKENS = 2048
+
+
 class SupervisedConfig(Section):
     """What the supervised stages share."""
 
     epochs: PositiveInt = 1
     """Passes over the data."""
-    microbatch_tokens: PositiveInt = 4096
-    """Tokens (padding included) in one forward and backward pass; bounds memory, does not change the result."""
+    microbatch_tokens: PositiveInt | Literal["auto"] = 4096
+    """Tokens (padding included) in one forward and backward pass: bounds memory; "auto": as many as it has room for."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
     validation_share: Share = 0.05
     """Share of the rows held out to measure the loss during training."""
     checkpoint_minutes: PositiveFloat = 5.0
     """Time between two checkpoints."""
+
+    @property
+    def tokens_per_pass(self) -> int:
+        """Tokens in a pass, where "auto" has not been decided: few enough for any machine."""
+        return SAFE_TOKENS if self.microbatch_tokens == "auto" else self.microbatch_tokens
 
 
 class SftConfig(SupervisedConfig):

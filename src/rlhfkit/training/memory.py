@@ -6,20 +6,23 @@ length that the stage will see.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
 from rlhfkit.device import available_bytes, held_bytes
 from rlhfkit.errors import ConfigError
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import trunk_hidden
+from rlhfkit.models.reward_model import RewardModel
 from rlhfkit.models.value import ValueNetwork
 from rlhfkit.rollout.generation import SlotCache
 
-__all__ = ["MemoryPlan", "bytes_kept", "fits", "plan_of_ppo", "tokens_that_fit"]
+__all__ = ["MemoryPlan", "bytes_kept", "fits", "plan_of_ppo", "plan_of_supervised", "tokens_that_fit"]
 
 TRIAL_ROWS = 2
 # Beside what was kept, the backward pass holds gradients of it, and the allocator holes: 1.4 to 1.5 times, measured.
@@ -80,7 +83,7 @@ def plan_of_ppo(policy: TextPolicy, *, prompt_tokens: int, rollout: RolloutConfi
     if isinstance(policy.critic, ValueNetwork):
         networks.append(policy.critic.classifier)
     slots = min(rollout.slots, ppo.rollout_episodes)
-    kept = sum(_kept_per_token(network, model, longest) for network in networks)
+    kept = sum(_kept_per_token(network, model.encoder.eos_id, longest) for network in networks)
     return MemoryPlan(
         optimizer=optimizer_bytes(policy.parameters()),
         per_token=int(BACKWARD_FACTOR * kept),
@@ -92,8 +95,8 @@ def plan_of_ppo(policy: TextPolicy, *, prompt_tokens: int, rollout: RolloutConfi
     )
 
 
-def _kept_per_token(network: Any, model: LanguageModel, longest: int) -> int:
-    ids = torch.full((TRIAL_ROWS, longest), model.encoder.eos_id, device=model.device)
+def _kept_per_token(network: PreTrainedModel | PeftModel, token: int, longest: int) -> int:
+    ids = torch.full((TRIAL_ROWS, longest), token, device=next(network.parameters()).device)
     kept = bytes_kept(lambda: trunk_hidden(network, ids), network.parameters())
     return -(-kept // ids.numel())
 
@@ -136,9 +139,26 @@ def optimizer_bytes(parameters: Iterable[nn.Parameter]) -> int:
     return 3 * 4 * num
 
 
-def fits(plan: MemoryPlan, device: torch.device, config: PpoConfig) -> bool:
-    """Whether memory has room for the microbatches that were asked for; with "auto", for a good many tokens."""
-    wanted = ENOUGH_TOKENS if config.microbatch_tokens == "auto" else config.microbatch_tokens
+def plan_of_supervised(model: LanguageModel | RewardModel, *, longest: int, minibatch_tokens: int) -> MemoryPlan:
+    """What SFT, pre-training or a reward model needs for rows of `longest` tokens; the optimizer is not there yet."""
+    network = model.causal_lm if isinstance(model, LanguageModel) else model.classifier
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    masters = sum(4 * parameter.numel() for parameter in learning if parameter.dtype != torch.float32)
+    kept = _kept_per_token(network, model.encoder.eos_id, longest)
+    return MemoryPlan(
+        optimizer=optimizer_bytes(learning) + masters,
+        per_token=int(BACKWARD_FACTOR * kept),
+        head=_head_bytes(model, minibatch_tokens) if isinstance(model, LanguageModel) else 0,
+        sampling=0,
+        longest=longest,
+        minibatch_tokens=minibatch_tokens,
+        held=held_bytes(next(network.parameters()).device),
+    )
+
+
+def fits(plan: MemoryPlan, device: torch.device, microbatch_tokens: int | Literal["auto"]) -> bool:
+    """Whether memory has room for microbatches of so many tokens; with "auto", for a good many."""
+    wanted = ENOUGH_TOKENS if microbatch_tokens == "auto" else microbatch_tokens
     return plan.peak(max(wanted, plan.longest)) - plan.held <= SHARE_OF_AVAILABLE * available_bytes(device)
 
 

@@ -92,7 +92,7 @@ def train_reward_model(
     def run(rows: Sequence[int], metrics: Metrics, *, denominator: int | None) -> None:
         chosen_pairs = [pairs[row] for row in rows]
         lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in chosen_pairs]
-        for group in length_buckets(lengths, max_tokens=config.microbatch_tokens):
+        for group in length_buckets(lengths, max_tokens=config.tokens_per_pass):
             part = [chosen_pairs[index] for index in group]
             chosen, rejected = score_pairs(model, part)
             margin = torch.tensor([pair.margin for pair in part], device=chosen.device)

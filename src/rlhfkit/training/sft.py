@@ -82,7 +82,7 @@ def train_sft(
             pad=model.encoder.pad_id,
             device=model.device,
         )
-        per_part = max(1, config.microbatch_tokens // packed.ids.shape[1])
+        per_part = max(1, config.tokens_per_pass // packed.ids.shape[1])
         return [_rows_of(packed, start, start + per_part) for start in range(0, len(packed.ids), per_part)]
 
     def backward(rows: Sequence[int], metrics: Metrics) -> None:
