@@ -790,7 +790,7 @@ def endpoint() -> Iterator[Endpoint]:
         (
             500,
             b"oops",
-            "answered 500 Internal Server Error: 'oops' at the last of 2 attempts; see that the endpoint runs",
+            "answered 500 Internal Server Error: 'oops' at the last of 2 attempts in 0 s; see that the endpoint runs",
         ),
         (404, b"what?", "answered 404 Not Found: 'what?'; mend the request or the endpoint"),
         (200, b"<html>", "answered something that is not JSON: '<html>'; expected {\"scores\": […]}"),
@@ -807,7 +807,10 @@ def test_an_endpoint_is_asked_before_anything_is_trained(
 def test_an_endpoint_that_hangs_is_left(desk: Desk, endpoint: Endpoint):
     endpoint.seconds = 0.5
     message = desk.refused(endpoint.reward(timeout_seconds=0.1, retries=0))
-    assert "gave no answer (ReadTimeout: timed out) at the last of 1 attempts; see that the endpoint runs" in message
+    assert (
+        "gave no answer (ReadTimeout: timed out) at the last of 1 attempts in 0 s; see that the endpoint runs"
+        in message
+    )
 
 
 def test_an_endpoint_that_refuses_connections_is_named(desk: Desk, endpoint: Endpoint):

@@ -46,7 +46,7 @@ def test_every_error_refines_a_builtin():
     for name in set(errors.__all__) - {"RlhfkitError"}:
         error = getattr(errors, name)
         assert issubclass(error, errors.RlhfkitError)
-        assert issubclass(error, ValueError | RuntimeError | ImportError)
+        assert issubclass(error, ValueError | RuntimeError | ImportError | MemoryError)
 
 
 def test_the_tree_of_errors_is_drawn_whole():

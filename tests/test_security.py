@@ -24,6 +24,8 @@ from tests.killing import RECIPES
 PACKAGE = Path(rlhfkit.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "subprocess"}
+# They ask nvidia-smi for its version and let the compiler try a program of their own: fixed words, no shell.
+OWN_PROGRAMS = {"doctor/hardware.py": ["subprocess"], "doctor/surroundings.py": ["subprocess"]}
 FORBIDDEN_CALLS = {
     "eval",
     "exec",
@@ -59,7 +61,8 @@ def faults_of(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_in_the_package_runs_what_a_file_holds(path):
-    assert faults_of(path.read_text(encoding="utf-8")) == []
+    known = OWN_PROGRAMS.get(str(path.relative_to(PACKAGE)), [])
+    assert faults_of(path.read_text(encoding="utf-8")) == known
 
 
 @pytest.mark.parametrize(
