@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from rlhfkit.config.schema import RolloutConfig
 from rlhfkit.errors import MissingDependencyError
@@ -40,7 +41,11 @@ def compare(plain: LanguageModel, compiled: LanguageModel) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     prompts = [[row % 200 + 1] * (row % 5 + 1) for row in range(9)]
     config = RolloutConfig(max_response_tokens=6, temperature=0.7, slots=4)
-    ours, theirs = (generate(model, prompts, config, seeds=range(9)) for model in (compiled, plain))
+    theirs = generate(plain, prompts, config, seeds=range(9))
+    before = counters["stats"]["unique_graphs"]
+    ours = generate(compiled, prompts, config, seeds=range(9))
+    # One program for all numbers of rows, from all slots to the last two, and for all lengths.
+    assert counters["stats"]["unique_graphs"] == before + 1
     assert [response.ids for response in ours] == [response.ids for response in theirs]
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(torch.tensor(our.logprobs), torch.tensor(their.logprobs), rtol=0, atol=1e-4)

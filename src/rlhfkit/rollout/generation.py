@@ -61,8 +61,11 @@ class SlotCache:
     def __init__(self, shapes: Sequence[tuple[Tensor, Tensor]], num_slots: int, max_tokens: int) -> None:
         """Room for `num_slots` rows; `shapes` are keys and values (1, heads, 1, D) of each layer for a single token."""
         self.num_slots, self.max_tokens = num_slots, max_tokens
-        self.keys = [key.new_zeros(num_slots, key.shape[1], key.shape[3], max_tokens) for key, _ in shapes]
-        self.values = [value.new_zeros(num_slots, value.shape[1], max_tokens, value.shape[3]) for _, value in shapes]
+        # One more of each than is ever used: where a step takes all rows or all places, compiled code would know it and be
+        # of no use for fewer.
+        slots, places = num_slots + 1, max_tokens + 1
+        self.keys = [key.new_zeros(slots, key.shape[1], key.shape[3], places) for key, _ in shapes]
+        self.values = [value.new_zeros(slots, value.shape[1], places, value.shape[3]) for _, value in shapes]
 
     @staticmethod
     def of(model: LanguageModel, num_slots: int, max_tokens: int) -> "SlotCache":
@@ -71,6 +74,11 @@ class SlotCache:
         with torch.compiler.set_stance("force_eager"):
             model.trunk_with_cache(torch.zeros((1, 1), dtype=torch.long, device=model.device), past_key_values=seen)
         return SlotCache(seen.states, num_slots, max_tokens)
+
+    @property
+    def bytes_per_place(self) -> int:
+        """What a token of a row takes."""
+        return sum(tensor[0].nbytes // (self.max_tokens + 1) for tensor in (*self.keys, *self.values))
 
     def keep(self, slots: Tensor) -> None:
         """Move `slots` to the front, in this order."""

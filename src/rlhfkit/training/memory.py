@@ -110,10 +110,8 @@ def _head_bytes(model: LanguageModel, num_tokens: int) -> int:
 
 
 def _sampling_bytes(model: LanguageModel, slots: int, longest: int) -> int:
-    cache = SlotCache.of(model, 1, 1)
-    per_place = sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
     logits = 4 * model.vocabulary_tokens
-    return slots * (longest * per_place + 3 * logits)
+    return slots * (longest * SlotCache.of(model, 1, 1).bytes_per_place + 3 * logits)
 
 
 def bytes_kept(forward: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -> int:
