@@ -61,8 +61,8 @@ class SlotCache:
     def __init__(self, shapes: Sequence[tuple[Tensor, Tensor]], num_slots: int, max_tokens: int) -> None:
         """Room for `num_slots` rows; `shapes` are keys and values (1, heads, 1, D) of each layer for a single token."""
         self.num_slots, self.max_tokens = num_slots, max_tokens
-        # One more of each than is ever used: where a step takes all rows or all places, compiled code would know it and be
-        # of no use for fewer.
+        # One more of each than is ever used: code that was compiled where a step took all rows, or all places, would
+        # know it and be of no use for fewer.
         slots, places = num_slots + 1, max_tokens + 1
         self.keys = [key.new_zeros(slots, key.shape[1], key.shape[3], places) for key, _ in shapes]
         self.values = [value.new_zeros(slots, value.shape[1], places, value.shape[3]) for _, value in shapes]
