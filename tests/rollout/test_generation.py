@@ -252,3 +252,26 @@ def test_draws_cover_exactly_the_tokens_that_are_left_in_proportion():
 def test_draw_at_either_end_of_the_interval_is_a_token_with_probability():
     log_distribution = torch.tensor([[0.0, 0.25, 0.75, 0.0]]).log().expand(3, -1)
     assert draw(log_distribution, torch.tensor([0.0, 0.25, 1 - 2**-24])).tolist() == [1, 2, 2]
+
+
+def test_a_batch_shrinks_to_two_rows_where_all_but_one_end_at_once(directory_of: Directory, monkeypatch):
+    model = load(directory_of("llama"))
+    limit = 12
+    alone = generate(model, [[1]], RolloutConfig(max_response_tokens=limit), seeds=[0])[0]
+    others = [[2, row] for row in range(1, 8)]
+    first = {generate(model, [prompt], RolloutConfig(max_response_tokens=1), seeds=[1])[0].ids[0] for prompt in others}
+    assert model.causal_lm.generation_config is not None
+    model.causal_lm.generation_config.eos_token_id = sorted(first - set(alone.ids))
+    widths = []
+    trunk = LanguageModel.trunk_with_cache
+
+    def seen(self, ids, **options):
+        widths.append(len(ids))
+        return trunk(self, ids, **options)
+
+    monkeypatch.setattr(LanguageModel, "trunk_with_cache", seen)
+    responses = generate(model, [[1], *others], RolloutConfig(max_response_tokens=limit), seeds=[0, *[1] * 7])
+    assert responses[0].ids == alone.ids
+    ended = sum(len(response.ids) == 1 for response in responses)
+    assert ended >= 4
+    assert widths[-1] == 2

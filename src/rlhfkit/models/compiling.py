@@ -48,8 +48,8 @@ def refuse_without_compiler(device: torch.device) -> None:
 
     Raises: MissingDependencyError where a CPU's code would need a C++ compiler and there is none.
     """
-    names = [os.environ.get("CXX", ""), "g++", "clang++"]
-    if device.type == "cpu" and not any(shutil.which(name) for name in names if name):
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    if device.type == "cpu" and not any(shutil.which(name) for name in names):
         raise MissingDependencyError(
             "model.compile = true needs a C++ compiler on a CPU, and there is no g++ or clang++ here; install one "
             "(on Debian: apt-get install g++), or set model.compile = false"

@@ -278,8 +278,9 @@ class _Sampler:
         if self.waiting and room >= min(len(self.waiting), max(1, int(self.cache.num_slots * REFILL_SHARE))):
             return self._read_prompts(free, unused)
         in_use, rows = len(self.slots.row) - len(free), len(self.slots.row)
-        if FEWEST_ROWS <= in_use < SHRINK_SHARE * rows:
-            kept = self.slots.active.nonzero().flatten()
+        fewest = max(in_use, min(FEWEST_ROWS, rows))
+        if fewest < SHRINK_SHARE * rows:
+            kept = torch.argsort((~self.slots.active).int(), stable=True)[:fewest]  # an idle one only to make two
             self.cache.keep(kept)
             self.slots.keep(kept)
         return self._decode()
