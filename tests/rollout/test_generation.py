@@ -256,12 +256,12 @@ def test_draw_at_either_end_of_the_interval_is_a_token_with_probability():
 
 def test_a_batch_shrinks_to_two_rows_where_all_but_one_end_at_once(directory_of: Directory, monkeypatch):
     model = load(directory_of("llama"))
-    limit = 12
-    alone = generate(model, [[1]], RolloutConfig(max_response_tokens=limit), seeds=[0])[0]
-    others = [[2, row] for row in range(1, 8)]
-    first = {generate(model, [prompt], RolloutConfig(max_response_tokens=1), seeds=[1])[0].ids[0] for prompt in others}
+    config = RolloutConfig(max_response_tokens=12)
+    alone = generate(model, [[1]], config, seeds=[0])[0]
+    end = generate(model, [[2]], config, seeds=[1])[0].ids[0]
+    assert end not in alone.ids
     assert model.causal_lm.generation_config is not None
-    model.causal_lm.generation_config.eos_token_id = sorted(first - set(alone.ids))
+    model.causal_lm.generation_config.eos_token_id = [end]
     widths = []
     trunk = LanguageModel.trunk_with_cache
 
@@ -270,8 +270,8 @@ def test_a_batch_shrinks_to_two_rows_where_all_but_one_end_at_once(directory_of:
         return trunk(self, ids, **options)
 
     monkeypatch.setattr(LanguageModel, "trunk_with_cache", seen)
-    responses = generate(model, [[1], *others], RolloutConfig(max_response_tokens=limit), seeds=[0, *[1] * 7])
+    responses = generate(model, [[1], *[[2]] * 7], config, seeds=[0, *[1] * 7])
     assert responses[0].ids == alone.ids
-    ended = sum(len(response.ids) == 1 for response in responses)
-    assert ended >= 4
-    assert widths[-1] == 2
+    assert [response.ids for response in responses[1:]] == [[end]] * 7
+    # One token that shows the shapes, the prompts, then the eleven tokens that are left of the one row.
+    assert widths == [1, 8, *[2] * 11]
