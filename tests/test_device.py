@@ -3,20 +3,29 @@ import os
 import torch
 
 from rlhfkit import device
-from rlhfkit.device import available_bytes, held_bytes, peak_bytes, reset_peak
+from rlhfkit.device import PeakMeter, available_bytes, held_bytes
 
 CPU = torch.device("cpu")
 SIZE = 200 * 2**20
 
 
-def test_peak_looks_back_to_its_reset_and_no_further():
-    reset_peak(CPU)
+def test_peak_is_that_of_the_time_since_the_meter_was_made():
+    meter = PeakMeter(CPU)
     before = held_bytes(CPU)
     torch.ones(SIZE // 4).sum()
-    peak = peak_bytes(CPU)
+    peak = meter.bytes()
     assert SIZE * 0.9 < peak - before < SIZE * 1.5
-    reset_peak(CPU)
-    assert peak_bytes(CPU) < peak - SIZE * 0.5
+    later = PeakMeter(CPU).bytes()
+    assert later is None or later < peak - SIZE * 0.5
+
+
+def test_an_earlier_peak_that_the_kernel_keeps_is_not_given_for_a_later_one(monkeypatch):
+    peaks = [1000, 1000, 2000]
+    monkeypatch.setattr(device, "_reset_peak", lambda _: False)
+    monkeypatch.setattr(device, "_peak_bytes", lambda _: peaks.pop(0))
+    meter = PeakMeter(CPU)
+    assert meter.bytes() is None
+    assert meter.bytes() == 2000
 
 
 def test_what_is_available_is_some_of_what_the_machine_has():

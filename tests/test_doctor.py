@@ -179,7 +179,13 @@ def test_memory_is_what_a_container_leaves(tmp_path):
 # ── packages ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 REQUIRES = {
-    "ours": ["torch>=2.6", "numpy>=1.26", 'old; python_version < "3"', 'fastapi>=0.115; extra == "web"'],
+    "ours": [
+        "torch>=2.6",
+        "numpy>=1.26",
+        'old; python_version < "3"',
+        'fastapi>=0.115; extra == "web"',
+        'vllm>=0.20; extra == "vllm"',
+    ],
     "torchvision": ["torch==2.12.0"],
     "vllm": ["torch==2.11.0", "ray>=2"],
     "fastapi": ["starlette>=1"],

@@ -10,7 +10,10 @@ import torch
 
 from rlhfkit.errors import ConfigError
 
-__all__ = ["available_bytes", "choose_device", "choose_dtype", "held_bytes", "peak_bytes", "reset_peak"]
+__all__ = ["PeakMeter", "available_bytes", "choose_device", "choose_dtype", "held_bytes"]
+
+# Between two looks at this process, less than this comes and goes.
+PEAK_SLACK_BYTES = 16 * 2**20
 
 
 def choose_device(name: str) -> torch.device:
@@ -48,17 +51,30 @@ def held_bytes(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _of_status("VmRSS")
 
 
-def reset_peak(device: torch.device) -> None:
-    """From now on `peak_bytes` looks no further back."""
+class PeakMeter:
+    """Most memory that this process holds on a device, from the meter's making on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._before = 0 if _reset_peak(device) else _peak_bytes(device)
+
+    def bytes(self) -> int | None:
+        """The peak; None where it is an earlier one that this kernel cannot forget."""
+        peak = _peak_bytes(self.device)
+        return peak if peak > self._before else None
+
+
+def _reset_peak(device: torch.device) -> bool:
+    """Let the peak begin anew; whether it did, which some sandboxes do not allow."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):  # then the peak is that of the whole process
-            Path("/proc/self/clear_refs").write_text("5")
+        return True
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak_bytes(device) - held_bytes(device) < PEAK_SLACK_BYTES
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Most memory that this process has held on `device` since `reset_peak`."""
+def _peak_bytes(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _of_status("VmHWM")
 
 

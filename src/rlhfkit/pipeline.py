@@ -35,7 +35,7 @@ from rlhfkit.data import (
     load_texts,
     write_preferences,
 )
-from rlhfkit.device import choose_device, peak_bytes, reset_peak
+from rlhfkit.device import PeakMeter, choose_device
 from rlhfkit.envs.text import TextEnvFactory
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError
 from rlhfkit.evaluation.episodes import compare_episodes
@@ -453,13 +453,13 @@ class Pipeline:
         before = self.manifest.stage(stage).get("memory", {}).get("microbatch_tokens")
         tokens = (before or tokens_that_fit(plan, self.builder.device)) if wanted == "auto" else wanted
         self.manifest.add_stage(stage, memory=plan.as_facts(tokens))
-        reset_peak(self.builder.device)
+        self._peak = PeakMeter(self.builder.device)
         return tokens
 
     def _note_peak(self, stage: Stage) -> None:
         """What the stage took, beside what was predicted."""
         memory = self.manifest.stage(stage)["memory"]
-        self.manifest.add_stage(stage, memory={**memory, "measured_peak_bytes": peak_bytes(self.builder.device)})
+        self.manifest.add_stage(stage, memory={**memory, "measured_peak_bytes": self._peak.bytes()})
 
     def _env_factory(self, table: str) -> TextEnvFactory:
         assert self.recipe.env is not None
