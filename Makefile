@@ -18,8 +18,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/rlhfkit run demo
 
+# Each process has one thread: tiny models gain nothing from a second, and the processes share the cores.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test-slow: install
 	$(BIN)/python -m pytest -m 'slow and not gpu'
