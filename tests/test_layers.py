@@ -37,8 +37,9 @@ LAYERS = [
     ["build"],
     ["labelling", "control_pipeline"],
     ["inputs"],
-    ["pipeline", "bench", "label", "doctor"],
-    ["loop"],
+    ["pipeline", "bench", "label"],
+    ["loop", "rehearsal"],
+    ["doctor"],
     ["cli", "__main__"],
 ]
 EXCEPTIONS = {

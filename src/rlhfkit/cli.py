@@ -210,12 +210,15 @@ def doctor(
     run_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where it would run; by default runs/<name of the recipe>.")
     ] = None,
+    forecast: Annotated[
+        bool, typer.Option(help="Do a little of every stage, and tell what the whole takes: about a minute.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, as the last line.")] = False,
     debug: Debug = False,
 ) -> None:
     """Tell whether this machine is ready, and a recipe too.
 
-    Nothing is trained and nothing is written. Exit code 0: no fault; 1: at least one.
+    What is tried is thrown away. Exit code 0: no fault; 1: at least one.
     """
     import json
 
@@ -226,7 +229,7 @@ def doctor(
 
     findings = []
     with Console(stderr=True).status("looking around") as status:
-        for finding in examine(recipe, overrides or [], run_dir=run_dir):
+        for finding in examine(recipe, overrides or [], run_dir=run_dir, forecast=forecast):
             findings.append(finding)
             status.update(f"{len(findings)} things seen, the last: {finding.name}")
     if as_json:

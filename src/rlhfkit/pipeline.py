@@ -92,6 +92,9 @@ __all__ = ["evaluate", "generate", "run"]
 T = TypeVar("T")
 Supervised = TypeVar("Supervised", bound=SupervisedConfig)
 
+SPARE = 1.1
+"""Tokens of the fullest minibatch in those of a mean one, and what packing leaves empty."""
+
 FEW_UPDATES = 20
 """Fewer updates of a supervised stage than this are worth a word: weights hardly move."""
 
@@ -197,12 +200,21 @@ class Pipeline:
         longest = max((len(row.ids) for row in rows), default=1)
         # Packed rows are filled up to the limit.
         width = max(longest, _within_context(config.max_tokens, model)) if config.packing else longest
+        mean = sum(len(row.ids) for row in rows) / max(1, len(rows))
+        tokens = SPARE * mean if config.packing else longest
         fitted = self._fitted_supervised(
-            stage, model, config, longest=width, minibatch_rows=-(-config.minibatch_sequences * longest // width)
+            stage, model, config, longest=width, minibatch_tokens=round(config.minibatch_sequences * tokens)
         )
+        rows, fitted = self._lesson(stage, rows, fitted, minibatch_rows=config.minibatch_sequences)
         metrics = train_sft(model, rows, fitted, stage=stage, **self._training(stage))
         self._note_peak(stage)
         return metrics
+
+    def _lesson(
+        self, stage: Stage, rows: Sequence[T], config: Supervised, *, minibatch_rows: int
+    ) -> tuple[Sequence[T], Supervised]:
+        """What a supervised stage learns from, and how: all of it, except in a rehearsal."""
+        return rows, config
 
     def sft(self) -> dict[str, Any]:
         """The base model on demonstrations → `sft/`."""
@@ -289,7 +301,8 @@ class Pipeline:
         )
         report: dict[str, Any] = {"normalization": asdict(normalization)}
         if test:
-            report |= measure(model, encoded(test), max_tokens=config.tokens_per_pass)
+            with self.progress.stage("measure", total=len(test), unit="pair") as progress:
+                report |= measure(model, encoded(test), max_tokens=config.tokens_per_pass, on_finished=progress.advance)
             report["baselines"] = dict(preference_baselines(train, test, seed=self.recipe.seed))
             report["ceiling"] = self._ceiling()
             write_json(self.run.reward_model_report, report)
@@ -311,8 +324,9 @@ class Pipeline:
         """Training of a reward model with microbatches that memory has room for."""
         longest = max((len(ids) for pair in pairs for ids in (pair.chosen, pair.rejected)), default=1)
         fitted = self._fitted_supervised(
-            stage, model, config, longest=longest, minibatch_rows=2 * config.minibatch_pairs
+            stage, model, config, longest=longest, minibatch_tokens=2 * config.minibatch_pairs * longest
         )
+        pairs, fitted = self._lesson(stage, pairs, fitted, minibatch_rows=config.minibatch_pairs)
         metrics = train_reward_model(model, pairs, fitted, stage=stage, **self._training(stage))
         self._note_peak(stage)
         return metrics
@@ -421,29 +435,35 @@ class Pipeline:
 
     def _fitted_to_memory(self, policy: TextPolicy, rollout: Rollout, config: PpoConfig) -> PpoConfig:
         """The settings with a microbatch that memory has room for; what was predicted is noted in the manifest."""
-        model, recipe = policy.language_model, self.recipe
+        wanted = config.microbatch_tokens
+        plan = self._ppo_plan(policy, rollout, self.recipe)
+        if self.recipe.model.gradient_checkpointing == "auto" and not fits(plan, self.builder.device, wanted):
+            self.progress.note("memory is short, so layers are computed a second time in the backward pass")
+            policy.recompute_layers()
+            plan = self._ppo_plan(policy, rollout, self.recipe)
+        return config.model_copy(update={"microbatch_tokens": self._microbatch_tokens("ppo", plan, wanted)})
+
+    def _ppo_plan(self, policy: TextPolicy, rollout: Rollout, recipe: Recipe) -> MemoryPlan:
+        """The memory that PPO needs under the settings of `recipe`."""
         if isinstance(rollout, TextRollout):
             prompt_tokens = max(len(prompt.ids) for prompt in rollout.prompts)
         else:  # an episode may fill the context
-            context = model.context_tokens or recipe.data.max_prompt_tokens + recipe.rollout.max_response_tokens
+            most = recipe.data.max_prompt_tokens + recipe.rollout.max_response_tokens
+            context = policy.language_model.context_tokens or most
             prompt_tokens = context - recipe.rollout.max_response_tokens
-
-        def plan() -> MemoryPlan:
-            return plan_of_ppo(policy, prompt_tokens=prompt_tokens, rollout=recipe.rollout, ppo=config)
-
-        if recipe.model.gradient_checkpointing == "auto" and not fits(
-            plan(), self.builder.device, config.microbatch_tokens
-        ):
-            self.progress.note("memory is short, so layers are computed a second time in the backward pass")
-            policy.recompute_layers()
-        tokens = self._microbatch_tokens("ppo", plan(), config.microbatch_tokens)
-        return config.model_copy(update={"microbatch_tokens": tokens})
+        return plan_of_ppo(policy, prompt_tokens=prompt_tokens, rollout=recipe.rollout, ppo=recipe.ppo)
 
     def _fitted_supervised(
-        self, stage: Stage, model: LanguageModel | RewardModel, config: Supervised, *, longest: int, minibatch_rows: int
+        self,
+        stage: Stage,
+        model: LanguageModel | RewardModel,
+        config: Supervised,
+        *,
+        longest: int,
+        minibatch_tokens: int,
     ) -> Supervised:
         """The same for a supervised stage, whose rows have at most `longest` tokens."""
-        plan = plan_of_supervised(model, longest=longest, minibatch_tokens=minibatch_rows * longest)
+        plan = plan_of_supervised(model, longest=longest, minibatch_tokens=max(longest, minibatch_tokens))
         tokens = self._microbatch_tokens(stage, plan, config.microbatch_tokens)
         return config.model_copy(update={"microbatch_tokens": tokens})
 

@@ -10,7 +10,7 @@ from rich.progress import Progress as Bars
 
 from rlhfkit.watchdog import sign_of_life
 
-__all__ = ["Progress", "StageProgress"]
+__all__ = ["Progress", "StageProgress", "duration"]
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -58,7 +58,7 @@ class Progress:
             try:
                 yield stage
             except BaseException:
-                self._plain(f"{name}: stopped at {stage.count()} after {_duration(stage.seconds())}")
+                self._plain(f"{name}: stopped at {stage.count()} after {duration(stage.seconds())}")
                 raise
             bars.update(task, text=stage.summary())
             self._plain(f"{name}: {stage.summary()}")
@@ -120,15 +120,15 @@ class StageProgress:
         """As "34/100 iterations · 2 min 10 s left · score 1.23"; the time goes by this process's own speed."""
         done = self.completed - self._first
         seconds_left = self.seconds() / done * max(self._total - self.completed, 0) if done else None
-        left = f"{_duration(seconds_left)} left" if seconds_left is not None else ""
+        left = f"{duration(seconds_left)} left" if seconds_left is not None else ""
         return " · ".join(part for part in (self.count(), left, self._detail) if part)
 
     def summary(self) -> str:
         """As "100/100 iterations in 6 min 12 s · score 1.23"."""
-        return " · ".join(part for part in (f"{self.count()} in {_duration(self.seconds())}", self._detail) if part)
+        return " · ".join(part for part in (f"{self.count()} in {duration(self.seconds())}", self._detail) if part)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """As "45 s", "6 min 12 s", "2 h 05 min"."""
     whole = round(seconds)
     if whole < 60:

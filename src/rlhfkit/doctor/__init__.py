@@ -15,11 +15,16 @@ __all__ = ["Finding", "Verdict", "as_json", "examine", "examine_machine", "summa
 
 
 def examine(
-    recipe: str | None = None, overrides: Sequence[str] = (), *, run_dir: Path | None = None
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    run_dir: Path | None = None,
+    forecast: bool = False,
 ) -> Iterator[Finding]:
     """Findings on this machine and, where one is given, on a recipe that would run in `run_dir`, one after the other.
 
-    By default a run is in runs/NAME, as of `rlhfkit run`. Nothing is written there.
+    By default a run is in runs/NAME, as of `rlhfkit run`. Nothing is written there. With `forecast` a part of every
+    stage is done, beside that directory, for what it takes in time and memory.
     Raises: nothing of rlhfkit's; what goes wrong is a finding.
     """
     if recipe is None:
@@ -38,4 +43,4 @@ def examine(
     yield from examine_machine(directory)
     from rlhfkit.doctor.recipe import examine_recipe
 
-    yield from checked("recipe.settings", lambda: examine_recipe(loaded, directory))
+    yield from checked("recipe.settings", lambda: examine_recipe(loaded, directory, forecast=forecast))

@@ -1,12 +1,12 @@
 """What a check has found: a verdict, what was seen, and what to do about it."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rlhfkit.errors import RlhfkitError
 
-__all__ = ["Finding", "Verdict", "checked", "fault", "ok", "skipped", "warning"]
+__all__ = ["Finding", "Verdict", "checked", "fault", "finding_of_error", "ok", "skipped", "warning"]
 
 Verdict = Literal["ok", "warning", "fault", "skipped"]
 
@@ -23,11 +23,13 @@ class Finding:
     """What was measured, with its numbers, or why it was skipped."""
     remedy: str = ""
     """What to do; empty where nothing is to be done."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """For programs: what `seen` says in words."""
 
 
-def ok(name: str, seen: str) -> Finding:
+def ok(name: str, seen: str, **numbers: float) -> Finding:
     """Nothing is wrong."""
-    return Finding(name, "ok", seen)
+    return Finding(name, "ok", seen, numbers=numbers)
 
 
 def warning(name: str, seen: str, remedy: str = "") -> Finding:
@@ -50,7 +52,7 @@ def checked(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Findi
     try:
         yield from check()
     except RlhfkitError as error:
-        yield _of_error(name, error)
+        yield finding_of_error(name, error)
     except Exception as error:  # one check that fails in an unforeseen way must not hide what the others find
         words = (str(error).splitlines() or [""])[0]
         yield fault(
@@ -60,7 +62,7 @@ def checked(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Findi
         )
 
 
-def _of_error(name: str, error: RlhfkitError) -> Finding:
+def finding_of_error(name: str, error: RlhfkitError) -> Finding:
     """An error's message, which by custom says last, after a semicolon, what to do."""
     message = str(error)
     seen, semicolon, remedy = message.rpartition("; ")

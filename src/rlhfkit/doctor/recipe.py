@@ -25,6 +25,7 @@ from rlhfkit.config.schema import (
 )
 from rlhfkit.data import Loaded
 from rlhfkit.doctor.findings import Finding, checked, ok, skipped, warning
+from rlhfkit.doctor.forecast import examine_forecast
 from rlhfkit.doctor.rows import examine_ends, examine_leakage, examine_lengths, examine_pairs, examine_table, spaced
 from rlhfkit.doctor.scores import examine_accuracy, examine_report, examine_scores, trial_texts
 from rlhfkit.doctor.surroundings import examine_port
@@ -56,8 +57,21 @@ __all__ = ["examine_recipe"]
 NUM_PROMPTS = 16
 
 
-def examine_recipe(loaded: LoadedRecipe, directory: Path) -> Iterator[Finding]:
-    """Findings on a recipe that would run in `directory`; nothing is written there."""
+def examine_recipe(loaded: LoadedRecipe, directory: Path, *, forecast: bool) -> Iterator[Finding]:
+    """Findings on a recipe that would run in `directory`, and what its stages will take; nothing is written there."""
+    has_fault = False
+    for finding in _examine_parts(loaded, directory):
+        has_fault |= finding.verdict == "fault"
+        yield finding
+    if not forecast:
+        return
+    if has_fault:
+        yield skipped("forecast.whole", "there are faults to mend first")
+    else:
+        yield from checked("forecast.whole", lambda: examine_forecast(loaded, RunDir(directory)))
+
+
+def _examine_parts(loaded: LoadedRecipe, directory: Path) -> Iterator[Finding]:
     recipe, run = loaded.recipe, RunDir(directory)
     can_continue = False
     for finding in checked("recipe.run_directory", lambda: _examine_run_directory(run, recipe)):
@@ -487,4 +501,4 @@ def _environment(subject: Subject) -> Iterator[Finding]:
 
 
 PARTS: tuple[Callable[[Subject], Iterator[Finding]], ...] = (_inputs, _data, _model, _trial, _environment)
-"""What is looked at, in order. A further part, such as the time and memory of each stage, is one more function here."""
+"""What is looked at, in order."""

@@ -1,6 +1,6 @@
 """Bradley-Terry reward model: training, and what it is worth on held-out pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,7 +141,13 @@ def score_pairs(model: RewardModel, pairs: Sequence[EncodedPair]) -> tuple[Tenso
 
 
 @torch.no_grad()
-def measure(model: RewardModel, pairs: Sequence[EncodedPair], *, max_tokens: int) -> dict[str, Any]:
+def measure(
+    model: RewardModel,
+    pairs: Sequence[EncodedPair],
+    *,
+    max_tokens: int,
+    on_finished: Callable[[int], None] = lambda num: None,
+) -> dict[str, Any]:
     """Accuracy on held-out pairs with a 95 % interval, calibration, accuracy by difference in length and by degree.
 
     Calibration compares, in bins of the stated confidence sigmoid(|difference of scores|), with the share of pairs in
@@ -152,6 +158,7 @@ def measure(model: RewardModel, pairs: Sequence[EncodedPair], *, max_tokens: int
     for group in length_buckets(lengths, max_tokens=max_tokens):
         chosen, rejected = score_pairs(model, [pairs[index] for index in group])
         difference[group] = (chosen - rejected).float().cpu()
+        on_finished(len(group))
     right = (difference > 0).float() + 0.5 * (difference == 0).float()
     accuracy = float(right.mean())
     low, high = wilson_interval(accuracy, len(pairs))

@@ -17,7 +17,14 @@ from rlhfkit.training.checkpoint import Checkpoints, load_trainable, prefixed, s
 from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.watch import SupervisedWatch
 
-__all__ = ["SupervisedTask", "num_supervised_updates", "resume", "split_validation", "train_supervised"]
+__all__ = [
+    "SupervisedTask",
+    "num_supervised_updates",
+    "num_validations",
+    "resume",
+    "split_validation",
+    "train_supervised",
+]
 
 NUM_VALIDATIONS = 10
 
@@ -41,6 +48,15 @@ class SupervisedTask:
 def num_supervised_updates(num_rows: int, minibatch_rows: int, epochs: int) -> int:
     """Optimizer steps of a supervised stage."""
     return epochs * math.ceil(num_rows / minibatch_rows)
+
+
+def num_validations(num_updates: int) -> int:
+    """How often a supervised stage measures its held-out rows; the last time after the last update."""
+    return math.ceil(num_updates / _validation_interval(num_updates))
+
+
+def _validation_interval(num_updates: int) -> int:
+    return max(1, num_updates // NUM_VALIDATIONS)
 
 
 def split_validation(num_rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -70,7 +86,7 @@ def train_supervised(
         raise DataError(f"the stage {task.stage} has no rows to learn from; give more data, or raise its max_tokens")
     per_epoch = math.ceil(task.num_rows / task.minibatch_rows)
     num_updates = per_epoch * config.epochs
-    validate_every = max(1, num_updates // NUM_VALIDATIONS)
+    validate_every = _validation_interval(num_updates)
     last_save = time.monotonic()
     validation: dict[str, float] = {}
     settings = {**config.model_dump(), "num_updates": num_updates}

@@ -1,0 +1,321 @@
+"""A short try of every stage of a recipe: how long each will take on this machine, and how much memory it will need.
+
+The stages run for real, in a directory that is thrown away, each on a small part of its work: a few updates, two
+iterations, some dozens of responses. What a loop took for its part tells what it will take for the whole; what a stage
+does around its loops, as reading weights, is done in full and counted once.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+
+from rlhfkit.build import Builder
+from rlhfkit.config.control import ControlRecipe
+from rlhfkit.config.load import LoadedRecipe
+from rlhfkit.config.schema import PeopleConfig, PpoConfig, PreferencesConfig, Recipe, Stage
+from rlhfkit.config.training import SupervisedConfig
+from rlhfkit.control_pipeline import ControlPipeline
+from rlhfkit.data import load_prompts
+from rlhfkit.device import available_bytes
+from rlhfkit.errors import ConfigError
+from rlhfkit.inputs import Inputs
+from rlhfkit.metrics import RunLog
+from rlhfkit.models.language import TextPolicy
+from rlhfkit.models.loading import quiet_transformers
+from rlhfkit.pipeline import Pipeline
+from rlhfkit.progress import Progress, StageProgress
+from rlhfkit.records import Preference
+from rlhfkit.rundir import RunDir, write_json
+from rlhfkit.training.memory import MemoryPlan
+from rlhfkit.training.ppo import Rollout
+from rlhfkit.training.sft import LearntText
+from rlhfkit.training.supervised import num_supervised_updates, num_validations, split_validation
+from rlhfkit.workspace import prepare
+
+__all__ = ["StageForecast", "rehearse"]
+
+T = TypeVar("T")
+Supervised = TypeVar("Supervised", bound=SupervisedConfig)
+
+UPDATES, ITERATIONS, CONTROL_ITERATIONS = 4, 2, 20
+EPISODES, RESPONSES, PAIRS = 64, 64, 32
+FORWARD_SHARE = 1 / 3
+"""Arithmetic of a forward pass, in that of an update, whose backward pass has two of its size."""
+
+OUTPUTS: dict[Stage, tuple[str, ...]] = {
+    "pretrain": ("base",),
+    "sft": ("sft",),
+    "preferences": ("preferences.jsonl", "test_preferences.jsonl", "trust.json"),
+    "reward_model": ("reward_model", "reward_model.json"),
+    "judge": ("judge", "judge_preferences.jsonl"),
+    "ppo": ("policy",),
+    "evaluate": (),
+}
+"""What a finished stage leaves in the run directory for those after it."""
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """What a stage will take."""
+
+    stage: str
+    seconds: float
+    work: str
+    """What most of the time is for, as "40 iterations of 9.8 s"."""
+    peak_bytes: int | None = None
+    """Most memory that the process will hold; None for a stage that trains no language model."""
+
+
+# ── measuring ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Loop:
+    """One loop of a stage, as its progress line would tell it."""
+
+    name: str
+    unit: str
+    started: float
+    marks: list[tuple[int, float]] = field(default_factory=list)
+    """(units done so far, when)."""
+    ended: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """What the part took."""
+        return self.ended - self.started
+
+    @property
+    def pace(self) -> float:
+        """Seconds of a unit. The first update or iteration, which warms up, is not counted."""
+        (first, since), (done, until) = self.marks[0], self.marks[-1]
+        if self.unit in ("update", "iteration") and done > first:
+            return (until - since) / (done - first)
+        return self.seconds / done
+
+    def seconds_for(self, units: float) -> float:
+        """What `units` of it would take."""
+        return self.seconds + self.pace * (units - self.marks[-1][0]) if self.marks else self.seconds
+
+
+class Stopwatch(Progress):
+    """Says nothing, and keeps how long each loop took."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.loops: list[Loop] = []
+
+    @contextmanager
+    def stage(self, name: str, *, total: int, unit: str, completed: int = 0) -> Iterator[StageProgress]:
+        """Time a loop."""
+        loop = Loop(name, unit, time.monotonic())
+        self.loops.append(loop)
+
+        def report(stage: StageProgress) -> None:
+            loop.marks.append((stage.completed - completed, time.monotonic()))
+
+        yield StageProgress(total, unit, completed, time.monotonic, report)
+        loop.ended = time.monotonic()
+
+
+def _forecast(
+    stage: str, seconds: float, loops: Sequence[Loop], whole: dict[str, float], peak: int | None
+) -> StageForecast:
+    """From what a part of a stage took; `whole` has the units of each loop that was cut short, by its name."""
+    around = seconds - sum(loop.seconds for loop in loops)
+    by_loop = {loop.name: loop.seconds_for(whole[loop.name]) for loop in loops if loop.name in whole and loop.marks}
+    uncut = sum(loop.seconds for loop in loops if loop.name not in by_loop)
+    work = ""
+    if by_loop:
+        main = next(loop for loop in loops if loop.name == max(by_loop, key=by_loop.__getitem__))
+        num = round(whole[main.name])
+        work = f"{num:,} {main.unit}{'s' * (num != 1)} of {_short(main.pace)}"
+    return StageForecast(stage, around + uncut + sum(by_loop.values()), work, peak)
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+# ── the rehearsal of a language recipe ───────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Rehearsal(Pipeline):
+    """The stages of `planned`, each cut short; `inputs` hold the recipe that is."""
+
+    planned: Recipe
+    whole: dict[str, float] = field(default_factory=dict)
+    """Loop → how many units it has in the planned recipe."""
+    peaks: dict[str, int] = field(default_factory=dict)
+
+    def forecast(self, stage: Stage) -> StageForecast:
+        """Do a part of the stage, and say what the whole will take."""
+        assert isinstance(self.progress, Stopwatch)
+        before, start = len(self.progress.loops), time.monotonic()
+        self.do(stage)
+        seconds = time.monotonic() - start
+        return _forecast(stage, seconds, self.progress.loops[before:], self.whole, self.peaks.get(stage))
+
+    def _lesson(
+        self, stage: Stage, rows: Sequence[T], config: Supervised, *, minibatch_rows: int
+    ) -> tuple[Sequence[T], Supervised]:
+        """Rows for a few updates, spread over all of them."""
+        num = len(rows)
+        if stage == "reward_model" and "preferences" in self.planned.stages:
+            num = max(num, self.planned.preferences.num_pairs)  # of which the rehearsal has sampled a few
+        train, held_out = split_validation(num, config.validation_share, seed=0)
+        updates = num_supervised_updates(len(train), minibatch_rows, config.epochs)
+        # A validation is a forward pass over all held-out rows.
+        validation = FORWARD_SHARE * len(held_out) / minibatch_rows
+        self.whole[stage] = updates + num_validations(updates) * validation
+        if stage == "sft":
+            self._expect_lengths(rows)
+        step = max(1, len(rows) // (UPDATES * minibatch_rows))
+        part = rows[::step][: UPDATES * minibatch_rows]
+        epochs = math.ceil(UPDATES / math.ceil(len(part) / minibatch_rows))
+        return part, config.model_copy(update={"epochs": epochs, "validation_share": 0.0})
+
+    def _expect_lengths(self, rows: Sequence[object]) -> None:
+        """After the whole of SFT, responses are as long as what it learns from, as they are not in a rehearsal."""
+        most = self.recipe.rollout.max_response_tokens
+        lengths = [min(len(row.ids) - row.learnt_from, most) for row in rows if isinstance(row, LearntText)]
+        mean = max(1, round(sum(lengths) / max(1, len(lengths))))
+        rollout = self.recipe.rollout.model_copy(update={"max_response_tokens": mean})
+        self.recipe = self.recipe.model_copy(update={"rollout": rollout})
+
+    def _ppo_plan(self, policy: TextPolicy, rollout: Rollout, recipe: Recipe) -> MemoryPlan:
+        return super()._ppo_plan(policy, rollout, self.planned)
+
+    def _microbatch_tokens(self, stage: Stage, plan: MemoryPlan, wanted: int | Literal["auto"]) -> int:
+        """Raises: ConfigError where memory is too small for what the recipe wants."""
+        tokens = super()._microbatch_tokens(stage, plan, wanted)
+        self.peaks[stage] = plan.peak(tokens)
+        needed, free = plan.peak(tokens) - plan.held, available_bytes(self.builder.device)
+        if needed > free:
+            raise ConfigError(
+                f"{stage} needs {plan.peak(tokens) / 2**30:.1f} GiB, {needed / 2**30:.1f} GiB more than it holds after "
+                f"reading its models, and {free / 2**30:.1f} GiB are free; set {_section(stage)}.microbatch_tokens = "
+                '"auto", which takes what fits, or model.lora, model.dtype = "bfloat16", a smaller model'
+            )
+        return tokens
+
+    def _preference_pairs(self) -> tuple[list[Preference], list[Preference]]:
+        """The training pairs, and a few of those that measure."""
+        train, test = super()._preference_pairs()
+        made = "preferences" in self.planned.stages and "preferences" not in self.run.finished_stages()
+        self.whole["measure"] = self.planned.preferences.num_test_pairs if made else len(test)
+        return train, test[:PAIRS]
+
+
+def _section(stage: Stage) -> str:
+    return "reward_model" if stage == "judge" else stage
+
+
+def _cut(recipe: Recipe) -> Recipe:
+    """The recipe with a little of everything."""
+    ppo, preferences, evaluation = recipe.ppo, recipe.preferences, recipe.evaluation
+    cut_ppo = {"iterations": ITERATIONS, "rollout_episodes": _few_episodes(ppo), "min_eos_rate": 0.0}
+    cut_preferences = {
+        "num_pairs": min(preferences.num_pairs, PAIRS),
+        "num_test_pairs": min(preferences.num_test_pairs, PAIRS // 2),
+        "num_candidates": 0,
+        "database": None,
+        "round": 1,
+    }
+    num_normalized = min(recipe.reward_model.normalization_responses, RESPONSES)
+    return recipe.model_copy(
+        update={
+            "rounds": 1,
+            "ppo": ppo.model_copy(update=cut_ppo),
+            "preferences": preferences.model_copy(update=cut_preferences),
+            "reward_model": recipe.reward_model.model_copy(update={"normalization_responses": num_normalized}),
+            "evaluation": evaluation.model_copy(update={"num_prompts": min(evaluation.num_prompts, RESPONSES)}),
+        }
+    )
+
+
+def _few_episodes(ppo: PpoConfig) -> int:
+    """Whole minibatches and whole groups."""
+    granule = math.lcm(ppo.minibatch_episodes, ppo.group_size)
+    return min(ppo.rollout_episodes, max(granule, EPISODES // granule * granule))
+
+
+def _units(planned: Recipe, cut: Recipe, inputs: Inputs) -> dict[str, float]:
+    """Loop → its units in the planned recipe, where these do not depend on what a stage reads."""
+    num = planned.evaluation.num_prompts
+    if planned.uses_prompts and "evaluate" in planned.stages:
+        num = min(num, len(inputs.load("test_prompts", load_prompts).records))
+    return {
+        "ppo": planned.ppo.iterations * planned.ppo.rollout_episodes / cut.ppo.rollout_episodes,
+        "normalise": planned.reward_model.normalization_responses,
+        "pairs": 2 * _sampled_pairs(planned.preferences),
+        **dict.fromkeys(("evaluate", "classification", "translation"), 2 * num),
+    }
+
+
+def _sampled_pairs(preferences: PreferencesConfig) -> int:
+    return max(preferences.num_pairs, preferences.num_candidates) + preferences.num_test_pairs
+
+
+def rehearse(loaded: LoadedRecipe, run: RunDir, stage_room: Path) -> Iterator[StageForecast]:
+    """A forecast for each stage that `run` has not finished, tried in the empty directory `stage_room`.
+
+    It ends early at a stage that waits for people.
+    Raises: RlhfkitError where a stage cannot run as the recipe has it.
+    """
+    if isinstance(loaded.recipe, ControlRecipe):
+        yield _rehearse_control(loaded, loaded.recipe, stage_room)
+        return
+    planned, room = loaded.recipe, RunDir(stage_room)
+    cut, finished = _cut(planned), run.finished_stages()
+    inputs = Inputs(cut, Builder(cut, room))
+    prepare(room, LoadedRecipe(cut, loaded.text, loaded.overrides), fresh=False)
+    _link_outputs(run, room, finished)
+    left = [stage for stage in planned.stages if stage not in finished]
+    inputs.check(left)
+    with quiet_transformers(), RunLog(room) as log:
+        rehearsal = Rehearsal(inputs, room, log, Stopwatch(), planned, _units(planned, cut, inputs))
+        for stage in left:
+            if stage == "preferences" and isinstance(planned.preferences.annotators, PeopleConfig):
+                return
+            yield rehearsal.forecast(stage)
+
+
+def _link_outputs(run: RunDir, room: RunDir, finished: dict[str, dict[str, object]]) -> None:
+    for stage, names in OUTPUTS.items():
+        for name in names if stage in finished else ():
+            if (run.path / name).exists():
+                os.symlink((run.path / name).absolute(), room.path / name)
+    write_json(room.stages, finished)
+
+
+def _rehearse_control(loaded: LoadedRecipe, planned: ControlRecipe, stage_room: Path) -> StageForecast:
+    """A few iterations of one seed. Its short episodes say little of the evaluation, which is small beside them."""
+    ppo, num_episodes = planned.ppo, min(planned.evaluation.num_episodes, 10)
+    iterations = min(ppo.iterations, CONTROL_ITERATIONS)
+    cut = planned.model_copy(
+        update={
+            "num_seeds": 1,
+            "ppo": ppo.model_copy(update={"env_steps": iterations * ppo.num_envs * ppo.rollout_steps}),
+            "evaluation": planned.evaluation.model_copy(update={"num_episodes": num_episodes, "record": False}),
+        }
+    )
+    room, stopwatch, threads = RunDir(stage_room), Stopwatch(), torch.get_num_threads()
+    prepare(room, LoadedRecipe(cut, loaded.text, loaded.overrides), fresh=False)
+    start = time.monotonic()
+    try:
+        with RunLog(room) as log:
+            ControlPipeline(cut, room, log, stopwatch).do()
+    finally:
+        torch.set_num_threads(threads)  # the pipeline takes one
+    training, evaluation = stopwatch.loops[0].name, planned.evaluation.num_episodes / num_episodes
+    whole = {training: planned.num_seeds * ppo.iterations, "evaluate": planned.num_seeds * evaluation}
+    return _forecast("control", time.monotonic() - start, stopwatch.loops, whole, None)
