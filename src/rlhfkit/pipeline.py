@@ -35,7 +35,7 @@ from rlhfkit.data import (
     load_texts,
     write_preferences,
 )
-from rlhfkit.device import PeakMeter, choose_device
+from rlhfkit.device import PeakMeter, choose_device, release_memory
 from rlhfkit.envs.text import TextEnvFactory
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError
 from rlhfkit.evaluation.episodes import compare_episodes
@@ -172,6 +172,7 @@ class Pipeline:
             "evaluate": self.evaluate,
         }
         seed_everything(derive_seed(self.recipe.seed, stage))
+        release_memory()  # of the stage before, whose gigabytes this one would begin with
         watchdog = Watchdog(self.recipe.watchdog, self.run.stacks, warn=self.progress.warn)
         with watchdog, memory_told(stage, self.recipe), phase(stage):
             record = stages[stage]()

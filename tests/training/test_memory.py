@@ -18,6 +18,8 @@ def plan(**changes) -> MemoryPlan:
         "per_token": 10,
         "head": 50,
         "sampling": 300,
+        "scoring": 400,
+        "checkpoint": 30,
         "longest": 100,
         "minibatch_tokens": 1600,
     }
@@ -28,10 +30,12 @@ def with_memory(monkeypatch, available: float) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: int(available / 0.8) + 1)
 
 
-def test_peak_is_what_is_held_and_the_larger_of_update_and_sampling():
-    assert plan().peak(100) == 1000 + 200 + 10 * 100 + 50
-    assert plan(sampling=5000).peak(100) == 1000 + 200 + 5000
-    assert plan().peak(10_000) == 1000 + 200 + 10 * 1600 + 50  # a minibatch has no more tokens
+def test_peak_is_what_is_held_and_the_largest_of_update_sampling_and_scoring():
+    held = 1000 + 200 + 30
+    assert plan().peak(100) == held + 10 * 100 + 50
+    assert plan(sampling=5000).peak(100) == held + 5000
+    assert plan(scoring=6000).peak(100) == held + 6000
+    assert plan().peak(10_000) == held + 10 * 1600 + 50  # a minibatch has no more tokens
 
 
 def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_weights():
@@ -46,7 +50,7 @@ def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_weights(
 
 
 def test_as_many_tokens_as_memory_has_room_for(monkeypatch):
-    with_memory(monkeypatch, 200 + 50 + 10 * 1000)
+    with_memory(monkeypatch, 230 + 50 + 10 * 1000)
     assert tokens_that_fit(plan(), CPU) == 960  # a multiple of 64
 
 
@@ -57,15 +61,15 @@ def test_no_more_tokens_than_a_minibatch_has(monkeypatch):
     assert tokens_that_fit(plan(minibatch_tokens=50), CPU) == 100  # but always a whole sequence
 
 
-@pytest.mark.parametrize("changes", [{}, {"sampling": 10**6}])
+@pytest.mark.parametrize("changes", [{}, {"sampling": 10**6}, {"scoring": 10**6}])
 def test_a_sequence_for_which_there_is_no_room_is_refused_with_numbers(monkeypatch, changes):
-    with_memory(monkeypatch, 200 + 50 + 10 * 99)
+    with_memory(monkeypatch, 230 + 50 + 10 * 99)
     with pytest.raises(ConfigError, match=r"sequence of 100 tokens needs .* GiB .* GiB are free; set model.lora"):
         tokens_that_fit(plan(**changes), CPU)
 
 
 def test_a_plan_fits_where_its_microbatches_do(monkeypatch):
-    with_memory(monkeypatch, 200 + 50 + 10 * 500)
+    with_memory(monkeypatch, 230 + 50 + 10 * 500)
     assert fits(plan(), CPU, 500)
     assert not fits(plan(), CPU, 501)
     assert not fits(plan(), CPU, "auto")  # which would like 1024
@@ -77,6 +81,7 @@ def test_the_plan_of_a_policy_counts_what_learns():
     found = plan_of_ppo(policy, prompt_tokens=10, rollout=rollout, ppo=ppo)
     num = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     assert found.optimizer == 12 * num  # Adam's two averages and the gradient, float32
+    assert found.checkpoint == 12 * num  # the weights and the averages
     assert (found.longest, found.minibatch_tokens) == (16, 8 * 16)
     assert found.per_token > 0
     assert found.held > 10**7
@@ -84,6 +89,9 @@ def test_the_plan_of_a_policy_counts_what_learns():
     # keys and values of four slots with 16 places each, and three tensors of logits, float32
     per_place = 2 * config.num_hidden_layers * config.hidden_size
     assert found.sampling == 4 * 4 * (16 * per_place + 3 * config.vocab_size)
+    # 8 sequences of 16 tokens: a layer's share of what is kept, and logits five times in float32
+    kept = memory._kept_per_token(policy.language_model.causal_lm, 0, 16)
+    assert found.scoring == 128 * kept // config.num_hidden_layers + 128 * config.vocab_size * 20
 
 
 def test_the_plan_of_a_supervised_stage_counts_masters_too():
@@ -91,6 +99,7 @@ def test_the_plan_of_a_supervised_stage_counts_masters_too():
     found = plan_of_supervised(model, longest=12, minibatch_tokens=96)
     num = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert found.optimizer == 16 * num  # averages and gradient as above, and a float32 master
+    assert found.checkpoint == 14 * num  # bfloat16 weights, averages, masters
     assert (found.longest, found.minibatch_tokens, found.sampling) == (12, 96, 0)
     assert found.head > 0
     assert plan_of_supervised(tiny.reward_model(), longest=12, minibatch_tokens=96).head == 0

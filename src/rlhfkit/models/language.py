@@ -23,8 +23,8 @@ __all__ = ["LanguageModel", "TextPolicy", "spread"]
 
 # Finite, so that p log p stays 0 and not NaN where the probability is 0.
 NEVER = -1e9
-# At a time, in 128 MiB of float32. Entropy needs a few tensors of this size, and so does the gradient.
-MOST_LOGITS = 2**25
+# At a time, in 32 MiB of float32. Entropy needs a few tensors of this size, and so does the gradient.
+MOST_LOGITS = 2**23
 
 
 class LanguageModel(nn.Module):

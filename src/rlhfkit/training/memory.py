@@ -50,6 +50,10 @@ class MemoryPlan:
     """Logits of one chunk and their gradient."""
     sampling: int
     """Keys, values and logits while responses are sampled; the microbatch is not there then."""
+    scoring: int
+    """A pass over responses that keeps nothing for a gradient, with the logits of a chunk; at another time again."""
+    checkpoint: int
+    """The copy of all that learns, which a thread writes while training goes on; a GPU's is not on the GPU."""
     longest: int
     """Tokens of the longest sequence."""
     minibatch_tokens: int
@@ -58,7 +62,12 @@ class MemoryPlan:
     def peak(self, microbatch_tokens: int) -> int:
         """Most that the process will hold."""
         tokens = min(microbatch_tokens, self.minibatch_tokens)
-        return self.held + self.optimizer + max(self.per_token * tokens + self.head, self.sampling)
+        return self.held + self.fixed + max(self.per_token * tokens + self.head, self.sampling, self.scoring)
+
+    @property
+    def fixed(self) -> int:
+        """What is there from the first update on, whatever a microbatch has."""
+        return self.optimizer + self.checkpoint
 
     def as_facts(self, microbatch_tokens: int) -> dict[str, Any]:
         """For the manifest."""
@@ -70,6 +79,8 @@ class MemoryPlan:
             "bytes_per_token": self.per_token,
             "head_bytes": self.head,
             "sampling_bytes": self.sampling,
+            "scoring_bytes": self.scoring,
+            "checkpoint_bytes": self.checkpoint,
         }
 
 
@@ -83,12 +94,14 @@ def plan_of_ppo(policy: TextPolicy, *, prompt_tokens: int, rollout: RolloutConfi
     if isinstance(policy.critic, ValueNetwork):
         networks.append(policy.critic.classifier)
     slots = min(rollout.slots, ppo.rollout_episodes)
-    kept = sum(_kept_per_token(network, model.encoder.eos_id, longest) for network in networks)
+    kept = [_kept_per_token(network, model.encoder.eos_id, longest) for network in networks]
     return MemoryPlan(
         optimizer=optimizer_bytes(policy.parameters()),
-        per_token=int(BACKWARD_FACTOR * kept),
+        checkpoint=checkpoint_bytes(policy.parameters()),
+        per_token=int(BACKWARD_FACTOR * sum(kept)),
         head=_head_bytes(model, ppo.minibatch_episodes * rollout.max_response_tokens),
         sampling=_sampling_bytes(model, slots, longest),
+        scoring=_scoring_bytes(model, kept[0], min(ppo.forward_tokens, ppo.rollout_episodes * longest)),
         longest=longest,
         minibatch_tokens=ppo.minibatch_episodes * longest,
         held=held_bytes(model.device),  # the last, since the first passes make libraries take what they need
@@ -114,6 +127,13 @@ def _sampling_bytes(model: LanguageModel, slots: int, longest: int) -> int:
     return slots * (longest * SlotCache.of(model, 1, 1).bytes_per_place + 3 * logits)
 
 
+def _scoring_bytes(model: LanguageModel, kept_per_token: int, num_tokens: int) -> int:
+    """What one layer would keep is there at a time; then logits, in the weights' type and four times in float32."""
+    layers = max(1, int(model.config.num_hidden_layers))
+    logits = min(num_tokens, model.chunk_tokens) * model.vocabulary_tokens
+    return num_tokens * kept_per_token // layers + logits * (model.dtype.itemsize + 4 * 4)
+
+
 def bytes_kept(forward: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -> int:
     """Bytes that autograd keeps between `forward` and its backward pass, weights not counted."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
@@ -137,6 +157,15 @@ def optimizer_bytes(parameters: Iterable[nn.Parameter]) -> int:
     return 3 * 4 * num
 
 
+def checkpoint_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """A copy of the weights that learn, of Adam's averages and of masters. A GPU's is in the memory of the CPU."""
+    learning = [parameter for parameter in parameters if parameter.requires_grad and parameter.device.type == "cpu"]
+    masters = [parameter for parameter in learning if parameter.dtype != torch.float32]
+    return sum((parameter.itemsize + 8) * parameter.numel() for parameter in learning) + sum(
+        4 * parameter.numel() for parameter in masters
+    )
+
+
 def plan_of_supervised(model: LanguageModel | RewardModel, *, longest: int, minibatch_tokens: int) -> MemoryPlan:
     """What SFT, pre-training or a reward model needs for rows of `longest` tokens; the optimizer is not there yet."""
     network = model.causal_lm if isinstance(model, LanguageModel) else model.classifier
@@ -145,9 +174,11 @@ def plan_of_supervised(model: LanguageModel | RewardModel, *, longest: int, mini
     kept = _kept_per_token(network, model.encoder.eos_id, longest)
     return MemoryPlan(
         optimizer=optimizer_bytes(learning) + masters,
+        checkpoint=checkpoint_bytes(learning),
         per_token=int(BACKWARD_FACTOR * kept),
         head=_head_bytes(model, minibatch_tokens) if isinstance(model, LanguageModel) else 0,
         sampling=0,
+        scoring=0,
         longest=longest,
         minibatch_tokens=minibatch_tokens,
         held=held_bytes(next(network.parameters()).device),
@@ -166,10 +197,11 @@ def tokens_that_fit(plan: MemoryPlan, device: torch.device) -> int:
     Raises: ConfigError where not even the longest sequence fits.
     """
     available = int(SHARE_OF_AVAILABLE * available_bytes(device))
-    room = available - plan.optimizer - plan.head
+    room = available - plan.fixed - plan.head
     fitting, longest = room // max(1, plan.per_token), plan.longest
-    if fitting < longest or available < plan.optimizer + plan.sampling:
-        needed = plan.optimizer + max(plan.per_token * longest + plan.head, plan.sampling)
+    elsewhere = max(plan.sampling, plan.scoring)
+    if fitting < longest or available < plan.fixed + elsewhere:
+        needed = plan.fixed + max(plan.per_token * longest + plan.head, elsewhere)
         raise ConfigError(
             f"a single sequence of {longest} tokens needs {needed / 2**30:.1f} GiB beyond what is loaded, and "
             f'{available / 2**30:.1f} GiB are free; set model.lora or model.dtype = "bfloat16", choose a smaller '
