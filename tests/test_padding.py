@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from rlhfkit.errors import ShapeError
-from rlhfkit.padding import Sequences, length_buckets, pack, pad_right
+from rlhfkit.padding import Sequences, largest_bucket, length_buckets, pack, pad_right
 
 PAD = 9
+CPU = torch.device("cpu")
 
 
 def example() -> Sequences:
@@ -100,7 +101,31 @@ def test_each_prompt_needs_one_response():
     ],
 )
 def test_groups_are_of_like_length_and_stay_within_the_limit(lengths, max_tokens, groups):
-    assert length_buckets(lengths, max_tokens=max_tokens) == groups
+    assert length_buckets(lengths, max_tokens=max_tokens, device=CPU) == groups
+
+
+@pytest.mark.parametrize(
+    ("lengths", "groups"),
+    [
+        ([100, 68, 68], [[0, 1, 2]]),  # 64 tokens of padding are as good as another pass
+        ([100, 68, 67], [[0, 1], [2]]),
+        ([90] * 9 + [25], [list(range(9)), [9]]),
+        ([100, 30, 30, 30], [[0], [1, 2, 3]]),
+        ([100, 90, 80, 70, 60], [[0, 1, 2, 3], [4]]),  # 0 + 10 + 20 + 30
+    ],
+)
+def test_no_group_has_more_padding_than_another_pass_costs(lengths, groups):
+    assert length_buckets(lengths, max_tokens=10_000, device=CPU) == groups
+    assert length_buckets(lengths, max_tokens=10_000, device=torch.device("cuda")) == [list(range(len(lengths)))]
+
+
+def test_the_largest_group_is_looked_for_in_minibatches_spread_over_all_rows():
+    # minibatches 100, 100, 30, 30 and 99, 30, 30, 30; in groups of 200, 60 and 99, 90
+    lengths = [100, 99, 100, 30, 30, 30, 30, 30]
+    assert largest_bucket(lengths, rows=4, device=CPU) == 200
+    assert largest_bucket(lengths[1::2], rows=4, device=CPU) == 99
+    assert largest_bucket([7, 7], rows=32, device=CPU) == 14
+    assert largest_bucket([], rows=32, device=CPU) == 0
 
 
 # ── packing ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from rlhfkit.errors import ShapeError
 
-__all__ = ["PackedRows", "Sequences", "length_buckets", "pack", "pad_right"]
+__all__ = ["PackedRows", "Sequences", "largest_bucket", "length_buckets", "pack", "pad_right"]
+
+TOKENS_OF_A_PASS = {"cpu": 64, "cuda": 4096, "mps": 1024}
+"""What starting a pass costs, in tokens that could be computed meanwhile."""
 
 
 def pad_right(rows: Sequence[Sequence[int]], *, pad: int, device: torch.device | None = None) -> Tensor:
@@ -21,20 +24,36 @@ def pad_right(rows: Sequence[Sequence[int]], *, pad: int, device: torch.device |
     return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
 
 
-def length_buckets(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+def length_buckets(lengths: Sequence[int], *, max_tokens: int, device: torch.device) -> list[list[int]]:
     """Indices of rows, grouped by length so that each group, padded, stays within `max_tokens`.
 
-    Longest first, so that memory peaks at once and not in the middle of a run. A row longer than `max_tokens` is a
-    group of its own.
+    A group ends where its padding would cost more than another pass on `device`. Longest first, so that memory peaks at
+    once and not in the middle of a run. A row longer than `max_tokens` is a group of its own.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     groups: list[list[int]] = []
+    width = padding = 0
     for index in order:
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= max_tokens:
+        padding += width - lengths[index]
+        has_room = groups and width * (len(groups[-1]) + 1) <= max_tokens
+        if has_room and padding <= TOKENS_OF_A_PASS[device.type]:
             groups[-1].append(index)
         else:
             groups.append([index])
+            width, padding = lengths[index], 0
     return groups
+
+
+def largest_bucket(lengths: Sequence[int], *, rows: int, device: torch.device) -> int:
+    """Tokens, padding included, of the largest group in some minibatches of `rows` out of rows of these lengths."""
+    num = max(1, len(lengths) // rows)
+    minibatches = [lengths[start::num] for start in range(min(num, 10))]
+    buckets = (
+        minibatch[group[0]] * len(group)
+        for minibatch in minibatches
+        for group in length_buckets(minibatch, max_tokens=sum(minibatch), device=device)
+    )
+    return max(buckets, default=0)
 
 
 @dataclass(frozen=True)

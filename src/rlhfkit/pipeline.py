@@ -57,7 +57,7 @@ from rlhfkit.models.loading import load_causal_lm, load_tokenizer, quiet_transfo
 from rlhfkit.models.lora import merged, unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.models.template import EncodedPrompt, Encoder
-from rlhfkit.padding import Sequences
+from rlhfkit.padding import Sequences, largest_bucket
 from rlhfkit.progress import Progress
 from rlhfkit.records import Message, Preference, Prompt
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines
@@ -323,9 +323,13 @@ class Pipeline:
         self, stage: Stage, model: RewardModel, pairs: Sequence[EncodedPair], config: RewardModelConfig
     ) -> dict[str, float]:
         """Training of a reward model with microbatches that memory has room for."""
-        longest = max((len(ids) for pair in pairs for ids in (pair.chosen, pair.rejected)), default=1)
+        lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in pairs]  # both sides go in one pass
         fitted = self._fitted_supervised(
-            stage, model, config, longest=longest, minibatch_tokens=2 * config.minibatch_pairs * longest
+            stage,
+            model,
+            config,
+            longest=max(lengths, default=2) // 2,
+            minibatch_tokens=largest_bucket(lengths, rows=config.minibatch_pairs, device=model.device),
         )
         pairs, fitted = self._lesson(stage, pairs, fitted, minibatch_rows=config.minibatch_pairs)
         metrics = train_reward_model(model, pairs, fitted, stage=stage, **self._training(stage))

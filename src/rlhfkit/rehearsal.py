@@ -1,6 +1,6 @@
 """A short try of every stage of a recipe: how long each will take on this machine, and how much memory it will need.
 
-The stages run for real, in a directory that is thrown away, each on a small part of its work: a few updates, two
+The stages run for real, in a directory that is thrown away, each on a small part of its work: a few updates, three
 iterations, some dozens of responses. What a loop took for its part tells what it will take for the whole; what a stage
 does around its loops, as reading weights, is done in full and counted once.
 """
@@ -8,7 +8,7 @@ does around its loops, as reading weights, is done in full and counted once.
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from rlhfkit.build import Builder
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
-from rlhfkit.config.schema import PeopleConfig, PpoConfig, PreferencesConfig, Recipe, Stage
+from rlhfkit.config.schema import PeopleConfig, PpoConfig, PreferencesConfig, Recipe, RolloutConfig, Stage
 from rlhfkit.config.training import SupervisedConfig
 from rlhfkit.control_pipeline import ControlPipeline
 from rlhfkit.data import load_prompts
@@ -27,11 +27,13 @@ from rlhfkit.device import available_bytes
 from rlhfkit.errors import ConfigError
 from rlhfkit.inputs import Inputs
 from rlhfkit.metrics import RunLog
-from rlhfkit.models.language import TextPolicy
+from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline import Pipeline
 from rlhfkit.progress import Progress, StageProgress
 from rlhfkit.records import Preference
+from rlhfkit.rollout.generation import Response, generate
+from rlhfkit.rollout.text import Engine, Reference, Sample
 from rlhfkit.rundir import RunDir, write_json
 from rlhfkit.training.memory import MemoryPlan
 from rlhfkit.training.ppo import Rollout
@@ -44,7 +46,7 @@ __all__ = ["StageForecast", "rehearse"]
 T = TypeVar("T")
 Supervised = TypeVar("Supervised", bound=SupervisedConfig)
 
-UPDATES, ITERATIONS, CONTROL_ITERATIONS = 4, 2, 20
+UPDATES, ITERATIONS, CONTROL_ITERATIONS = 4, 3, 20
 EPISODES, RESPONSES, PAIRS = 64, 64, 32
 FORWARD_SHARE = 1 / 3
 """Arithmetic of a forward pass, in that of an update, whose backward pass has two of its size."""
@@ -155,6 +157,8 @@ class Rehearsal(Pipeline):
     whole: dict[str, float] = field(default_factory=dict)
     """Loop → how many units it has in the planned recipe."""
     peaks: dict[str, int] = field(default_factory=dict)
+    shortened: "Shortened | None" = None
+    """What samples in PPO, where the rehearsed SFT is not what gives responses their length."""
 
     def forecast(self, stage: Stage) -> StageForecast:
         """Do a part of the stage, and say what the whole will take."""
@@ -184,12 +188,16 @@ class Rehearsal(Pipeline):
         return part, config.model_copy(update={"epochs": epochs, "validation_share": 0.0})
 
     def _expect_lengths(self, rows: Sequence[object]) -> None:
-        """After the whole of SFT, responses are as long as what it learns from, as they are not in a rehearsal."""
-        most = self.recipe.rollout.max_response_tokens
+        """After the whole of SFT responses are as long as what it learns from, which a few updates do not teach."""
+        most = self.planned.rollout.max_response_tokens
         lengths = [min(len(row.ids) - row.learnt_from, most) for row in rows if isinstance(row, LearntText)]
-        mean = max(1, round(sum(lengths) / max(1, len(lengths))))
+        self.shortened = Shortened(self.planned.rollout, lengths)
+        mean = max(1, round(sum(lengths) / len(lengths)))
         rollout = self.recipe.rollout.model_copy(update={"max_response_tokens": mean})
         self.recipe = self.recipe.model_copy(update={"rollout": rollout})
+
+    def _rollout(self, policy: TextPolicy, reference: Reference, engine: Engine | None) -> Rollout:
+        return super()._rollout(policy, reference, engine or self.shortened)
 
     def _ppo_plan(self, policy: TextPolicy, rollout: Rollout, recipe: Recipe) -> MemoryPlan:
         return super()._ppo_plan(policy, rollout, self.planned)
@@ -213,6 +221,38 @@ class Rehearsal(Pipeline):
         made = "preferences" in self.planned.stages and "preferences" not in self.run.finished_stages()
         self.whole["measure"] = self.planned.preferences.num_test_pairs if made else len(test)
         return train, test[:PAIRS]
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """The own sampler, as an engine whose responses are cut to given lengths."""
+
+    rollout: RolloutConfig
+    lengths: Sequence[int]
+    importance_cap: float = 2.0
+
+    def loaded(self, model: LanguageModel) -> Sample:
+        """What samples."""
+
+        def sample(
+            model: LanguageModel,
+            prompts: Sequence[Sequence[int]],
+            config: RolloutConfig,
+            *,
+            seeds: Sequence[int] | None,
+            on_finished: Callable[[int], None] | None = None,
+        ) -> list[Response]:
+            responses = generate(model, prompts, self.rollout, seeds=seeds, on_finished=on_finished)
+            drawn = [self.lengths[seed % len(self.lengths)] for seed in seeds or range(len(prompts))]
+            return [_cut_response(response, length) for response, length in zip(responses, drawn, strict=True)]
+
+        return sample
+
+
+def _cut_response(response: Response, length: int) -> Response:
+    if len(response.ids) <= length:
+        return response
+    return Response(response.ids[:length], response.logprobs[:length], "length")
 
 
 def _section(stage: Stage) -> str:

@@ -57,7 +57,7 @@ __all__ = ["examine_recipe"]
 NUM_PROMPTS = 16
 
 
-def examine_recipe(loaded: LoadedRecipe, directory: Path, *, forecast: bool) -> Iterator[Finding]:
+def examine_recipe(loaded: LoadedRecipe, directory: Path, *, forecast: bool = False) -> Iterator[Finding]:
     """Findings on a recipe that would run in `directory`, and what its stages will take; nothing is written there."""
     has_fault = False
     for finding in _examine_parts(loaded, directory):

@@ -71,6 +71,11 @@ class RewardModel(nn.Module):
         with torch.no_grad():
             weight.copy_(fresh)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.classifier.parameters()).device
+
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(B,) raw scores, float32, read at position lengths - 1 of right-padded `ids` (B, T)."""
         hidden = trunk_hidden(self.classifier, ids)

@@ -47,9 +47,9 @@ class RewardModelReward:
             )
             for episode in episodes
         ]
-        device = next(self.model.parameters()).device
+        device = self.model.device
         scores = torch.zeros(len(rows))
-        for group in length_buckets([len(row) for row in rows], max_tokens=self.batch_tokens):
+        for group in length_buckets([len(row) for row in rows], max_tokens=self.batch_tokens, device=device):
             part = [rows[index] for index in group]
             ids = pad_right(part, pad=self.model.encoder.pad_id, device=device)
             scores[group] = self.model(ids, torch.tensor([len(row) for row in part], device=device)).cpu()
@@ -99,8 +99,9 @@ class ClassifierReward:
         """Raw output (B,) of the label; for several outputs, its log-probability."""
         scores = torch.zeros(len(episodes))
         rows = [self._ids(episode) for episode in episodes]
-        for group in length_buckets([len(row) for row in rows], max_tokens=self.config.batch_tokens):
-            part, device = [rows[index] for index in group], self.model.device
+        device = self.model.device
+        for group in length_buckets([len(row) for row in rows], max_tokens=self.config.batch_tokens, device=device):
+            part = [rows[index] for index in group]
             ids = pad_right(part, pad=self.tokenizer.pad_token_id, device=device)
             is_token = pad_right([[1] * len(row) for row in part], pad=0, device=device)
             logits = self.model(input_ids=ids, attention_mask=is_token).logits.float()

@@ -321,5 +321,5 @@ def logprobs_in_parts(reference: Reference, inputs: Sequences, *, max_tokens: in
 
 
 def _parts(inputs: Sequences, max_tokens: int) -> list[Tensor]:
-    groups = length_buckets(inputs.lengths().tolist(), max_tokens=max_tokens)
+    groups = length_buckets(inputs.lengths().tolist(), max_tokens=max_tokens, device=inputs.mask.device)
     return [torch.tensor(rows, device=inputs.mask.device) for rows in groups]

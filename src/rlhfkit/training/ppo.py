@@ -402,7 +402,7 @@ def _microbatches(experience: Experience, rows: Tensor, max_tokens: int | None) 
         yield rows
         return
     lengths = experience.inputs[rows].lengths().tolist()
-    for group in length_buckets(lengths, max_tokens=max_tokens):
+    for group in length_buckets(lengths, max_tokens=max_tokens, device=rows.device):
         yield rows[torch.tensor(group, device=rows.device)]
 
 

@@ -92,7 +92,7 @@ def train_reward_model(
     def run(rows: Sequence[int], metrics: Metrics, *, denominator: int | None) -> None:
         chosen_pairs = [pairs[row] for row in rows]
         lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in chosen_pairs]
-        for group in length_buckets(lengths, max_tokens=config.tokens_per_pass):
+        for group in length_buckets(lengths, max_tokens=config.tokens_per_pass, device=model.device):
             part = [chosen_pairs[index] for index in group]
             chosen, rejected = score_pairs(model, part)
             margin = torch.tensor([pair.margin for pair in part], device=chosen.device)
@@ -134,9 +134,8 @@ def train_reward_model(
 def score_pairs(model: RewardModel, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
     """(scores of the chosen (B,), scores of the rejected (B,)), in one pass."""
     rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    device = next(model.parameters()).device
-    ids = pad_right(rows, pad=model.encoder.pad_id, device=device)
-    scores = model(ids, torch.tensor([len(row) for row in rows], device=device))
+    ids = pad_right(rows, pad=model.encoder.pad_id, device=model.device)
+    scores = model(ids, torch.tensor([len(row) for row in rows], device=model.device))
     return scores[: len(pairs)], scores[len(pairs) :]
 
 
@@ -155,7 +154,7 @@ def measure(
     """
     lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
     difference = torch.zeros(len(pairs))
-    for group in length_buckets(lengths, max_tokens=max_tokens):
+    for group in length_buckets(lengths, max_tokens=max_tokens, device=model.device):
         chosen, rejected = score_pairs(model, [pairs[index] for index in group])
         difference[group] = (chosen - rejected).float().cpu()
         on_finished(len(group))
