@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -47,6 +50,15 @@ def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_weights(
 
     # x (5, 8) for the first product, the result of relu (5, 16) for both relu and the second product; float32
     assert bytes_kept(forward, [*first.parameters(), *second.parameters()]) == 4 * (5 * 8 + 5 * 16)
+
+
+def test_nothing_of_the_trial_stays():
+    model = tiny.language_model()
+    weights = [weakref.ref(parameter) for parameter in model.parameters()]
+    plan_of_supervised(model, longest=12, minibatch_tokens=96)
+    del model
+    gc.collect()
+    assert not any(weight() is not None for weight in weights)
 
 
 def test_as_many_tokens_as_memory_has_room_for(monkeypatch):

@@ -139,15 +139,17 @@ def bytes_kept(forward: Callable[[], Tensor], parameters: Iterable[nn.Parameter]
     weights = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     kept: dict[int, int] = {}
 
-    def count(tensor: Tensor) -> Tensor:
+    held: list[Tensor] = []
+
+    def count(tensor: Tensor) -> None:
+        # To give the graph what it would keep makes a circle of the two that nothing collects, weights included.
+        held.append(tensor.detach())  # so that its address is not used again
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        result = forward()
-    del result  # only now may what was kept go, and its addresses be used again
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
+        forward()
     return sum(kept.values())
 
 
