@@ -98,6 +98,12 @@ def test_a_dead_run_without_a_checkpoint_begins_its_stage_anew(tmp_path):
     assert found.progress.endswith("begins this stage anew")
 
 
+def test_a_run_that_stopped_itself_says_why(tmp_path):
+    run = write(tmp_path, {"score/mean": []}, stages=STAGES[:3])
+    write_json(run.manifest, {"stages": {"ppo": {"error": "0% of the responses end; lower ppo.min_eos_rate"}}})
+    assert diagnose(run).progress.endswith("; it stopped itself: 0% of the responses end; lower ppo.min_eos_rate")
+
+
 def test_a_running_run_is_known_by_its_lock_which_stays_as_it_is(tmp_path):
     run = write(tmp_path, stages=STAGES[:3])
     with locked(run):

@@ -126,6 +126,17 @@ def test_a_server_that_fails_every_tenth_request_and_is_away_for_a_while_changes
     assert differences(tmp_path / "flaky", tmp_path / "healthy") == []
 
 
+@pytest.mark.slow
+def test_a_server_that_is_down_for_half_a_minute_changes_no_bit(run, serve, tmp_path):
+    run(tmp_path / "healthy", http(serve()))
+    flaky = serve(lambda number: "error" if number % 10 == 0 else None)
+    threading.Timer(0.5, flaky.away, [30.0]).start()
+    begin = time.monotonic()
+    run(tmp_path / "flaky", http(flaky, patience_seconds=120, retry_wait_seconds=0.5))
+    assert time.monotonic() - begin > 25  # it was in the middle
+    assert differences(tmp_path / "flaky", tmp_path / "healthy") == []
+
+
 def test_a_server_that_stays_away_stops_the_run_which_goes_on_later(run, serve, tmp_path):
     run(tmp_path / "healthy", http(serve()))
     gone = serve(lambda number: "error" if number > 30 else None)

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhfkit import pipeline
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
 from rlhfkit.data import load_prompts
-from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError
+from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
+from rlhfkit.evaluation.diagnose import diagnose
 from rlhfkit.evaluation.results import Evaluation, RewardModelResults, read_results
 from rlhfkit.models.reward_model import read_normalization
 from rlhfkit.progress import Progress
@@ -279,6 +280,17 @@ def test_fresh_takes_other_settings(run, tmp_path):
     run(tmp_path / "run", *PRETRAIN_ONLY)
     run_dir = run(tmp_path / "run", *PRETRAIN_ONLY, "model.width=8", fresh=True)
     assert json.loads(run_dir.config.read_text())["model"]["width"] == 8
+
+
+def test_why_a_run_stopped_itself_is_kept_until_it_goes_on(run, copy):
+    copy.stages.write_text(json.dumps({stage: {} for stage in STAGES[:5]}))
+    shutil.rmtree(copy.checkpoints / "ppo")
+    with pytest.raises(TrainingError, match="min_eos_rate") as error:
+        run(copy.path, "ppo.min_eos_rate=0.99")
+    assert json.loads(copy.manifest.read_text())["stages"]["ppo"]["error"] == str(error.value)
+    assert diagnose(copy).progress.endswith(f"it stopped itself: {error.value}")
+    run(copy.path)
+    assert "error" not in json.loads(copy.manifest.read_text())["stages"]["ppo"]
 
 
 def test_other_settings_are_refused_and_the_first_that_differs_is_named(run, copy):

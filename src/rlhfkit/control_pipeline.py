@@ -56,7 +56,7 @@ class ControlPipeline:
             return
         start = time.monotonic()
         watchdog = Watchdog(self.recipe.watchdog, self.run.stacks, warn=self.progress.warn)
-        with watchdog, memory_told("control", self.recipe), phase("control"):
+        with self.manifest.error_noted("control"), watchdog, memory_told("control", self.recipe), phase("control"):
             for number, seed in enumerate(self.seeds):
                 if not self._done(seed):
                     self._train(seed, is_first=number == 0)

@@ -2,7 +2,8 @@
 
 import hashlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 import rlhfkit
+from rlhfkit.errors import CheckpointError, RlhfkitError
 from rlhfkit.rundir import RunDir, read_json, write_json
 
 __all__ = ["Manifest", "hash_of_directory"]
@@ -69,6 +71,17 @@ class Manifest:
         """Note facts about a stage."""
         self.content["stages"][stage] = {**self.content["stages"].get(stage, {}), **facts}
         self._write()
+
+    @contextmanager
+    def error_noted(self, stage: str) -> Iterator[None]:
+        """Keep why the block ended, for whoever asks later; what an earlier start had noted is gone."""
+        self.content["stages"].get(stage, {}).pop("error", None)
+        try:
+            yield
+        except RlhfkitError as error:
+            with suppress(CheckpointError):  # the disk may be why
+                self.add_stage(stage, error=str(error))
+            raise
 
     def _write(self) -> None:
         write_json(self.run.manifest, self.content)

@@ -174,7 +174,7 @@ class Pipeline:
         seed_everything(derive_seed(self.recipe.seed, stage))
         release_memory()  # of the stage before, whose gigabytes this one would begin with
         watchdog = Watchdog(self.recipe.watchdog, self.run.stacks, warn=self.progress.warn)
-        with watchdog, memory_told(stage, self.recipe), phase(stage):
+        with self.manifest.error_noted(stage), watchdog, memory_told(stage, self.recipe), phase(stage):
             record = stages[stage]()
         seconds = round(time.monotonic() - start, 1)
         self.manifest.add_stage(stage, seconds=seconds)

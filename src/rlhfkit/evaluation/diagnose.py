@@ -9,7 +9,7 @@ from rlhfkit.evaluation.charts import number, percent
 from rlhfkit.evaluation.facts import STAGE_NAMES, Facts, Row, curve, ends, finite, read_facts
 from rlhfkit.evaluation.results import ControlEvaluation, read_results
 from rlhfkit.evaluation.verdict import Verdict, judge_run, rival_of_reward_model
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir import RunDir, read_json
 from rlhfkit.symptoms import (
     CONTROL_RULES,
     PPO_RULES,
@@ -310,9 +310,18 @@ def _progress(facts: Facts, rounds: Sequence[tuple[int, Facts]], run: RunDir, st
     where = f"{at}stage {stage}, {_last_row(latest, stage)}{_age(directory)}"
     if state == "running":
         return f"{where}; a process works on it"
+    if reason := _error_of(directory, stage):
+        return f"{where}; it stopped itself: {reason}"
     saved = _newest_checkpoint(directory, stage)
     resumed = f"goes on from its checkpoint {saved}" if saved is not None else "begins this stage anew"
     return f"{where}; no process holds its lock, so it was stopped or killed; the command that began it {resumed}"
+
+
+def _error_of(run: RunDir, stage: str) -> str | None:
+    """What the stage said when it stopped itself; None where it was killed, or is still to begin."""
+    stages = read_json(run.manifest).get("stages", {}) if run.manifest.exists() else {}
+    error: str | None = stages.get(stage, {}).get("error")
+    return error
 
 
 def _is_before_rounds(facts: Facts) -> bool:
