@@ -10,11 +10,12 @@ import pytest
 
 from rlhfkit import pipeline, rehearsal
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.ppo import PpoConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.doctor.forecast import examine_forecast
 from rlhfkit.errors import ConfigError
 from rlhfkit.progress import Progress
-from rlhfkit.rehearsal import Loop, Stopwatch, rehearse
+from rlhfkit.rehearsal import Loop, Shortened, Stopwatch, rehearse
+from rlhfkit.rollout.generation import Response
 from rlhfkit.rundir import RunDir
 from tests.killing import RECIPES
 
@@ -126,6 +127,16 @@ def test_the_stopwatch_says_nothing_and_sees_every_unit(capsys):
 def test_few_episodes_are_whole_minibatches_and_whole_groups(rollout, minibatch, group, few):
     ppo = PpoConfig.model_construct(rollout_episodes=rollout, minibatch_episodes=minibatch, group_size=group)
     assert rehearsal._few_episodes(ppo) == few
+
+
+def test_responses_are_cut_to_lengths_drawn_from_the_demonstrations(monkeypatch):
+    whole = [Response([5, 6, 7, 1], [-1.0, -2.0, -3.0, -4.0], "eos") for _ in range(4)]
+    monkeypatch.setattr(rehearsal, "generate", lambda model, prompts, config, **more: whole)
+    sample = Shortened(RolloutConfig(), lengths=[1, 3, 9]).loaded(None)
+    found = sample(None, [[8]] * 4, RolloutConfig(max_response_tokens=2), seeds=[3, 4, 5, 6])
+    assert [response.ids for response in found] == [[5], [5, 6, 7], [5, 6, 7, 1], [5]]
+    assert [response.logprobs for response in found][1] == [-1.0, -2.0, -3.0]
+    assert [response.finished for response in found] == [False, False, True, False]
 
 
 # ── recipes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
