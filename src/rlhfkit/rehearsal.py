@@ -262,7 +262,12 @@ def _section(stage: Stage) -> str:
 def _cut(recipe: Recipe) -> Recipe:
     """The recipe with a little of everything."""
     ppo, preferences, evaluation = recipe.ppo, recipe.preferences, recipe.evaluation
-    cut_ppo = {"iterations": ITERATIONS, "rollout_episodes": _few_episodes(ppo), "min_eos_rate": 0.0}
+    cut_ppo = {
+        "iterations": ITERATIONS,
+        "rollout_episodes": _few_episodes(ppo),
+        "min_eos_rate": 0.0,
+        "value": ppo.value.model_copy(update={"warmup_iterations": 0}),  # they cost less than the others
+    }
     cut_preferences = {
         "num_pairs": min(preferences.num_pairs, PAIRS),
         "num_test_pairs": min(preferences.num_test_pairs, PAIRS // 2),

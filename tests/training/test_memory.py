@@ -22,7 +22,8 @@ def plan(**changes) -> MemoryPlan:
         "head": 50,
         "sampling": 300,
         "scoring": 400,
-        "checkpoint": 30,
+        "checkpoint": 20,
+        "libraries": 10,
         "longest": 100,
         "minibatch_tokens": 1600,
     }
@@ -34,7 +35,7 @@ def with_memory(monkeypatch, available: float) -> None:
 
 
 def test_peak_is_what_is_held_and_the_largest_of_update_sampling_and_scoring():
-    held = 1000 + 200 + 30
+    held = 1000 + 200 + 20 + 10
     assert plan().peak(100) == held + 10 * 100 + 50
     assert plan(sampling=5000).peak(100) == held + 5000
     assert plan(scoring=6000).peak(100) == held + 6000

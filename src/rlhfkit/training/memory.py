@@ -27,6 +27,8 @@ __all__ = ["MemoryPlan", "bytes_kept", "fits", "plan_of_ppo", "plan_of_supervise
 TRIAL_ROWS = 2
 # Beside what was kept, the backward pass holds gradients of it, and the allocator holes: 1.4 to 1.5 times, measured.
 BACKWARD_FACTOR = 1.5
+# Programs and buffers that libraries make for each shape they meet, measured on a CPU.
+LIBRARY_BYTES = 100 * 2**20
 # What is left to the rest of the machine, and to what the allocator cannot use.
 SHARE_OF_AVAILABLE = 0.8
 # More tokens than this in a pass bring no speed on a CPU, and little on a GPU.
@@ -58,6 +60,8 @@ class MemoryPlan:
     """Tokens of the longest sequence."""
     minibatch_tokens: int
     """Tokens of a minibatch, more than which no microbatch has."""
+    libraries: int = LIBRARY_BYTES
+    """What libraries take while the stage runs."""
 
     def peak(self, microbatch_tokens: int) -> int:
         """Most that the process will hold."""
@@ -67,7 +71,7 @@ class MemoryPlan:
     @property
     def fixed(self) -> int:
         """What is there from the first update on, whatever a microbatch has."""
-        return self.optimizer + self.checkpoint
+        return self.optimizer + self.checkpoint + self.libraries
 
     def as_facts(self, microbatch_tokens: int) -> dict[str, Any]:
         """For the manifest."""
