@@ -14,8 +14,8 @@ from rlhfkit.errors import ConfigError
 
 __all__ = ["PeakMeter", "available_bytes", "choose_device", "choose_dtype", "held_bytes", "release_memory"]
 
-# oneDNN keeps a program for each shape of a product that it has met, 1024 of them: up to 400 MB where sequences differ in
-# length. With 128 runs are no slower. It reads the variable when it is first used.
+# oneDNN keeps a program for each shape of a product that it has met, 1024 of them: 400 MB where sequences differ in
+# length. With 128 runs are no slower. The variable is read when the first product is made.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 # Between two looks at this process, less than this comes and goes.
