@@ -2,9 +2,9 @@
 
     python benchmarks/alike.py DIRECTORY RECIPE [SECTION.KEY=VALUE …] [--seeds 0 1 2] [--out docs/alike.png]
 
-Runs the recipe in DIRECTORY/fast-SEED and DIRECTORY/plain-SEED, or goes on with what is there. Draws score and KL to the
-reference of both, mean over seeds and all that lies between the lowest and the highest, and prints one JSON object: the
-mean of the last quarter of the iterations, seed by seed, and whether the two ranges meet.
+Runs the recipe in DIRECTORY/fast-SEED and DIRECTORY/plain-SEED, or goes on with what is there. Draws score and KL to
+the reference of both, mean over seeds and all that lies between the lowest and the highest, and prints one JSON object:
+the mean of the last quarter of the iterations, seed by seed, and whether the two ranges meet.
 """
 
 import argparse
