@@ -38,7 +38,7 @@ def examine_forecast(loaded: LoadedRecipe, run: RunDir, *, most_seconds: float =
         return
     start, seconds = time.monotonic(), 0.0
     # Where the run will be: what holds its models holds those of the try.
-    with tempfile.TemporaryDirectory(dir=nearest(run.path), prefix=".rehearsal.") as room:
+    with tempfile.TemporaryDirectory(dir=nearest(run.path.absolute().parent), prefix=".rehearsal.") as room:
         for answer in _tried(loaded, run, Path(room), most_seconds):
             if isinstance(answer, Finding):
                 yield _named(answer, left[0])
