@@ -442,6 +442,7 @@ def test_findings_are_counted():
         "verdict": "warning",
         "seen": "hub.example cannot be reached",
         "remedy": "give directories",
+        "numbers": {},
     }
     json.dumps(found)
 

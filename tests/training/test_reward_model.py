@@ -219,10 +219,7 @@ class Known:
 
     def __init__(self, scores):
         self.scores = torch.tensor(scores)
-        self.encoder = tiny.encoder()
-
-    def parameters(self):
-        return iter([self.scores])
+        self.encoder, self.device = tiny.encoder(), self.scores.device
 
     def __call__(self, ids, lengths):
         return self.scores[ids[:, 0]]
