@@ -1,6 +1,10 @@
 import mmap
 import os
+import platform
+import subprocess
+import sys
 
+import pytest
 import torch
 
 from rlhfkit import device
@@ -29,6 +33,35 @@ def test_an_earlier_peak_that_the_kernel_keeps_is_not_given_for_a_later_one(monk
     meter = PeakMeter(CPU)
     assert meter.bytes() is None
     assert meter.bytes() == 2000
+
+
+FAULTS_OF_A_SECOND_TENSOR = """
+import resource, sys, torch
+from rlhfkit.device import held_bytes, keep_freed_memory
+
+def page_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(32 * 2**18)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+page_faults(), page_faults()
+held_bytes(torch.device("cpu")) if sys.argv[2] == "release" else None
+print(page_faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's")
+@pytest.mark.parametrize(
+    ("setting", "few"), [(("keep", "go on"), True), (("keep", "release"), False), (("as it is", "go on"), False)]
+)
+def test_memory_of_a_freed_tensor_is_kept_for_the_next_one_until_it_is_released(setting, few):
+    found = subprocess.run(
+        [sys.executable, "-c", FAULTS_OF_A_SECOND_TENSOR, *setting], capture_output=True, text=True, check=True
+    )
+    pages = 32 * 2**20 // PAGE
+    assert int(found.stdout) < pages / 10 if few else int(found.stdout) > pages / 2
 
 
 def test_what_is_available_is_some_of_what_the_machine_has():

@@ -31,7 +31,7 @@ from rlhfkit.config.schema import (
     Stage,
     TextEnvConfig,
 )
-from rlhfkit.device import choose_device, choose_dtype
+from rlhfkit.device import choose_device, choose_dtype, keep_freed_memory
 from rlhfkit.envs.function import load_factory
 from rlhfkit.envs.guess import GuessEnv
 from rlhfkit.envs.replay import ReplayEnv
@@ -67,6 +67,7 @@ class Builder:
     """What was changed on the way, for the user to know."""
 
     def __post_init__(self) -> None:
+        keep_freed_memory()
         self.device = choose_device(self.recipe.model.device)
         self.dtype = choose_dtype(self.recipe.model.dtype)
         if self.recipe.model.compile:

@@ -12,11 +12,22 @@ import torch
 
 from rlhfkit.errors import ConfigError
 
-__all__ = ["PeakMeter", "available_bytes", "choose_device", "choose_dtype", "held_bytes", "release_memory"]
+__all__ = [
+    "PeakMeter",
+    "available_bytes",
+    "choose_device",
+    "choose_dtype",
+    "held_bytes",
+    "keep_freed_memory",
+    "release_memory",
+]
 
 # oneDNN keeps a program for each shape of a product that it has met, 1024 of them: 400 MB where sequences differ in
 # length. With 128 runs are no slower. The variable is read when the first product is made.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
+# Names of glibc's settings, from its malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 # Between two looks at this process, less than this comes and goes.
 PEAK_SLACK_BYTES = 16 * 2**20
@@ -46,6 +57,7 @@ def choose_dtype(name: str) -> torch.dtype:
 
 def available_bytes(device: torch.device) -> int:
     """Memory that can still be had on `device`: what is free, and what is cached and can be dropped."""
+    release_memory()
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -53,8 +65,23 @@ def available_bytes(device: torch.device) -> int:
 
 
 def held_bytes(device: torch.device) -> int:
-    """Memory that this process holds on `device`."""
+    """Memory that this process needs on `device` at this moment; what it has freed is given back first."""
+    release_memory()
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _of_status("VmRSS")
+
+
+def keep_freed_memory() -> None:
+    """From now on the C library keeps the memory of large tensors that are freed, for the next ones.
+
+    By itself it hands each back to the system, which clears every page of it anew for the next: seven times as long as
+    to fill it. `release_memory` gives it back. What the user has set by a variable of the environment stays.
+    """
+    if any(name in os.environ for name in ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")):
+        return
+    with suppress(OSError, AttributeError):  # another C library has no such function
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def release_memory() -> None:
@@ -86,7 +113,7 @@ def _reset_peak(device: torch.device) -> bool:
         return True
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak_bytes(device) - held_bytes(device) < PEAK_SLACK_BYTES
+    return _peak_bytes(device) - _of_status("VmRSS") < PEAK_SLACK_BYTES
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -6,6 +6,7 @@ from torch._dynamo.utils import counters
 
 from rlhfkit.config.schema import RolloutConfig
 from rlhfkit.errors import MissingDependencyError
+from rlhfkit.models import reordering
 from rlhfkit.models.compiling import refuse_without_compiler
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import layers_of
@@ -36,11 +37,16 @@ def evaluated(model: LanguageModel) -> list[torch.Tensor]:
     return [output.logprobs, output.entropy, output.values, *gradients]
 
 
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before():
+    torch.compiler.reset()
+
+
 def compare(plain: LanguageModel, compiled: LanguageModel) -> None:
     for found, expected in zip(evaluated(compiled), evaluated(plain), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     prompts = [[row % 200 + 1] * (row % 5 + 1) for row in range(9)]
-    config = RolloutConfig(max_response_tokens=6, temperature=0.7, slots=4)
+    config = RolloutConfig(max_response_tokens=8, temperature=0.7, slots=4)
     theirs = generate(plain, prompts, config, seeds=range(9))
     before = counters["stats"]["unique_graphs"]
     ours = generate(compiled, prompts, config, seeds=range(9))
@@ -52,7 +58,11 @@ def compare(plain: LanguageModel, compiled: LanguageModel) -> None:
 
 
 @needs_compiler
-def test_compiled_code_gives_the_logprobs_gradients_and_samples_of_the_plain_path(directory_of: Directory):
+@pytest.mark.parametrize("fewest_weights", [0, reordering.FEWEST_WEIGHTS])
+def test_compiled_code_gives_the_logprobs_gradients_and_samples_of_the_plain_path(
+    fewest_weights, directory_of: Directory, monkeypatch
+):
+    monkeypatch.setattr(reordering, "FEWEST_WEIGHTS", fewest_weights)
     plain, compiled = (load(directory_of("llama")) for _ in range(2))
     compiled.run_compiled()
     compare(plain, compiled)

@@ -17,7 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlhfkit.config.schema import OptimConfig, PpoConfig, RolloutConfig, ValueConfig
-from rlhfkit.device import choose_device, choose_dtype
+from rlhfkit.device import choose_device, choose_dtype, keep_freed_memory
+from rlhfkit.models.activation import use_fast_activations
 from rlhfkit.models.attention import implementation_for
 from rlhfkit.models.compiling import compile_layers
 from rlhfkit.models.language import LanguageModel, TextPolicy
@@ -135,6 +136,7 @@ def _trainer(
     prompt_tokens: int,
     response_tokens: int,
 ) -> PpoTrainer:
+    keep_freed_memory()
     where, kind = choose_device(device), choose_dtype(dtype)
     encoder = word_encoder(shape.vocabulary)
     actor = language_model(shape, encoder, where, kind)
@@ -220,6 +222,7 @@ def language_model(shape: Shape, encoder: Encoder, device: torch.device, dtype: 
     torch.manual_seed(0)
     model: Any = GPT2LMHeadModel(gpt2_config(shape))
     model.set_attn_implementation(implementation_for(device))
+    use_fast_activations(model, device)
     with quiet_transformers():
         return LanguageModel(model.to(device, dtype).eval().requires_grad_(False), encoder)
 
@@ -229,6 +232,7 @@ def classifier(shape: Shape, device: torch.device, dtype: torch.dtype) -> GPT2Fo
     torch.manual_seed(1)
     model: Any = GPT2ForSequenceClassification(gpt2_config(shape, num_labels=1))
     model.set_attn_implementation(implementation_for(device))
+    use_fast_activations(model, device)
     ready: GPT2ForSequenceClassification = model.to(device, dtype).eval()
     return ready
 
@@ -279,6 +283,7 @@ def bench_generate(
     With `mean_tokens` lengths are geometric with this mean, cut at `response_tokens`, and there are four prompts to
     each of the `rows` that are sampled at a time; without, every response has `response_tokens`.
     """
+    keep_freed_memory()
     shape = SIZES[size]
     encoder = word_encoder(shape.vocabulary)
     model = language_model(shape, encoder, choose_device(device), choose_dtype(dtype))

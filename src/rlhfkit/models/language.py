@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 
 import torch
 from peft import PeftModel
@@ -14,6 +15,7 @@ from rlhfkit.models.inspection import context_of
 from rlhfkit.models.layers import recompute_layers, trunk_hidden
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.policy import PolicyOutput
+from rlhfkit.models.reordering import ReorderedWeights
 from rlhfkit.models.template import Encoder
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import PackedRows, Sequences
@@ -23,8 +25,10 @@ __all__ = ["LanguageModel", "TextPolicy", "spread"]
 
 # Finite, so that p log p stays 0 and not NaN where the probability is 0.
 NEVER = -1e9
-# At a time, in 32 MiB of float32. Entropy needs a few tensors of this size, and so does the gradient.
+# At a time, in 32 MiB of float32. Entropy needs a few tensors of this size.
 MOST_LOGITS = 2**23
+# As many more where a gradient is wanted, since then all but a single chunk are computed twice.
+GRADIENT_FACTOR = 2
 
 
 class LanguageModel(nn.Module):
@@ -86,10 +90,15 @@ class LanguageModel(nn.Module):
         """Number of logits at a position."""
         return int(self._lm_head.get_parameter("weight").shape[0])
 
-    @property
-    def chunk_tokens(self) -> int:
+    def chunk_tokens(self, *, with_gradient: bool) -> int:
         """Positions whose logits exist at a time."""
-        return max(1, MOST_LOGITS // self.vocabulary_tokens)
+        most = MOST_LOGITS * (GRADIENT_FACTOR if with_gradient else 1)
+        return max(1, most // self.vocabulary_tokens)
+
+    @cached_property
+    def reordered_weights(self) -> ReorderedWeights:
+        """Linear layers that sampling may run from weights laid out for it."""
+        return ReorderedWeights(self.causal_lm)
 
     @property
     def context_tokens(self) -> int | None:
@@ -156,7 +165,7 @@ class LanguageModel(nn.Module):
             self.head,
             targets,
             temperature=temperature,
-            chunk_tokens=self.chunk_tokens,
+            chunk_tokens=self.chunk_tokens(with_gradient=torch.is_grad_enabled()),
             with_entropy=with_entropy,
             prepared=compiled if self.is_compiled else None,
         )

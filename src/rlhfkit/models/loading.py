@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlhfkit.config.schema import PretrainedModelConfig
 from rlhfkit.errors import ModelError
+from rlhfkit.models.activation import use_fast_activations
 from rlhfkit.models.attention import implementation_for
 
 __all__ = ["load_causal_lm", "load_classifier", "load_tokenizer", "quiet_transformers"]
@@ -179,4 +180,5 @@ def _ready(model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    use_fast_activations(model, device)
     return model.to(device).eval(), notes

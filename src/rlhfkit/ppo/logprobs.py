@@ -8,6 +8,7 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
+from torch.nn.functional import nll_loss
 from torch.utils.checkpoint import checkpoint
 
 from rlhfkit.errors import ConfigError, ShapeError
@@ -82,7 +83,8 @@ def token_logprobs(
         return of_chunk(hidden, targets)
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
-    for chunk in zip(torch.split(hidden, chunk_tokens), torch.split(targets, chunk_tokens), strict=True):
+    num_chunks = -(-len(hidden) // chunk_tokens)  # of one size, since a short one costs more than its share
+    for chunk in zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True):
         chunk_logprobs, entropy = (
             checkpoint(of_chunk, *chunk, use_reentrant=False) if torch.is_grad_enabled() else of_chunk(*chunk)
         )
@@ -122,7 +124,9 @@ def _logprobs_and_entropy(
     if temperature != 1:
         logits = logits / temperature
     log_distribution = logits.log_softmax(-1)
-    logprobs = log_distribution.gather(-1, targets[..., None]).squeeze(-1)
+    # Not `gather`, whose gradient a compiler writes one number at a time into zeros.
+    width = logits.shape[-1]
+    logprobs = -nll_loss(log_distribution.view(-1, width), targets.reshape(-1), reduction="none").view(targets.shape)
     if not with_entropy:
         return logprobs, None
     # a forbidden token has logit -inf, and 0 * -inf would be NaN

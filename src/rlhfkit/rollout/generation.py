@@ -6,6 +6,7 @@ the next prompt; when no prompt waits, the rows that are left move together and 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import Encoder
 from rlhfkit.padding import pad_right
 
-__all__ = ["FinishReason", "Response", "SlotCache", "generate", "stop_ids"]
+__all__ = ["FinishReason", "Response", "SlotCache", "generate", "stop_ids", "worth_reordering"]
 
 FinishReason = Literal["eos", "stop", "length"]
 
@@ -31,6 +32,8 @@ REFILL_SHARE = 1 / 8
 SHRINK_SHARE = 3 / 4
 # Compiled code for any number of rows does not cover a single one, so a batch stays at two.
 FEWEST_ROWS = 2
+# To reorder the weights for sampling takes about as long as a few steps of a single row.
+FEWEST_REORDERED_STEPS = 8
 # Tokens in a block of the vocabulary, see `draw`.
 BLOCK_TOKENS = 256
 
@@ -226,11 +229,17 @@ def generate(
     if not prompts:
         return []
     sampler = _Sampler(model, prompts, config, seeds=seeds)
-    while sampler.unfinished:
-        num_finished = sampler.step()
-        if num_finished and on_finished is not None:
-            on_finished(num_finished)
+    with model.reordered_weights.in_use(sampler.cache.num_slots) if worth_reordering(config) else nullcontext():
+        while sampler.unfinished:
+            num_finished = sampler.step()
+            if num_finished and on_finished is not None:
+                on_finished(num_finished)
     return sampler.responses()
+
+
+def worth_reordering(config: RolloutConfig) -> bool:
+    """Whether there are steps enough to make up for reordering the weights."""
+    return config.max_response_tokens >= FEWEST_REORDERED_STEPS
 
 
 class _Sampler:

@@ -20,7 +20,7 @@ from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import trunk_hidden
 from rlhfkit.models.reward_model import RewardModel
 from rlhfkit.models.value import ValueNetwork
-from rlhfkit.rollout.generation import SlotCache
+from rlhfkit.rollout.generation import SlotCache, worth_reordering
 
 __all__ = ["MemoryPlan", "bytes_kept", "fits", "plan_of_ppo", "plan_of_supervised", "tokens_that_fit"]
 
@@ -104,7 +104,7 @@ def plan_of_ppo(policy: TextPolicy, *, prompt_tokens: int, rollout: RolloutConfi
         checkpoint=checkpoint_bytes(policy.parameters()),
         per_token=int(BACKWARD_FACTOR * sum(kept)),
         head=_head_bytes(model, ppo.minibatch_episodes * rollout.max_response_tokens),
-        sampling=_sampling_bytes(model, slots, longest),
+        sampling=_sampling_bytes(model, rollout, slots, longest),
         scoring=_scoring_bytes(model, kept[0], min(ppo.forward_tokens, ppo.rollout_episodes * longest)),
         longest=longest,
         minibatch_tokens=ppo.minibatch_episodes * longest,
@@ -120,21 +120,22 @@ def _kept_per_token(network: PreTrainedModel | PeftModel, token: int, longest: i
 
 def _head_bytes(model: LanguageModel, num_tokens: int) -> int:
     """Logits of `num_tokens` with what their gradient needs, which is about as much again."""
-    num_tokens = min(num_tokens, model.chunk_tokens)
+    num_tokens = min(num_tokens, model.chunk_tokens(with_gradient=True))
     hidden = torch.zeros((num_tokens, model.width), device=model.device, dtype=model.dtype, requires_grad=True)
     targets = torch.full((num_tokens,), model.encoder.eos_id, device=model.device)
     return 2 * bytes_kept(lambda: model.token_logprobs(hidden, targets)[0], model.parameters())
 
 
-def _sampling_bytes(model: LanguageModel, slots: int, longest: int) -> int:
+def _sampling_bytes(model: LanguageModel, rollout: RolloutConfig, slots: int, longest: int) -> int:
     logits = 4 * model.vocabulary_tokens
-    return slots * (longest * SlotCache.of(model, 1, 1).bytes_per_place + 3 * logits)
+    weights = model.reordered_weights.nbytes if worth_reordering(rollout) else 0
+    return weights + slots * (longest * SlotCache.of(model, 1, 1).bytes_per_place + 3 * logits)
 
 
 def _scoring_bytes(model: LanguageModel, kept_per_token: int, num_tokens: int) -> int:
     """What one layer would keep is there at a time; then logits, in the weights' type and four times in float32."""
     layers = max(1, int(model.config.num_hidden_layers))
-    logits = min(num_tokens, model.chunk_tokens) * model.vocabulary_tokens
+    logits = min(num_tokens, model.chunk_tokens(with_gradient=False)) * model.vocabulary_tokens
     return num_tokens * kept_per_token // layers + logits * (model.dtype.itemsize + 4 * 4)
 
 

@@ -12,6 +12,8 @@ from rlhfkit.errors import TrainingError
 __all__ = ["Optimizer", "learning_rate_factor"]
 
 
+# Of a gradient that is added.
+ROWS_AT_A_TIME = 1024
 # torch divides by the norm and this.
 CLIP_EPS = 1e-6
 
@@ -80,7 +82,12 @@ class Optimizer:
         def move(parameter: Tensor) -> None:
             gradient = parameter.grad
             assert gradient is not None
-            master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
+            if master.grad is None:
+                master.grad = gradient.float()
+            else:
+                # By parts, since torch makes a float32 copy of what it adds.
+                for sums, part in zip(*(torch.split(t, ROWS_AT_A_TIME) for t in (master.grad, gradient)), strict=True):
+                    sums.add_(part)
             parameter.grad = None
 
         return move
