@@ -2,6 +2,7 @@
 
     python benchmarks/generate.py [--size 6m|124m] [--rows 64] [--rounds 3]
     python benchmarks/generate.py --mean-tokens 64 --response-tokens 512     # responses of very different length
+    python benchmarks/generate.py --vllm-python ENVIRONMENT/bin/python       # beside vLLM too, see docs/vllm.md
 
 "best" compares the better type of each. Prints one JSON object last.
 """
@@ -9,6 +10,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from in_turn import HERE, RLHFKIT, in_turn, last_json, spread
 
@@ -19,8 +21,11 @@ def main():
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--response-tokens", type=int, default=48)
     parser.add_argument("--mean-tokens", type=int)
+    parser.add_argument("--vllm-python", type=Path, help="python of an environment with vLLM")
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured, in turn")
     args = parser.parse_args()
+    if args.vllm_python and args.mean_tokens:
+        sys.exit("--vllm-python goes without --mean-tokens; leave one of them out")
     work = ["--size", args.size, "--rows", args.rows, "--response-tokens", args.response_tokens]
     if args.mean_tokens:
         work += ["--mean-tokens", args.mean_tokens]
@@ -28,6 +33,8 @@ def main():
         "rlhfkit": [*RLHFKIT, "bench", "generate", "--json"],
         "transformers": [sys.executable, HERE / "transformers_generate.py"],
     }
+    if args.vllm_python:
+        programs["vllm"] = [args.vllm_python, HERE / "vllm_generate.py"]
     found = in_turn(
         {
             f"{name} {dtype}": [*program, *work, "--dtype", dtype]
@@ -39,7 +46,9 @@ def main():
     machine = last_json([sys.executable, HERE / "machine.py"])
     rates = {name: spread(results, "tokens_per_second") for name, results in found.items()}
     best = {name: max(rates[f"{name} {dtype}"]["median"] for dtype in ("float32", "bfloat16")) for name in programs}
-    report = {**vars(args), "tokens_per_second": rates, "ratio_best": best["rlhfkit"] / best["transformers"]}
+    ratios = {name: best["rlhfkit"] / rate for name, rate in best.items() if name != "rlhfkit"}
+    settings = {name: value for name, value in vars(args).items() if name != "vllm_python"}
+    report = {**settings, "tokens_per_second": rates, "ratio_best": ratios}
     if args.rows == 1:
         weights = 2 * found["rlhfkit bfloat16"][0]["num_parameters"] / 1e9
         rate = rates["rlhfkit bfloat16"]["median"] * weights
