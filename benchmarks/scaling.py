@@ -16,7 +16,7 @@ import matplotlib
 from in_turn import RLHFKIT, last_json
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 # What a point costs, in units that time should be proportional to: tokens, or weights.
 SIZES = {"1m": 1.05e6, "6m": 5.77e6, "30m": 29.4e6, "124m": 123.7e6}
@@ -41,6 +41,11 @@ def main():
         },
         "weights": {weights: (weights, seconds(size=name, episodes=16)) for name, weights in SIZES.items()},
     }
+    print(json.dumps(draw(curves, args.out)))
+
+
+def draw(curves, out):
+    """Plots of {name: {what stands at the axis: (work, seconds)}} in the file `out`; the numbers to print."""
     figure, axes = pyplot.subplots(1, len(curves), figsize=(12, 3.6), constrained_layout=True)
     report = {}
     for plot, (name, points) in zip(axes, curves.items(), strict=True):
@@ -53,10 +58,13 @@ def main():
         plot.loglog(list(points), times, "o-", label="measured")
         proportional = [times[0] * each / work[0] for each in work]
         plot.loglog(list(points), proportional, "--", color="grey", label="proportional")
+        plot.set_xticks(list(points), labels=[f"{x:.2g}" if x >= 1e4 else str(x) for x in points])
+        plot.xaxis.set_minor_locator(ticker.NullLocator())
+        plot.yaxis.set_minor_formatter(ticker.NullFormatter())
         plot.set(xlabel=name, ylabel="seconds of an iteration", title=f"growth: exponent {exponent:.2f}")
         plot.legend(frameon=False)
-    figure.savefig(args.out, dpi=110)
-    print(json.dumps(report))
+    figure.savefig(out, dpi=110)
+    return report
 
 
 if __name__ == "__main__":

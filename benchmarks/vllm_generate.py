@@ -20,6 +20,7 @@ CACHE_BYTES = 2**31
 
 def started(size, dtype, rows):
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # or it leaves cores unused
     from vllm import LLM
 
     layers, width, heads, vocabulary = SIZES[size]
