@@ -341,8 +341,8 @@ def test_a_reward_that_hangs_is_named_while_it_hangs(run, tmp_path):
     recipe = PPO.replace("[reward]\n", '[reward]\ntype = "function"\nfunction = "tests.test_faults:hang"\n')
     HAS_HUNG.clear()
     warnings = run(tmp_path / "run", recipe, "watchdog.patience_seconds=0.5")
-    named = [warning for warning in warnings if "no sign of life" in warning]
-    assert re.search(r"no sign of life from reward \(ppo, rollout\) for [0-2] s", named[0])
+    # On a busy machine something else may take half a second too.
+    assert any(re.search(r"no sign of life from reward \(ppo, rollout\) for [0-2] s", each) for each in warnings)
     assert "in hang" in RunDir(tmp_path / "run").stacks.read_text()
 
 

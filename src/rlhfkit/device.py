@@ -57,7 +57,7 @@ def choose_dtype(name: str) -> torch.dtype:
 
 def available_bytes(device: torch.device) -> int:
     """Memory that can still be had on `device`: what is free, and what is cached and can be dropped."""
-    release_memory()
+    _give_back_freed()
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -66,7 +66,7 @@ def available_bytes(device: torch.device) -> int:
 
 def held_bytes(device: torch.device) -> int:
     """Memory that this process needs on `device` at this moment; what it has freed is given back first."""
-    release_memory()
+    _give_back_freed()
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _of_status("VmRSS")
 
 
@@ -74,7 +74,7 @@ def keep_freed_memory() -> None:
     """From now on the C library keeps the memory of large tensors that are freed, for the next ones.
 
     By itself it hands each back to the system, which clears every page of it anew for the next: seven times as long as
-    to fill it. `release_memory` gives it back. What the user has set by a variable of the environment stays.
+    to fill it. `release_memory` and `held_bytes` give it back. What the user has set by a variable of the environment stays.
     """
     if any(name in os.environ for name in ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")):
         return
@@ -87,10 +87,14 @@ def keep_freed_memory() -> None:
 def release_memory() -> None:
     """Give back what nobody uses: objects in cycles, what the C library keeps of what was freed, CUDA's cache."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # another C library has no such function
-        ctypes.CDLL(None).malloc_trim(0)
+    _give_back_freed()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _give_back_freed() -> None:
+    with suppress(OSError, AttributeError):  # another C library has no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class PeakMeter:
