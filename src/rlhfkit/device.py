@@ -74,7 +74,7 @@ def keep_freed_memory() -> None:
     """From now on the C library keeps the memory of large tensors that are freed, for the next ones.
 
     By itself it hands each back to the system, which clears every page of it anew for the next: seven times as long as
-    to fill it. `release_memory` and `held_bytes` give it back. What the user has set by a variable of the environment stays.
+    to fill it. `release_memory` and `held_bytes` give it back. What a variable of the environment says stays.
     """
     if any(name in os.environ for name in ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")):
         return
