@@ -70,6 +70,8 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     },
     "cohere": {"num_key_value_heads": 2, "logit_scale": 0.25},
     "granite": {"num_key_value_heads": 2, "logits_scaling": 4.0},
+    # Heads that may look at nothing, and experts.
+    "gpt_oss": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW, "num_local_experts": 4},
 }
 
 

@@ -2,8 +2,11 @@ import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as attention_with_sinks
 
-from rlhfkit.models.attention import additive_masks, implementation_for, written_out_attention
+from rlhfkit.errors import ModelError
+from rlhfkit.models.attention import WRITTEN_OUT, additive_masks, use_attention, written_out_attention
+from tests.tiny import Directory, load
 
 LOWEST = torch.finfo(torch.float32).min
 
@@ -66,9 +69,28 @@ def test_dropout_is_always_off():
     assert torch.equal(first, second)
 
 
-def test_the_fused_kernel_is_left_to_accelerators():
-    assert implementation_for(torch.device("cuda")) == "sdpa"
-    assert implementation_for(torch.device("cpu")) != "sdpa"
+def test_the_fused_kernel_is_left_to_accelerators_and_models_that_it_is_enough_for(directory_of: Directory):
+    for family, of_a_gpu in (("qwen2", "sdpa"), ("gemma2", WRITTEN_OUT)):
+        model = load(directory_of(family)).causal_lm
+        use_attention(model, torch.device("cuda"))
+        assert model.config._attn_implementation == of_a_gpu
+        use_attention(model, torch.device("cpu"))
+        assert model.config._attn_implementation == WRITTEN_OUT
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_looking_at_nothing_is_what_transformers_makes_of_it(groups):
+    inputs = states(groups, 2, 6)
+    module = Module(groups)
+    module.sinks = torch.randn(4, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    expected, _ = attention_with_sinks(module, *inputs, mask(2, 6), scaling=0.3)
+    found, _ = written_out_attention(module, *inputs, mask(2, 6), scaling=0.3, s_aux=module.sinks)
+    compare(found, expected, [*inputs, module.sinks])
+
+
+def test_a_bias_by_position_is_refused_since_it_is_not_known():
+    with pytest.raises(ModelError, match="bias by position"):
+        written_out_attention(Module(1), *states(1, 2, 6), None, position_bias=torch.zeros(2, 6))
 
 
 # ── masks ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,17 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-__all__ = ["additive_masks", "implementation_for", "written_out_attention"]
+from rlhfkit.errors import ModelError
 
-NAME = "rlhfkit_written_out"
+__all__ = ["WRITTEN_OUT", "additive_masks", "use_attention", "written_out_attention"]
+
+WRITTEN_OUT = "rlhfkit_written_out"
 
 
-def implementation_for(device: torch.device) -> str:
-    """Name of the attention to ask transformers for on `device`."""
-    return NAME if device.type == "cpu" else "sdpa"
+def use_attention(model: PreTrainedModel, device: torch.device) -> None:
+    """Give `model` the attention that is fastest on `device` and knows all that this architecture asks of it."""
+    fused = device.type != "cpu" and model._supports_sdpa
+    model.set_attn_implementation("sdpa" if fused else WRITTEN_OUT)
 
 
 def written_out_attention(
@@ -30,13 +33,19 @@ def written_out_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """softmax(Q Kᵀ · scaling + mask) V, (B, Q, heads, D), for transformers' AttentionInterface.
 
     `query` (B, heads, Q, D); `key`, `value` (B, key heads, K, D), where several query heads may share a key head;
-    `attention_mask` additive, (B or 1, 1, Q, K). Dropout is always off here.
+    `attention_mask` additive, (B or 1, 1, Q, K); `s_aux` (heads,) the logit of each head for looking at nothing.
+    Dropout is always off here.
+    Raises: ModelError where the model has a `position_bias`, which is not known here.
     """
+    if position_bias is not None:
+        raise ModelError("the model's attention has a bias by position, which is not known here; choose another one")
     batch, heads, queries, width = query.shape
     shared = heads // key.shape[1]
     scale = scaling if scaling is not None else width**-0.5
@@ -46,13 +55,17 @@ def written_out_attention(
         weights = torch.tanh(weights / softcap) * softcap
     if attention_mask is not None:
         weights = weights + attention_mask
-    weights = torch.softmax(weights, dim=-1)
-    attended = torch.matmul(weights.view(batch, key.shape[1], shared * queries, -1), value)
+    if s_aux is None:
+        weights = torch.softmax(weights, dim=-1)
+    else:
+        nothing = s_aux.view(1, heads, 1, 1).expand(batch, heads, queries, 1)
+        weights = torch.softmax(torch.cat([weights, nothing], dim=-1), dim=-1)[..., :-1]
+    attended = torch.matmul(weights.reshape(batch, key.shape[1], shared * queries, -1), value)
     return attended.view(batch, heads, queries, -1).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, written_out_attention)
-AttentionMaskInterface.register(NAME, eager_mask)
+AttentionInterface.register(WRITTEN_OUT, written_out_attention)
+AttentionMaskInterface.register(WRITTEN_OUT, eager_mask)
 
 
 def additive_masks(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhfkit.errors import ModelError
+from rlhfkit.models.attention import additive_masks
 from rlhfkit.models.compiling import compile_layers, compiled
 from rlhfkit.models.inspection import context_of
 from rlhfkit.models.layers import recompute_layers, trunk_hidden
@@ -37,6 +38,8 @@ class LanguageModel(nn.Module):
     The head runs only on the positions that are asked for, and PAD, which no text holds, has no probability.
     """
 
+    _pad_index: Tensor
+
     def __init__(self, causal_lm: PreTrainedModel | PeftModel, encoder: Encoder) -> None:
         """Take `causal_lm` apart and make sure that the parts still give its logits.
 
@@ -47,8 +50,11 @@ class LanguageModel(nn.Module):
         self.encoder = encoder
         self.config: PreTrainedConfig = unwrapped(causal_lm).config
         self.is_compiled = False
+        # As a tensor on the model's device: a number would be copied there anew by every step of decoding.
+        self.register_buffer("_pad_index", torch.tensor(encoder.pad_id, device=self.device), persistent=False)
         self._refuse_unknown_layers()
         self._refuse_different_logits()
+        self._refuse_masks_that_are_not_heeded()
 
     def _refuse_unknown_layers(self) -> None:
         unknown = set(getattr(self.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
@@ -68,6 +74,26 @@ class LanguageModel(nn.Module):
             raise ModelError(
                 f"{self.config.model_type} does not compute its logits as head(hidden) alone, so logprobs would be "
                 "wrong; choose a model of another architecture"
+            )
+
+    @torch.no_grad()
+    def _refuse_masks_that_are_not_heeded(self) -> None:
+        """Sampling and packed rows hand the trunk masks and positions of their own; here they hide the first token."""
+        ids = torch.tensor([[self.encoder.eos_id] * 4], device=self.device)
+        positions = torch.tensor([[0, 0, 1, 2]], device=self.device)
+        allowed = torch.ones(1, 4, 4, dtype=torch.bool, device=self.device).tril()
+        allowed[:, 1:, 0] = False
+        masks = additive_masks(self.config, allowed, positions, positions, self.dtype)
+        expected = self.trunk(ids[:, 1:])
+        try:
+            found = self.trunk(ids, position_ids=positions, attention_mask=masks)[:, 1:]
+            heeded = torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+        except (IndexError, RuntimeError, TypeError, ValueError):  # whatever a model does with a mask it does not know
+            heeded = False
+        if not heeded:
+            raise ModelError(
+                f"{self.config.model_type} does not take a mask and positions for each row, which sampling needs; "
+                "choose a model of another architecture, such as GPT-2, Llama, Qwen, Mistral or Gemma"
             )
 
     @property
@@ -132,7 +158,7 @@ class LanguageModel(nn.Module):
             logits = logits / divisor
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
-        return logits.index_fill(-1, torch.tensor(self.encoder.pad_id, device=logits.device), NEVER)
+        return logits.index_fill(-1, self._pad_index, NEVER)
 
     @property
     def _lm_head(self) -> nn.Module:

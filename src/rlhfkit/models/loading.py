@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from rlhfkit.config.schema import PretrainedModelConfig
 from rlhfkit.errors import ModelError
 from rlhfkit.models.activation import use_fast_activations
-from rlhfkit.models.attention import implementation_for
+from rlhfkit.models.attention import WRITTEN_OUT, use_attention
 
 __all__ = ["load_causal_lm", "load_classifier", "load_tokenizer", "quiet_transformers"]
 
@@ -50,9 +50,25 @@ def _explained(path: str, what: str) -> Iterator[None]:
     try:
         with quiet_transformers():
             yield
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load the {what} from {path!r}: {first_line}; {_remedy(path, what)}") from error
+
+
+@contextmanager
+def _own_attention_refused(path: str) -> Iterator[None]:
+    """Architectures that do not let others compute their attention look for it by name in a table of their own."""
+    try:
+        yield
+    except KeyError as error:
+        if WRITTEN_OUT not in error.args:
+            raise
+        raise ModelError(
+            f"the architecture of {path!r} computes attention in code of its own, which cannot be sampled from in "
+            "slots; choose a model of another architecture, such as GPT-2, Llama, Qwen, Mistral or Gemma"
+        ) from error
 
 
 def _remedy(path: str, what: str) -> str:
@@ -118,9 +134,10 @@ def load_causal_lm(
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
         dtype=dtype,
-        attn_implementation=implementation_for(device),
+        attn_implementation=WRITTEN_OUT,
     )
     _refuse_random(random, config.path)
+    use_attention(model, device)
     return _ready(model, tokenizer, device)
 
 
@@ -138,17 +155,19 @@ def load_classifier(
     Without `num_labels` it is somebody else's and only read, with the attention that its authors chose.
     Raises: ModelError where it cannot be loaded from safetensors, or not whole, apart from a fresh head.
     """
-    ours = {} if num_labels is None else {"num_labels": num_labels, "attn_implementation": implementation_for(device)}
+    ours = {} if num_labels is None else {"num_labels": num_labels, "attn_implementation": WRITTEN_OUT}
     model, random = _load(
         AutoModelForSequenceClassification, path, what="sequence-classification model", dtype=dtype, **ours
     )
     _refuse_random(random - {"score.weight"} if fresh_head else random, path)
+    if ours:
+        use_attention(model, device)
     return _ready(model, tokenizer, device)[0]
 
 
 def _load(auto_class: Any, path: str, *, what: str, **options: Any) -> tuple[Any, set[str]]:
     """(the model, names of the weights that its files lack or have in another shape, so that they are random)."""
-    with _explained(path, what):
+    with _explained(path, what), _own_attention_refused(path):
         model, report = auto_class.from_pretrained(
             path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )

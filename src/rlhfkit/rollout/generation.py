@@ -8,6 +8,7 @@ the next prompt; when no prompt waits, the rows that are left move together and 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from rlhfkit.models.compiling import compiled
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import Encoder
 from rlhfkit.padding import pad_right
+from rlhfkit.rollout.capture import CapturedSteps, Step
 
 __all__ = ["FinishReason", "Response", "SlotCache", "generate", "stop_ids", "worth_reordering"]
 
@@ -185,11 +187,11 @@ def stop_token_ids(encoder: Encoder, stop_tokens: Sequence[str]) -> set[int]:
 class _Slots:
     """What each slot is doing: tensors of one entry a slot, in the order of the cache."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.row = torch.empty(0, dtype=torch.long, device=device)
-        self.token = torch.empty(0, dtype=torch.long, device=device)
-        self.position = torch.empty(0, dtype=torch.long, device=device)
-        self.active = torch.empty(0, dtype=torch.bool, device=device)
+    def __init__(self) -> None:
+        self.row = torch.empty(0, dtype=torch.long)
+        self.token = torch.empty(0, dtype=torch.long)
+        self.position = torch.empty(0, dtype=torch.long)
+        self.active = torch.empty(0, dtype=torch.bool)
 
     def add(self, row: Tensor, token: Tensor, position: Tensor) -> None:
         self.row = torch.cat([self.row, row])
@@ -243,7 +245,11 @@ def worth_reordering(config: RolloutConfig) -> bool:
 
 
 class _Sampler:
-    """State of one call of `generate`."""
+    """State of one call of `generate`.
+
+    The books are kept on the CPU, which decides by them what to do next; a step takes three numbers a row to the
+    model's device and brings two back.
+    """
 
     def __init__(
         self,
@@ -264,20 +270,26 @@ class _Sampler:
         self.model, self.prompts, self.config = model, prompts, config
         self.device = model.device
         num, limit = len(prompts), config.max_response_tokens
-        self.uniforms = None if seeds is None else _uniforms(seeds, limit).to(self.device)
-        self.tokens = torch.zeros((num, limit), dtype=torch.long, device=self.device)
-        self.logprobs = torch.zeros((num, limit), device=self.device)
-        self.lengths = torch.zeros(num, dtype=torch.long, device=self.device)
-        self.prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        self.uniforms = None if seeds is None else _uniforms(seeds, limit)
+        self.tokens = torch.zeros((num, limit), dtype=torch.long)
+        self.logprobs = torch.zeros((num, limit))
+        self.lengths = torch.zeros(num, dtype=torch.long)
+        self.prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
         eos, stops = stop_ids(model, config.stop_tokens)
-        self.eos = torch.tensor(sorted(eos), device=self.device)
-        self.ending = torch.tensor(sorted(eos | stops), device=self.device)
+        self.eos, self.ending = torch.tensor(sorted(eos)), torch.tensor(sorted(eos | stops))
         # Rows of like length are read together; nothing that a caller sees depends on this order.
         self.waiting = sorted(range(num), key=lambda row: (-len(prompts[row]), row))
-        self.slots = _Slots(self.device)
+        self.slots = _Slots()
         self.cache = SlotCache.of(model, min(config.slots, num), longest)
-        self._decode_step = compiled(_decode_step) if model.is_compiled else _decode_step
+        self._decode_step = self._prepared_step()
         self.unfinished = num
+
+    def _prepared_step(self) -> Step:
+        """A step of decoding: compiled where the model is, and on a GPU captured as well."""
+        if not self.model.is_compiled:
+            return partial(_decode_step, self.model, self.cache, self.config)
+        step = partial(compiled(_decode_step), self.model, self.cache, self.config)
+        return CapturedSteps(step, max_tokens=self.cache.max_tokens) if self.device.type == "cuda" else step
 
     def step(self) -> int:
         """Read waiting prompts where there is room for them, or else sample a token in every slot; rows finished."""
@@ -296,17 +308,24 @@ class _Sampler:
 
     def _read_prompts(self, free: Tensor, unused: int) -> int:
         start = len(self.slots.row)
-        places = torch.cat([free, torch.arange(start, start + unused, device=self.device)])
+        places = torch.cat([free, torch.arange(start, start + unused)])
         rows, self.waiting = self.waiting[: len(places)], self.waiting[len(places) :]
         places = places[: len(rows)]
         ids = pad_right([self.prompts[row] for row in rows], pad=self.model.encoder.pad_id, device=self.device)
-        row = torch.tensor(rows, device=self.device)
+        row = torch.tensor(rows)
         lengths = self.prompt_lengths[row]
         # Not compiled: it is one pass in an iteration, and its program would take longest to make.
         with torch.compiler.set_stance("force_eager"):
-            token, logprob = _prefill_step(
-                self.model, self.cache, ids, places, lengths, self.config, self._uniform(row)
+            sampled = _prefill_step(
+                self.model,
+                self.cache,
+                self.config,
+                ids,
+                places.to(self.device),
+                lengths.to(self.device),
+                self._uniform(row),
             )
+        token, logprob = _to_cpu(sampled)
         self._record(row, token, logprob)
         new = places >= start
         self.slots.put(places[~new], row[~new], token[~new], lengths[~new])
@@ -316,9 +335,8 @@ class _Sampler:
     def _decode(self) -> int:
         slots = self.slots
         width = int(slots.position.max()) + 1
-        token, logprob = self._decode_step(
-            self.model, self.cache, slots.token, slots.position, width, self.config, self._uniform(slots.row)
-        )
+        token, position = slots.token.to(self.device), slots.position.to(self.device)
+        token, logprob = _to_cpu(self._decode_step(token, position, width, self._uniform(slots.row)))
         self._record(slots.row[slots.active], token[slots.active], logprob[slots.active])
         slots.token = token
         slots.position = torch.where(slots.active, slots.position + 1, slots.position)
@@ -328,7 +346,8 @@ class _Sampler:
         """(B,) the random number for the next token of each row; None to take the likeliest."""
         if self.uniforms is None:
             return None
-        return self.uniforms[row, self.lengths[row].clamp(max=self.config.max_response_tokens - 1)]
+        at = self.lengths[row].clamp(max=self.config.max_response_tokens - 1)
+        return self.uniforms[row, at].to(self.device)
 
     def _record(self, row: Tensor, token: Tensor, logprob: Tensor) -> None:
         """Take down the next token of each row."""
@@ -366,13 +385,18 @@ class _Sampler:
         ]
 
 
+def _to_cpu(sampled: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    token, logprob = sampled
+    return token.cpu(), logprob.cpu()
+
+
 def _prefill_step(
     model: LanguageModel,
     cache: SlotCache,
+    config: RolloutConfig,
     ids: Tensor,
     places: Tensor,
     lengths: Tensor,
-    config: RolloutConfig,
     uniform: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """(token, logprob), each (B,), that follow the prompts `ids` (B, T) of `lengths` (B,), read into slots `places`."""
@@ -392,10 +416,10 @@ def _prefill_step(
 def _decode_step(
     model: LanguageModel,
     cache: SlotCache,
+    config: RolloutConfig,
     token: Tensor,
     position: Tensor,
     width: int,
-    config: RolloutConfig,
     uniform: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """(token, logprob), each (B,), that follow the newest token of the first B slots, which stands at `position`."""

@@ -1,0 +1,69 @@
+"""A step of decoding as one CUDA graph: hundreds of kernels that a GPU is told of once, and then launched together.
+
+A step multiplies every weight by a few rows, which takes a GPU less time than a CPU needs to launch its kernels one by
+one. A captured step is launched as a whole.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["CapturedSteps"]
+
+Step = Callable[[Tensor, Tensor, int, Tensor | None], tuple[Tensor, Tensor]]
+"""(token (B,), position (B,), places to look at, random number (B,) or None) -> (next token (B,), logprob (B,))."""
+
+# A graph has fixed shapes. Looking at up to this many places more, which the mask covers, makes one do for as many
+# steps.
+WIDTH_STEP = 64
+
+
+class CapturedSteps:
+    """`step`, captured for each number of rows and places that comes a second time.
+
+    The first step of a shape runs as it is, which also makes all that must be there before a capture. A step may run
+    twice with the same numbers: it writes the same keys and values to the same places.
+    """
+
+    def __init__(self, step: Step, *, max_tokens: int) -> None:
+        """Capture `step`; no row has more than `max_tokens` places."""
+        self.step, self.max_tokens = step, max_tokens
+        self.pool = torch.cuda.graph_pool_handle()
+        self.graphs: dict[tuple[int, int], _Graph | None] = {}
+
+    def __call__(self, token: Tensor, position: Tensor, width: int, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `step` returns."""
+        width = min(-(-width // WIDTH_STEP) * WIDTH_STEP, self.max_tokens)
+        inputs = [token, position] if uniform is None else [token, position, uniform]
+        shape = len(token), width
+        if shape not in self.graphs:
+            self.graphs[shape] = None
+            return self._run(width, *inputs)
+        graph = self.graphs[shape]
+        if graph is None:
+            graph = self.graphs[shape] = _Graph(partial(self._run, width), inputs, self.pool)
+        return graph(inputs)
+
+    def _run(self, width: int, token: Tensor, position: Tensor, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.step(token, position, width, uniform)
+
+
+class _Graph:
+    """What `function` launches for tensors of the shapes of `inputs`."""
+
+    def __init__(self, function: Callable[..., tuple[Tensor, Tensor]], inputs: list[Tensor], pool: Any) -> None:
+        self.inputs, self.graph = [tensor.clone() for tensor in inputs], torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool):
+            self.outputs = function(*self.inputs)
+
+    def __call__(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """`function(*inputs)`."""
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.graph.replay()
+        # The graphs share their memory, and the next one to run writes over it.
+        token, logprob = self.outputs
+        return token.clone(), logprob.clone()
