@@ -195,6 +195,27 @@ def test_an_architecture_that_does_more_than_head_of_hidden_is_refused(directory
         LanguageModel(model, Encoder(tokenizer))
 
 
+@pytest.mark.parametrize(
+    ("family", "settings", "why"),
+    [
+        ("gpt_neo", {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]}, "code"),
+        ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, "code"),
+        ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "mask"),
+    ],
+)
+def test_an_architecture_that_cannot_be_sampled_from_in_slots_is_refused(family, settings, why, tmp_path):
+    tokenizer = byte_tokenizer()
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    expected = {
+        "code": r"^the architecture of '.*' computes attention in code of its own, .* Gemma$",
+        "mask": r"^bloom does not take a mask and positions for each row, which sampling needs \(.*\); choose a model",
+    }[why]
+    with pytest.raises(ModelError, match=expected):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("family", MORE_FAMILIES)
 def test_scaled_and_capped_logits_are_known(family, directory_of: Directory):
     ids = torch.arange(15)[None]
