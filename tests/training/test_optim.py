@@ -8,7 +8,7 @@ from torch import nn
 
 from rlhfkit.config.schema import OptimConfig
 from rlhfkit.errors import TrainingError
-from rlhfkit.training.optim import Optimizer, learning_rate_factor
+from rlhfkit.training.optim import Optimizer, dithered, learning_rate_factor
 
 
 class Two(nn.Module):
@@ -130,20 +130,25 @@ def test_small_updates_of_bfloat16_weights_add_up():
     with torch.no_grad():
         model.vector.fill_(1.0)
     optimizer = made(model, learning_rate=1e-6, adam_eps=1e-12, num_updates=3000)
+    start = optimizer.masters["vector"].detach().clone()
     for _ in range(3000):
         model.vector.sum().backward()
         optimizer.step()
         if optimizer.updates_done == 1:
-            assert model.vector[0].item() == 1.0
-    # Adam's step is the learning rate while the gradient is constant: 1 - 3000 * 1e-6 = 0.997, and the next bfloat16
-    # below 1 is 0.99609375. A weight that is updated itself would have rounded every step away.
-    assert model.vector[0].item() == 0.99609375
+            assert model.vector.tolist() == [1.0] * 4
+    # Adam's step is the learning rate while the gradient is constant, 0.003 in all, and the next bfloat16 below 1 is
+    # 0.00390625 away. A weight that is updated itself would have rounded every step away.
+    assert set(model.vector.tolist()) <= {1.0, 0.99609375}
+    assert (optimizer.masters["vector"] - start).tolist() == pytest.approx([-0.003] * 4, rel=0.05)
     assert model.vector.dtype == torch.bfloat16
 
 
 def test_bfloat16_weights_are_their_masters_rounded():
     rough, exact = Two(torch.bfloat16), Two(torch.bfloat16).float()
     optimizers = made(rough), made(exact)
+    with torch.no_grad():
+        for name, parameter in exact.named_parameters():
+            parameter.copy_(optimizers[0].masters[name])
     for update in range(5):
         for model, optimizer in zip((rough, exact), optimizers, strict=True):
             set_gradients(model, update, dtype=next(model.parameters()).dtype)
@@ -153,6 +158,34 @@ def test_bfloat16_weights_are_their_masters_rounded():
             optimizer.step()
     assert torch.equal(rough.matrix, exact.matrix.bfloat16())
     assert torch.equal(rough.vector, exact.vector.bfloat16())
+
+
+@pytest.mark.parametrize("learning_rate", [1e-6, 1e-5])
+def test_weights_move_as_far_as_their_masters_from_the_first_update_on(learning_rate):
+    model = nn.Linear(512, 512, bias=False, dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.weight.normal_(0.02, 0.001, generator=torch.Generator().manual_seed(1))
+    before = model.weight.detach().clone()
+    optimizer = made(model, learning_rate=learning_rate, adam_eps=1e-12)
+    assert torch.equal(model.weight, before)
+    for update in range(1, 4):
+        model.weight.sum().backward()
+        optimizer.step()
+        moved = (model.weight.double() - before.double()).mean().item()
+        assert moved == pytest.approx(-update * learning_rate, rel=0.05)
+
+
+def test_dithered_numbers_fill_the_interval_that_rounds_to_theirs():
+    weight = torch.tensor([1.0, -1.5, 3e-5, 0.0, -0.0, 255.0]).bfloat16()
+    dice = torch.Generator().manual_seed(0)
+    seen = torch.stack([dithered(weight, dice) for _ in range(2000)])
+    assert torch.equal(seen.bfloat16(), weight.expand(2000, -1))
+    # The neighbours of 1 in bfloat16 are 1 - 2⁻⁸ and 1 + 2⁻⁷, those of -1.5 and 255 are 2⁻⁷ and 1 away.
+    low, high = seen.min(0).values, seen.max(0).values
+    assert (low[0].item(), high[0].item()) == pytest.approx((1 - 2**-9, 1 + 2**-8), abs=1e-5)
+    assert (low[1].item(), high[1].item()) == pytest.approx((-1.5 - 2**-8, -1.5 + 2**-8), abs=1e-5)
+    assert (low[5].item(), high[5].item()) == pytest.approx((254.5, 255.5), abs=2e-3)
+    assert not seen[:, 3:5].any()
 
 
 def test_gradients_of_several_backward_passes_add_up_in_float32():

@@ -9,13 +9,27 @@ from torch import Tensor, nn
 from rlhfkit.config.schema import OptimConfig
 from rlhfkit.errors import TrainingError
 
-__all__ = ["Optimizer", "learning_rate_factor"]
+__all__ = ["Optimizer", "dithered", "learning_rate_factor"]
 
 
 # Of a gradient that is added.
 ROWS_AT_A_TIME = 1024
 # torch divides by the norm and this.
 CLIP_EPS = 1e-6
+
+
+def dithered(weight: Tensor, dice: torch.Generator) -> Tensor:
+    """Float32 numbers that round to the bfloat16 numbers `weight`, each somewhere in the interval of those that do.
+
+    Masters that began at the weights themselves, in the middle of it, would have to go half an interval before any
+    weight moved: dozens of updates at small learning rates. From random places some weights move with every update, in
+    the mean over many as far as their masters do (as dither does for sound; Schuchman 1964). Zeros stay zeros, where
+    numbers are close together.
+    """
+    wide = weight.detach().float()
+    # The lower half of a float32's bits is what bfloat16 lacks. At both ends of the interval it would be a tie.
+    offset = torch.randint(-(2**15) + 1, 2**15, weight.shape, generator=dice, dtype=torch.int32).to(weight.device)
+    return torch.where(wide == 0, wide, (wide.view(torch.int32) + offset).view(torch.float32))
 
 
 def learning_rate_factor(config: OptimConfig, update: int, num_updates: int) -> float:
@@ -39,8 +53,8 @@ class Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) of the parameters that require a gradient.
 
     Weights below float32 get float32 masters, which the updates are added to: at small learning rates a bfloat16
-    weight would round every update away. Their gradients go to the masters as soon as a backward pass has made them,
-    so that those of several microbatches add up in float32.
+    weight would round every update away. The masters begin `dithered`. Gradients go to them as soon as a backward pass
+    has made them, so that those of several microbatches add up in float32.
     """
 
     def __init__(
@@ -49,8 +63,9 @@ class Optimizer:
         """Plan for `num_updates` updates; `what` is the name that errors use."""
         self.config, self.num_updates, self.what = config, num_updates, what
         self.parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
+        dice = torch.Generator().manual_seed(0)
         self.masters = {
-            name: parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_()
+            name: parameter if parameter.dtype == torch.float32 else dithered(parameter, dice).requires_grad_()
             for name, parameter in self.parameters.items()
         }
         for name, parameter in self.parameters.items():
