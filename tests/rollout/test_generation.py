@@ -7,7 +7,8 @@ from rlhfkit.config.schema import RolloutConfig
 from rlhfkit.errors import ConfigError, GenerationError
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.padding import Sequences
-from rlhfkit.rollout.generation import Response, draw, generate, truncated
+from rlhfkit.rollout.drawing import draw, nucleus, truncated
+from rlhfkit.rollout.generation import Response, generate
 from tests.tiny import CONTEXT, EOS, FAMILIES, MORE_FAMILIES, PAD, Directory, load
 
 NUM_PROMPTS = 12
@@ -239,6 +240,22 @@ def test_truncation_is_that_of_transformers():
         expected = TopPLogitsWarper(top_p)(None, expected)
         cut = truncated(logits.log_softmax(-1), RolloutConfig(top_k=top_k, top_p=top_p))
         assert torch.equal(cut.isfinite(), expected.isfinite())
+
+
+@pytest.mark.parametrize("top_p", [0.001, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("sharpness", [0.0, 1.0, 5.0, 40.0])
+def test_a_token_is_in_the_nucleus_if_all_likelier_ones_have_less_than_top_p(top_p, sharpness):
+    logits = sharpness * torch.randn(8, 3000, generator=torch.Generator().manual_seed(2)).round(decimals=2)
+    distribution = logits.softmax(-1)
+    found = nucleus(logits, top_p)
+    for row, kept in zip(distribution.double(), found, strict=True):
+        values, group = row.unique(return_inverse=True)  # ties stay, or go, together
+        mass = torch.zeros_like(values).scatter_add(0, group, row)
+        likelier = (mass.flip(0).cumsum(0).flip(0) - mass)[group]
+        clear = (likelier - top_p).abs() > 1e-7  # else rounding decides
+        assert clear.float().mean() > 0.9
+        assert torch.equal(kept[clear], (likelier < top_p)[clear])
+    assert found.any(-1).all()
 
 
 def test_draws_cover_exactly_the_tokens_that_are_left_in_proportion():

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache
 
 from rlhfkit.config.schema import RolloutConfig
@@ -23,6 +23,7 @@ from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import Encoder
 from rlhfkit.padding import pad_right
 from rlhfkit.rollout.capture import CapturedSteps, Step
+from rlhfkit.rollout.drawing import next_token
 
 __all__ = ["FinishReason", "Response", "SlotCache", "generate", "stop_ids", "worth_reordering"]
 
@@ -36,8 +37,6 @@ SHRINK_SHARE = 3 / 4
 FEWEST_ROWS = 2
 # To reorder the weights for sampling takes about as long as a few steps of a single row.
 FEWEST_REORDERED_STEPS = 8
-# Tokens in a block of the vocabulary, see `draw`.
-BLOCK_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,58 +433,7 @@ def _decode_step(
     return next_token(model.head(hidden[:, 0]), config, uniform)
 
 
-def next_token(logits: Tensor, config: RolloutConfig, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(token, its logprob at the sampling temperature), each (B,); the likeliest token where `uniform` is None."""
-    log_distribution = (logits.float() / config.temperature).log_softmax(-1)
-    token = logits.argmax(-1) if uniform is None else draw(truncated(log_distribution, config), uniform)
-    return token, log_distribution.gather(-1, token[:, None]).squeeze(-1)
-
-
 def _uniforms(seeds: Sequence[int], num: int) -> Tensor:
     """(B, num) numbers in [0, 1); row b follows from seeds[b] alone."""
     generator = torch.Generator()
     return torch.stack([torch.rand(num, generator=generator.manual_seed(seed)) for seed in seeds])
-
-
-def draw(log_distribution: Tensor, uniforms: Tensor) -> Tensor:
-    """(B,) tokens by inversion: the first whose cumulative probability exceeds the row's uniform number.
-
-    In two steps, the block of tokens and then the token in it: a running sum over the whole vocabulary is one long
-    chain of additions, a sum by blocks is not.
-    """
-    rows, width = log_distribution.shape
-    num_blocks = -(-width // BLOCK_TOKENS)
-    padded = nn.functional.pad(log_distribution.exp(), (0, num_blocks * BLOCK_TOKENS - width))
-    blocks = padded.view(rows, num_blocks, BLOCK_TOKENS)
-    block, wanted = _first_above(blocks.sum(-1), uniforms)
-    chosen = blocks[torch.arange(rows, device=blocks.device), block]
-    token = block * BLOCK_TOKENS + _first_above(chosen, wanted)[0]
-    return token.clamp(max=width - 1)
-
-
-def _first_above(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """(index (B,) drawn in proportion to `weights` (B, N), how far into it the number fell, from 0 to 1)."""
-    cumulative = weights.cumsum(-1, dtype=torch.float64)
-    wanted = uniforms.double()[:, None] * cumulative[:, -1:]
-    # The last number below the whole: rounding may otherwise lead to an index without weight, or beyond the end.
-    wanted = torch.minimum(wanted, cumulative[:, -1:] * (1 - 2**-50))
-    # It leads beyond the end where the weights are NaN, and that is told where the logprob is looked at.
-    index = torch.searchsorted(cumulative, wanted, right=True).clamp(max=weights.shape[-1] - 1)
-    weight = weights.gather(-1, index).double()
-    inside = (wanted - (cumulative.gather(-1, index) - weight)) / weight
-    return index.squeeze(-1), inside.squeeze(-1).clamp(0, 1)
-
-
-def truncated(log_distribution: Tensor, config: RolloutConfig) -> Tensor:
-    """The distribution without the tail that top-k, and of the rest top-p, cuts off; not renormalised."""
-    if config.top_k:
-        threshold = log_distribution.topk(min(config.top_k, log_distribution.shape[-1])).values[:, -1:]
-        log_distribution = log_distribution.masked_fill(log_distribution < threshold, -torch.inf)
-    if config.top_p < 1:
-        ordered, order = log_distribution.sort(-1, descending=True)
-        probabilities = ordered.softmax(-1)
-        # A token stays while the probability before it is below top_p, so at least one does.
-        before = probabilities.cumsum(-1) - probabilities
-        cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= config.top_p)
-        log_distribution = log_distribution.masked_fill(cut, -torch.inf)
-    return log_distribution
