@@ -181,4 +181,4 @@ def ppo_trainer(
         seed=0,
     )
     kl = kl_controller(config.kl)
-    return PpoTrainer(policy, rollout, config, optimizers_for(policy, config), 0, kl, kl.initial_coef)
+    return PpoTrainer(policy, rollout, config, optimizers_for(policy, config, seed=0), 0, kl, kl.initial_coef)

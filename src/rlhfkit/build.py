@@ -37,7 +37,7 @@ from rlhfkit.envs.guess import GuessEnv
 from rlhfkit.envs.replay import ReplayEnv
 from rlhfkit.envs.text import TextEnvFactory, TurnLimit
 from rlhfkit.errors import ConfigError
-from rlhfkit.models.attention import use_attention
+from rlhfkit.models.attention import implementations_for
 from rlhfkit.models.compiling import compile_layers, refuse_without_compiler
 from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.language import LanguageModel, TextPolicy
@@ -186,7 +186,7 @@ class Builder:
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        use_attention(model, self.device)
+        model.set_attn_implementation(implementations_for(self.device)[0])
         encoder = Encoder(
             tokenizer, chat_template=None if config.chat_template is None else read_template(config.chat_template)
         )

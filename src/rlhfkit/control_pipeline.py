@@ -184,7 +184,7 @@ def control_trainer(recipe: ControlRecipe, seed: int, *, warn: Callable[[str], N
         normalize_rewards=recipe.env.normalize_rewards,
         warn=warn,
     )
-    return PpoTrainer(policy, rollout, config, optimizers_for(policy, config), seed)
+    return PpoTrainer(policy, rollout, config, optimizers_for(policy, config, seed=seed), seed)
 
 
 def save_control_policy(policy: ControlPolicy, directory: Path, recipe: ControlRecipe) -> None:

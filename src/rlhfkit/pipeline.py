@@ -384,7 +384,7 @@ class Pipeline:
         engine = self.builder.engine()
         rollout = self._rollout(policy, reference, engine)
         kl = kl_controller(config.kl)
-        optimizers = optimizers_for(policy, config)
+        optimizers = optimizers_for(policy, config, seed=recipe.seed)
         config = self._fitted_to_memory(policy, rollout, config)
         trainer = PpoTrainer(policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef)
         checkpoints = self._checkpoints("ppo")

@@ -201,6 +201,7 @@ def test_an_architecture_that_does_more_than_head_of_hidden_is_refused(directory
         ("gpt_neo", {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]}, "code"),
         ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}, "code"),
         ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, "mask"),
+        ("rwkv", {"hidden_size": 32, "num_hidden_layers": 2, "context_length": 64}, "mask"),
     ],
 )
 def test_an_architecture_that_cannot_be_sampled_from_in_slots_is_refused(family, settings, why, tmp_path):
@@ -210,7 +211,7 @@ def test_an_architecture_that_cannot_be_sampled_from_in_slots_is_refused(family,
     tokenizer.save_pretrained(tmp_path)
     expected = {
         "code": r"^the architecture of '.*' computes attention in code of its own, .* Gemma$",
-        "mask": r"^bloom does not take a mask and positions for each row, which sampling needs \(.*\); choose a model",
+        "mask": r"^(bloom|rwkv) does not take a mask and positions for each row, which sampling needs \(.*\); choose",
     }[why]
     with pytest.raises(ModelError, match=expected):
         load(tmp_path)

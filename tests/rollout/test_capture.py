@@ -60,6 +60,9 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", new_graph)
     monkeypatch.setattr(torch.cuda, "graph", capturing)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    mode = ["default"]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode.append)
     monkeypatch.setattr(
         generation._Sampler,
         "_prepared_step",
@@ -104,6 +107,37 @@ def test_a_shape_is_captured_when_it_comes_a_second_time(graphs):
     assert len(graphs) == 1
 
 
+def test_a_step_that_waits_for_the_cpu_is_never_captured(graphs):
+    modes = []
+
+    def counting(token, position, *_):
+        modes.append(torch.cuda.get_sync_debug_mode())
+        if modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return token + 1, position
+
+    steps = CapturedSteps(counting, max_tokens=8)
+    one = torch.ones(1, dtype=torch.long)
+    found = [steps(number * one, one, 1, None)[0].item() for number in range(4)]
+    assert found == [1, 2, 3, 4]
+    assert not graphs
+    assert modes == ["default", "error", "default", "default", "default"]
+
+
+def test_an_error_of_a_step_is_not_taken_for_waiting(graphs):
+    def broken(token, position, *_):
+        if torch.cuda.get_sync_debug_mode() == "error":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return token, position
+
+    steps = CapturedSteps(broken, max_tokens=8)
+    one = torch.ones(1, dtype=torch.long)
+    steps(one, one, 1, None)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        steps(one, one, 1, None)
+    assert torch.cuda.get_sync_debug_mode() == "default"
+
+
 def test_what_a_step_returned_is_not_written_over_by_the_next(graphs):
     steps = CapturedSteps(lambda token, position, *_: (token + 1, position + 0.5), max_tokens=8)
     one = torch.ones(1, dtype=torch.long)
@@ -141,10 +175,10 @@ class NothingFromTheHost(TorchDispatchMode):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma2"])
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma2", "gpt_oss"])
 def test_captured_steps_sample_what_plain_ones_do_on_a_gpu(family, directory_of: Directory):
     model = ending_early(load(directory_of(family))).to("cuda")
-    config = RolloutConfig(max_response_tokens=20, temperature=0.7, slots=4)
+    config = RolloutConfig(max_response_tokens=40, temperature=0.7, slots=4)
     plain = generate(model, some_prompts(), config, seeds=range(NUM_PROMPTS))
     model.run_compiled()
     captured = generate(model, some_prompts(), config, seeds=range(NUM_PROMPTS))

@@ -258,6 +258,10 @@ def test_a_token_is_in_the_nucleus_if_all_likelier_ones_have_less_than_top_p(top
     assert found.any(-1).all()
 
 
+def test_the_nucleus_of_next_to_nothing_is_the_likeliest_token():
+    assert nucleus(torch.tensor([[0.0, 2.0, 1.0]]), 1e-14).tolist() == [[False, True, False]]
+
+
 def test_draws_cover_exactly_the_tokens_that_are_left_in_proportion():
     cut = truncated(LIKELIHOODS.log(), RolloutConfig(top_k=3))[:1]
     uniforms = (torch.arange(1000) + 0.5) / 1000

@@ -21,9 +21,9 @@ class Two(nn.Module):
         self.vector = nn.Parameter(torch.randn(4, generator=generator).to(dtype))
 
 
-def made(model, *, num_updates=10, **settings):
+def made(model, *, num_updates=10, seed=0, **settings):
     config = OptimConfig(**{"learning_rate": 0.1, "schedule": "constant", **settings})
-    return Optimizer(model.named_parameters(), config, num_updates=num_updates, what="model")
+    return Optimizer(model.named_parameters(), config, num_updates=num_updates, what="model", seed=seed)
 
 
 def set_gradients(model, update, *, scale=1.0, dtype=torch.float32):
@@ -176,7 +176,7 @@ def test_weights_move_as_far_as_their_masters_from_the_first_update_on(learning_
 
 
 def test_dithered_numbers_fill_the_interval_that_rounds_to_theirs():
-    weight = torch.tensor([1.0, -1.5, 3e-5, 0.0, -0.0, 255.0]).bfloat16()
+    weight = torch.tensor([1.0, -1.5, 3e-5, 0.0, -0.0, 255.0, torch.inf, -torch.inf]).bfloat16()
     dice = torch.Generator().manual_seed(0)
     seen = torch.stack([dithered(weight, dice) for _ in range(2000)])
     assert torch.equal(seen.bfloat16(), weight.expand(2000, -1))
@@ -186,6 +186,12 @@ def test_dithered_numbers_fill_the_interval_that_rounds_to_theirs():
     assert (low[1].item(), high[1].item()) == pytest.approx((-1.5 - 2**-8, -1.5 + 2**-8), abs=1e-5)
     assert (low[5].item(), high[5].item()) == pytest.approx((254.5, 255.5), abs=2e-3)
     assert not seen[:, 3:5].any()
+
+
+def test_masters_begin_elsewhere_with_another_seed():
+    first, again, other = (made(Two(torch.bfloat16), seed=seed).masters["matrix"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_gradients_of_several_backward_passes_add_up_in_float32():

@@ -295,13 +295,13 @@ def test_critic_warmup_means_nothing_without_a_critic():
 def test_schedules_end_with_the_last_iteration_whatever_the_warmup():
     value = ValueConfig(warmup_iterations=2)
     config = PpoConfig(rollout_episodes=8, minibatch_episodes=4, epochs=3, iterations=5, value=value)
-    optimizers = optimizers_for(tiny.policy(), config)
+    optimizers = optimizers_for(tiny.policy(), config, seed=0)
     assert optimizers["policy"].num_updates == 3 * 3 * 2
     assert optimizers["value"].num_updates == 5 * 3 * 2
     shared = config.model_copy(update={"value": ValueConfig(network="shared")})
-    assert {name: o.num_updates for name, o in optimizers_for(tiny.policy(critic="shared"), shared).items()} == {
-        "policy": 5 * 3 * 2
-    }
+    assert {
+        name: o.num_updates for name, o in optimizers_for(tiny.policy(critic="shared"), shared, seed=0).items()
+    } == {"policy": 5 * 3 * 2}
 
 
 # ── what it reports ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -143,7 +143,7 @@ def trainer(
             seed=seed,
         ),
         config=config,
-        optimizers=optimizers_for(acting, config),
+        optimizers=optimizers_for(acting, config, seed=0),
         seed=seed,
         kl=FixedKL(config.kl.coef),
         kl_coef=config.kl.coef,

@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 from rlhfkit.config.schema import OptimConfig, PpoConfig, RolloutConfig, ValueConfig
 from rlhfkit.device import choose_device, choose_dtype, keep_freed_memory
 from rlhfkit.models.activation import use_fast_activations
-from rlhfkit.models.attention import use_attention
+from rlhfkit.models.attention import implementations_for
 from rlhfkit.models.compiling import compile_layers
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import quiet_transformers
@@ -171,7 +171,7 @@ def _trainer(
         ppo=ppo,
         seed=0,
     )
-    return PpoTrainer(policy, text_rollout, ppo, optimizers_for(policy, ppo), 0, FixedKL(0.05), 0.05)
+    return PpoTrainer(policy, text_rollout, ppo, optimizers_for(policy, ppo, seed=0), 0, FixedKL(0.05), 0.05)
 
 
 def ppo_teraflop(shape: Shape, episodes: int, prompt: int, response: int, *, like_for_like: bool) -> float:
@@ -221,7 +221,7 @@ def language_model(shape: Shape, encoder: Encoder, device: torch.device, dtype: 
     """A frozen model of this shape, always with the same random weights."""
     torch.manual_seed(0)
     model: Any = GPT2LMHeadModel(gpt2_config(shape))
-    use_attention(model, device)
+    model.set_attn_implementation(implementations_for(device)[0])
     use_fast_activations(model, device)
     with quiet_transformers():
         return LanguageModel(model.to(device, dtype).eval().requires_grad_(False), encoder)
@@ -231,7 +231,7 @@ def classifier(shape: Shape, device: torch.device, dtype: torch.dtype) -> GPT2Fo
     """A model of this shape with one output, always with the same random weights."""
     torch.manual_seed(1)
     model: Any = GPT2ForSequenceClassification(gpt2_config(shape, num_labels=1))
-    use_attention(model, device)
+    model.set_attn_implementation(implementations_for(device)[0])
     use_fast_activations(model, device)
     ready: GPT2ForSequenceClassification = model.to(device, dtype).eval()
     return ready

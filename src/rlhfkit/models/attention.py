@@ -8,20 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.masking_utils import eager_mask
 
 from rlhfkit.errors import ModelError
 
-__all__ = ["WRITTEN_OUT", "additive_masks", "use_attention", "written_out_attention"]
+__all__ = ["WRITTEN_OUT", "additive_masks", "implementations_for", "written_out_attention"]
 
 WRITTEN_OUT = "rlhfkit_written_out"
 
 
-def use_attention(model: PreTrainedModel, device: torch.device) -> None:
-    """Give `model` the attention that is fastest on `device` and knows all that this architecture asks of it."""
-    fused = device.type != "cpu" and model._supports_sdpa
-    model.set_attn_implementation("sdpa" if fused else WRITTEN_OUT)
+def implementations_for(device: torch.device) -> list[str]:
+    """Names of the attentions to ask transformers for on `device`, the best first; not every model has the first."""
+    return [WRITTEN_OUT] if device.type == "cpu" else ["sdpa", WRITTEN_OUT]
 
 
 def written_out_attention(

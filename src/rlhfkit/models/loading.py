@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from rlhfkit.config.schema import PretrainedModelConfig
 from rlhfkit.errors import ModelError
 from rlhfkit.models.activation import use_fast_activations
-from rlhfkit.models.attention import WRITTEN_OUT, use_attention
+from rlhfkit.models.attention import WRITTEN_OUT, implementations_for
 
 __all__ = ["load_causal_lm", "load_classifier", "load_tokenizer", "quiet_transformers"]
 
@@ -50,25 +50,28 @@ def _explained(path: str, what: str) -> Iterator[None]:
     try:
         with quiet_transformers():
             yield
-    except ModelError:
-        raise
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load the {what} from {path!r}: {first_line}; {_remedy(path, what)}") from error
 
 
+class _NoSuchAttention(Exception):
+    """An architecture has not got the attention that it was asked for."""
+
+
 @contextmanager
-def _own_attention_refused(path: str) -> Iterator[None]:
-    """Architectures that do not let others compute their attention look for it by name in a table of their own."""
+def _without_that_attention() -> Iterator[None]:
+    """Turn the two ways in which transformers says so into one."""
     try:
         yield
-    except KeyError as error:
+    except KeyError as error:  # its attentions stand in a table of its own
         if WRITTEN_OUT not in error.args:
             raise
-        raise ModelError(
-            f"the architecture of {path!r} computes attention in code of its own, which cannot be sampled from in "
-            "slots; choose a model of another architecture, such as GPT-2, Llama, Qwen, Mistral or Gemma"
-        ) from error
+        raise _NoSuchAttention from error
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        raise _NoSuchAttention from error
 
 
 def _remedy(path: str, what: str) -> str:
@@ -134,10 +137,9 @@ def load_causal_lm(
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
         dtype=dtype,
-        attn_implementation=WRITTEN_OUT,
+        attentions=implementations_for(device),
     )
     _refuse_random(random, config.path)
-    use_attention(model, device)
     return _ready(model, tokenizer, device)
 
 
@@ -155,22 +157,41 @@ def load_classifier(
     Without `num_labels` it is somebody else's and only read, with the attention that its authors chose.
     Raises: ModelError where it cannot be loaded from safetensors, or not whole, apart from a fresh head.
     """
-    ours = {} if num_labels is None else {"num_labels": num_labels, "attn_implementation": WRITTEN_OUT}
+    ours: dict[str, Any] = {}
+    if num_labels is not None:
+        ours = {"num_labels": num_labels, "attentions": implementations_for(device)}
     model, random = _load(
         AutoModelForSequenceClassification, path, what="sequence-classification model", dtype=dtype, **ours
     )
     _refuse_random(random - {"score.weight"} if fresh_head else random, path)
-    if ours:
-        use_attention(model, device)
     return _ready(model, tokenizer, device)[0]
 
 
-def _load(auto_class: Any, path: str, *, what: str, **options: Any) -> tuple[Any, set[str]]:
-    """(the model, names of the weights that its files lack or have in another shape, so that they are random)."""
-    with _explained(path, what), _own_attention_refused(path):
-        model, report = auto_class.from_pretrained(
-            path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+def _load(
+    auto_class: Any, path: str, *, what: str, attentions: Sequence[str | None] = (None,), **options: Any
+) -> tuple[Any, set[str]]:
+    """(the model, names of the weights that its files lack or have in another shape, so that they are random).
+
+    It gets the first of `attentions` that its architecture has; None is what its authors chose.
+    """
+    first, *others = attentions
+    try:
+        with _explained(path, what), _without_that_attention():
+            model, report = auto_class.from_pretrained(
+                path,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                attn_implementation=first,
+                **options,
+            )
+    except _NoSuchAttention as error:
+        if others:
+            return _load(auto_class, path, what=what, attentions=others, **options)
+        raise ModelError(
+            f"the architecture of {path!r} computes attention in code of its own, for which there is no substitute "
+            "here; choose a model of another architecture, such as GPT-2, Llama, Qwen, Mistral or Gemma"
+        ) from error
     return model, {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
 
 

@@ -22,10 +22,12 @@ WIDTH_STEP = 64
 
 
 class CapturedSteps:
-    """`step`, captured for each number of rows and places that comes a second time.
+    """`step`, captured for each number of rows and places that comes again.
 
-    The first step of a shape runs as it is, which also makes all that must be there before a capture. A step may run
-    twice with the same numbers: it writes the same keys and values to the same places.
+    The first step of a shape runs as it is, which also makes all that must be there before a capture. Nothing is
+    captured of a model whose step waits for the CPU: some mixtures of experts count tokens there, some rotary positions
+    grow with the text. A step may run a second time with the same numbers, since it writes the same keys and values to
+    the same places.
     """
 
     def __init__(self, step: Step, *, max_tokens: int) -> None:
@@ -33,6 +35,8 @@ class CapturedSteps:
         self.step, self.max_tokens = step, max_tokens
         self.pool = torch.cuda.graph_pool_handle()
         self.graphs: dict[tuple[int, int], _Graph | None] = {}
+        self.waits: bool | None = None
+        """Whether a step waits for the CPU; None until one was watched."""
 
     def __call__(self, token: Tensor, position: Tensor, width: int, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
         """What `step` returns."""
@@ -42,6 +46,10 @@ class CapturedSteps:
         if shape not in self.graphs:
             self.graphs[shape] = None
             return self._run(width, *inputs)
+        if self.waits is None:
+            self.waits = _waits_for_the_cpu(lambda: self._run(width, *inputs))
+        if self.waits:
+            return self._run(width, *inputs)
         graph = self.graphs[shape]
         if graph is None:
             graph = self.graphs[shape] = _Graph(partial(self._run, width), inputs, self.pool)
@@ -49,6 +57,21 @@ class CapturedSteps:
 
     def _run(self, width: int, token: Tensor, position: Tensor, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.step(token, position, width, uniform)
+
+
+def _waits_for_the_cpu(run: Callable[[], object]) -> bool:
+    """Whether the CPU has to know a number of the GPU's while `run` launches its kernels."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False
 
 
 class _Graph:

@@ -77,6 +77,7 @@ def nucleus(log_distribution: Tensor, top_p: float) -> Tensor:
         sums = torch.zeros(len(bits), NUM_DIGITS, dtype=torch.long, device=bits.device)
         sums.scatter_add_(1, digit, weight * found)
         likelier = above + sums.flip(-1).cumsum(-1).flip(-1) - sums
-        lowest = (likelier < int(top_p * ONE)).int().argmax(-1, keepdim=True)
+        lowest = (likelier < max(1, int(top_p * ONE))).int().argmax(-1, keepdim=True)
         last, above = last * NUM_DIGITS + lowest, likelier.gather(-1, lowest)
-    return bits >= last
+    # The likeliest is there in any case: a compiler may compute the probabilities anew, a last bit otherwise.
+    return (bits >= last) | (bits == bits.amax(-1, keepdim=True))

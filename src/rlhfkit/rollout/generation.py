@@ -37,6 +37,8 @@ SHRINK_SHARE = 3 / 4
 FEWEST_ROWS = 2
 # To reorder the weights for sampling takes about as long as a few steps of a single row.
 FEWEST_REORDERED_STEPS = 8
+# To capture a step takes longer than to run it, and is done anew for each call: the cache lies elsewhere.
+FEWEST_CAPTURED_STEPS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +290,9 @@ class _Sampler:
         if not self.model.is_compiled:
             return partial(_decode_step, self.model, self.cache, self.config)
         step = partial(compiled(_decode_step), self.model, self.cache, self.config)
-        return CapturedSteps(step, max_tokens=self.cache.max_tokens) if self.device.type == "cuda" else step
+        if self.device.type == "cuda" and self.config.max_response_tokens >= FEWEST_CAPTURED_STEPS:
+            return CapturedSteps(step, max_tokens=self.cache.max_tokens)
+        return step
 
     def step(self) -> int:
         """Read waiting prompts where there is room for them, or else sample a token in every slot; rows finished."""

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from rlhfkit.config.schema import OptimConfig
 from rlhfkit.errors import TrainingError
+from rlhfkit.seeding import derive_seed
 
 __all__ = ["Optimizer", "dithered", "learning_rate_factor"]
 
 
-# Of a gradient that is added.
+# Of a gradient that is added, or a master that is made.
 ROWS_AT_A_TIME = 1024
 # torch divides by the norm and this.
 CLIP_EPS = 1e-6
@@ -26,10 +27,13 @@ def dithered(weight: Tensor, dice: torch.Generator) -> Tensor:
     the mean over many as far as their masters do (as dither does for sound; Schuchman 1964). Zeros stay zeros, where
     numbers are close together.
     """
-    wide = weight.detach().float()
-    # The lower half of a float32's bits is what bfloat16 lacks. At both ends of the interval it would be a tie.
-    offset = torch.randint(-(2**15) + 1, 2**15, weight.shape, generator=dice, dtype=torch.int32).to(weight.device)
-    return torch.where(wide == 0, wide, (wide.view(torch.int32) + offset).view(torch.float32))
+    assert weight.dtype == torch.bfloat16
+    master = weight.detach().float()
+    for part in torch.split(master if master.dim() else master[None], ROWS_AT_A_TIME):
+        # The lower half of a float32's bits is what bfloat16 lacks. At both ends of the interval it would be a tie.
+        offset = torch.randint(-(2**15) + 1, 2**15, part.shape, generator=dice, dtype=torch.int32).to(part.device)
+        part.view(torch.int32).add_(offset.masked_fill_((part == 0) | ~part.isfinite(), 0))
+    return master
 
 
 def learning_rate_factor(config: OptimConfig, update: int, num_updates: int) -> float:
@@ -58,14 +62,23 @@ class Optimizer:
     """
 
     def __init__(
-        self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, num_updates: int, what: str
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+        *,
+        num_updates: int,
+        what: str,
+        seed: int,
     ) -> None:
-        """Plan for `num_updates` updates; `what` is the name that errors use."""
+        """Plan for `num_updates` updates; `what` is the name that errors use, `seed` decides where masters begin."""
         self.config, self.num_updates, self.what = config, num_updates, what
         self.parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
-        dice = torch.Generator().manual_seed(0)
         self.masters = {
-            name: parameter if parameter.dtype == torch.float32 else dithered(parameter, dice).requires_grad_()
+            name: parameter
+            if parameter.dtype == torch.float32
+            else dithered(
+                parameter, torch.Generator().manual_seed(derive_seed(seed, "masters", what, name))
+            ).requires_grad_()
             for name, parameter in self.parameters.items()
         }
         for name, parameter in self.parameters.items():

@@ -410,24 +410,26 @@ def _is_of_critic(name: str) -> bool:
     return name.startswith("critic.")
 
 
-def optimizers_for(policy: ActorCritic, config: PpoConfig | ControlPpoConfig) -> dict[str, Optimizer]:
+def optimizers_for(policy: ActorCritic, config: PpoConfig | ControlPpoConfig, *, seed: int) -> dict[str, Optimizer]:
     """`policy`, and `value` for a critic that has its own; their schedules end with the last iteration."""
     per_iteration = config.updates_per_iteration
     parameters = list(policy.named_parameters())
     if config.value_optim is None:
         num_updates = per_iteration * config.iterations
-        return {"policy": Optimizer(parameters, config.optim, num_updates=num_updates, what="policy")}
+        return {"policy": Optimizer(parameters, config.optim, num_updates=num_updates, what="policy", seed=seed)}
     return {
         "policy": Optimizer(
             [(name, parameter) for name, parameter in parameters if not _is_of_critic(name)],
             config.optim,
             num_updates=per_iteration * max(0, config.iterations - config.value.warmup_iterations),
             what="policy",
+            seed=seed,
         ),
         "value": Optimizer(
             [(name, parameter) for name, parameter in parameters if _is_of_critic(name)],
             config.value_optim,
             num_updates=per_iteration * config.iterations,
             what="value network",
+            seed=seed,
         ),
     }

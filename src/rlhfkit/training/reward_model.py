@@ -123,7 +123,9 @@ def train_reward_model(
         ),
     )
     num_updates = num_supervised_updates(len(train), config.minibatch_pairs, config.epochs)
-    optimizer = Optimizer(model.named_parameters(), config.optim, num_updates=num_updates, what="reward model")
+    optimizer = Optimizer(
+        model.named_parameters(), config.optim, num_updates=num_updates, what="reward model", seed=seed
+    )
     start = resume(stage, model, optimizer, checkpoints, log)
     with progress.stage(stage, total=num_updates, unit="update", completed=start) as stage_progress:
         return train_supervised(

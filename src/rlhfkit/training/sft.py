@@ -108,7 +108,9 @@ def train_sft(
         detail=lambda metrics: f"loss {metrics['loss']:.3f}",
     )
     num_updates = num_supervised_updates(len(train), config.minibatch_sequences, config.epochs)
-    optimizer = Optimizer(model.named_parameters(), config.optim, num_updates=num_updates, what="language model")
+    optimizer = Optimizer(
+        model.named_parameters(), config.optim, num_updates=num_updates, what="language model", seed=seed
+    )
     start = resume(stage, model, optimizer, checkpoints, log)
     with progress.stage(stage, total=num_updates, unit="update", completed=start) as stage_progress:
         return train_supervised(
