@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -357,18 +356,6 @@ STAGES = {
 }
 
 
-@contextmanager
-def heeded(number: signal.Signals) -> Iterator[None]:
-    """A process that starts in the block heeds the signal, even where this one was told to ignore it, as by nohup."""
-    before = signal.getsignal(number)
-    if before is signal.SIG_IGN:
-        signal.signal(number, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("name", STAGES)
 def test_a_kind_kill_saves_and_leaves_and_the_run_goes_on(name, number, tmp_path):
@@ -378,8 +365,7 @@ def test_a_kind_kill_saves_and_leaves_and_the_run_goes_on(name, number, tmp_path
     ]:
         pytest.skip("one stage is enough for this signal")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    with heeded(number):
-        processes = [start(name, whole), start(name, stopped, die_at=(STAGES[name], 2), by=number)]
+    processes = [start(name, whole), start(name, stopped, die_at=(STAGES[name], 2), by=number)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 130]
