@@ -135,8 +135,6 @@ def _run(name: str, directory: str, die_at: tuple[str, int] | None, by: int, slo
     from rlhfkit.progress import Progress
     from rlhfkit.training import checkpoint
 
-    if signal.getsignal(by) is signal.SIG_IGN:  # as SIGHUP is where the tests run under nohup
-        signal.signal(by, signal.SIG_DFL)
     torch.set_num_threads(1)
     recipe = Path(f"{directory}.toml")
     recipe.write_text(RECIPES[name])
