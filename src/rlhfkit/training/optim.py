@@ -74,11 +74,7 @@ class Optimizer:
         self.config, self.num_updates, self.what = config, num_updates, what
         self.parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
         self.masters = {
-            name: parameter
-            if parameter.dtype == torch.float32
-            else dithered(
-                parameter, torch.Generator().manual_seed(derive_seed(seed, "masters", what, name))
-            ).requires_grad_()
+            name: parameter if parameter.dtype == torch.float32 else self._master(name, parameter, seed)
             for name, parameter in self.parameters.items()
         }
         for name, parameter in self.parameters.items():
@@ -102,6 +98,10 @@ class Optimizer:
         self.updates_done = 0
         self.factor = 1.0
         """On the learning rate of the schedule, for whoever finds it too high in between."""
+
+    def _master(self, name: str, parameter: Tensor, seed: int) -> Tensor:
+        dice = torch.Generator().manual_seed(derive_seed(seed, "masters", self.what, name))
+        return dithered(parameter, dice).requires_grad_()
 
     @staticmethod
     def _to_master(master: Tensor) -> Callable[[Tensor], None]:
