@@ -26,9 +26,8 @@ from rlhfkit.config.schema import (
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_tokenizer
 from rlhfkit.models.template import Encoder
-from rlhfkit.padding import Sequences
 from rlhfkit.records import Prompt
-from rlhfkit.rewards.source import ScoredText
+from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rollout.text import TextRollout
 from rlhfkit.rundir import RunDir
 from rlhfkit.training.ppo import PpoTrainer, optimizers_for
@@ -131,6 +130,7 @@ def builder(
     run: Path,
     *,
     lora: LoraConfig | None = None,
+    num_trained_layers: int | None = None,
     ppo: PpoConfig | None = None,
     rollout: RolloutConfig | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -139,7 +139,9 @@ def builder(
     recipe = Recipe(
         name="tiny",
         stages=("ppo",),
-        model=PretrainedModelConfig(path=str(model), device="cpu", dtype=dtype, lora=lora),
+        model=PretrainedModelConfig(
+            path=str(model), device="cpu", dtype=dtype, lora=lora, num_trained_layers=num_trained_layers
+        ),
         data=DataConfig(prompts=RowsConfig(path="prompts.jsonl"), max_prompt_tokens=24),
         reward=RewardModelRewardConfig(type="reward_model", path="elsewhere"),
         rollout=rollout or RolloutConfig(max_response_tokens=16),
@@ -157,25 +159,19 @@ class Ascii:
 
 
 def ppo_trainer(
-    builder: Builder, *, prompts: Sequence[str] = ("a", "Once upon a time", "be", "There was")
+    builder: Builder,
+    *,
+    prompts: Sequence[str] = ("a", "Once upon a time", "be", "There was"),
+    reward: RewardSource | None = None,
 ) -> PpoTrainer:
     """A trainer as the pipeline makes it."""
-    policy, config, temperature = builder.policy(), builder.recipe.ppo, builder.recipe.rollout.temperature
-    model = policy.language_model
-    if builder.recipe.model.lora is None:
-        frozen = builder.language_model(builder.starting_point())
-
-    def reference(sequences: Sequences) -> torch.Tensor:
-        if builder.recipe.model.lora is None:
-            return frozen.logprobs(sequences, temperature=temperature)
-        with model.adapters_off():
-            return model.logprobs(sequences, temperature=temperature)
-
+    policy, config = builder.policy(), builder.recipe.ppo
+    encoder = policy.language_model.encoder
     rollout = TextRollout(
         policy,
-        reference,
-        Ascii(),
-        [model.encoder.encode(Prompt(text), max_tokens=24) for text in prompts],
+        builder.reference(policy),
+        reward or Ascii(),
+        [encoder.encode(Prompt(text), max_tokens=24) for text in prompts],
         rollout=builder.recipe.rollout,
         ppo=config,
         seed=0,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -45,11 +46,14 @@ from rlhfkit.models.layers import recompute_layers
 from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokenizer
 from rlhfkit.models.lora import add_lora
 from rlhfkit.models.reward_model import RewardModel, read_normalization, score_head
+from rlhfkit.models.stem import Stem, too_few_layers
 from rlhfkit.models.template import Encoder, read_template
 from rlhfkit.models.value import ValueHead, ValueNetwork
+from rlhfkit.padding import Sequences
 from rlhfkit.ppo import AdaptiveKL, FixedKL
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource
+from rlhfkit.rollout.text import Reference
 from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.rundir import RunDir
 from rlhfkit.seeding import derive_seed, seed_everything, shuffled
@@ -87,6 +91,7 @@ class Builder:
                 read_template(model.chat_template)
             if stages != ["pretrain"]:
                 self._check_lengths(model.context_tokens)
+                self._check_layers(model.num_layers)
             return None
         source = self.source_of() if "sft" in stages else self.starting_point()
         config = inspect_model(
@@ -96,6 +101,7 @@ class Builder:
             trust_remote_code=source.trust_remote_code,
         )
         self._check_lengths(context_of(config))
+        self._check_layers(getattr(config, "num_hidden_layers", None))
         return self.encoder(source)
 
     def early_rewards(self, config: RewardConfig, *, setting: str) -> list[RewardSource]:
@@ -159,6 +165,8 @@ class Builder:
             language_model = LanguageModel(add_lora(model, self.recipe.model.lora), encoder)
         else:
             language_model = LanguageModel(model, encoder)
+        if trainable and self.recipe.model.num_trained_layers is not None:
+            language_model.stem = Stem(model, num_trained_layers=self.recipe.model.num_trained_layers)
         self._check_lengths(language_model.context_tokens)
         if trainable and self.recipe.model.gradient_checkpointing is True:
             recompute_layers(model)
@@ -200,6 +208,11 @@ class Builder:
                 f"{prompt + response}, more than the model's context of {context} tokens; lower one of them"
             )
 
+    def _check_layers(self, num_layers: int | None) -> None:
+        num_trained = self.recipe.model.num_trained_layers
+        if num_trained is not None and num_layers is not None and num_trained >= num_layers:
+            raise too_few_layers(num_trained, num_layers)
+
     def _note(self, notes: list[str]) -> None:
         self.notes += [note for note in notes if note not in self.notes]
 
@@ -215,12 +228,20 @@ class Builder:
         if self.recipe.model.lora is not None:
             seed_everything(derive_seed(self.recipe.seed, name, "lora"))
             return RewardModel(add_lora(classifier, self.recipe.model.lora), encoder)
+        self._freeze_below(classifier)
         return RewardModel(classifier, encoder)
 
-    def reward_model(self, directory: Path) -> RewardModel:
-        """A reward model of ours."""
+    def reward_model(self, directory: Path, *, stem: Stem | None = None) -> RewardModel:
+        """A reward model of ours; it begins with `stem` where it has the same weights there."""
         encoder = self.encoder(self.source_of(directory))
-        return RewardModel(self._classifier(str(directory), encoder, fresh_head=False).requires_grad_(False), encoder)
+        classifier = self._classifier(str(directory), encoder, fresh_head=False).requires_grad_(False)
+        model = RewardModel(classifier, encoder)
+        model.stem = _in_common(stem, classifier)
+        return model
+
+    def _freeze_below(self, classifier: PreTrainedModel) -> None:
+        if self.recipe.model.num_trained_layers is not None:
+            Stem(classifier, num_trained_layers=self.recipe.model.num_trained_layers)
 
     def _classifier(self, path: str, encoder: Encoder, *, fresh_head: bool) -> PreTrainedModel:
         classifier = load_classifier(
@@ -244,7 +265,25 @@ class Builder:
             critic = ValueHead(language_model.width, self.device)
         else:
             critic = self._value_network(language_model.encoder)
+            critic.stem = _in_common(language_model.stem, critic.classifier)
         return TextPolicy(language_model, critic, temperature=self.recipe.rollout.temperature)
+
+    def reference(self, policy: TextPolicy) -> Reference:
+        """The frozen model that the policy starts from: itself without its adapters, or a copy of what will be trained.
+
+        Call it before anything is trained.
+        """
+        model, temperature = policy.language_model, self.recipe.rollout.temperature
+        if self.recipe.model.lora is not None:
+
+            def without_adapters(sequences: Sequences) -> torch.Tensor:
+                with model.adapters_off():
+                    return model.logprobs(sequences, temperature=temperature)
+
+            return without_adapters
+        frozen = self.language_model(self.starting_point())
+        frozen.stem = _in_common(model.stem, frozen.causal_lm)
+        return lambda sequences: frozen.logprobs(sequences, temperature=temperature)
 
     def engine(self) -> VllmEngine | None:
         """What samples in PPO; None is the own sampler.
@@ -272,6 +311,7 @@ class Builder:
 
     def _trainable_value(self, classifier: PreTrainedModel, mean: float, std: float) -> ValueNetwork:
         if self.recipe.model.lora is None:
+            self._freeze_below(classifier)
             return ValueNetwork(classifier, mean=mean, std=std)
         seed_everything(derive_seed(self.recipe.seed, "value", "lora"))
         return ValueNetwork(add_lora(classifier, self.recipe.model.lora), mean=mean, std=std)
@@ -310,11 +350,11 @@ class Builder:
         own = RewardModelRewardConfig(type="reward_model", path=str(self.run.model("judge")))
         return self.reward(own), "second reward model"
 
-    def reward(self, config: RewardConfig) -> RewardSource:
-        """The reward source that `config` describes."""
+    def reward(self, config: RewardConfig, *, stem: Stem | None = None) -> RewardSource:
+        """The reward source that `config` describes; a reward model begins with `stem` where it can."""
         match config:
             case RewardModelRewardConfig():
-                return self._model_reward(config)
+                return self._model_reward(config, stem)
             case FunctionRewardConfig():
                 from rlhfkit.rewards.function import FunctionReward
 
@@ -346,16 +386,16 @@ class Builder:
             case MixRewardConfig():
                 from rlhfkit.rewards.mix import MixReward
 
-                return MixReward([(part.weight, self.reward(part.source)) for part in config.parts])
+                return MixReward([(part.weight, self.reward(part.source, stem=stem)) for part in config.parts])
 
-    def _model_reward(self, config: RewardModelRewardConfig) -> RewardSource:
+    def _model_reward(self, config: RewardModelRewardConfig, stem: Stem | None) -> RewardSource:
         from rlhfkit.rewards.model import ClassifierReward, RewardModelReward
 
         directory = self.run.model("reward_model") if config.path is None else Path(config.path)
         normalization = read_normalization(directory)
         if normalization is not None:
             return RewardModelReward(
-                self.reward_model(directory),
+                self.reward_model(directory, stem=stem),
                 normalization,
                 max_tokens=config.max_tokens,
                 batch_tokens=config.batch_tokens,
@@ -363,6 +403,10 @@ class Builder:
         tokenizer, _ = load_tokenizer(PretrainedModelConfig(path=str(directory)), needs_eos=False)
         model = load_classifier(str(directory), tokenizer, device=self.device, dtype=torch.float32)
         return ClassifierReward(model, tokenizer, config)
+
+
+def _in_common(stem: Stem | None, model: PreTrainedModel | PeftModel) -> Stem | None:
+    return None if stem is None else stem.under(model)
 
 
 def kl_controller(config: KLConfig) -> FixedKL | AdaptiveKL:

@@ -33,6 +33,15 @@ from rlhfkit.workspace import locked, prepare, refuse_other_data, refuse_other_d
 
 __all__ = ["run"]
 
+OF_ALL_ROUNDS = {
+    "dtype",
+    "device",
+    "compile",
+    "gradient_checkpointing",
+    "lora",
+    "num_trained_layers",
+    "chat_template",
+}
 STAGES_OF_ROUND: tuple[Stage, ...] = ("preferences", "reward_model", "ppo", "evaluate")
 SETTINGS_WITH_PATHS = ("model.path", "preferences.sampled_from", "preferences.database", "evaluation.judge.path")
 
@@ -144,7 +153,7 @@ def round_recipe(recipe: Recipe, run_dir: RunDir, number: int) -> Recipe:
     if {"pretrain", "sft"} & set(recipe.stages):
         start = PretrainedModelConfig(
             path=str(run_dir.model("sft" if "sft" in recipe.stages else "base")),
-            **start.model_dump(include={"dtype", "device", "lora", "chat_template"}),
+            **start.model_dump(include=OF_ALL_ROUNDS),
         )
     newest = str(run_dir.round(number - 1).model("policy")) if number > 1 else recipe.preferences.sampled_from
     own = run_dir.simulated_labels if recipe.preferences.annotators.type == "simulated" else run_dir.labels

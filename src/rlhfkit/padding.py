@@ -66,6 +66,8 @@ class Sequences:
     """(B,) length of each prompt, at least 1."""
     mask: Tensor
     """(B, R) bool over response positions, True = token sampled by the policy."""
+    stem: Tensor | None = None
+    """(B, L, H) what layers that nothing trains make of `ids`, where that is known."""
 
     @staticmethod
     def join(
@@ -92,7 +94,8 @@ class Sequences:
         return len(self.ids)
 
     def __getitem__(self, rows: Tensor) -> "Sequences":
-        return Sequences(ids=self.ids[rows], prompt_tokens=self.prompt_tokens[rows], mask=self.mask[rows])
+        stem = None if self.stem is None else self.stem[rows]
+        return Sequences(self.ids[rows], self.prompt_tokens[rows], self.mask[rows], stem)
 
     def lengths(self) -> Tensor:
         """(B,) tokens up to the last one that counts."""
@@ -101,7 +104,15 @@ class Sequences:
 
     def trimmed(self) -> "Sequences":
         """The same rows without the padding that none of them needs; `mask` keeps its width."""
-        return Sequences(self.ids[:, : int(self.lengths().max())], self.prompt_tokens, self.mask)
+        return self._cut(int(self.lengths().max()))
+
+    def without_last(self) -> "Sequences":
+        """The same rows without the last position, which predicts nothing."""
+        return self._cut(self.ids.shape[1] - 1)
+
+    def _cut(self, width: int) -> "Sequences":
+        stem = None if self.stem is None else self.stem[:, :width]
+        return Sequences(self.ids[:, :width], self.prompt_tokens, self.mask, stem)
 
     def predicting(self) -> tuple[Tensor, Tensor, Tensor]:
         """(rows, positions, targets), each (N,): the N sampled tokens and the places whose hidden states predict them.

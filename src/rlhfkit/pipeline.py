@@ -57,7 +57,7 @@ from rlhfkit.models.loading import load_causal_lm, load_tokenizer, quiet_transfo
 from rlhfkit.models.lora import merged, unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.models.template import EncodedPrompt, Encoder
-from rlhfkit.padding import Sequences, largest_bucket
+from rlhfkit.padding import largest_bucket
 from rlhfkit.progress import Progress
 from rlhfkit.records import Message, Preference, Prompt
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines
@@ -369,18 +369,7 @@ class Pipeline:
         if "sft" not in recipe.stages:
             start = self.builder.starting_point().path
             self.manifest.add_model("start", start, template=language_model.encoder.template_hash)
-        if recipe.model.lora is None:
-            frozen = self.builder.language_model(self.builder.starting_point())
-
-            def reference(sequences: Sequences) -> torch.Tensor:
-                return frozen.logprobs(sequences, temperature=recipe.rollout.temperature)
-
-        else:
-
-            def reference(sequences: Sequences) -> torch.Tensor:
-                with language_model.adapters_off():
-                    return language_model.logprobs(sequences, temperature=recipe.rollout.temperature)
-
+        reference = self.builder.reference(policy)
         engine = self.builder.engine()
         rollout = self._rollout(policy, reference, engine)
         kl = kl_controller(config.kl)
@@ -419,7 +408,7 @@ class Pipeline:
             return TextRollout(
                 policy,
                 reference,
-                self.builder.reward(recipe.reward),
+                self.builder.reward(recipe.reward, stem=policy.language_model.stem),
                 self._prompts("prompts", policy.language_model.encoder),
                 rollout=recipe.rollout,
                 ppo=recipe.ppo,
@@ -430,7 +419,7 @@ class Pipeline:
             policy,
             reference,
             self._env_factory("prompts"),
-            reward=self.builder.reward(recipe.reward) if recipe.uses_reward else None,
+            reward=self.builder.reward(recipe.reward, stem=policy.language_model.stem) if recipe.uses_reward else None,
             rollout=recipe.rollout,
             ppo=recipe.ppo,
             max_prompt_tokens=recipe.data.max_prompt_tokens,

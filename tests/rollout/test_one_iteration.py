@@ -99,3 +99,10 @@ def test_iteration_without_critic(estimator, directory_of: Directory, tmp_path):
     assert metrics["ppo/ratio_first_epoch_max_deviation"] < 1e-4
     assert all(name.startswith("language_model.") for name in before)
     assert not any(torch.equal(before[name], after) for name, after in weights(trainer).items())
+
+
+@pytest.mark.parametrize("network", ["separate", "shared"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_iteration_that_trains_the_last_layer(family, network, directory_of: Directory, tmp_path):
+    config = settings() if network == "separate" else settings(value=ValueConfig(network="shared"))
+    check(ppo_trainer(builder(directory_of(family), tmp_path, num_trained_layers=1, ppo=config, rollout=ROLLOUT)))

@@ -7,6 +7,9 @@ from torch import nn
 
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
 from rlhfkit.errors import ConfigError
+from rlhfkit.models.language import TextPolicy
+from rlhfkit.models.lora import unwrapped
+from rlhfkit.models.stem import Stem
 from rlhfkit.training import memory
 from rlhfkit.training.memory import MemoryPlan, bytes_kept, fits, plan_of_ppo, plan_of_supervised, tokens_that_fit
 from tests.training import tiny
@@ -22,6 +25,7 @@ def plan(**changes) -> MemoryPlan:
         "head": 50,
         "sampling": 300,
         "scoring": 400,
+        "stem": 0,
         "checkpoint": 20,
         "libraries": 10,
         "longest": 100,
@@ -105,6 +109,20 @@ def test_the_plan_of_a_policy_counts_what_learns():
     # 8 sequences of 16 tokens: a layer's share of what is kept, and logits five times in float32
     kept = memory._kept_per_token(policy.language_model.causal_lm, 0, 16)
     assert found.scoring == 128 * kept // config.num_hidden_layers + 128 * config.vocab_size * 20
+
+
+def test_the_plan_counts_what_the_layers_below_leave_for_two_iterations():
+    model = tiny.language_model(num_layers=4)
+    policy = TextPolicy(model, None, temperature=1.0)
+    rollout, ppo = RolloutConfig(max_response_tokens=6, slots=4), PpoConfig(minibatch_episodes=8, rollout_episodes=8)
+    whole = plan_of_ppo(policy, prompt_tokens=10, rollout=rollout, ppo=ppo)
+    model.stem = Stem(unwrapped(model.causal_lm), num_trained_layers=1)
+    found = plan_of_ppo(policy, prompt_tokens=10, rollout=rollout, ppo=ppo)
+    assert (whole.stem, found.stem) == (0, 2 * 8 * 16 * model.width * 4)  # two of 8 sequences of 16 tokens, float32
+    assert found.optimizer < whole.optimizer
+    assert found.per_token < whole.per_token
+    # A pass that keeps nothing for a gradient needs as much in a layer of either.
+    assert found.scoring == pytest.approx(whole.scoring, rel=0.2)
 
 
 def test_the_plan_of_a_supervised_stage_counts_masters_too():

@@ -5,7 +5,7 @@ imports torch, so that `--help` and the check of a recipe are instant.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import (
     Discriminator,
@@ -175,6 +175,19 @@ class LoraConfig(Section):
     """Names of the modules that get an adapter, or "all-linear"."""
 
 
+AnyModelConfig = TypeVar("AnyModelConfig", "PretrainedModelConfig", "ScratchModelConfig")
+
+
+def _adapters_or_layers(model: "AnyModelConfig") -> "AnyModelConfig":
+    """The config as it is. Raises: ValueError where both ways to train less than all are set."""
+    if model.lora is not None and model.num_trained_layers is not None:
+        raise ValueError(
+            f"lora and num_trained_layers = {model.num_trained_layers} are both set, and adapters sit in all layers; "
+            "leave one of them out"
+        )
+    return model
+
+
 class PretrainedModelConfig(Section):
     """A pre-trained causal language model."""
 
@@ -193,10 +206,14 @@ class PretrainedModelConfig(Section):
     """Compute layers a second time in the backward pass, to save memory; "auto": in PPO, where it would not do else."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights, in SFT, reward model, value and PPO alike."""
+    num_trained_layers: PositiveInt | None = None
+    """Train only this many of the last layers; those below are computed once an iteration."""
     chat_template: LocalPath | None = None
     """Jinja file for conversations; by default the tokenizer's own, or Human/Assistant transcripts if it has none."""
     trust_remote_code: bool = False
     """Execute Python code that comes with the model. Leave this off unless you have read that code."""
+
+    _adapters_or_layers = model_validator(mode="after")(_adapters_or_layers)
 
 
 class ScratchModelConfig(Section):
@@ -223,8 +240,12 @@ class ScratchModelConfig(Section):
     """Compute layers a second time in the backward pass, to save memory; "auto": in PPO, where it would not do else."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights in the stages after `pretrain`."""
+    num_trained_layers: PositiveInt | None = None
+    """Train only this many of the last layers, after `pretrain`; those below are computed once an iteration."""
     chat_template: LocalPath | None = None
     """Jinja file for conversations; by default Human/Assistant transcripts."""
+
+    _adapters_or_layers = model_validator(mode="after")(_adapters_or_layers)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "ScratchModelConfig":

@@ -17,6 +17,7 @@ from rlhfkit.models.layers import recompute_layers, trunk_hidden
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.policy import PolicyOutput
 from rlhfkit.models.reordering import ReorderedWeights
+from rlhfkit.models.stem import Stem, trunk_above
 from rlhfkit.models.template import Encoder
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import PackedRows, Sequences
@@ -50,6 +51,7 @@ class LanguageModel(nn.Module):
         self.encoder = encoder
         self.config: PreTrainedConfig = unwrapped(causal_lm).config
         self.is_compiled = False
+        self.stem: Stem | None = None  # what it begins with, in common with others
         # As a tensor on the model's device: a number would be copied there anew by every step of decoding.
         self.register_buffer("_pad_index", torch.tensor(encoder.pad_id, device=self.device), persistent=False)
         self._refuse_unknown_layers()
@@ -167,8 +169,8 @@ class LanguageModel(nn.Module):
     def predicting_hidden(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Hidden states (N, H) that predict the N sampled tokens, and these tokens (N,)."""
         rows, positions, targets = sequences.predicting()
-        # The last token predicts nothing that is asked for.
-        return self.trunk(sequences.ids[:, :-1])[rows, positions], targets
+        read = sequences.without_last()
+        return trunk_above(self.causal_lm, self.stem, read.ids, read.stem)[rows, positions], targets
 
     def logprobs(self, sequences: Sequences, *, temperature: float) -> Tensor:
         """(B, R) log-probability of each sampled token; 0 outside the mask."""
@@ -219,6 +221,11 @@ class TextPolicy(nn.Module):
         recompute_layers(self.language_model.causal_lm)
         if isinstance(self.critic, ValueNetwork):
             recompute_layers(self.critic.classifier)
+
+    def read_once(self, inputs: Sequences, *, max_tokens: int) -> Sequences:
+        """`inputs` with what the layers that nothing trains make of them, if there are any."""
+        stem = self.language_model.stem
+        return inputs if stem is None else stem.read(inputs, max_tokens=max_tokens)
 
     def evaluate(self, inputs: Sequences, *, with_entropy: bool = True) -> PolicyOutput:
         """Logprobs, entropy and values (B, R) of the sampled tokens, with gradients."""

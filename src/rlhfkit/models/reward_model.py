@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhfkit.errors import ModelError
-from rlhfkit.models.layers import trunk_hidden
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.models.lora import merged, unwrapped
+from rlhfkit.models.stem import Stem, trunk_above
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Prompt
 from rlhfkit.rundir import write_json
@@ -58,6 +58,7 @@ class RewardModel(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.encoder = encoder
+        self.stem: Stem | None = None  # what it begins with, in common with the policy
         score_head(classifier)
 
     @staticmethod
@@ -78,7 +79,8 @@ class RewardModel(nn.Module):
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(B,) raw scores, float32, read at position lengths - 1 of right-padded `ids` (B, T)."""
-        hidden = trunk_hidden(self.classifier, ids)
+        below = None if self.stem is None else self.stem.hidden(ids, lengths)
+        hidden = trunk_above(self.classifier, self.stem, ids, below)
         last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
         return nn.functional.linear(last.float(), score_head(self.classifier).weight.float()).squeeze(-1)
 

@@ -5,8 +5,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhfkit.models.layers import trunk_hidden
 from rlhfkit.models.reward_model import score_head
+from rlhfkit.models.stem import Stem, trunk_above
 from rlhfkit.padding import Sequences
 
 __all__ = ["ValueHead", "ValueNetwork"]
@@ -39,6 +39,7 @@ class ValueNetwork(nn.Module):
         """
         super().__init__()
         self.classifier = classifier
+        self.stem: Stem | None = None  # what it begins with, in common with the policy
         score = score_head(classifier)
         self.head = ValueHead(score.in_features, score.weight.device)
         with torch.no_grad():
@@ -49,5 +50,6 @@ class ValueNetwork(nn.Module):
     def forward(self, sequences: Sequences) -> Tensor:
         """(N,) values of the states before the N sampled tokens, in row-major order."""
         rows, positions, _ = sequences.predicting()
-        values: Tensor = self.head(trunk_hidden(self.classifier, sequences.ids[:, :-1])[rows, positions])
+        read = sequences.without_last()
+        values: Tensor = self.head(trunk_above(self.classifier, self.stem, read.ids, read.stem)[rows, positions])
         return values

@@ -251,7 +251,7 @@ class MultiTurnRollout:
         start = time.perf_counter()
         raw_scores = score_turns(episodes, self.reward)
         reward_seconds = time.perf_counter() - start
-        inputs = join_episodes(episodes, model)
+        inputs = self.policy.read_once(join_episodes(episodes, model), max_tokens=self.ppo.forward_tokens)
         terminated = torch.tensor([episode.terminated for episode in episodes], device=model.device)
         return experience_of(
             self.policy,

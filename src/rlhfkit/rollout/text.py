@@ -127,17 +127,18 @@ class TextRollout:
             as_scored_text(prompt, response, encoder.decode(response.ids))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        start = time.perf_counter()
-        with phase("reward"):
-            raw_scores = check_scores(self.reward.score(episodes), episodes, source="the reward source")
-        reward_seconds = time.perf_counter() - start
-
         inputs = Sequences.join(
             [prompt.ids for prompt in prompts],
             [response.ids for response in responses],
             pad=encoder.pad_id,
             device=self.policy.language_model.device,
         )
+        inputs = self.policy.read_once(inputs, max_tokens=self.ppo.forward_tokens)
+        start = time.perf_counter()
+        with phase("reward"):
+            raw_scores = check_scores(self.reward.score(episodes), episodes, source="the reward source")
+        reward_seconds = time.perf_counter() - start
+
         ends = last_of_rows(inputs.mask)
         return experience_of(
             self.policy,

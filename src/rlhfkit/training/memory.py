@@ -54,6 +54,8 @@ class MemoryPlan:
     """Keys, values and logits while responses are sampled; the microbatch is not there then."""
     scoring: int
     """A pass over responses that keeps nothing for a gradient, with the logits of a chunk; at another time again."""
+    stem: int
+    """What layers that nothing trains make of the episodes of two iterations: of one while the next is sampled."""
     checkpoint: int
     """The copy of all that learns, which a thread writes while training goes on; a GPU's is not on the GPU."""
     longest: int
@@ -71,7 +73,7 @@ class MemoryPlan:
     @property
     def fixed(self) -> int:
         """What is there from the first update on, whatever a microbatch has."""
-        return self.optimizer + self.checkpoint + self.libraries
+        return self.optimizer + self.checkpoint + self.stem + self.libraries
 
     def as_facts(self, microbatch_tokens: int) -> dict[str, Any]:
         """For the manifest."""
@@ -84,6 +86,7 @@ class MemoryPlan:
             "head_bytes": self.head,
             "sampling_bytes": self.sampling,
             "scoring_bytes": self.scoring,
+            "stem_bytes": self.stem,
             "checkpoint_bytes": self.checkpoint,
         }
 
@@ -102,6 +105,7 @@ def plan_of_ppo(policy: TextPolicy, *, prompt_tokens: int, rollout: RolloutConfi
     return MemoryPlan(
         optimizer=optimizer_bytes(policy.parameters()),
         checkpoint=checkpoint_bytes(policy.parameters()),
+        stem=2 * ppo.rollout_episodes * longest * model.width * model.dtype.itemsize if model.stem is not None else 0,
         per_token=int(BACKWARD_FACTOR * sum(kept)),
         head=_head_bytes(model, ppo.minibatch_episodes * rollout.max_response_tokens),
         sampling=_sampling_bytes(model, rollout, slots, longest),
@@ -134,7 +138,8 @@ def _sampling_bytes(model: LanguageModel, rollout: RolloutConfig, slots: int, lo
 
 def _scoring_bytes(model: LanguageModel, kept_per_token: int, num_tokens: int) -> int:
     """What one layer would keep is there at a time; then logits, in the weights' type and four times in float32."""
-    layers = max(1, int(model.config.num_hidden_layers))
+    below = 0 if model.stem is None else model.stem.num_layers  # which keep nothing
+    layers = max(1, int(model.config.num_hidden_layers) - below)
     logits = min(num_tokens, model.chunk_tokens(with_gradient=False)) * model.vocabulary_tokens
     return num_tokens * kept_per_token // layers + logits * (model.dtype.itemsize + 4 * 4)
 
@@ -182,6 +187,7 @@ def plan_of_supervised(model: LanguageModel | RewardModel, *, longest: int, mini
     return MemoryPlan(
         optimizer=optimizer_bytes(learning) + masters,
         checkpoint=checkpoint_bytes(learning),
+        stem=0,
         per_token=int(BACKWARD_FACTOR * kept),
         head=_head_bytes(model, minibatch_tokens) if isinstance(model, LanguageModel) else 0,
         sampling=0,
