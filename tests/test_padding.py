@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from rlhfkit.errors import ShapeError
-from rlhfkit.padding import Sequences, largest_bucket, length_buckets, pack, pad_right
+from rlhfkit.padding import Sequences, largest_bucket, length_buckets, microbatches, pack, pad_right
 
 PAD = 9
 CPU = torch.device("cpu")
@@ -128,6 +130,29 @@ def test_the_largest_group_is_looked_for_in_minibatches_spread_over_all_rows():
     assert largest_bucket([], rows=32, device=CPU) == 0
 
 
+@pytest.mark.parametrize(
+    ("lengths", "max_tokens", "groups"),
+    [
+        ([], 10, []),
+        ([3], 10, [[0]]),
+        ([2, 5, 3, 5], 15, [[1, 3, 2, 0]]),  # 5, 5 and 3 + 2
+        ([2, 5, 3, 5], 10, [[1, 3], [2, 0]]),
+        ([2, 5, 3, 5], 9, [[1], [3], [2, 0]]),
+        ([4, 1, 6, 5], 12, [[2, 3], [0, 1]]),  # neither 6 nor 5 leave room for the 4, so it begins anew
+        ([99, 1, 1], 10, [[0], [1, 2]]),
+    ],
+)
+def test_microbatches_of_a_cpu_are_packed_and_stay_within_the_limit(lengths, max_tokens, groups):
+    assert microbatches(lengths, max_tokens=max_tokens, device=CPU) == groups
+
+
+def test_microbatches_of_a_gpu_are_padded():
+    lengths = [2, 5, 3, 5]
+    device = torch.device("cuda")
+    expected = length_buckets(lengths, max_tokens=15, device=device)
+    assert microbatches(lengths, max_tokens=15, device=device) == expected == [[1, 3, 2], [0]]
+
+
 # ── packing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -158,3 +183,34 @@ def test_a_query_sees_its_own_sequence_up_to_itself():
         [0, 0, 0, 1, 0],
         [0, 0, 0, 1, 1],
     ]
+
+
+def test_sequences_are_packed_without_their_last_token():
+    """Nothing follows it that would have to be predicted."""
+    sequences = Sequences.join([[1], [2, 3], [4] * 3], [[5], [6, 7], [8] * 3], pad=PAD)
+    packed = sequences.packed
+    assert packed is not None
+    assert packed.ids.tolist() == [[4, 4, 4, 8, 8], [2, 3, 6, 1, 0]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 0]]
+    assert packed.segments.tolist() == [[3] * 5, [2, 2, 2, 1, 0]]
+    assert packed.row_of.tolist() == [1, 1, 0]
+    assert packed.start_of.tolist() == [3, 0, 0]
+    assert packed.allowed()[1].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
+
+
+def test_what_is_known_of_tokens_goes_with_them():
+    sequences = Sequences.join([[1], [2, 3], [4] * 3], [[5], [6, 7], [8] * 3], pad=PAD)
+    known = torch.arange(3 * 6.0).view(3, 6, 1)
+    packed = replace(sequences, stem=known).packed
+    assert packed.stem.squeeze(-1).tolist() == [[12, 13, 14, 15, 16], [6, 7, 8, 0, 0]]
+
+
+def test_sequences_of_equal_length_are_not_packed():
+    assert Sequences.join([[1], [2]], [[3, 4], [5, 6]], pad=PAD).packed is None
+    assert Sequences.join([[1]], [[3, 4]], pad=PAD).packed is None

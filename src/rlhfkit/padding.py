@@ -1,21 +1,37 @@
 """The only padding code: ragged rows of tokens become tensors, and tensors become microbatches without waste.
 
 Everything is padded on the right. In a causal model the padding then comes after every token that counts, so no
-position has to be shifted, no mask is needed, and a row's result cannot depend on its neighbours.
+position has to be shifted, no mask is needed, and a row's result cannot depend on its neighbours. Where the rows of a
+microbatch are packed, a mask keeps them blind to each other.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from rlhfkit.errors import ShapeError
 
-__all__ = ["PackedRows", "Sequences", "largest_bucket", "length_buckets", "pack", "pad_right"]
+__all__ = [
+    "PackedRows",
+    "PackedSequences",
+    "Sequences",
+    "largest_bucket",
+    "length_buckets",
+    "microbatches",
+    "pack",
+    "pad_right",
+]
 
 TOKENS_OF_A_PASS = {"cpu": 64, "cuda": 4096, "mps": 1024}
 """What starting a pass costs, in tokens that could be computed meanwhile."""
+PACKING_DEVICES = ("cpu",)
+"""Where rows are packed in PPO. A GPU's fastest attention takes no mask, so rows of like length are padded there."""
+
+Bins = list[list[int]]
 
 
 def pad_right(rows: Sequence[Sequence[int]], *, pad: int, device: torch.device | None = None) -> Tensor:
@@ -30,10 +46,9 @@ def length_buckets(lengths: Sequence[int], *, max_tokens: int, device: torch.dev
     A group ends where its padding would cost more than another pass on `device`. Longest first, so that memory peaks at
     once and not in the middle of a run. A row longer than `max_tokens` is a group of its own.
     """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     groups: list[list[int]] = []
     width = padding = 0
-    for index in order:
+    for index in _longest_first(lengths):
         padding += width - lengths[index]
         has_room = groups and width * (len(groups[-1]) + 1) <= max_tokens
         if has_room and padding <= TOKENS_OF_A_PASS[device.type]:
@@ -42,6 +57,41 @@ def length_buckets(lengths: Sequence[int], *, max_tokens: int, device: torch.dev
             groups.append([index])
             width, padding = lengths[index], 0
     return groups
+
+
+def _first_fit(lengths: Sequence[int], *, max_tokens: int, width: int = 0) -> list[Bins]:
+    """Indices of rows in bins, and bins in groups of at most `max_tokens`.
+
+    Longest first, each row goes where there is room: in a bin, in a new bin of the group, in a new group. A bin is as
+    wide as the longest row of its group, and at least `width`.
+    """
+    groups: list[Bins] = []
+    room: list[int] = []
+    of_group = 0
+    for index in _longest_first(lengths):
+        size = lengths[index]
+        place = next((place for place, free in enumerate(room) if free >= size), None)
+        if place is None and groups and of_group * (len(room) + 1) <= max_tokens:
+            place = len(room)
+            groups[-1].append([])
+            room.append(of_group)
+        elif place is None:
+            place, of_group = 0, max(width, size)
+            groups.append([[]])
+            room = [of_group]
+        groups[-1][place].append(index)
+        room[place] -= size
+    return groups
+
+
+def _bins(lengths: Sequence[int], *, width: int = 0) -> Bins:
+    """Indices of rows in as few bins as first-fit decreasing finds; a bin has room for the longest, and for `width`."""
+    groups = _first_fit(lengths, max_tokens=sys.maxsize, width=width)
+    return groups[0] if groups else []
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
 
 
 def largest_bucket(lengths: Sequence[int], *, rows: int, device: torch.device) -> int:
@@ -54,6 +104,45 @@ def largest_bucket(lengths: Sequence[int], *, rows: int, device: torch.device) -
         for group in length_buckets(minibatch, max_tokens=sum(minibatch), device=device)
     )
     return max(buckets, default=0)
+
+
+def microbatches(lengths: Sequence[int], *, max_tokens: int, device: torch.device) -> list[list[int]]:
+    """Indices of rows, in groups that stay within `max_tokens` when each is packed, or padded, as is best on `device`.
+
+    Longest first, so that memory peaks at once. A row longer than `max_tokens` is a group of its own.
+    """
+    if device.type not in PACKING_DEVICES:
+        return length_buckets(lengths, max_tokens=max_tokens, device=device)
+    groups = _first_fit(lengths, max_tokens=max_tokens)
+    return [[index for rows in bins for index in rows] for bins in groups]
+
+
+def _blind_to_others(segments: Tensor) -> Tensor:
+    """(N, L, L) bool: query q may look at key k: same sequence, not later."""
+    same = segments[:, :, None] == segments[:, None, :]
+    return same & torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """The rows of some sequences laid into fewer ones, each blind to the others."""
+
+    ids: Tensor
+    """(N, L) token ids."""
+    position_ids: Tensor
+    """(N, L) place of each token in its own sequence."""
+    segments: Tensor
+    """(N, L) number of the sequence from 1, 0 = padding."""
+    stem: Tensor | None
+    """(N, L, H) what layers that nothing trains make of `ids`, where that is known."""
+    row_of: Tensor
+    """(B,) row in which each sequence lies."""
+    start_of: Tensor
+    """(B,) where it begins there."""
+
+    def allowed(self) -> Tensor:
+        """(N, L, L) bool: query q may look at key k: same sequence, not later."""
+        return _blind_to_others(self.segments)
 
 
 @dataclass(frozen=True)
@@ -104,15 +193,38 @@ class Sequences:
 
     def trimmed(self) -> "Sequences":
         """The same rows without the padding that none of them needs; `mask` keeps its width."""
-        return self._cut(int(self.lengths().max()))
-
-    def without_last(self) -> "Sequences":
-        """The same rows without the last position, which predicts nothing."""
-        return self._cut(self.ids.shape[1] - 1)
-
-    def _cut(self, width: int) -> "Sequences":
+        width = int(self.lengths().max())
         stem = None if self.stem is None else self.stem[:, :width]
         return Sequences(self.ids[:, :width], self.prompt_tokens, self.mask, stem)
+
+    @cached_property
+    def packed(self) -> PackedSequences | None:
+        """The same rows, without the last token, in fewer ones of which none is longer; None where that cannot be.
+
+        The last token of a row predicts nothing.
+        """
+        if self.ids.device.type not in PACKING_DEVICES:
+            return None
+        lengths = self.lengths() - 1
+        bins = _bins(lengths.tolist())
+        if len(bins) == len(self):
+            return None
+        row_of, start_of = torch.empty_like(lengths), torch.empty_like(lengths)
+        for number, members in enumerate(bins):
+            sizes = lengths[members]
+            row_of[members], start_of[members] = number, sizes.cumsum(0) - sizes
+        is_token = torch.arange(self.ids.shape[1], device=lengths.device) < lengths[:, None]
+        rows, positions = is_token.nonzero(as_tuple=True)
+        places = row_of[rows], start_of[rows] + positions
+
+        def laid(tokens: Tensor) -> Tensor:
+            """What belongs to each token (K, …), where it lies in the bins (N, L, …)."""
+            result = tokens.new_zeros((len(bins), int(lengths.max()), *tokens.shape[1:]))
+            return result.index_put(places, tokens)
+
+        stem = None if self.stem is None else laid(self.stem[rows, positions])
+        ids = laid(self.ids[rows, positions])
+        return PackedSequences(ids, laid(positions), laid(rows + 1), stem, row_of, start_of)
 
     def predicting(self) -> tuple[Tensor, Tensor, Tensor]:
         """(rows, positions, targets), each (N,): the N sampled tokens and the places whose hidden states predict them.
@@ -140,8 +252,7 @@ class PackedRows:
 
     def allowed(self) -> Tensor:
         """(N, L, L) bool: query q may look at key k: same sequence, not later."""
-        same = self.segments[:, :, None] == self.segments[:, None, :]
-        return same & torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
+        return _blind_to_others(self.segments)
 
 
 def pack(
@@ -156,17 +267,7 @@ def pack(
 
     `learnt_from[i]` is the first index of row i whose token is learnt; index 0 never is, nothing predicts it.
     """
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index)):
-        size = len(rows[index])
-        place = next((b for b, free in enumerate(room) if free >= size), None)
-        if place is None:
-            bins.append([])
-            room.append(max(max_tokens, size))
-            place = len(bins) - 1
-        bins[place].append(index)
-        room[place] -= size
+    bins = _bins([len(row) for row in rows], width=max_tokens)
     width = max((sum(len(rows[i]) for i in members) for members in bins), default=0)
     ids = torch.full((len(bins), width), pad, dtype=torch.long)
     position_ids = torch.zeros((len(bins), width), dtype=torch.long)

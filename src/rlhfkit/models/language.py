@@ -16,8 +16,9 @@ from rlhfkit.models.inspection import context_of
 from rlhfkit.models.layers import recompute_layers, trunk_hidden
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.policy import PolicyOutput
+from rlhfkit.models.reading import predicting_hidden
 from rlhfkit.models.reordering import ReorderedWeights
-from rlhfkit.models.stem import Stem, trunk_above
+from rlhfkit.models.stem import Stem
 from rlhfkit.models.template import Encoder
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import PackedRows, Sequences
@@ -168,9 +169,7 @@ class LanguageModel(nn.Module):
 
     def predicting_hidden(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Hidden states (N, H) that predict the N sampled tokens, and these tokens (N,)."""
-        rows, positions, targets = sequences.predicting()
-        read = sequences.without_last()
-        return trunk_above(self.causal_lm, self.stem, read.ids, read.stem)[rows, positions], targets
+        return predicting_hidden(self.causal_lm, sequences, self.stem), sequences.predicting()[2]
 
     def logprobs(self, sequences: Sequences, *, temperature: float) -> Tensor:
         """(B, R) log-probability of each sampled token; 0 outside the mask."""

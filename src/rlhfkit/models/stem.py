@@ -72,18 +72,22 @@ def _below(model: PreTrainedModel | PeftModel, ids: Tensor, num_layers: int) -> 
     return kept.hidden
 
 
-def _above(model: PreTrainedModel | PeftModel, ids: Tensor, hidden: Tensor, num_layers: int) -> Tensor:
+def _above(
+    model: PreTrainedModel | PeftModel, ids: Tensor, hidden: Tensor, num_layers: int, **options: object
+) -> Tensor:
     """Hidden states (B, T, H) after the final norm, where `hidden` is what `_below` gave."""
     skipped = range(1, num_layers)
     with _replaced(model, {0: _Given(hidden), **{place: _Skipped() for place in skipped}}):
-        return trunk_hidden(model, ids)
+        return trunk_hidden(model, ids, **options)
 
 
-def trunk_above(model: PreTrainedModel | PeftModel, stem: "Stem | None", ids: Tensor, hidden: Tensor | None) -> Tensor:
+def trunk_above(
+    model: PreTrainedModel | PeftModel, stem: "Stem | None", ids: Tensor, hidden: Tensor | None, **options: object
+) -> Tensor:
     """Hidden states (B, T, H) of `model` after the final norm, begun at `hidden` where `stem` has read it before."""
     if stem is None or hidden is None:
-        return trunk_hidden(model, ids)
-    return _above(model, ids, hidden, stem.num_layers)
+        return trunk_hidden(model, ids, **options)
+    return _above(model, ids, hidden, stem.num_layers, **options)
 
 
 def too_few_layers(num_trained_layers: int, num_layers: int) -> ConfigError:

@@ -5,8 +5,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhfkit.models.reading import predicting_hidden
 from rlhfkit.models.reward_model import score_head
-from rlhfkit.models.stem import Stem, trunk_above
+from rlhfkit.models.stem import Stem
 from rlhfkit.padding import Sequences
 
 __all__ = ["ValueHead", "ValueNetwork"]
@@ -49,7 +50,5 @@ class ValueNetwork(nn.Module):
 
     def forward(self, sequences: Sequences) -> Tensor:
         """(N,) values of the states before the N sampled tokens, in row-major order."""
-        rows, positions, _ = sequences.predicting()
-        read = sequences.without_last()
-        values: Tensor = self.head(trunk_above(self.classifier, self.stem, read.ids, read.stem)[rows, positions])
+        values: Tensor = self.head(predicting_hidden(self.classifier, sequences, self.stem))
         return values

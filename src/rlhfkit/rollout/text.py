@@ -10,7 +10,7 @@ from torch import Tensor
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
 from rlhfkit.models.language import LanguageModel, TextPolicy, spread
 from rlhfkit.models.template import EncodedPrompt
-from rlhfkit.padding import Sequences, length_buckets
+from rlhfkit.padding import Sequences, microbatches
 from rlhfkit.ppo import (
     brevity_penalty,
     clip_scores,
@@ -322,5 +322,5 @@ def logprobs_in_parts(reference: Reference, inputs: Sequences, *, max_tokens: in
 
 
 def _parts(inputs: Sequences, max_tokens: int) -> list[Tensor]:
-    groups = length_buckets(inputs.lengths().tolist(), max_tokens=max_tokens, device=inputs.mask.device)
+    groups = microbatches(inputs.lengths().tolist(), max_tokens=max_tokens, device=inputs.mask.device)
     return [torch.tensor(rows, device=inputs.mask.device) for rows in groups]

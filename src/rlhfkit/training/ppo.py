@@ -16,7 +16,7 @@ from rlhfkit.errors import ConfigError, TrainingError
 from rlhfkit.interrupts import interrupts_wait
 from rlhfkit.metrics import Metrics, RunLog
 from rlhfkit.models.policy import Policy, PolicyOutput
-from rlhfkit.padding import length_buckets
+from rlhfkit.padding import microbatches
 from rlhfkit.ppo import (
     AdaptiveKL,
     FixedKL,
@@ -402,7 +402,7 @@ def _microbatches(experience: Experience, rows: Tensor, max_tokens: int | None) 
         yield rows
         return
     lengths = experience.inputs[rows].lengths().tolist()
-    for group in length_buckets(lengths, max_tokens=max_tokens, device=rows.device):
+    for group in microbatches(lengths, max_tokens=max_tokens, device=rows.device):
         yield rows[torch.tensor(group, device=rows.device)]
 
 
