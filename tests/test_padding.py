@@ -1,10 +1,8 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
 from rlhfkit.errors import ShapeError
-from rlhfkit.padding import Sequences, largest_bucket, length_buckets, microbatches, pack, pad_right
+from rlhfkit.padding import Sequences, largest_microbatch, length_buckets, microbatches, pack, pack_rows, pad_right
 
 PAD = 9
 CPU = torch.device("cpu")
@@ -121,13 +119,14 @@ def test_no_group_has_more_padding_than_another_pass_costs(lengths, groups):
     assert length_buckets(lengths, max_tokens=10_000, device=torch.device("cuda")) == [list(range(len(lengths)))]
 
 
-def test_the_largest_group_is_looked_for_in_minibatches_spread_over_all_rows():
-    # minibatches 100, 100, 30, 30 and 99, 30, 30, 30; in groups of 200, 60 and 99, 90
-    lengths = [100, 99, 100, 30, 30, 30, 30, 30]
-    assert largest_bucket(lengths, rows=4, device=CPU) == 200
-    assert largest_bucket(lengths[1::2], rows=4, device=CPU) == 99
-    assert largest_bucket([7, 7], rows=32, device=CPU) == 14
-    assert largest_bucket([], rows=32, device=CPU) == 0
+def test_the_largest_microbatch_is_looked_for_in_minibatches_spread_over_all_rows():
+    # minibatches 100, 100, 30, 30 and 99, 30, 30, 30: packed in rows of 100 and 99, padded in groups of like length
+    lengths, gpu = [100, 99, 100, 30, 30, 30, 30, 30], torch.device("cuda")
+    assert largest_microbatch(lengths, rows=4, device=CPU) == 3 * 100
+    assert largest_microbatch(lengths[1::2], rows=4, device=CPU) == 2 * 99
+    assert largest_microbatch(lengths, rows=4, device=gpu) == 4 * 100
+    assert largest_microbatch([7, 7], rows=32, device=CPU) == 14
+    assert largest_microbatch([], rows=32, device=CPU) == 0
 
 
 @pytest.mark.parametrize(
@@ -185,10 +184,11 @@ def test_a_query_sees_its_own_sequence_up_to_itself():
     ]
 
 
-def test_sequences_are_packed_without_their_last_token():
-    """Nothing follows it that would have to be predicted."""
-    sequences = Sequences.join([[1], [2, 3], [4] * 3], [[5], [6, 7], [8] * 3], pad=PAD)
-    packed = sequences.packed
+IDS = torch.tensor([[1, 5, 0, 0, 0, 0], [2, 3, 6, 7, 0, 0], [4, 4, 4, 8, 8, 8]])
+
+
+def test_rows_are_laid_side_by_side_where_there_is_room():
+    packed = pack_rows(IDS, torch.tensor([1, 3, 5]))
     assert packed is not None
     assert packed.ids.tolist() == [[4, 4, 4, 8, 8], [2, 3, 6, 1, 0]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 0]]
@@ -205,12 +205,10 @@ def test_sequences_are_packed_without_their_last_token():
 
 
 def test_what_is_known_of_tokens_goes_with_them():
-    sequences = Sequences.join([[1], [2, 3], [4] * 3], [[5], [6, 7], [8] * 3], pad=PAD)
-    known = torch.arange(3 * 6.0).view(3, 6, 1)
-    packed = replace(sequences, stem=known).packed
+    packed = pack_rows(IDS, torch.tensor([1, 3, 5]), torch.arange(3 * 6.0).view(3, 6, 1))
     assert packed.stem.squeeze(-1).tolist() == [[12, 13, 14, 15, 16], [6, 7, 8, 0, 0]]
 
 
-def test_sequences_of_equal_length_are_not_packed():
-    assert Sequences.join([[1], [2]], [[3, 4], [5, 6]], pad=PAD).packed is None
-    assert Sequences.join([[1]], [[3, 4]], pad=PAD).packed is None
+def test_rows_that_would_not_be_fewer_are_not_packed():
+    assert pack_rows(IDS, torch.tensor([4, 4, 4])) is None
+    assert pack_rows(IDS[:1], torch.tensor([2])) is None

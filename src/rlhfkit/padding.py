@@ -8,7 +8,6 @@ microbatch are packed, a mask keeps them blind to each other.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,10 +18,11 @@ __all__ = [
     "PackedRows",
     "PackedSequences",
     "Sequences",
-    "largest_bucket",
+    "largest_microbatch",
     "length_buckets",
     "microbatches",
     "pack",
+    "pack_rows",
     "pad_right",
 ]
 
@@ -94,16 +94,21 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
 
 
-def largest_bucket(lengths: Sequence[int], *, rows: int, device: torch.device) -> int:
-    """Tokens, padding included, of the largest group in some minibatches of `rows` out of rows of these lengths."""
+def largest_microbatch(lengths: Sequence[int], *, rows: int, device: torch.device) -> int:
+    """Tokens, padding included, of the largest microbatch where memory sets no limit.
+
+    It is looked for in some minibatches of `rows` out of rows of these lengths.
+    """
     num = max(1, len(lengths) // rows)
     minibatches = [lengths[start::num] for start in range(min(num, 10))]
-    buckets = (
-        minibatch[group[0]] * len(group)
-        for minibatch in minibatches
-        for group in length_buckets(minibatch, max_tokens=sum(minibatch), device=device)
-    )
-    return max(buckets, default=0)
+    return max((_largest_of(minibatch, device) for minibatch in minibatches if minibatch), default=0)
+
+
+def _largest_of(lengths: Sequence[int], device: torch.device) -> int:
+    if device.type in PACKING_DEVICES:
+        return max(lengths) * len(_bins(lengths))
+    buckets = length_buckets(lengths, max_tokens=sys.maxsize, device=device)
+    return max(lengths[bucket[0]] * len(bucket) for bucket in buckets)
 
 
 def microbatches(lengths: Sequence[int], *, max_tokens: int, device: torch.device) -> list[list[int]]:
@@ -143,6 +148,33 @@ class PackedSequences:
     def allowed(self) -> Tensor:
         """(N, L, L) bool: query q may look at key k: same sequence, not later."""
         return _blind_to_others(self.segments)
+
+
+def pack_rows(ids: Tensor, lengths: Tensor, stem: Tensor | None = None) -> PackedSequences | None:
+    """The first `lengths` (B,) tokens of rows of `ids` (B, T) in fewer rows; None where that would save none.
+
+    `stem` (B, T, H) is what layers that nothing trains make of `ids`, where that is known.
+    """
+    if ids.device.type not in PACKING_DEVICES:
+        return None
+    bins = _bins(lengths.tolist())
+    if len(bins) == len(ids):
+        return None
+    row_of, start_of = torch.empty_like(lengths), torch.empty_like(lengths)
+    for number, members in enumerate(bins):
+        sizes = lengths[members]
+        row_of[members], start_of[members] = number, sizes.cumsum(0) - sizes
+    is_token = torch.arange(ids.shape[1], device=lengths.device) < lengths[:, None]
+    rows, positions = is_token.nonzero(as_tuple=True)
+    places = row_of[rows], start_of[rows] + positions
+
+    def laid(tokens: Tensor) -> Tensor:
+        """What belongs to each token (K, …), where it lies in the bins (N, L, …)."""
+        result = tokens.new_zeros((len(bins), int(lengths.max()), *tokens.shape[1:]))
+        return result.index_put(places, tokens)
+
+    below = None if stem is None else laid(stem[rows, positions])
+    return PackedSequences(laid(ids[rows, positions]), laid(positions), laid(rows + 1), below, row_of, start_of)
 
 
 @dataclass(frozen=True)
@@ -196,35 +228,6 @@ class Sequences:
         width = int(self.lengths().max())
         stem = None if self.stem is None else self.stem[:, :width]
         return Sequences(self.ids[:, :width], self.prompt_tokens, self.mask, stem)
-
-    @cached_property
-    def packed(self) -> PackedSequences | None:
-        """The same rows, without the last token, in fewer ones of which none is longer; None where that cannot be.
-
-        The last token of a row predicts nothing.
-        """
-        if self.ids.device.type not in PACKING_DEVICES:
-            return None
-        lengths = self.lengths() - 1
-        bins = _bins(lengths.tolist())
-        if len(bins) == len(self):
-            return None
-        row_of, start_of = torch.empty_like(lengths), torch.empty_like(lengths)
-        for number, members in enumerate(bins):
-            sizes = lengths[members]
-            row_of[members], start_of[members] = number, sizes.cumsum(0) - sizes
-        is_token = torch.arange(self.ids.shape[1], device=lengths.device) < lengths[:, None]
-        rows, positions = is_token.nonzero(as_tuple=True)
-        places = row_of[rows], start_of[rows] + positions
-
-        def laid(tokens: Tensor) -> Tensor:
-            """What belongs to each token (K, …), where it lies in the bins (N, L, …)."""
-            result = tokens.new_zeros((len(bins), int(lengths.max()), *tokens.shape[1:]))
-            return result.index_put(places, tokens)
-
-        stem = None if self.stem is None else laid(self.stem[rows, positions])
-        ids = laid(self.ids[rows, positions])
-        return PackedSequences(ids, laid(positions), laid(rows + 1), stem, row_of, start_of)
 
     def predicting(self) -> tuple[Tensor, Tensor, Tensor]:
         """(rows, positions, targets), each (N,): the N sampled tokens and the places whose hidden states predict them.

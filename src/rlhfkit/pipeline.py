@@ -57,7 +57,7 @@ from rlhfkit.models.loading import load_causal_lm, load_tokenizer, quiet_transfo
 from rlhfkit.models.lora import merged, unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.models.template import EncodedPrompt, Encoder
-from rlhfkit.padding import largest_bucket
+from rlhfkit.padding import largest_microbatch
 from rlhfkit.progress import Progress
 from rlhfkit.records import Message, Preference, Prompt
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines
@@ -329,7 +329,7 @@ class Pipeline:
             model,
             config,
             longest=max(lengths, default=2) // 2,
-            minibatch_tokens=largest_bucket(lengths, rows=config.minibatch_pairs, device=model.device),
+            minibatch_tokens=largest_microbatch(lengths, rows=config.minibatch_pairs, device=model.device),
         )
         pairs, fitted = self._lesson(stage, pairs, fitted, minibatch_rows=config.minibatch_pairs)
         metrics = train_reward_model(model, pairs, fitted, stage=stage, **self._training(stage))

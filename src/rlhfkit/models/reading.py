@@ -1,4 +1,4 @@
-"""What a network makes of prompts and responses, at the places where it predicts the tokens that were sampled."""
+"""What a network makes of rows of tokens, at the few places that are asked for."""
 
 from peft import PeftModel
 from torch import Tensor
@@ -7,22 +7,40 @@ from transformers import PreTrainedModel
 from rlhfkit.models.attention import additive_masks
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.stem import Stem, trunk_above
-from rlhfkit.padding import Sequences
+from rlhfkit.padding import Sequences, pack_rows
 
-__all__ = ["predicting_hidden"]
+__all__ = ["hidden_at", "predicting_hidden"]
 
 
 def predicting_hidden(model: PreTrainedModel | PeftModel, sequences: Sequences, stem: Stem | None) -> Tensor:
-    """Hidden states (N, H) before the N sampled tokens, in row-major order; rows are packed where that saves padding.
+    """Hidden states (N, H) that predict the N sampled tokens, in row-major order.
 
     They begin at `sequences.stem` where `model` has the layers of `stem`.
     """
     rows, positions, _ = sequences.predicting()
-    packed = sequences.packed
+    # The last token of a row predicts nothing.
+    below = None if sequences.stem is None else sequences.stem[:, :-1]
+    return hidden_at(model, sequences.ids[:, :-1], sequences.lengths() - 1, (rows, positions), stem=stem, below=below)
+
+
+def hidden_at(
+    model: PreTrainedModel | PeftModel,
+    ids: Tensor,
+    lengths: Tensor,
+    places: tuple[Tensor, Tensor],
+    *,
+    stem: Stem | None,
+    below: Tensor | None,
+) -> Tensor:
+    """Hidden states (N, H) at `places`, rows and positions, of `ids` (B, T), of which `lengths` (B,) tokens count.
+
+    Rows are packed where that saves padding. `below` (B, T, H) is what `stem` made of `ids`, where `model` has it.
+    """
+    rows, positions = places
+    packed = pack_rows(ids, lengths, below)
     if packed is None:
-        below = None if sequences.stem is None else sequences.stem[:, :-1]
-        return trunk_above(model, stem, sequences.ids[:, :-1], below)[rows, positions]
-    base, places = unwrapped(model), packed.position_ids
-    masks = additive_masks(base.config, packed.allowed(), places, places, base.dtype)
-    hidden = trunk_above(model, stem, packed.ids, packed.stem, position_ids=places, attention_mask=masks)
+        return trunk_above(model, stem, ids, below)[rows, positions]
+    base, position_ids = unwrapped(model), packed.position_ids
+    masks = additive_masks(base.config, packed.allowed(), position_ids, position_ids, base.dtype)
+    hidden = trunk_above(model, stem, packed.ids, packed.stem, position_ids=position_ids, attention_mask=masks)
     return hidden[packed.row_of[rows], packed.start_of[rows] + positions]

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from rlhfkit.errors import ModelError
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.models.lora import merged, unwrapped
-from rlhfkit.models.stem import Stem, trunk_above
+from rlhfkit.models.reading import hidden_at
+from rlhfkit.models.stem import Stem
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Prompt
 from rlhfkit.rundir import write_json
@@ -80,8 +81,8 @@ class RewardModel(nn.Module):
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(B,) raw scores, float32, read at position lengths - 1 of right-padded `ids` (B, T)."""
         below = None if self.stem is None else self.stem.hidden(ids, lengths)
-        hidden = trunk_above(self.classifier, self.stem, ids, below)
-        last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
+        places = torch.arange(len(ids), device=ids.device), lengths - 1
+        last = hidden_at(self.classifier, ids, lengths, places, stem=self.stem, below=below)
         return nn.functional.linear(last.float(), score_head(self.classifier).weight.float()).squeeze(-1)
 
     def save(self, directory: Path, *, normalization: Normalization) -> None:

@@ -12,7 +12,7 @@ from rlhfkit.models.inspection import context_of
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel, reward_ids
 from rlhfkit.models.template import TRANSCRIPT_TEMPLATE
-from rlhfkit.padding import length_buckets, pad_right
+from rlhfkit.padding import length_buckets, microbatches, pad_right
 from rlhfkit.rewards.source import ScoredText, check_scores
 
 __all__ = ["ClassifierReward", "RewardModelReward", "choose_output"]
@@ -49,7 +49,7 @@ class RewardModelReward:
         ]
         device = self.model.device
         scores = torch.zeros(len(rows))
-        for group in length_buckets([len(row) for row in rows], max_tokens=self.batch_tokens, device=device):
+        for group in microbatches([len(row) for row in rows], max_tokens=self.batch_tokens, device=device):
             part = [rows[index] for index in group]
             ids = pad_right(part, pad=self.model.encoder.pad_id, device=device)
             scores[group] = self.model(ids, torch.tensor([len(row) for row in part], device=device)).cpu()

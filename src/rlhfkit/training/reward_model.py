@@ -13,7 +13,7 @@ from rlhfkit.errors import RewardError
 from rlhfkit.intervals import wilson_interval
 from rlhfkit.metrics import Metrics, RunLog
 from rlhfkit.models.reward_model import Normalization, RewardModel, reward_ids
-from rlhfkit.padding import length_buckets, pad_right
+from rlhfkit.padding import microbatches, pad_right
 from rlhfkit.progress import Progress
 from rlhfkit.records import Preference
 from rlhfkit.training.checkpoint import Checkpoints
@@ -92,7 +92,7 @@ def train_reward_model(
     def run(rows: Sequence[int], metrics: Metrics, *, denominator: int | None) -> None:
         chosen_pairs = [pairs[row] for row in rows]
         lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in chosen_pairs]
-        for group in length_buckets(lengths, max_tokens=config.tokens_per_pass, device=model.device):
+        for group in microbatches(lengths, max_tokens=config.tokens_per_pass, device=model.device):
             part = [chosen_pairs[index] for index in group]
             chosen, rejected = score_pairs(model, part)
             margin = torch.tensor([pair.margin for pair in part], device=chosen.device)
@@ -156,7 +156,7 @@ def measure(
     """
     lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
     difference = torch.zeros(len(pairs))
-    for group in length_buckets(lengths, max_tokens=max_tokens, device=model.device):
+    for group in microbatches(lengths, max_tokens=max_tokens, device=model.device):
         chosen, rejected = score_pairs(model, [pairs[index] for index in group])
         difference[group] = (chosen - rejected).float().cpu()
         on_finished(len(group))
