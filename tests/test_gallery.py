@@ -129,8 +129,9 @@ def test_a_reward_of_brevity(tmp_path):
 
 
 def test_a_reward_that_is_saturated(tmp_path):
-    config = ppo_config(kl=NO_LEASH, optim=rate(1e-2))
-    run, _ = train(ppo_trainer(config, lambda text: float("a" in text), max_response_tokens=24), tmp_path)
+    config = ppo_config(kl=NO_LEASH, optim=rate(1e-2), iterations=45)
+    trainer = ppo_trainer(config, lambda text: float(bool(set(text) & set("abcdef"))), max_response_tokens=24)
+    run, _ = train(trainer, tmp_path)
     problem = next(problem for problem in diagnose(run).problems if problem.finding.rule == "reward_saturated")
     assert problem.finding.evidence[0].metric == "score/std"
     assert problem.is_present
