@@ -46,7 +46,7 @@ def recipe(tmp_path):
 def pipeline(monkeypatch):
     """A pipeline that trains nothing, so that only the command line is tested."""
     fake = ModuleType("rlhfkit.pipeline")
-    for name in ("pipeline", "loop"):  # which runs recipes
+    for name in ("pipeline", "loop", "generate"):
         monkeypatch.setitem(sys.modules, f"rlhfkit.{name}", fake)
         monkeypatch.setattr(rlhfkit, name, fake, raising=False)
     return fake

@@ -37,7 +37,7 @@ LAYERS = [
     ["build"],
     ["labelling", "control_pipeline"],
     ["inputs"],
-    ["pipeline", "bench", "label"],
+    ["pipeline", "bench", "label", "generate"],
     ["loop", "rehearsal"],
     ["doctor"],
     ["cli", "__main__"],

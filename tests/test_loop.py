@@ -20,6 +20,7 @@ from rlhfkit.feedback import simulated
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote, pair_id
+from rlhfkit.generate import generate
 from rlhfkit.labelling import PairSampler, new_pairs, nobody_can_go_on
 from rlhfkit.progress import Progress
 from rlhfkit.records import Prompt
@@ -277,8 +278,8 @@ def test_the_whole_run_can_be_evaluated_and_answers(copy, monkeypatch):
     pipeline.evaluate(copy.path)
     last = read_results(copy.round(2).evaluation, Evaluation)
     assert read_results(copy.evaluation, Evaluation).models["policy"] == last.models["policy"]
-    (response,) = pipeline.generate(copy.path, ["Review of the Blue Door, a pizza place:"])
-    assert [response] == list(pipeline.generate(copy.round(2).path, ["Review of the Blue Door, a pizza place:"]))
+    (response,) = generate(copy.path, ["Review of the Blue Door, a pizza place:"])
+    assert [response] == list(generate(copy.round(2).path, ["Review of the Blue Door, a pizza place:"]))
 
 
 # ── stopped, and started again ───────────────────────────────────────────────────────────────────────────────────────

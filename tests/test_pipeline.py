@@ -21,6 +21,7 @@ from rlhfkit.data import load_prompts
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from rlhfkit.evaluation.diagnose import diagnose
 from rlhfkit.evaluation.results import Evaluation, RewardModelResults, read_results
+from rlhfkit.generate import generate
 from rlhfkit.models.reward_model import read_normalization
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
@@ -309,7 +310,7 @@ def test_settings_that_this_version_does_not_know_are_refused(run, copy):
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read by this version"):
         pipeline.evaluate(copy.path)
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read by this version"):
-        next(pipeline.generate(copy.path, [PROMPT]))
+        next(generate(copy.path, [PROMPT]))
 
 
 @pytest.mark.parametrize("fresh", [True, False])
@@ -450,15 +451,15 @@ PROMPT = "Review of the Blue Door, a pizza place:"
 
 
 def test_generate_answers_each_prompt(finished):
-    first, second = pipeline.generate(finished.path, [PROMPT, PROMPT])
+    first, second = generate(finished.path, [PROMPT, PROMPT])
     assert first != second
-    assert list(pipeline.generate(finished.path, [PROMPT, PROMPT])) == [first, second]
-    assert list(pipeline.generate(finished.path, [PROMPT], seed=1)) != [first]
+    assert list(generate(finished.path, [PROMPT, PROMPT])) == [first, second]
+    assert list(generate(finished.path, [PROMPT], seed=1)) != [first]
 
 
 def test_generate_at_temperature_0_takes_the_likeliest_token_whatever_the_seed(finished):
-    (found,) = pipeline.generate(finished.path, [PROMPT], temperature=0, max_response_tokens=5)
-    (again,) = pipeline.generate(finished.path, [PROMPT], temperature=0, max_response_tokens=5, seed=9)
+    (found,) = generate(finished.path, [PROMPT], temperature=0, max_response_tokens=5)
+    (again,) = generate(finished.path, [PROMPT], temperature=0, max_response_tokens=5, seed=9)
     tokenizer = AutoTokenizer.from_pretrained(finished.model("policy"))
     model = AutoModelForCausalLM.from_pretrained(finished.model("policy"))
     ids = tokenizer(PROMPT)["input_ids"]
@@ -475,7 +476,7 @@ def test_generate_at_temperature_0_takes_the_likeliest_token_whatever_the_seed(f
 
 def test_generate_takes_the_newest_model_that_there_is(copy):
     def answers(directory):
-        return list(pipeline.generate(directory, [PROMPT], max_response_tokens=12))
+        return list(generate(directory, [PROMPT], max_response_tokens=12))
 
     for name in ("policy", "sft", "base"):
         assert answers(copy.path) == answers(copy.model(name))  # a model's directory will do as well
@@ -486,7 +487,7 @@ def test_generate_takes_the_newest_model_that_there_is(copy):
 
 def test_generate_refuses_a_length_that_leaves_no_room(finished):
     with pytest.raises(ConfigError, match=r"--max-response-tokens 64 leaves no room .* context of 64 tokens"):
-        list(pipeline.generate(finished.path, [PROMPT], max_response_tokens=64))
+        list(generate(finished.path, [PROMPT], max_response_tokens=64))
 
 
 def test_evaluating_again_gives_the_same_numbers(finished, copy):

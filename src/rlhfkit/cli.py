@@ -161,9 +161,9 @@ def generate(
 
     Of a run, the model that PPO trained answers, or the one before it where PPO has not run.
     """
-    from rlhfkit import pipeline
+    from rlhfkit.generate import generate as responses_to
 
-    responses = pipeline.generate(
+    responses = responses_to(
         directory,
         _prompts_from_input() if prompt is None else [prompt],
         chat=chat,

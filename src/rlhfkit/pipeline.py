@@ -2,13 +2,11 @@
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-
-import torch
 
 from rlhfkit.build import Builder, kl_controller
 from rlhfkit.config.control import ControlRecipe
@@ -18,7 +16,6 @@ from rlhfkit.config.schema import (
     PretrainedModelConfig,
     Recipe,
     RewardModelConfig,
-    RolloutConfig,
     RowsConfig,
     SftConfig,
     Stage,
@@ -35,9 +32,9 @@ from rlhfkit.data import (
     load_texts,
     write_preferences,
 )
-from rlhfkit.device import PeakMeter, choose_device, release_memory
+from rlhfkit.device import PeakMeter, release_memory
 from rlhfkit.envs.text import TextEnvFactory
-from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError
+from rlhfkit.errors import CheckpointError, ConfigError, DataError
 from rlhfkit.evaluation.episodes import compare_episodes
 from rlhfkit.evaluation.evaluate import compare
 from rlhfkit.evaluation.report import write_report
@@ -51,15 +48,15 @@ from rlhfkit.inputs import Inputs
 from rlhfkit.labelling import PairSampler, label, new_pairs, open_existing, store_settings, trust_in, with_strengths
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
-from rlhfkit.models.inspection import context_of, inspect_model
+from rlhfkit.models.inspection import context_of
 from rlhfkit.models.language import LanguageModel, TextPolicy
-from rlhfkit.models.loading import load_causal_lm, load_tokenizer, quiet_transformers
-from rlhfkit.models.lora import merged, unwrapped
+from rlhfkit.models.loading import quiet_transformers
+from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.models.template import EncodedPrompt, Encoder
 from rlhfkit.padding import largest_microbatch
 from rlhfkit.progress import Progress
-from rlhfkit.records import Message, Preference, Prompt
+from rlhfkit.records import Preference, Prompt
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines
 from rlhfkit.rewards.model import RewardModelReward
 from rlhfkit.rewards.source import ScoredText
@@ -87,7 +84,7 @@ from rlhfkit.workspace import (
     refuse_other_settings,
 )
 
-__all__ = ["evaluate", "generate", "run"]
+__all__ = ["evaluate", "run"]
 
 T = TypeVar("T")
 Supervised = TypeVar("Supervised", bound=SupervisedConfig)
@@ -671,7 +668,7 @@ class Pipeline:
 
     def _save_model(self, name: ModelName, model: LanguageModel) -> None:
         with write_directory_atomically(self.run.model(name)) as directory:
-            save_language_model(model, directory)
+            model.save(directory)
         self.manifest.add_model(name, str(self.run.model(name)), template=model.encoder.template_hash)
 
     def _tell_notes(self) -> None:
@@ -689,15 +686,6 @@ def _within_context(max_tokens: int, model: LanguageModel | RewardModel) -> int:
     """`max_tokens`, or as many as the model's positions allow if that is less."""
     network = model.causal_lm if isinstance(model, LanguageModel) else model.classifier
     return min(max_tokens, context_of(unwrapped(network).config) or max_tokens)
-
-
-def save_language_model(model: LanguageModel, directory: Path) -> None:
-    """Write a directory that `transformers` alone can load, adapters folded in, tokenizer and chat template beside."""
-    causal_lm = merged(model.causal_lm)
-    with quiet_transformers():
-        causal_lm.save_pretrained(directory)
-        model.encoder.tokenizer.save_pretrained(directory)
-    write_json(directory / "rlhfkit.json", {"template": model.encoder.template_hash})
 
 
 def evaluate(directory: Path) -> None:
@@ -731,62 +719,3 @@ def compare_with_last(recipe: Recipe, run_dir: RunDir, last: Path, *, progress: 
         pipeline = Pipeline(inputs, run_dir, log, progress)
         evaluation = pipeline.compare_with(pipeline.builder.source_of(last))
         write_atomically(run_dir.against_last, evaluation.model_dump_json(indent=2) + "\n")
-
-
-def generate(
-    directory: Path,
-    prompts: Iterable[str],
-    *,
-    chat: bool = False,
-    max_response_tokens: int | None = None,
-    temperature: float | None = None,
-    seed: int = 0,
-) -> Iterator[str]:
-    """Responses to `prompts`, one at a time, from a run's newest model or from a model directory.
-
-    Length and temperature are by default the run's, or 128 tokens (half the context where that is less) at temperature
-    1 for another model; temperature 0 takes the likeliest token.
-    Raises: ModelError where there is no model.
-    """
-    run_dir = RunDir(directory)
-    rollout = None
-    source = PretrainedModelConfig(path=str(directory))
-    if run_dir.is_run():
-        recipe = recipe_of(run_dir)
-        if isinstance(recipe, ControlRecipe):
-            raise ModelError(
-                f"{directory} is a run of the control task {recipe.env.id}, whose policy writes no text; "
-                f"measure it with: rlhfkit evaluate {directory}"
-            )
-        made = run_dir.newest_model()
-        if made is None:
-            raise ModelError(f"{directory} has no model yet; finish it with the command that began it")
-        rollout, source = recipe.rollout, source.model_copy(update={"path": str(made)})
-    subject = source.path if rollout else f"{directory} (no run directory)"
-    context = context_of(inspect_model(source.path, subject=subject)) or 1 << 20
-    rollout = rollout or RolloutConfig(max_response_tokens=min(128, context // 2))
-    rollout = rollout.model_copy(
-        update={
-            "max_response_tokens": max_response_tokens or rollout.max_response_tokens,
-            "temperature": temperature or rollout.temperature,
-        }
-    )
-    is_greedy = temperature == 0
-    tokenizer, _ = load_tokenizer(source)
-    encoder = Encoder(tokenizer)
-    model, _ = load_causal_lm(source, tokenizer, device=choose_device("auto"), dtype=torch.float32)
-    language_model = LanguageModel(model, encoder)
-    room = context - rollout.max_response_tokens
-    if room < 1:
-        raise ConfigError(
-            f"--max-response-tokens {rollout.max_response_tokens} leaves no room for a prompt in the model's context "
-            f"of {context} tokens; give a smaller number"
-        )
-    for number, text in enumerate(prompts):
-        prompt = Prompt((Message("user", text),) if chat else text, origin=f"prompt {number + 1}")
-        encoded = encoder.encode(prompt, max_tokens=room)
-        if encoded.was_cut:
-            Progress().warn(f"prompt {number + 1} is longer than the {room} tokens that there is room for, and was cut")
-        seeds = None if is_greedy else [derive_seed(seed, "generate", number)]
-        (response,) = sample(language_model, [encoded.ids], rollout, seeds=seeds)
-        yield encoder.decode(response.ids)

@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.reward_model import Normalization
 from rlhfkit.padding import Sequences
-from rlhfkit.pipeline import save_language_model
 from tests.tiny import FAMILIES, PAD, Directory, builder, load
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
@@ -73,7 +72,7 @@ def test_exported_policy_needs_transformers_alone(family, directory_of: Director
     with torch.no_grad():
         for parameter in model.causal_lm.parameters():
             parameter.mul_(1.1)
-    save_language_model(model, tmp_path)
+    model.save(tmp_path)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = AutoTokenizer.from_pretrained(tmp_path)("Once upon a time there was", return_tensors="pt").input_ids
     with torch.no_grad():

@@ -8,7 +8,6 @@ from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.lora import merged, merged_weights, unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.padding import Sequences
-from rlhfkit.pipeline import save_language_model
 from tests.tiny import FAMILIES, PAD, Directory, builder, load
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
@@ -51,7 +50,7 @@ def test_export_has_the_adapters_folded_in(family, directory_of: Directory, tmp_
     model = adapted(directory_of(family), tmp_path)
     move_adapters(model)
     expected = logits(model)
-    save_language_model(model, tmp_path / "policy")
+    model.save(tmp_path / "policy")
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     with torch.no_grad():
         torch.testing.assert_close(exported(IDS).logits[..., :PAD], expected, rtol=0, atol=1e-4)

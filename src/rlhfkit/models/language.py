@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -14,7 +15,8 @@ from rlhfkit.models.attention import additive_masks
 from rlhfkit.models.compiling import compile_layers, compiled
 from rlhfkit.models.inspection import context_of
 from rlhfkit.models.layers import recompute_layers, trunk_hidden
-from rlhfkit.models.lora import unwrapped
+from rlhfkit.models.loading import quiet_transformers
+from rlhfkit.models.lora import merged, unwrapped
 from rlhfkit.models.policy import PolicyOutput
 from rlhfkit.models.reading import predicting_hidden
 from rlhfkit.models.reordering import ReorderedWeights
@@ -23,6 +25,7 @@ from rlhfkit.models.template import Encoder
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import PackedRows, Sequences
 from rlhfkit.ppo.logprobs import token_logprobs
+from rlhfkit.rundir import write_json
 
 __all__ = ["LanguageModel", "TextPolicy", "spread"]
 
@@ -195,6 +198,13 @@ class LanguageModel(nn.Module):
             with_entropy=with_entropy,
             prepared=compiled if self.is_compiled else None,
         )
+
+    def save(self, directory: Path) -> None:
+        """Write a directory that `transformers` alone can load: adapters folded in, tokenizer and template beside."""
+        with quiet_transformers():
+            merged(self.causal_lm).save_pretrained(directory)
+            self.encoder.tokenizer.save_pretrained(directory)
+        write_json(directory / "rlhfkit.json", {"template": self.encoder.template_hash})
 
     @contextmanager
     def adapters_off(self) -> Iterator[None]:
