@@ -29,7 +29,9 @@ __all__ = [
 TOKENS_OF_A_PASS = {"cpu": 64, "cuda": 4096, "mps": 1024}
 """What starting a pass costs, in tokens that could be computed meanwhile."""
 PACKING_DEVICES = ("cpu",)
-"""Where rows are packed in PPO. A GPU's fastest attention takes no mask, so rows of like length are padded there."""
+"""Where rows are packed. A GPU's fastest attention takes no mask, so rows of like length are padded there."""
+WIDTH_OF_ATTENTION = 1024
+"""Of a row at which attention takes as long as all the rest, in a model of width 256; later in a wider one."""
 
 Bins = list[list[int]]
 
@@ -105,21 +107,36 @@ def largest_microbatch(lengths: Sequence[int], *, rows: int, device: torch.devic
 
 
 def _largest_of(lengths: Sequence[int], device: torch.device) -> int:
-    if device.type in PACKING_DEVICES:
-        return max(lengths) * len(_bins(lengths))
-    buckets = length_buckets(lengths, max_tokens=sys.maxsize, device=device)
-    return max(lengths[bucket[0]] * len(bucket) for bucket in buckets)
+    groups = microbatches(lengths, max_tokens=sys.maxsize, device=device)
+    packs = device.type in PACKING_DEVICES
+    return max(
+        lengths[group[0]] * (len(_bins([lengths[index] for index in group])) if packs else len(group))
+        for group in groups
+    )
 
 
 def microbatches(lengths: Sequence[int], *, max_tokens: int, device: torch.device) -> list[list[int]]:
     """Indices of rows, in groups that stay within `max_tokens` when each is packed, or padded, as is best on `device`.
 
-    Longest first, so that memory peaks at once. A row longer than `max_tokens` is a group of its own.
+    Packed, there are fewer passes and there is less padding; but attention of a short row beside long ones costs as
+    much as theirs. Longest first, so that memory peaks at once. A row longer than `max_tokens` is a group of its own.
     """
+    buckets = length_buckets(lengths, max_tokens=max_tokens, device=device)
     if device.type not in PACKING_DEVICES:
-        return length_buckets(lengths, max_tokens=max_tokens, device=device)
+        return buckets
     groups = _first_fit(lengths, max_tokens=max_tokens)
+    packed = [(len(bins), lengths[bins[0][0]]) for bins in groups]
+    padded = [(len(bucket), lengths[bucket[0]]) for bucket in buckets]
+    if _cost(padded, device) <= _cost(packed, device):
+        return buckets
     return [[index for rows in bins for index in rows] for bins in groups]
+
+
+def _cost(passes: Sequence[tuple[int, int]], device: torch.device) -> float:
+    """Of passes over (rows, width), in tokens that could be computed meanwhile."""
+    return sum(
+        TOKENS_OF_A_PASS[device.type] + rows * width * (1 + width / WIDTH_OF_ATTENTION) for rows, width in passes
+    )
 
 
 def _blind_to_others(segments: Tensor) -> Tensor:
