@@ -169,7 +169,8 @@ def test_an_iteration_reads_each_sequence_once_below(directory_of: Directory, tm
 def test_training_the_last_layers_continues_bit_for_bit(directory_of: Directory, tmp_path):
     def trainer():
         ppo = PpoConfig(rollout_episodes=8, minibatch_episodes=4, epochs=2, microbatch_tokens=64)
-        return ppo_trainer(builder(directory_of("llama"), tmp_path, num_trained_layers=1, ppo=ppo))
+        rollout = RolloutConfig(max_response_tokens=6)
+        return ppo_trainer(builder(directory_of("llama"), tmp_path, num_trained_layers=1, ppo=ppo, rollout=rollout))
 
     whole = trainer()
     for _ in range(2):

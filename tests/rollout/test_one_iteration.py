@@ -101,8 +101,9 @@ def test_iteration_without_critic(estimator, directory_of: Directory, tmp_path):
     assert not any(torch.equal(before[name], after) for name, after in weights(trainer).items())
 
 
-@pytest.mark.parametrize("network", ["separate", "shared"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "network"), [*((family, "separate") for family in FAMILIES), ("gpt2", "shared"), ("llama", "shared")]
+)
 def test_iteration_that_trains_the_last_layer(family, network, directory_of: Directory, tmp_path):
     config = settings() if network == "separate" else settings(value=ValueConfig(network="shared"))
     check(ppo_trainer(builder(directory_of(family), tmp_path, num_trained_layers=1, ppo=config, rollout=ROLLOUT)))
