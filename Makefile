@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-slow lint audit bench clean
+.PHONY: install demo test test-all test-slow lint audit bench clean
 
 install: $(INSTALLED)
 
@@ -21,6 +21,10 @@ demo: install
 # Each process has one thread: tiny models gain nothing from a second, and the processes share the cores.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+# What the quick suite leaves out as well: browsers, databases, kills, load, every family of models.
+test-all: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal -m 'not slow and not gpu'
 
 test-slow: install
 	$(BIN)/python -m pytest -m 'slow and not gpu'
