@@ -575,18 +575,24 @@ TRIED = 'reward, tried on an empty response and on "Yes, that is fine.": '
     [
         (
             "raise ValueError('no\\nlines')",
-            "rewarding:letters raised ValueError: no lines (at {here}/rewarding.py:2); m",
+            "rewarding:letters raised ValueError: no lines (at {here}/rewarding.py:2); c",
         ),
         ("return [1 / len(r) for r in responses]", "rewarding:letters raised ZeroDivisionError: division by zero (at"),
         ("return [float('nan')] * len(responses)", "rewarding:letters returned nan for response 0 ('') and 2 of 2 s"),
         ("return [1.0]", "rewarding:letters returned 1 score for 2 responses; return one float per response, in order"),
-        ("return None", "rewarding:letters returned None, not a list of numbers; return one float per response"),
-        ("return sum(map(len, responses))", "rewarding:letters returned 18, not a list of numbers; return one float"),
+        (
+            "return None",
+            "rewarding:letters returned None, not a list of numbers (but NoneType); return one float per response",
+        ),
+        (
+            "return sum(map(len, responses))",
+            "rewarding:letters returned 18, not a list of numbers: one score for 2 resp",
+        ),
         (
             "return ['good'] * len(responses)",
-            "rewarding:letters returned ['good', 'good'], not a list of numbers; return",
+            "rewarding:letters returned ['good', 'good'], not a list of numbers ('goo",
         ),
-        ("raise SystemExit(0)", "rewarding:letters raised SystemExit: 0 (at {here}/rewarding.py:2); mend the function"),
+        ("raise SystemExit(0)", "rewarding:letters raised SystemExit: 0 (at {here}/rewarding.py:2); correct the func"),
     ],
 )
 def test_a_reward_function_is_tried_before_anything_is_trained(desk: Desk, body: str, words: str):
@@ -612,9 +618,9 @@ def test_a_reward_function_is_tried_before_anything_is_trained(desk: Desk, body:
         (
             "rewarding:letters",
             "import sys\nsys.exit()\n",
-            "raised SystemExit (at {here}/rewarding.py:2); mend the module",
+            "raised SystemExit (at {here}/rewarding.py:2); correct the module",
         ),
-        ("rewarding:letters", "def letters(responses): ...\n", "takes (responses); expected (prompts, responses, …)"),
+        ("rewarding:letters", "def letters(texts): ...\n", "takes (texts); expected (prompts, responses, …)"),
     ],
 )
 def test_a_reward_function_that_cannot_be_imported_is_named(desk: Desk, function: str, module: str, words: str):
@@ -630,7 +636,8 @@ def test_a_column_that_a_reward_function_asks_for_must_be_in_all_rows(desk: Desk
     desk.write("prompts.jsonl", jsonl(*rows, {"prompt": "5", "lable": "x"}))
     assert desk.refused(ONLY_PPO) == (
         "rewarding:letters asks for the column 'label', which the row prompts.jsonl:6 does not have; its columns: "
-        "'lable'. Rename the parameter, give it a default, or add the column"
+        "'lable'. Rename the parameter (prompts and responses are the lists of text), give it a default, or add the "
+        "column"
     )
     desk.write("prompts.jsonl", jsonl(*rows))
     assert "the row test_prompts.jsonl:1 does not have" in desk.refused()

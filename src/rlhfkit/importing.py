@@ -6,8 +6,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import reduce
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from rlhfkit.errors import ConfigError, RlhfkitError
 
@@ -34,8 +35,14 @@ def import_named(name: str, *, setting: str, error: type[RlhfkitError]) -> Calla
         ) from missing
     except (Exception, SystemExit) as failure:
         raise error(_failed_import(name, setting, failure)) from failure
-    function = getattr(module, function_name, None)
+    function = reduce(lambda found, part: getattr(found, part, None), function_name.split("."), cast("Any", module))
     if function is None:
+        if module_name == "__main__":
+            script = getattr(module, "__file__", None) or "of no file"
+            raise ConfigError(
+                f"{setting} {name!r}: the script that runs, {script}, has no function {function_name!r}; `__main__` is "
+                "a script that calls rlhfkit from Python; for the command line give the name of your file, without .py"
+            )
         raise ConfigError(
             f"{setting} {name!r}: {module_name} has no function {function_name!r}{_suggestion(function_name, module)}"
         )
@@ -59,7 +66,7 @@ def _failed_import(name: str, setting: str, error: BaseException) -> str:
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename}:{frame.lineno}"
-    return f"{setting} {name!r}: importing its module raised {told_error(error)} (at {where}); mend the module"
+    return f"{setting} {name!r}: importing its module raised {told_error(error)} (at {where}); correct the module"
 
 
 def _suggestion(wanted: str, module: ModuleType) -> str:

@@ -47,7 +47,7 @@ def test_a_class_is_a_factory():
             r"there is no module 'no_worlds'; write `package\.module:function`, importable",
         ),
         ("my_worlds:Helo", ConfigError, r"my_worlds has no function 'Helo'; did you mean 'Hello'\?"),
-        ("my_broken_worlds:Hello", EnvError, r"importing its module raised ZeroDivisionError: .*; mend the module"),
+        ("my_broken_worlds:Hello", EnvError, r"importing its module raised ZeroDivisionError: .*; correct the module"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_told(desk, name, error, message):
@@ -72,3 +72,82 @@ def test_a_name_that_leads_nowhere_is_told(desk, name, error, message):
 def test_a_factory_that_makes_no_environment_is_told(name, message):
     with pytest.raises(EnvError, match=message):
         load_factory(name)()
+
+
+WAYS = """
+from rlhfkit.envs.text import TextStep
+
+class Base:
+    def reset(self, seed):
+        return "Say hello:"
+    def step(self, response):
+        return TextStep("", float("hello" in response), terminated=True)
+
+class Seedless(Base):
+    def reset(self, split="train"):
+        return split
+
+class ByKeyword(Base):
+    def reset(self, *, seed=None):
+        return "Say hello:"
+
+class WithOptions(Base):
+    def reset(self, seed=None, options=None):
+        return "Say hello:"
+
+class Unused(Base):
+    def reset(self, _seed):
+        return "Say hello:"
+    def step(self, action):
+        return TextStep("", 0.0, terminated=True)
+
+class TwoArguments(Base):
+    def step(self, response, tokens):
+        return TextStep("", 0.0, terminated=True)
+
+class Waits(Base):
+    async def step(self, response):
+        return TextStep("", 0.0, terminated=True)
+
+class Sized(Base):
+    def __init__(self, size):
+        self.size = size
+
+async def coming():
+    return Base()
+"""
+
+
+@pytest.mark.parametrize("name", ["WithOptions", "Unused"])
+def test_a_seed_goes_to_a_parameter_that_is_meant_for_it(desk, name):
+    (desk / "my_broken_worlds.py").write_text(WAYS)
+    assert load_factory(f"my_broken_worlds:{name}")().reset(0) == "Say hello:"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Seedless", r"Seedless\.reset takes \(split='train'\); expected \(seed\)"),
+        ("ByKeyword", r"ByKeyword\.reset takes \(\*, seed=None\); expected \(seed\)"),
+        ("TwoArguments", r"TwoArguments\.step takes \(response, tokens\); expected \(response\)"),
+        ("Waits", r"Waits\.step is a coroutine; expected a plain method"),
+    ],
+)
+def test_a_method_that_would_take_something_else_is_refused(desk, name, message):
+    (desk / "my_broken_worlds.py").write_text(WAYS)
+    with pytest.raises(EnvError, match=message):
+        load_factory(f"my_broken_worlds:{name}")()
+
+
+def test_a_factory_that_is_a_coroutine_is_refused_at_once(desk):
+    (desk / "my_broken_worlds.py").write_text(WAYS)
+    with pytest.raises(ConfigError, match="coming' is a coroutine; expected a plain function"):
+        load_factory("my_broken_worlds:coming")
+
+
+def test_a_factory_that_wants_arguments_is_refused_at_once(desk):
+    (desk / "my_broken_worlds.py").write_text(WAYS)
+    with pytest.raises(
+        ConfigError, match=r"Sized' takes \(size\); expected a class or a function .* without arguments"
+    ):
+        load_factory("my_broken_worlds:Sized")

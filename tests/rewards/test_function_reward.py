@@ -1,3 +1,4 @@
+import asyncio
 import sys
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.rewards import FunctionReward
 
 MODULE = """
+import asyncio
+import functools
+
 def length(prompts, responses):
     return [float(len(response)) for response in responses]
 
@@ -25,6 +29,89 @@ def number_of_columns(prompts, responses, **columns):
 
 def any_arguments(*texts):
     return [len(text) for text in texts[1]]
+
+def as_trl_calls_it(completions, solution):
+    return [1.0 if wanted in text else 0.0 for text, wanted in zip(completions, solution)]
+
+def as_trl_calls_it_with_more(completions, solution, **kwargs):
+    return [float(wanted in text) + len(kwargs["prompts"]) for text, wanted in zip(completions, solution)]
+
+def column_first(label, responses):
+    return [float(r == l) for r, l in zip(responses, label)]
+
+def prompts_are_not_looked_at(_, responses):
+    return [float(len(response)) for response in responses]
+
+def one_at_a_time(prompt, response, label="b"):
+    return float(response == label)
+
+def one_at_a_time_by_annotation(prompts: str, responses: "str") -> float:
+    return float(len(responses))
+
+async def waits(prompts, responses):
+    await asyncio.sleep(0)
+    return [float(len(response)) for response in responses]
+
+async def waits_for_each(response):
+    await asyncio.sleep(0.01 if response == "a" else 0)
+    return float(len(response))
+
+def yields(prompts, responses):
+    for response in responses:
+        yield len(response)
+
+def yields_and_raises(prompts, responses):
+    yield 1.0
+    raise KeyError("lost")
+
+def by_keyword_only(*, responses, label):
+    return [float(r == l) for r, l in zip(responses, label)]
+
+def by_place_only(prompts, responses, /):
+    return [float(len(response)) for response in responses]
+
+def wrapped(function):
+    return lambda *args, **kwargs: function(*args, **kwargs)
+
+hidden = wrapped(length_of_prompt)
+decorated = functools.wraps(length_of_prompt)(wrapped(length_of_prompt))
+
+class Judge:
+    def __init__(self, bonus=0.0):
+        self.bonus = bonus
+    def __call__(self, prompts, responses):
+        return [len(response) + self.bonus for response in responses]
+    def score(self, responses):
+        return [float(len(response)) for response in responses]
+
+class Unready(Judge):
+    def __init__(self, path):
+        pass
+
+class NoJudge:
+    pass
+
+judge = Judge(10.0)
+
+def scaled(factor, prompts, responses):
+    return [factor * len(response) for response in responses]
+
+doubled = functools.partial(scaled, 2.0)
+
+def one_score(prompts, responses):
+    return 0.5
+
+def by_names_of_others(queries, outputs):
+    return [0.0] * len(outputs)
+
+def only_prompts(prompts, label):
+    return [0.0] * len(prompts)
+
+def lists_and_one(prompts, response):
+    return [0.0] * len(prompts)
+
+def stray_by_place(label, /, responses):
+    return [0.0] * len(responses)
 
 def raises(prompts, responses):
     return _fail(responses)
@@ -47,8 +134,8 @@ def not_a_number(prompts, responses):
 def too_few(prompts, responses):
     return [1.0] * (len(responses) - 1)
 
-def swapped(responses, prompts):
-    return [0.0] * len(responses)
+def other_order(responses, prompts):
+    return [float(len(response)) for response in responses]
 
 def one_list(texts):
     return [0.0] * len(texts)
@@ -97,8 +184,49 @@ def test_variadic_keywords_get_the_columns_that_all_rows_have(build, make_episod
     assert reward.score(uneven).tolist() == [1.0, 1.0]
 
 
-def test_variadic_positionals_are_accepted(build, make_episodes):
-    assert build("my_rewards:any_arguments").score(make_episodes("abc")).tolist() == [3.0]
+@pytest.mark.parametrize(
+    ("function", "scores"),
+    [
+        ("other_order", [1.0, 2.0]),
+        ("as_trl_calls_it", [1.0, 0.0]),
+        ("as_trl_calls_it_with_more", [3.0, 2.0]),
+        ("column_first", [0.0, 1.0]),
+        ("prompts_are_not_looked_at", [1.0, 2.0]),
+        ("one_at_a_time", [0.0, 1.0]),
+        ("one_at_a_time_by_annotation", [1.0, 2.0]),
+        ("waits", [1.0, 2.0]),
+        ("waits_for_each", [1.0, 2.0]),
+        ("yields", [1.0, 2.0]),
+        ("by_keyword_only", [0.0, 1.0]),
+        ("by_place_only", [1.0, 2.0]),
+        ("decorated", [8.0, 8.0]),
+        ("Judge", [1.0, 2.0]),
+        ("judge", [11.0, 12.0]),
+        ("judge.score", [1.0, 2.0]),
+        ("doubled", [2.0, 4.0]),
+    ],
+)
+def test_parameters_are_bound_by_their_names(build, make_episodes, function, scores):
+    episodes = make_episodes("a", "bc", label=["b", "bc"], solution=["a", "x"])
+    assert build(f"my_rewards:{function}").score(episodes).tolist() == scores
+
+
+def test_a_coroutine_runs_beside_a_loop_that_runs_already(build, make_episodes):
+    async def notebook():
+        return build("my_rewards:waits").score(make_episodes("abc")).tolist()
+
+    assert asyncio.run(notebook()) == [3.0]
+
+
+def test_a_generator_that_fails_is_an_error_of_the_function(build, make_episodes):
+    with pytest.raises(RewardError, match=r"my_rewards:yields_and_raises raised KeyError: 'lost' \(at .*my_rewards"):
+        build("my_rewards:yields_and_raises").score(make_episodes("a", "b"))
+
+
+def test_a_function_of_the_script_itself_can_be_named(make_episodes, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "length", lambda responses: [1.0] * len(responses), raising=False)
+    reward = FunctionReward(FunctionRewardConfig(type="function", function="__main__:length"))
+    assert reward.score(make_episodes("a", "b")).tolist() == [1.0, 1.0]
 
 
 def test_missing_column_names_the_row_and_its_columns(build, make_episodes):
@@ -128,6 +256,7 @@ def test_exception_names_function_error_and_line(build, make_episodes):
         ("nothing", "my_rewards:nothing returned None, not a list of numbers"),
         ("not_a_number", "my_rewards:not_a_number returned nan"),
         ("too_few", r"my_rewards:too_few returned 1 score for 2 responses"),
+        ("one_score", r"my_rewards:one_score returned 0\.5, not a list of numbers: one score for 2 responses"),
     ],
 )
 def test_bad_scores_name_the_function(build, make_episodes, function, words):
@@ -141,10 +270,19 @@ def test_bad_scores_name_the_function(build, make_episodes, function, words):
         ("no_such_module:length", "no module 'no_such_module'"),
         ("my_rewards.inner:length", "no module 'my_rewards.inner'"),
         ("my_rewards:lenght", "did you mean 'length'"),
-        ("my_rewards:zzz", "its functions: any_arguments, exits, length"),
+        ("my_rewards:zzz", "its functions: Judge, NoJudge, Unready, any_arguments"),
         ("my_rewards:constant", "of type float, not a function"),
-        ("my_rewards:swapped", r"takes \(responses, prompts\); expected \(prompts, responses"),
-        ("my_rewards:one_list", r"takes \(texts\); expected \(prompts, responses"),
+        ("my_rewards:one_list", r"takes \(texts\); expected \(prompts, responses.*rename the one that is"),
+        ("my_rewards:any_arguments", r"takes \(\*texts\); expected \(prompts, responses"),
+        ("my_rewards:by_names_of_others", r"takes \(queries, outputs\); expected \(prompts, responses"),
+        ("my_rewards:only_prompts", r"takes \(prompts, label\); expected .* none of these is called responses"),
+        ("my_rewards:lists_and_one", r"takes \(prompts, response\); expected .* name all of them alike"),
+        ("my_rewards:hidden", r"takes \(\*args, \*\*kwargs\); expected .*functools\.wraps"),
+        ("my_rewards:stray_by_place", r"label has no name to be called by"),
+        ("my_rewards:Unready", r"is a class that cannot be made without arguments \(missing .* 'path'"),
+        ("my_rewards:NoJudge", "is a class without __call__"),
+        ("operator:eq", r"takes \(a, b, /\); expected"),
+        ("__main__:no_such_function", r"the script that runs, .*, has no function 'no_such_function'.*command line"),
     ],
 )
 def test_a_name_that_cannot_be_used_is_a_config_error(build, function, words):
@@ -164,9 +302,3 @@ def test_a_name_that_cannot_be_used_is_a_config_error(build, function, words):
 def test_a_module_that_fails_on_import_is_named_with_its_line(build, module, words):
     with pytest.raises(RewardError, match=words):
         build(f"{module}:f")
-
-
-def test_functions_of_the_standard_library_can_be_used(build, make_episodes):
-    # operator.eq has no readable meaning as a reward; it shows that a callable written in C is called all the same.
-    with pytest.raises(RewardError, match=r"operator:eq returned"):
-        build("operator:eq").score(make_episodes("a", "b", "c"))

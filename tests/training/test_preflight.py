@@ -116,3 +116,18 @@ def test_rounding_in_bfloat16_passes():
     frozen = tiny.language_model(dtype=torch.bfloat16)
     trainer.rollout.reference = lambda sequences: frozen.logprobs(sequences, temperature=1.0)
     check(trainer, reference=trainer.rollout.reference)
+
+
+def test_scores_that_are_all_the_same_come_with_the_responses_that_got_them(trainer):
+    long = "x" * 1000 + " ends so"
+    samples = [{"prompt": p, "response": r, "score": 2.0} for p, r in ((long, ""), ("b", long), ("c", "d"), ("e", "f"))]
+    with pytest.raises(TrainingError, match="nothing to learn") as caught:
+        check(trainer, scores=torch.full((8,), 2.0), samples=samples)
+    _, *shown = str(caught.value).splitlines()
+    assert [line.rpartition("response ")[2][-13:] for line in shown] == [
+        "'' → score 2",
+        "x'… → score 2",
+        "'d' → score 2",
+    ]
+    assert shown[0].startswith("  prompt …'xx") and "ends so' → response '' → " in shown[0]
+    assert all(len(line) < 300 for line in shown)

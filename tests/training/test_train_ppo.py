@@ -416,3 +416,12 @@ def test_the_clip_range_may_fall_to_zero_over_the_iterations():
         for trainer.iteration in range(4):
             ranges.append(trainer.clip_range)
     assert ranges == pytest.approx([0.2, 0.15, 0.1, 0.05, 0.2, 0.2, 0.2, 0.2])
+
+
+def test_the_responses_that_a_check_refuses_are_there_to_be_looked_at(tmp_path):
+    def refuse(experience):
+        raise TrainingError("nothing to learn")
+
+    with pytest.raises(TrainingError, match="nothing to learn"):
+        run(tiny.trainer(settings(num_samples=3)), tmp_path, check_first=refuse)
+    assert [json.loads(line)["iteration"] for line in samples(tmp_path).splitlines()] == [0, 0, 0]

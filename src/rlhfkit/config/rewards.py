@@ -41,7 +41,7 @@ class FunctionRewardConfig(Section):
     """A Python function over lists of prompts and responses that returns one number for each."""
 
     type: Literal["function"]
-    function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    function: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
     """`package.module:function`, importable from the working directory."""
 
 

@@ -1,9 +1,11 @@
 """A Python function as a reward."""
 
+import asyncio
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import torch
 
@@ -11,6 +13,7 @@ from rlhfkit.config.schema import FunctionRewardConfig
 from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.importing import import_named, told_error
 from rlhfkit.records import Prompt
+from rlhfkit.rewards.binding import Binding, bind
 from rlhfkit.rewards.source import ScoredText, check_scores
 
 __all__ = ["FunctionReward"]
@@ -19,12 +22,17 @@ __all__ = ["FunctionReward"]
 class FunctionReward:
     """Scores that the user's function returns.
 
-    The function gets all prompts and all responses, in this order, and returns one number per response:
+    Its parameters are bound by their names (see `binding.py`): all prompts and all responses, and the columns of the
+    prompts' rows, each as a list, for which it returns one number per response:
 
         def politeness(prompts: list[str], responses: list[str], label: list[str]) -> list[float]: ...
 
-    Each further parameter is filled with the column of that name of the prompts' rows, as a list; `**columns` gets
-    every column that all of the rows have.
+    or, where the names are singular, one of each, for which it returns one number:
+
+        def brevity(prompt: str, response: str) -> float: ...
+
+    `**columns` gets every column that all of the rows have. The function may be a coroutine, a generator, an object
+    that can be called, or a class of such objects.
     """
 
     def __init__(self, config: FunctionRewardConfig) -> None:
@@ -34,8 +42,8 @@ class FunctionReward:
         the module fails while it is imported.
         """
         self.name = config.function
-        self._function = import_named(config.function, setting="reward.function", error=RewardError)
-        self._columns, self._takes_all = _wanted_columns(self._function, config.function)
+        self._function = _made(import_named(config.function, setting="reward.function", error=RewardError), self.name)
+        self._binding = bind(self._function, config.function)
 
     def score(self, episodes: Sequence[ScoredText]) -> torch.Tensor:
         """Scores (B,) that the function returns.
@@ -43,14 +51,19 @@ class FunctionReward:
         Raises: RewardError where the function raises, asks for a column that a row lacks, or does not return one
         finite number per response.
         """
-        prompts = [episode.prompt_text for episode in episodes]
-        responses = [episode.response for episode in episodes]
-        columns = self.columns_of([episode.prompt for episode in episodes])
+        given = self.columns_of([episode.prompt for episode in episodes])
+        texts = {
+            "prompts": [episode.prompt_text for episode in episodes],
+            "responses": [episode.response for episode in episodes],
+        }
+        given |= {name: texts[what] for name, what in self._binding.names.items()}
+        if self._binding.takes_all:
+            given |= {name: texts[name] for name in texts if name not in self._binding.names.values()}
         try:
-            scores = self._function(prompts, responses, **columns)
+            scores = self._called(given, len(episodes))
         except (Exception, SystemExit) as error:  # sys.exit() there would end the run as if it were done
             raise RewardError(
-                f"{self.name} raised {told_error(error)} (at {_where(error, self._function)}); mend the function: a "
+                f"{self.name} raised {told_error(error)} (at {_where(error, self._function)}); correct the function: a "
                 "reward that fails must not become a number"
             ) from error
         return check_scores(scores, episodes, source=self.name)
@@ -61,7 +74,7 @@ class FunctionReward:
         Raises: RewardError where a prompt's row lacks a column.
         """
         filled: dict[str, list[Any]] = {}
-        for column, required in self._columns.items():
+        for column, required in self._binding.columns.items():
             lacking = [prompt for prompt in prompts if column not in prompt.columns]
             if not lacking:
                 filled[column] = [prompt.columns[column] for prompt in prompts]
@@ -69,32 +82,68 @@ class FunctionReward:
                 there = ", ".join(map(repr, sorted(lacking[0].columns))) or "none"
                 raise RewardError(
                     f"{self.name} asks for the column {column!r}, which the row {lacking[0].origin or 'of a prompt'} "
-                    f"does not have; its columns: {there}. Rename the parameter, give it a default, or add the column"
+                    f"does not have; its columns: {there}. Rename the parameter (prompts and responses are the lists "
+                    "of text), give it a default, or add the column"
                 )
-        if self._takes_all and prompts:
+        if self._binding.takes_all and prompts:
             everywhere = set.intersection(*(set(prompt.columns) for prompt in prompts))
-            for column in sorted(everywhere - set(filled)):
+            for column in sorted(everywhere - set(filled) - set(self._binding.names) - {"prompts", "responses"}):
                 filled[column] = [prompt.columns[column] for prompt in prompts]
         return filled
 
+    def _called(self, given: Mapping[str, list[Any]], num: int) -> object:
+        """What the function returns, all at once or one response at a time; of a coroutine, what it comes to."""
+        if not self._binding.one_at_a_time:
+            (returned,) = _awaited([_call(self._function, self._binding, given)])
+            return _listed(returned)
+        rows = [{name: values[index] for name, values in given.items()} for index in range(num)]
+        return _awaited([_call(self._function, self._binding, row) for row in rows])
 
-def _wanted_columns(function: Callable[..., Any], name: str) -> tuple[dict[str, bool], bool]:
-    """Column → whether it is required, for the parameters after prompts and responses; and whether there is `**`."""
+
+def _made(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function itself; of a class whose objects can be called, an object.
+
+    Raises: ConfigError where an object needs arguments, or cannot be called; RewardError where making it fails.
+    """
+    if not inspect.isclass(function):
+        return function
+    if "__call__" not in dir(function):
+        raise ConfigError(f"reward.function {name!r} is a class without __call__; name a function, or add __call__")
     try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except ValueError:  # some callables written in C do not tell
-        return {}, False
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    names = [p.name for p in positional]
-    if (len(positional) < 2 and not variadic) or names[:1] == ["responses"] or names[1:2] == ["prompts"]:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"reward.function {name!r} takes ({', '.join(p.name for p in parameters)}); expected "
-            "(prompts, responses, …): two lists of text in this order, then names of columns"
-        )
-    further = [p for p in parameters if p not in positional[:2] and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    columns = {p.name: p.default is p.empty for p in further}
-    return columns, any(p.kind is p.VAR_KEYWORD for p in parameters)
+            f"reward.function {name!r} is a class that cannot be made without arguments ({error}); make an object of "
+            "it in the module, and name that"
+        ) from error
+    try:
+        made: object = function()
+    except (Exception, SystemExit) as error:
+        raise RewardError(f"{name}() raised {told_error(error)} (at {_where(error, function)})") from error
+    return cast("Callable[..., Any]", made)
+
+
+def _call(function: Callable[..., Any], binding: Binding, given: Mapping[str, Any]) -> Any:
+    by_place = [given[name] for name in binding.by_place]
+    return function(*by_place, **{name: value for name, value in given.items() if name not in binding.by_place})
+
+
+def _awaited(returned: list[Any]) -> list[Any]:
+    """What was returned, with what coroutines among it come to, run side by side."""
+    if not any(inspect.isawaitable(value) for value in returned):
+        return returned
+
+    async def all_of_them() -> list[Any]:
+        return list(await asyncio.gather(*returned))
+
+    with ThreadPoolExecutor(1) as thread:  # a notebook's loop runs in this one already
+        return thread.submit(asyncio.run, all_of_them()).result()
+
+
+def _listed(scores: object) -> object:
+    """Scores that come in order and are no list, as of a generator, as one."""
+    is_ordered = isinstance(scores, Iterable) and not isinstance(scores, str | bytes | Mapping | Set | torch.Tensor)
+    return list(scores) if is_ordered and not hasattr(scores, "__len__") else scores  # type: ignore[call-overload]
 
 
 def _where(error: BaseException, function: Callable[..., Any]) -> str:

@@ -1,5 +1,8 @@
 """The one protocol of all rewards."""
 
+import decimal
+import math
+import numbers
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,33 +40,57 @@ class RewardSource(Protocol):
         ...
 
 
-def check_scores(
-    scores: Sequence[float] | torch.Tensor, episodes: Sequence[ScoredText], *, source: str
-) -> torch.Tensor:
+def check_scores(scores: object, episodes: Sequence[ScoredText], *, source: str) -> torch.Tensor:
     """`scores` as a float32 tensor (B,), once they are one finite number per episode.
 
+    A list, or what can be listed in order: a tensor, an array, a column of a table. True is 1, and False 0.
     Raises: RewardError, naming `source`, the first bad index and its value.
     """
-    try:
-        tensor = torch.as_tensor(scores, dtype=torch.float32).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise _not_numbers(scores, source) from error
-    if tensor.dim() == 0:
-        raise _not_numbers(scores, source)
-    if tensor.shape != (len(episodes),):
-        plural = "s" * (len(tensor) != 1)
-        returned = f"{len(tensor)} score{plural}" if tensor.dim() == 1 else f"scores of shape {tuple(tensor.shape)}"
+    listed = scores.tolist() if hasattr(scores, "tolist") else scores
+    num = len(episodes)
+    if isinstance(listed, numbers.Number):
         raise RewardError(
-            f"{source} returned {returned} for {len(episodes)} responses; return one float per response, in order"
+            f"{source} returned {reprlib.repr(listed)}, not a list of numbers: one score for {num} responses; return a "
+            "list with one float per response, in order"
         )
+    if not isinstance(listed, Sequence) or isinstance(listed, str | bytes):
+        raise _not_numbers(scores, source, f"but {type(scores).__name__}")
+    if any(isinstance(value, list | tuple) for value in listed):
+        shape = ", ".join(map(str, getattr(scores, "shape", (len(listed), "…"))))
+        raise RewardError(
+            f"{source} returned scores of shape ({shape}) for {num} responses; return one float per response, in order"
+        )
+    if len(listed) != num:
+        scored = f"{len(listed)} score{'s' * (len(listed) != 1)}"
+        raise RewardError(f"{source} returned {scored} for {num} responses; return one float per response, in order")
+    found = [_number(value) for value in listed]
+    if None in found:
+        index = found.index(None)
+        raise _not_numbers(scores, source, f"{reprlib.repr(listed[index])} for response {index}")
+    tensor = torch.tensor(found, dtype=torch.float64).to(torch.float32)
     bad = (~torch.isfinite(tensor)).nonzero().flatten().tolist()
     if bad:
         response = episodes[bad[0]].response
         raise RewardError(
             f"{source} returned {tensor[bad[0]].item()} for response {bad[0]} ({response[:60]!r}) and "
-            f"{len(bad)} of {len(episodes)} scores are not finite; return finite numbers"
+            f"{len(bad)} of {num} scores are not finite; return finite numbers"
         )
     return tensor
+
+
+def _number(value: object) -> float | None:
+    """A number of any library as a float; None for what is no number."""
+    if hasattr(value, "item"):  # of numpy and torch
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError):  # several numbers
+            return None
+    if not isinstance(value, numbers.Real | decimal.Decimal):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # an integer of more than 308 digits; of which sign does not matter
 
 
 def references_of(prompts: Sequence[Prompt], *, wanted_by: str) -> list[tuple[str, ...]]:
@@ -81,7 +108,7 @@ def references_of(prompts: Sequence[Prompt], *, wanted_by: str) -> list[tuple[st
     return [prompt.references for prompt in prompts]
 
 
-def _not_numbers(scores: object, source: str) -> RewardError:
+def _not_numbers(scores: object, source: str, what: str) -> RewardError:
     return RewardError(
-        f"{source} returned {reprlib.repr(scores)}, not a list of numbers; return one float per response"
+        f"{source} returned {reprlib.repr(scores)}, not a list of numbers ({what}); return one float per response"
     )

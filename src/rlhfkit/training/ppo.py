@@ -185,14 +185,21 @@ def train_ppo(
     """
     config = trainer.config
     last_save = time.monotonic()
+
+    def seen_first(experience: Experience) -> None:
+        log.write_samples(stage, 0, experience.samples)  # before the check, which sends people to look at them
+        if check_first is not None:
+            check_first(experience)
+
     trainer.watch.recall(log.rows(stage, labels=labels) if trainer.iteration else ())
     with checkpoints, interrupts_wait("this iteration") as interrupted:
         while trainer.iteration < config.iterations and trainer.stopped is None:
             iteration = trainer.iteration
-            experience, metrics = run_iteration(trainer, check_first=check_first)
+            experience, metrics = run_iteration(trainer, check_first=seen_first)
             metrics |= trainer.watch.after(iteration, metrics, trainer, checkpoints, progress.warn)
             log.write(stage, iteration, metrics, labels=labels)
-            log.write_samples(stage, iteration, experience.samples)
+            if iteration:
+                log.write_samples(stage, iteration, experience.samples)
             progress.advance(1, experience.headline)
             is_last = trainer.stopped is not None or trainer.iteration == config.iterations
             best = trainer.watch.rank(iteration)

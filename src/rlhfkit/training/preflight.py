@@ -19,6 +19,8 @@ MEAN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 ENGINE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 5.0, torch.float16: 2.0}
 ENGINE_MEAN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
+NUM_SHOWN, LENGTH_SHOWN = 3, 200
+
 CAUSES = {
     "noise": "the same tokens get other logprobs when they are evaluated again; is dropout on?",
     "padding": "a row's logprobs change with its neighbours, so the model does not treat padding rightly",
@@ -66,9 +68,25 @@ def check_first_experience(
     if len(scores) > 1 and scores.min() == scores.max():
         raise TrainingError(
             f"before the first update: all {len(scores)} scores are {float(scores[0]):g}, so there is nothing to "
-            "learn; look at the reward source, and at penalties that may hide it"
+            f"learn; look at the reward source, and at penalties that may hide it{_shown(experience)}"
         )
     return {f"preflight/{name}": largest for name, (largest, _) in measured.items()}
+
+
+def _shown(experience: Experience) -> str:
+    """The first responses with their prompts and scores, for somebody who looks for what the reward makes of them."""
+    return "".join(
+        f"\n  prompt {_short(sample['prompt'], end=True)} → response {_short(sample['response'])} → score "
+        f"{sample['score']:g}"
+        for sample in experience.samples[:NUM_SHOWN]
+    )
+
+
+def _short(text: str, *, end: bool = False) -> str:
+    """A text in quotes, cut; of a prompt the end says more, which is next to the response."""
+    if len(text) <= LENGTH_SHOWN:
+        return repr(text)
+    return f"…{text[-LENGTH_SHOWN:]!r}" if end else f"{text[:LENGTH_SHOWN]!r}…"
 
 
 def first_differences(
