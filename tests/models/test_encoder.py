@@ -220,6 +220,23 @@ def test_response_comes_back_from_its_tokens(make, response):
     assert encoder.decode(encoder.response_ids(Prompt("a"), response)) == response
 
 
+GEMMA_LIKE = (
+    "{% for m in messages %}<start_of_turn>{{ m['role'] }}\n{{ m['content'] }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>assistant\n{% endif %}"
+)
+
+
+def test_a_response_ends_with_what_the_template_writes_before_it_ends_with_eos():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
+    encoder = Encoder(tokenizer, chat_template=GEMMA_LIKE)
+    assert encoder.eos_ids == (tokenizer.convert_tokens_to_ids("<end_of_turn>"), EOS)
+
+
+def test_without_an_ending_of_the_template_a_response_ends_with_eos(encoder):
+    assert encoder.eos_ids == (EOS,)
+
+
 # ── cutting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

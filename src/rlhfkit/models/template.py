@@ -1,44 +1,22 @@
 """Text into tokens, the same way for SFT, reward model, PPO and evaluation."""
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from rlhfkit.errors import ConfigError, DataError
+from rlhfkit.models.chat_template import TRANSCRIPT_TEMPLATE, ChatTemplate, read_template
+from rlhfkit.models.turns import Turns, read_turns
 from rlhfkit.records import Message, Prompt
 
 __all__ = ["TRANSCRIPT_TEMPLATE", "EncodedPrompt", "Encoder", "read_template"]
 
-# For a tokenizer that has no chat template: transcripts in which the speakers are named, as in Anthropic's HH data. The
-# line breaks are in expressions, since Jinja, as transformers sets it up, drops one that follows a tag.
-TRANSCRIPT_TEMPLATE = (
-    "{% for m in messages %}"
-    "{% if m['role'] == 'system' %}{{ m['content'] }}"
-    "{% else %}{{ '\\n\\nHuman: ' if m['role'] == 'user' else '\\n\\nAssistant: ' }}{{ m['content'] }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
-)
-
 TRANSCRIPT_MARKS = ("\n\nHuman: ", "\n\nAssistant:")
-
-
-def read_template(path: str) -> str:
-    """The Jinja chat template in a file.
-
-    Raises: ConfigError where the file is missing or is not Jinja.
-    """
-    try:
-        template = Path(path).read_text(encoding="utf-8")
-        jinja2.Environment().parse(template)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"model.chat_template = {path!r} cannot be read ({error}); give a Jinja file") from error
-    except jinja2.TemplateSyntaxError as error:
-        raise ConfigError(f"model.chat_template {path}:{error.lineno} is not Jinja: {error.message}") from error
-    return template
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +52,30 @@ class Encoder:
         is_plain = tokenizer.decode([*once, *once]) == 2 * str(tokenizer.decode(once))
         self._lead_in = "" if is_plain else "\n"
         self._lead_in_ids = self._ids(self._lead_in, add_special_tokens=False)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template, which renders."""
+        return ChatTemplate(self.chat_template, self.tokenizer.special_tokens_map)
+
+    @cached_property
+    def turns(self) -> Turns:
+        """What the template writes around turns."""
+        return read_turns(self.template, self._marks)
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a response: first the one that the template ends the assistant's turn with, then EOS."""
+        written = self._marks.findall(self.turns.ending)
+        ending = self.tokenizer.convert_tokens_to_ids(written[-1:])
+        return tuple(dict.fromkeys([*ending, self.eos_id]))
+
+    @cached_property
+    def _marks(self) -> re.Pattern[str]:
+        """Finds the tokens that tokenizers add for templates to mark turns with."""
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        names = sorted((name for name in added if name.strip()), key=lambda name: (-len(name), name))
+        return re.compile("|".join(re.escape(name) for name in names) or "(?!)")
 
     @property
     def template_hash(self) -> str:

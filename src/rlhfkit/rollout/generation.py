@@ -160,12 +160,12 @@ class _Decode(_Pass):
 
 
 def stop_ids(model: LanguageModel, stop_tokens: Sequence[str]) -> tuple[set[int], set[int]]:
-    """Ids that end a response: (EOS and what the model's generation config counts as EOS, the recipe's stop tokens).
+    """Ids that end a response: (EOS, the template's ending and the generation config's EOS, the recipe's stop tokens).
 
     Raises: ConfigError where a stop token is not a single token.
     """
     configured = getattr(model.causal_lm.generation_config, "eos_token_id", None)
-    eos = {model.encoder.eos_id} | set(configured if isinstance(configured, list) else [configured])
+    eos = {*model.encoder.eos_ids} | set(configured if isinstance(configured, list) else [configured])
     return {int(token) for token in eos if token is not None}, stop_token_ids(model.encoder, stop_tokens)
 
 
