@@ -67,7 +67,7 @@ class Encoder:
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end a response: first the one that the template ends the assistant's turn with, then EOS."""
         written = self._marks.findall(self.turns.ending)
-        ending = self.tokenizer.convert_tokens_to_ids(written[-1:])
+        ending = [self.tokenizer.added_tokens_encoder[name] for name in written[-1:]]
         return tuple(dict.fromkeys([*ending, self.eos_id]))
 
     @cached_property
