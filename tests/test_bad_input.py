@@ -1009,6 +1009,7 @@ def test_a_misspelt_path_is_told_before_the_files_that_it_would_have_named(desk:
     )
 
 
+@pytest.mark.thorough
 def test_a_real_interrupt_in_a_real_process_leaves_a_run_that_goes_on(desk: Desk):
     desk.write("rewarding.py", FAILS_LATER.format("open('here', 'w').close(); import time; time.sleep(60)"))
     command = [sys.executable, "-m", "rlhfkit", "run", "recipe.toml", "--run-dir", "run", ONLY_PPO]

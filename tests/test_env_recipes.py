@@ -86,6 +86,7 @@ def ppo_metrics(run_dir):
 # ── guess ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_the_guess_recipe_runs_two_iterations_at_reduced_size(tmp_path):
     run_dir = run(tmp_path / "guess")
     assert tuple(run_dir.finished_stages()) == ("pretrain", "ppo", "evaluate")
@@ -102,6 +103,7 @@ def test_the_guess_recipe_runs_two_iterations_at_reduced_size(tmp_path):
     assert all(sample["prompt"] == "A number from 1 to 7. Guess:" for sample in samples)
 
 
+@pytest.mark.thorough
 def test_a_run_in_an_environment_that_is_killed_ends_with_the_same_bits(desk):
     whole = run(desk / "whole")
     for name, completed in (("ppo", 1), ("evaluate", 3)):
@@ -263,6 +265,7 @@ def test_an_environment_that_pays_by_itself_needs_neither_prompts_nor_reward_nor
     assert (recipe.uses_prompts, recipe.uses_reward) == (False, False)
 
 
+@pytest.mark.thorough
 def test_the_dialogue_recipe_runs_two_iterations_on_a_tiny_model(desk, directory_of: Directory):
     def transcript(number: int, last: str) -> str:
         return f"\n\nHuman: a{number}\n\nAssistant: b\n\nHuman: c\n\nAssistant: {last}"

@@ -116,6 +116,7 @@ def http(server, **settings):
     return PPO.replace("[reward]\n", f'[reward]\ntype = "http"\nurl = "http://127.0.0.1:{server.port}/"\n{lines}')
 
 
+@pytest.mark.thorough
 def test_a_server_that_fails_every_tenth_request_and_is_away_for_a_while_changes_no_bit(run, serve, tmp_path):
     run(tmp_path / "healthy", http(serve()), "stages=['pretrain', 'ppo']")
     ways = {3: "drop", 13: "error", 20: "close", 23: "half"}
@@ -137,6 +138,7 @@ def test_a_server_that_is_down_for_half_a_minute_changes_no_bit(run, serve, tmp_
     assert differences(tmp_path / "flaky", tmp_path / "healthy") == []
 
 
+@pytest.mark.thorough
 def test_a_server_that_stays_away_stops_the_run_which_goes_on_later(run, serve, tmp_path):
     run(tmp_path / "healthy", http(serve()))
     gone = serve(lambda number: "error" if number > 30 else None)
@@ -171,6 +173,7 @@ def too_much(prompts: list[str], responses: list[str]) -> list[float]:
     return [float(len(text)) for text in responses]
 
 
+@pytest.mark.thorough
 def test_memory_that_runs_out_is_an_error_with_the_phase_and_what_to_lower(run, tmp_path, monkeypatch):
     function = PPO.replace("[reward]\n", '[reward]\ntype = "function"\nfunction = "tests.test_faults:too_much"\n')
     with pytest.raises(
@@ -337,6 +340,7 @@ def hang(prompts: list[str], responses: list[str]) -> list[float]:
     return [float(len(text)) for text in responses]
 
 
+@pytest.mark.thorough
 def test_a_reward_that_hangs_is_named_while_it_hangs(run, tmp_path):
     recipe = PPO.replace("[reward]\n", '[reward]\ntype = "function"\nfunction = "tests.test_faults:hang"\n')
     HAS_HUNG.clear()
@@ -356,6 +360,7 @@ STAGES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("name", STAGES)
 def test_a_kind_kill_saves_and_leaves_and_the_run_goes_on(name, number, tmp_path):
@@ -433,6 +438,7 @@ def test_a_stage_does_not_go_on_with_other_data_than_it_began_with(run, with_fil
     run(directory, recipe)
 
 
+@pytest.mark.thorough
 def test_data_that_only_finished_stages_have_read_may_change_with_a_warning(run, with_file, tmp_path):
     recipe, prompts = with_file
     recipe = recipe.replace('stages = ["pretrain", "ppo"]', 'stages = ["pretrain", "reward_model", "ppo"]').replace(

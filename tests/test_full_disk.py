@@ -16,6 +16,8 @@ from rlhfkit.rundir import RunDir, write_atomically, write_directory_atomically
 from rlhfkit.training.checkpoint import Checkpoints
 from tests.killing import RECIPES, differences
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def mount(tmp_path):

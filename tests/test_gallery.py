@@ -33,6 +33,7 @@ HEALTHY = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("changes", HEALTHY.values(), ids=HEALTHY)
 def test_of_a_healthy_run_nothing_is_said_neither_while_it_trains_nor_afterwards(tmp_path, changes):
     seed = changes.get("seed", 0)
@@ -52,6 +53,7 @@ def control(directory, *overrides):
     return RunDir(directory)
 
 
+@pytest.mark.thorough
 def test_of_a_healthy_control_run_nothing_is_said(tmp_path):
     diagnosis = diagnose(control(tmp_path / "run"))
     assert (diagnosis.problems, diagnosis.passed) == ((), ())
@@ -78,6 +80,7 @@ class Negated:
         pass
 
 
+@pytest.mark.thorough
 def test_a_critic_with_the_wrong_sign(tmp_path):
     trainer = ppo_trainer(ppo_config())
     trainer.rollout = Negated(trainer.rollout)
@@ -86,11 +89,13 @@ def test_a_critic_with_the_wrong_sign(tmp_path):
     assert len(said) == 1 and "The critic foresees nothing (critic_useless)" in said[0]
 
 
+@pytest.mark.thorough
 def test_a_critic_that_does_not_learn(tmp_path):
     run, _ = train(ppo_trainer(ppo_config(value=ValueConfig(optim=rate(1e-12)))), tmp_path)
     assert named(run) == ["critic_useless"]
 
 
+@pytest.mark.thorough
 def test_a_learning_rate_of_almost_nothing(tmp_path):
     run, _ = train(ppo_trainer(ppo_config(optim=rate(1e-12))), tmp_path)
     assert named(run) == ["nothing_moves", "reward_flat"]
@@ -99,6 +104,7 @@ def test_a_learning_rate_of_almost_nothing(tmp_path):
     assert second.finding.follows_from == ("nothing_moves",)
 
 
+@pytest.mark.thorough
 def test_a_learning_rate_a_hundred_times_too_high(tmp_path):
     run, said = train(ppo_trainer(ppo_config(optim=rate(0.3))), tmp_path)
     assert named(run)[0] == "approx_kl_high"
@@ -109,6 +115,7 @@ def test_a_learning_rate_a_hundred_times_too_high(tmp_path):
     assert said[0].startswith("iteration 0: Updates are far too large (approx_kl_high)")
 
 
+@pytest.mark.thorough
 def test_no_leash_and_a_reward_that_can_be_hacked(tmp_path):
     config = ppo_config(kl=NO_LEASH)
     run, _ = train(ppo_trainer(config, lambda text: text.count("a"), max_response_tokens=32), tmp_path)
@@ -118,16 +125,19 @@ def test_no_leash_and_a_reward_that_can_be_hacked(tmp_path):
     assert kl.finding.evidence[0].numbers["recent"] > 50
 
 
+@pytest.mark.thorough
 def test_a_reward_of_length(tmp_path):
     run, _ = train(ppo_trainer(ppo_config(kl=NO_LEASH), lambda text: len(text) / 10, max_response_tokens=40), tmp_path)
     assert named(run) == ["length_runaway", "eos_lost"]
 
 
+@pytest.mark.thorough
 def test_a_reward_of_brevity(tmp_path):
     run, _ = train(ppo_trainer(ppo_config(kl=NO_LEASH), lambda text: -len(text) / 10, max_response_tokens=40), tmp_path)
     assert named(run)[0] == "length_collapse"
 
 
+@pytest.mark.thorough
 def test_a_reward_that_is_saturated(tmp_path):
     config = ppo_config(kl=NO_LEASH, optim=rate(1e-2), iterations=45)
     trainer = ppo_trainer(config, lambda text: float(bool(set(text) & set("abcdef"))), max_response_tokens=24)
@@ -137,6 +147,7 @@ def test_a_reward_that_is_saturated(tmp_path):
     assert problem.is_present
 
 
+@pytest.mark.thorough
 def test_a_reward_that_is_clipped_too_tightly(tmp_path):
     run, _ = train(ppo_trainer(ppo_config(clip_score=0.2)), tmp_path)
     (problem,) = diagnose(run).problems
@@ -144,17 +155,20 @@ def test_a_reward_that_is_clipped_too_tightly(tmp_path):
     assert problem.finding.remedies[0].words() == "ppo.clip_score from 0.2 to 0.6"
 
 
+@pytest.mark.thorough
 def test_a_constant_reward(tmp_path):
     run, _ = train(ppo_trainer(ppo_config(), lambda text: 1.0), tmp_path)
     assert named(run) == ["reward_saturated", "reward_flat"]
 
 
+@pytest.mark.thorough
 def test_an_entropy_bonus_that_is_too_high(tmp_path):
     run, _ = train(ppo_trainer(ppo_config(entropy_coef=5.0)), tmp_path)
     assert named(run) == ["entropy_rising", "reward_flat"]
     assert diagnose(run).problems[0].finding.remedies[0].words() == "ppo.entropy_coef from 5 to 0.5"
 
 
+@pytest.mark.thorough
 def test_a_policy_that_never_ends_by_itself(tmp_path):
     """EOS costs what no letter does, as where it was not learnt."""
     config = ppo_config(kl=NO_LEASH, optim=rate(1e-2))
@@ -162,6 +176,7 @@ def test_a_policy_that_never_ends_by_itself(tmp_path):
     assert named(run)[0] == "eos_lost"
 
 
+@pytest.mark.thorough
 def test_sampling_that_is_not_what_is_trained(tmp_path):
     """A reference at another temperature: the KL comes out negative."""
     config = ppo_config(kl=NO_LEASH)
@@ -175,16 +190,19 @@ def test_sampling_that_is_not_what_is_trained(tmp_path):
 # ── control ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_a_control_run_that_does_not_move(tmp_path):
     run = control(tmp_path / "run", "ppo.optim.learning_rate=1e-12")
     assert named(run) == ["nothing_moves", "reward_flat"]
     assert diagnose(run).problems[0].seeds == (0,)
 
 
+@pytest.mark.thorough
 def test_a_control_run_with_far_too_high_a_learning_rate(tmp_path):
     assert "approx_kl_high" in named(control(tmp_path / "run", "ppo.optim.learning_rate=0.8"))
 
 
+@pytest.mark.thorough
 def test_a_control_run_whose_bonus_keeps_it_random(tmp_path):
     assert named(control(tmp_path / "run", "ppo.entropy_coef=1000.0"))[0] == "entropy_rising"
 
@@ -197,6 +215,7 @@ def random_letters(num, seed):
     return [[dice.randint(2, 13) for _ in range(dice.randint(2, 6))] for _ in range(num)]
 
 
+@pytest.mark.thorough
 def test_a_reward_model_that_learns_noise_by_heart(tmp_path):
     words = random_letters(80, 0)
     pairs = [EncodedPair([*a, 1], [*b, 1], 0.0) for a, b in zip(words[:40], words[40:], strict=True)]
@@ -217,6 +236,7 @@ def good_pairs(num):
     return pairs
 
 
+@pytest.mark.thorough
 def test_a_reward_model_that_learns_is_healthy(tmp_path):
     config = RewardModelConfig(epochs=4, minibatch_pairs=16, validation_share=0.2, optim=rate(1e-2))
     assert named(train_pairs(good_pairs(150), config, tmp_path)) == []
@@ -229,6 +249,7 @@ def test_a_reward_model_whose_learning_rate_is_too_low(tmp_path):
     assert diagnose(run).problems[0].finding.remedies[0].setting == "reward_model.optim.learning_rate"
 
 
+@pytest.mark.thorough
 def test_fine_tuning_that_learns_its_rows_by_heart(tmp_path):
     texts = [LearntText([*row, 1], 1) for row in random_letters(24, 3)]
     config = SftConfig(epochs=60, minibatch_sequences=8, max_tokens=12, validation_share=0.3, optim=rate(3e-2))

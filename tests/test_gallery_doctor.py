@@ -257,6 +257,7 @@ def copy_of_model(desk, tmp_path, name="model"):
 # ── healthy ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_a_healthy_recipe_of_all_stages_is_not_accused(examine):
     found = examine()
     assert named(found) == {}
@@ -270,6 +271,7 @@ def test_a_healthy_recipe_of_chats_is_not_accused(examine):
     assert found["model.template"].verdict == "ok"
 
 
+@pytest.mark.thorough
 def test_a_healthy_recipe_with_preferences_and_temperature_is_not_accused(examine):
     found = examine(
         "reviews.toml",
@@ -283,12 +285,14 @@ def test_a_healthy_recipe_with_preferences_and_temperature_is_not_accused(examin
     assert found["reward.accuracy"].verdict == "ok"
 
 
+@pytest.mark.thorough
 def test_a_healthy_environment_is_not_accused(examine):
     found = examine(WORLD.format(world="Healthy"))
     assert named(found) == {}
     assert found["environment.episodes"].verdict == "ok"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("recipe", ["demo", "guess", "cartpole"])
 def test_healthy_shipped_recipes_are_not_accused(examine, recipe):
     assert named(examine(recipe)) == {}
@@ -304,6 +308,7 @@ def test_a_finished_run_is_looked_at_where_it_stands(examine, desk):
 # ── broken models and tokenizers ─────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_pad_that_is_eos_is_named(examine, desk, tmp_path):
     model = copy_of_model(desk, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -314,6 +319,7 @@ def test_pad_that_is_eos_is_named(examine, desk, tmp_path):
     assert "PAD is the same" in found["model.pad_and_eos"].seen
 
 
+@pytest.mark.thorough
 def test_another_eos_than_the_models_is_named(examine, desk, tmp_path):
     model = copy_of_model(desk, tmp_path)
     for name in ("config.json", "generation_config.json"):
@@ -324,6 +330,7 @@ def test_another_eos_than_the_models_is_named(examine, desk, tmp_path):
     assert "config.json says 77" in found["model.vocabulary"].seen
 
 
+@pytest.mark.thorough
 def test_a_larger_tokenizer_of_another_model_is_named(examine, desk, tmp_path):
     model = copy_of_model(desk, tmp_path)
     texts = [f"The quick {word} fox jumps over {word}{word} lazy dogs" for word in ("brown", "grey", "white")] * 9
@@ -333,6 +340,7 @@ def test_a_larger_tokenizer_of_another_model_is_named(examine, desk, tmp_path):
     assert "600 tokens, 400 embeddings: 200 tokens have none" in found["model.vocabulary"].seen
 
 
+@pytest.mark.thorough
 def test_a_tokenizer_of_another_model_and_the_same_size_is_named(examine, desk, tmp_path):
     model = copy_of_model(desk, tmp_path)
     tokenizer = json.loads((model / "tokenizer.json").read_text())
@@ -347,6 +355,7 @@ def test_a_tokenizer_of_another_model_and_the_same_size_is_named(examine, desk, 
     assert "the tokenizer of another model" in found["model.likelihood"].seen
 
 
+@pytest.mark.thorough
 def test_weights_that_were_never_trained_are_named(examine, desk, tmp_path):
     model = copy_of_model(desk, tmp_path)
     torch.manual_seed(0)
@@ -375,6 +384,7 @@ def test_pickled_weights_are_named(examine, desk, tmp_path):
     assert "safetensors" in found["model.files"].seen + found["model.files"].remedy
 
 
+@pytest.mark.thorough
 def test_a_model_that_is_not_there_is_named(examine):
     found = examine("reviews.toml", "model.path=modell")
     assert named(found) == {"model.files": "fault"}
@@ -393,6 +403,7 @@ def test_a_device_that_is_not_there_is_named(examine):
     assert named(found) == {"model.device": "fault"}
 
 
+@pytest.mark.thorough
 def test_what_a_model_at_fault_hides_is_skipped(examine):
     found = examine("reviews.toml", "model.path=modell")
     assert "there is no such directory (did you mean model?)" in found["model.files"].seen
@@ -403,10 +414,12 @@ def test_what_a_model_at_fault_hides_is_skipped(examine):
     assert found["reward.scores"].verdict == "ok"  # on the responses that the data hold
 
 
+@pytest.mark.thorough
 def test_code_that_comes_with_a_model_is_named(examine):
     assert named(examine("reviews.toml", "model.trust_remote_code=true")) == {"model.remote_code": "warning"}
 
 
+@pytest.mark.thorough
 def test_a_model_that_never_ends_is_named(examine, desk, tmp_path):
     model = copy_of_model(desk, tmp_path, "chat_model")
     short = ("ppo.min_eos_rate=0.05", "rollout.max_response_tokens=2", "reward.function=gallery_rewards:coin")
@@ -418,6 +431,7 @@ def test_a_model_that_never_ends_is_named(examine, desk, tmp_path):
 # ── templates ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("template", "verdict", "words"),
     [

@@ -6,6 +6,8 @@ import pytest
 
 from tests.killing import HALF_LINE, HALF_TENSORS, RECIPES, differences, results, start
 
+pytestmark = pytest.mark.thorough
+
 CHECKPOINT = r".*/checkpoints.*"
 MOMENTS = {
     "sft": [

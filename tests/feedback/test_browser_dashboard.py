@@ -26,6 +26,7 @@ SCORE = ".chart:has(h3:text-is('Score'))"
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.thorough,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}; apt-get install chromium"),
 ]
 

@@ -39,6 +39,7 @@ GUIDELINES = f"# Rules\n\nBe **fair** to {HOSTILE}.\n\n- one\n- `two`\n\n```\nco
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.thorough,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no Chromium at {CHROMIUM}; apt-get install chromium"),
 ]
 

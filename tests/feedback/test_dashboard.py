@@ -256,6 +256,7 @@ def test_thinning_keeps_highs_lows_and_both_ends():
     assert thinned(points[:100], 100) == points[:100]
 
 
+@pytest.mark.thorough
 def test_long_file_comes_in_parts_thinned_and_quickly(tmp_path):
     run = make_run(tmp_path / "demo")
     line = json.dumps(ppo_row(0, **{f"other/{number}": 0.123456 for number in range(20)}))[

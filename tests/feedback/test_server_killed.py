@@ -1,5 +1,6 @@
 """The page's server is killed while people vote, and started again: what it acknowledged is there, once."""
 
+import pytest
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import httpx
 
 from rlhfkit.feedback.store import Store, StoreSettings
 from tests.feedback.labelling import numbered_pairs, vote_body
+
+pytestmark = pytest.mark.thorough
 
 SERVER = """
 import sys

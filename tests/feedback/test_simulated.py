@@ -54,6 +54,7 @@ def test_people_who_always_err_choose_the_worse_one(store):
     assert [(p.chosen, p.rejected) for p in found.preferences] == [("a", "long one"), ("b", "longer")]
 
 
+@pytest.mark.thorough
 def test_disagreement_is_the_configured_share_of_votes_and_independent_between_people(store):
     size = 1500
     pairs = [pair(number, "long", "a") for number in range(size)]

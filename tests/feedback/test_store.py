@@ -584,6 +584,7 @@ def test_queue_and_progress_say_how_far_all_are(make_store, clock):
     assert store.queue().num_leased == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(3))
 def test_counters_agree_with_the_events_whatever_happens(make_store, clock, seed):
     overlaps = {False: 2, True: 3}

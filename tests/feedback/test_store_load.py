@@ -16,6 +16,8 @@ import pytest
 from rlhfkit.feedback.store import Store, StoreSettings, Undo
 from rlhfkit.feedback.votes import Choice, Pair, Vote
 
+pytestmark = pytest.mark.thorough
+
 CHOICES = [Choice("preference", 1), Choice("preference", -3), Choice("tie"), Choice("skip", skip_reason="other")]
 
 PERSON = """

@@ -210,6 +210,7 @@ def test_vote_on_an_unknown_pair_is_an_error_that_names_it():
 # ── people with known accuracy ───────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_careless_one_among_five_is_found_and_the_diligent_are_not():
     for seed in range(10):
         labels = simulate([DILIGENT] * 4 + [0.5], num_pairs=400, votes_per_pair=3, seed=seed)
@@ -218,6 +219,7 @@ def test_careless_one_among_five_is_found_and_the_diligent_are_not():
         assert "agrees with another person in" in report.annotators[4].alarms[0]
 
 
+@pytest.mark.thorough
 def test_equally_good_people_raise_no_alarm():
     careless = []
     for seed in range(20):
@@ -226,11 +228,13 @@ def test_equally_good_people_raise_no_alarm():
     assert sum(careless) == 0
 
 
+@pytest.mark.thorough
 def test_fifty_equally_good_people_raise_no_alarm():
     labels = simulate([DILIGENT] * 50, num_pairs=2500, votes_per_pair=2, seed=0)
     assert not any(person.is_careless for person in trust_report(labels).annotators)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("accuracy", [0.65, 0.75, 0.85, 0.95])
 def test_ceiling_is_the_true_accuracy(accuracy):
     labels = simulate([accuracy] * 6, num_pairs=4000, votes_per_pair=2, seed=3)
@@ -241,6 +245,7 @@ def test_ceiling_is_the_true_accuracy(accuracy):
     assert ceiling.majority.low < accuracy**3 + 3 * accuracy**2 * (1 - accuracy) < ceiling.majority.high
 
 
+@pytest.mark.thorough
 def test_interval_of_the_ceiling_covers_the_truth():
     held = []
     for seed in range(100):
@@ -452,6 +457,7 @@ def test_lines_name_the_careless_and_the_votes_left_out():
     assert "400 later votes are left out" in "\n".join(trust_report(labels).lines())
 
 
+@pytest.mark.thorough
 def test_large_snapshot_is_reported_in_seconds():
     labels = simulate([DILIGENT] * 50, num_pairs=10_000, votes_per_pair=3, seed=0)
     report = trust_report(labels, overlap=3)

@@ -18,7 +18,7 @@ def by_definition(x: torch.Tensor) -> torch.Tensor:
     return 0.5 * wide * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (wide + 0.044715 * wide**3)))
 
 
-@pytest.mark.parametrize("run_compiled", [False, pytest.param(True, marks=needs_compiler)])
+@pytest.mark.parametrize("run_compiled", [False, pytest.param(True, marks=[needs_compiler, pytest.mark.thorough])])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 8e-3)])
 def test_activation_and_its_gradient_are_those_of_the_definition(run_compiled, dtype, tolerance):
     x = torch.cat([torch.linspace(-12, 12, 1001), torch.tensor([0.0, 1e4, -1e4])]).to(dtype).requires_grad_()

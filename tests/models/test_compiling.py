@@ -57,6 +57,7 @@ def compare(plain: LanguageModel, compiled: LanguageModel) -> None:
         torch.testing.assert_close(torch.tensor(our.logprobs), torch.tensor(their.logprobs), rtol=0, atol=1e-4)
 
 
+@pytest.mark.thorough
 @needs_compiler
 @pytest.mark.parametrize("fewest_weights", [0, reordering.FEWEST_WEIGHTS])
 def test_compiled_code_gives_the_logprobs_gradients_and_samples_of_the_plain_path(
