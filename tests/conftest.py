@@ -1,10 +1,15 @@
+import os
 import signal
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from rlhfkit.machine.dtype import NO_BFLOAT16
 from tests.tiny import Directory, save_family
+
+# Tiny models give the same numbers on every machine: "auto" takes float32 for them, whatever the CPU computes faster.
+os.environ.setdefault(NO_BFLOAT16, "1")
 
 
 def pytest_configure() -> None:

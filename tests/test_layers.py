@@ -18,6 +18,7 @@ ORDERED_LAYERS = [
         "ppo",
         "importing",
         "device",
+        "machine",
         "seeding",
         "padding",
         "intervals",

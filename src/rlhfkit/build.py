@@ -32,12 +32,13 @@ from rlhfkit.config.schema import (
     Stage,
     TextEnvConfig,
 )
-from rlhfkit.device import choose_device, choose_dtype, keep_freed_memory
+from rlhfkit.device import choose_device, keep_freed_memory
 from rlhfkit.envs.function import load_factory
 from rlhfkit.envs.guess import GuessEnv
 from rlhfkit.envs.replay import ReplayEnv
 from rlhfkit.envs.text import TextEnvFactory, TurnLimit
 from rlhfkit.errors import ConfigError
+from rlhfkit.machine.dtype import DtypeChoice, choose_dtype
 from rlhfkit.models.attention import implementations_for
 from rlhfkit.models.compiling import compile_layers, refuse_without_compiler
 from rlhfkit.models.inspection import context_of, inspect_model
@@ -57,6 +58,7 @@ from rlhfkit.rollout.text import Reference
 from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.rundir import RunDir
 from rlhfkit.seeding import derive_seed, seed_everything, shuffled
+from rlhfkit.workspace import recorded_dtype
 
 __all__ = ["Builder", "kl_controller", "train_tokenizer"]
 
@@ -69,11 +71,18 @@ class Builder:
     run: RunDir
     notes: list[str] = field(default_factory=list)
     """What was changed on the way, for the user to know."""
+    fresh: bool = False
+    """Whether what an earlier run left in the directory is about to be removed."""
+    given_dtype: DtypeChoice | None = None
+    """The type that was chosen already, for the whole of which this is a part."""
 
     def __post_init__(self) -> None:
         keep_freed_memory()
         self.device = choose_device(self.recipe.model.device)
-        self.dtype = choose_dtype(self.recipe.model.dtype)
+        self.dtype_choice = self.given_dtype or choose_dtype(
+            self.recipe.model.dtype, self.device, recorded=None if self.fresh else recorded_dtype(self.run)
+        )
+        self.dtype = self.dtype_choice.dtype
         if self.recipe.model.compile:
             refuse_without_compiler(self.device)
 

@@ -32,7 +32,7 @@ app = typer.Typer(
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Workload = Literal["ppo", "generate", "cartpole"]
 Size = Literal["1m", "6m", "30m", "124m"]
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 Part = Literal["train", "test"]
 ImportFormat = Literal["rlhfkit", "preferences", "hh", "argilla", "argilla-nested", "label-studio"]
 ExportFormat = Literal["rlhfkit", "preferences", "hh", "argilla", "argilla-nested", "label-studio"]
@@ -331,7 +331,7 @@ def bench(
                 rows=rows,
                 response_tokens=response_tokens,
                 mean_tokens=mean_tokens,
-                dtype=dtype or "bfloat16",
+                dtype=dtype or "auto",
                 compiled=compiled,
                 repeats=repeats,
                 tell=tell,

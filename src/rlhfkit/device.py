@@ -1,8 +1,9 @@
-"""Where to compute, in which type, and how much memory there is."""
+"""Where to compute, and how much memory there is."""
 
 import ctypes
 import gc
 import os
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,8 +17,8 @@ __all__ = [
     "PeakMeter",
     "available_bytes",
     "choose_device",
-    "choose_dtype",
     "held_bytes",
+    "is_out_of_memory",
     "keep_freed_memory",
     "release_memory",
 ]
@@ -25,6 +26,11 @@ __all__ = [
 # oneDNN keeps a program for each shape of a product that it has met, 1024 of them: 400 MB where sequences differ in
 # length. With 128 runs are no slower. The variable is read when the first product is made.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
+# torch has a class of its own for accelerators alone.
+OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|std::bad_alloc", re.IGNORECASE
+)
 
 # Names of glibc's settings, from its malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -50,9 +56,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(name: str) -> torch.dtype:
-    """The torch type of the weights."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is torch's or Python's way to say that there is no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def available_bytes(device: torch.device) -> int:

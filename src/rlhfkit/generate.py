@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
-
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.schema import PretrainedModelConfig, RolloutConfig
 from rlhfkit.device import choose_device
 from rlhfkit.errors import ConfigError, ModelError
+from rlhfkit.machine.dtype import choose_dtype
 from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_tokenizer
@@ -62,9 +61,10 @@ def generate(
         }
     )
     is_greedy = temperature == 0
+    device = choose_device("auto")
     tokenizer, _ = load_tokenizer(source)
     encoder = Encoder(tokenizer)
-    model, _ = load_causal_lm(source, tokenizer, device=choose_device("auto"), dtype=torch.float32)
+    model, _ = load_causal_lm(source, tokenizer, device=device, dtype=choose_dtype("auto", device).dtype)
     language_model = LanguageModel(model, encoder)
     room = context - rollout.max_response_tokens
     if room < 1:

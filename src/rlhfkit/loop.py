@@ -23,6 +23,7 @@ from rlhfkit.config.schema import (
 )
 from rlhfkit.evaluation.report import write_report
 from rlhfkit.inputs import Inputs
+from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.loading import quiet_transformers
@@ -59,7 +60,7 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
     refuse_other_directories(run_dir)
     for change in () if fresh else _changes(recipe, run_dir):
         progress.note(f"changed since this run began: {change}")
-    inputs = Inputs(recipe, Builder(recipe, run_dir))
+    inputs = Inputs(recipe, Builder(recipe, run_dir, fresh=fresh))
     if warning := inputs.foreign_code():
         progress.warn(warning)
     finished = {} if fresh else run_dir.finished_stages()
@@ -76,7 +77,7 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
                 if not _is_of_round(stage):
                     beginning.do(stage)
             for number in range(1, recipe.rounds + 1):
-                _run_round(recipe, run_dir, number, progress)
+                _run_round(recipe, run_dir, number, progress, beginning.builder.dtype_choice)
                 write_report(run_dir)  # for people who look in between
             if is_finished:
                 progress.note("nothing was left to do; --fresh starts over")
@@ -98,7 +99,7 @@ def _changes(recipe: Recipe, run_dir: RunDir) -> tuple[str, ...]:
     return changes
 
 
-def _run_round(recipe: Recipe, run_dir: RunDir, number: int, progress: Progress) -> None:
+def _run_round(recipe: Recipe, run_dir: RunDir, number: int, progress: Progress, dtype: DtypeChoice) -> None:
     """One round, and how its policy compares with that of the round before."""
     own = round_recipe(recipe, run_dir, number)
     directory = run_dir.round(number)
@@ -110,7 +111,8 @@ def _run_round(recipe: Recipe, run_dir: RunDir, number: int, progress: Progress)
     progress.note(f"round {number} of {recipe.rounds}")
     _follow(directory, _own_paths(own, run_dir))
     # The text is of the whole; what this round is made of stands in its config.json.
-    pipeline.run(LoadedRecipe(own, run_dir.recipe.read_text(encoding="utf-8"), ()), directory.path, progress=progress)
+    text = run_dir.recipe.read_text(encoding="utf-8")
+    pipeline.run(LoadedRecipe(own, text, ()), directory.path, progress=progress, dtype=dtype)
     if is_compared and not directory.against_last.exists():
         last = run_dir.round(number - 1).model("policy")
         pipeline.compare_with_last(own, directory, last, progress=progress)

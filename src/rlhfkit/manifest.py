@@ -32,8 +32,8 @@ PACKAGES = (
 class Manifest:
     """The manifest of a run, written anew with every fact that is added."""
 
-    def __init__(self, run: RunDir, *, seed: int, device: torch.device) -> None:
-        """Continue the manifest of `run`, or begin it."""
+    def __init__(self, run: RunDir, *, seed: int, device: torch.device, dtype: dict[str, Any] | None = None) -> None:
+        """Continue the manifest of `run`, or begin it; `dtype` is the type that it computes in, and why."""
         self.run = run
         known: dict[str, Any] = read_json(run.manifest) if run.manifest.exists() else {}
         self.content: dict[str, Any] = {
@@ -43,6 +43,7 @@ class Manifest:
             "platform": platform.platform(),
             "device": str(device),
             "threads": torch.get_num_threads(),
+            **({} if dtype is None else {"dtype": dtype}),
             "data": known.get("data", []),
             "models": known.get("models", []),
             "stages": known.get("stages", {}),

@@ -46,6 +46,7 @@ from rlhfkit.feedback.trust import TrustReport
 from rlhfkit.feedback.votes import Part
 from rlhfkit.inputs import Inputs
 from rlhfkit.labelling import PairSampler, label, new_pairs, open_existing, store_settings, trust_in, with_strengths
+from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.inspection import context_of
@@ -96,9 +97,17 @@ FEW_UPDATES = 20
 """Fewer updates of a supervised stage than this are worth a word: weights hardly move."""
 
 
-def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress: Progress | None = None) -> None:
+def run(
+    loaded: LoadedRecipe,
+    directory: Path,
+    *,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    dtype: DtypeChoice | None = None,
+) -> None:
     """Run the recipe's stages in `directory`, from where an unfinished run of the same recipe stopped.
 
+    `dtype` is the type that was chosen already, for the run of which this is a round.
     Raises: RlhfkitError with what to do; what was finished before stays.
     """
     run_dir, progress = RunDir(directory), progress or Progress()
@@ -109,7 +118,7 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
         _run_control(loaded, loaded.recipe, run_dir, fresh=fresh, progress=progress)
         return
     # Before anything is written, so that a mistake leaves no run, and removes none.
-    inputs = Inputs(loaded.recipe, Builder(loaded.recipe, run_dir))
+    inputs = Inputs(loaded.recipe, Builder(loaded.recipe, run_dir, fresh=fresh, given_dtype=dtype))
     if warning := inputs.foreign_code():
         progress.warn(warning)
     finished = {} if fresh else run_dir.finished_stages()
@@ -150,7 +159,8 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self.recipe, self.builder = self.inputs.recipe, self.inputs.builder
-        self.manifest = Manifest(self.run, seed=self.recipe.seed, device=self.builder.device)
+        dtype = self.builder.dtype_choice
+        self.manifest = Manifest(self.run, seed=self.recipe.seed, device=self.builder.device, dtype=dtype.as_facts())
         self._said: set[str] = set()
 
     def do(self, stage: Stage) -> None:
@@ -158,6 +168,7 @@ class Pipeline:
         if stage in self.run.finished_stages():
             self.progress.note(f"{stage}: finished before")
             return
+        self._tell_dtype()
         start = time.monotonic()
         stages: dict[Stage, Callable[[], dict[str, Any]]] = {
             "pretrain": self.pretrain,
@@ -179,6 +190,12 @@ class Pipeline:
         # The stage's result is written; its checkpoints have served. PPO's hold the critic and may be continued.
         if stage != "ppo":
             shutil.rmtree(self.run.checkpoints / stage, ignore_errors=True)
+
+    def _tell_dtype(self) -> None:
+        """Say in which type the run computes, where nobody has said it for the whole of which this is a part."""
+        choice = self.builder.dtype_choice
+        if self.builder.given_dtype is None and (choice.asked == "auto" or choice.is_slow):
+            self._once(self.progress.warn if choice.is_slow else self.progress.note, choice.told())
 
     # ── stages ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -707,7 +724,9 @@ def evaluate(directory: Path) -> None:
     inputs = Inputs(recipe, Builder(recipe, run_dir))
     inputs.check(["evaluate"])
     with locked(run_dir), RunLog(run_dir) as log:
-        Pipeline(inputs, run_dir, log, Progress()).evaluate()
+        pipeline = Pipeline(inputs, run_dir, log, Progress())
+        pipeline._tell_dtype()
+        pipeline.evaluate()
         write_report(run_dir)
 
 

@@ -26,6 +26,7 @@ from rlhfkit.data import load_prompts
 from rlhfkit.device import available_bytes
 from rlhfkit.errors import ConfigError
 from rlhfkit.inputs import Inputs
+from rlhfkit.machine.dtype import DtypeChoice, bfloat16_saves
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import quiet_transformers
@@ -211,7 +212,8 @@ class Rehearsal(Pipeline):
             raise ConfigError(
                 f"{stage} needs {plan.peak(tokens) / 2**30:.1f} GiB, {needed / 2**30:.1f} GiB more than it holds after "
                 f"reading its models, and {free / 2**30:.1f} GiB are free; set {_section(stage)}.microbatch_tokens = "
-                '"auto", which takes what fits, or model.lora, model.dtype = "bfloat16", a smaller model'
+                '"auto", which takes what fits, or model.lora, '
+                f"{_smaller_type(self.builder)}a smaller model"
             )
         return tokens
 
@@ -247,6 +249,11 @@ class Shortened:
             return [_cut_response(response, length) for response, length in zip(responses, drawn, strict=True)]
 
         return sample
+
+
+def _smaller_type(builder: Builder) -> str:
+    """An advice to compute in bfloat16, where that is none that costs many times the time."""
+    return 'model.dtype = "bfloat16", ' if builder.dtype.itemsize > 2 and bfloat16_saves(builder.device) else ""
 
 
 def _cut_response(response: Response, length: int) -> Response:
@@ -310,9 +317,12 @@ def _sampled_pairs(preferences: PreferencesConfig) -> int:
     return max(preferences.num_pairs, preferences.num_candidates) + preferences.num_test_pairs
 
 
-def rehearse(loaded: LoadedRecipe, run: RunDir, stage_room: Path) -> Iterator[StageForecast]:
+def rehearse(
+    loaded: LoadedRecipe, run: RunDir, stage_room: Path, *, dtype: DtypeChoice | None = None
+) -> Iterator[StageForecast]:
     """A forecast for each stage that `run` has not finished, tried in the empty directory `stage_room`.
 
+    `dtype` is the type that the run will compute in; by default it is chosen as the run would choose it.
     It ends early at a stage that waits for people.
     Raises: RlhfkitError where a stage cannot run as the recipe has it.
     """
@@ -321,7 +331,7 @@ def rehearse(loaded: LoadedRecipe, run: RunDir, stage_room: Path) -> Iterator[St
         return
     planned, room = loaded.recipe, RunDir(stage_room)
     cut, finished = _cut(planned), run.finished_stages()
-    inputs = Inputs(cut, Builder(cut, room))
+    inputs = Inputs(cut, Builder(cut, room, given_dtype=dtype or Builder(planned, run).dtype_choice))
     prepare(room, LoadedRecipe(cut, loaded.text, loaded.overrides), fresh=False)
     _link_outputs(run, room, finished)
     left = [stage for stage in planned.stages if stage not in finished]

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe, recipe_kind, resolved_json
@@ -19,6 +19,7 @@ __all__ = [
     "locked",
     "prepare",
     "recipe_of",
+    "recorded_dtype",
     "refuse_other_data",
     "refuse_other_directories",
     "refuse_other_settings",
@@ -54,6 +55,8 @@ def refuse_other_settings(
         return ()
     before = recipe_of(run)
     changes = dict(_differences(before.model_dump(), recipe.model_dump()))
+    if _same_dtype(run, before, recipe):
+        changes.pop("model.dtype", None)
     begun = {stage for stage in before.stages if _has_begun(run, stage)}
     for name in ignored:
         changes.pop(name, None)
@@ -95,6 +98,23 @@ def refuse_other_data(run: RunDir, files: Mapping[str, Mapping[str, str]]) -> tu
                 )
             changes.append(change)
     return tuple(changes)
+
+
+def recorded_dtype(run: RunDir) -> Literal["float32", "bfloat16"] | None:
+    """The type that the run in this directory began with; None where there is none, or nothing says."""
+    manifest = read_json(run.manifest) if run.manifest.exists() else {}
+    taken = (manifest.get("dtype") or {}).get("taken")
+    if taken is None and manifest and run.config.exists():  # a run of an older version, which knew no "auto"
+        taken = (read_json(run.config).get("model") or {}).get("dtype")
+    return taken if taken in ("float32", "bfloat16") else None
+
+
+def _same_dtype(run: RunDir, before: Recipe | ControlRecipe, after: Recipe | ControlRecipe) -> bool:
+    """Whether `model.dtype` comes to the same type, because "auto" continues with the type that the run began with."""
+    if not isinstance(before, Recipe) or not isinstance(after, Recipe):
+        return False
+    taken = recorded_dtype(run)
+    return len({taken if model.dtype == "auto" else model.dtype for model in (before.model, after.model)}) == 1
 
 
 def _has_begun(run: RunDir, stage: str) -> bool:

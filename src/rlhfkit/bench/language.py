@@ -16,8 +16,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from rlhfkit.bench.limit import Work, generate_work, limit_seconds, ppo_work
 from rlhfkit.config.schema import OptimConfig, PpoConfig, RolloutConfig, ValueConfig
-from rlhfkit.device import choose_device, choose_dtype, keep_freed_memory
+from rlhfkit.device import choose_device, keep_freed_memory
+from rlhfkit.machine.dtype import choose_dtype
 from rlhfkit.models.activation import use_fast_activations
 from rlhfkit.models.attention import implementations_for
 from rlhfkit.models.compiling import compile_layers
@@ -79,18 +81,19 @@ def bench_ppo(
 ) -> dict[str, Any]:
     """Seconds of a PPO iteration, medians over `iterations` after a first one that is not counted.
 
-    At its best settings (bfloat16 weights with float32 masters, the critic a head on the policy's trunk, compiled), or
+    At its best settings (the faster type with float32 masters, the critic a head on the policy's trunk, compiled), or
     `like_for_like`: float32 and a value network of its own, as large as the policy.
     """
-    shape = SIZES[size]
-    kind = dtype or ("float32" if like_for_like else "bfloat16")
+    shape, where = SIZES[size], choose_device(device)
+    choice = choose_dtype(dtype or ("float32" if like_for_like else "auto"), where)
+    tell(choice.told())
     episodes = episodes or shape.episodes
     trainer = _trainer(
         shape,
         like_for_like=like_for_like,
-        dtype=kind,
+        dtype=choice.dtype,
         compiled=compiled,
-        device=device,
+        device=where,
         iterations=iterations + 1,
         episodes=episodes,
         prompt_tokens=prompt_tokens,
@@ -108,19 +111,24 @@ def bench_ppo(
         seconds.append(time.perf_counter() - start)
         generation.append(metrics["time/generation_seconds"])
         tell(f"iteration {number}: {seconds[-1]:.2f} s, of which generation {generation[-1]:.2f} s")
+    work = _ppo_work(shape, episodes, prompt_tokens, response_tokens, like_for_like=like_for_like)
+    peak = peak_rss_mb()
+    limit, median = limit_seconds(work, shape, choice.dtype, where), statistics.median(seconds[1:])
     return {
         "bench": "ppo",
         "size": size,
-        "dtype": kind,
+        "dtype": choice.taken,
         "like_for_like": like_for_like,
         "episodes": episodes,
-        "iteration_seconds": statistics.median(seconds[1:]),
+        "iteration_seconds": median,
         "iteration_seconds_all": [round(s, 3) for s in seconds],
         "first_iteration_seconds": seconds[0],
         "generation_seconds": statistics.median(generation[1:]),
         "teraflop": ppo_teraflop(shape, episodes, prompt_tokens, response_tokens, like_for_like=like_for_like),
+        "limit_seconds": limit,
+        "limit_share": limit / median,
         "predicted_peak_mb": plan.peak(MICROBATCH_TOKENS) / 2**20,
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": peak,
     }
 
 
@@ -128,29 +136,28 @@ def _trainer(
     shape: Shape,
     *,
     like_for_like: bool,
-    dtype: str,
+    dtype: torch.dtype,
     compiled: bool,
-    device: str,
+    device: torch.device,
     iterations: int,
     episodes: int,
     prompt_tokens: int,
     response_tokens: int,
 ) -> PpoTrainer:
     keep_freed_memory()
-    where, kind = choose_device(device), choose_dtype(dtype)
     encoder = word_encoder(shape.vocabulary)
-    actor = language_model(shape, encoder, where, kind)
-    frozen = language_model(shape, encoder, where, kind)
+    actor = language_model(shape, encoder, device, dtype)
+    frozen = language_model(shape, encoder, device, dtype)
     frozen.load_state_dict(actor.state_dict())
     actor.requires_grad_(True)
-    judge, value_network = (classifier(shape, where, kind) for _ in range(2))
+    judge, value_network = (classifier(shape, device, dtype) for _ in range(2))
     if compiled:
         actor.run_compiled()
         frozen.run_compiled()
         compile_layers(judge)
         compile_layers(value_network)
     reward_model = RewardModel(judge.requires_grad_(False), encoder)
-    critic = ValueNetwork(value_network) if like_for_like else ValueHead(actor.width, where)
+    critic = ValueNetwork(value_network) if like_for_like else ValueHead(actor.width, device)
     rollout = RolloutConfig(max_response_tokens=response_tokens, slots=episodes)
     ppo = PpoConfig(
         iterations=iterations,
@@ -175,16 +182,21 @@ def _trainer(
 
 
 def ppo_teraflop(shape: Shape, episodes: int, prompt: int, response: int, *, like_for_like: bool) -> float:
-    """Arithmetic of an iteration's matrix products, in 10^12: 2 per weight and token forward, 4 backward.
+    """Arithmetic of an iteration's matrix products, in 10^12 operations."""
+    work = _ppo_work(shape, episodes, prompt, response, like_for_like=like_for_like)
+    return sum(part.operations for part in work) / 1e12
 
-    Attention is left out. The head runs on response tokens alone.
-    """
-    trunk, head = 12 * shape.layers * shape.width**2, shape.width * shape.vocabulary
-    networks = 2 if like_for_like else 1
-    sequence_passes = 1 + 1 + 1 + networks + 3 * EPOCHS * networks  # sampling, reference, reward model, old, update
-    head_passes = 1 + 1 + 1 + 3 * EPOCHS
-    tokens = (prompt + response) * trunk * sequence_passes + response * head * head_passes
-    return 2 * episodes * tokens / 1e12
+
+def _ppo_work(shape: Shape, episodes: int, prompt: int, response: int, *, like_for_like: bool) -> list[Work]:
+    return ppo_work(
+        shape,
+        episodes=episodes,
+        prompt=prompt,
+        response=response,
+        epochs=EPOCHS,
+        num_minibatches=NUM_MINIBATCHES,
+        like_for_like=like_for_like,
+    )
 
 
 def word_encoder(vocabulary: int) -> Encoder:
@@ -272,7 +284,7 @@ def bench_generate(
     prompt_tokens: int = PROMPT_TOKENS,
     response_tokens: int = RESPONSE_TOKENS,
     mean_tokens: int | None = None,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     compiled: bool = True,
     device: str = "auto",
     repeats: int = 5,
@@ -286,7 +298,10 @@ def bench_generate(
     keep_freed_memory()
     shape = SIZES[size]
     encoder = word_encoder(shape.vocabulary)
-    model = language_model(shape, encoder, choose_device(device), choose_dtype(dtype))
+    where = choose_device(device)
+    choice = choose_dtype(dtype, where)
+    tell(choice.told())
+    model = language_model(shape, encoder, where, choice.dtype)
     num = rows
     if mean_tokens is not None:
         end_with_probability(model, 1 / mean_tokens)
@@ -303,14 +318,20 @@ def bench_generate(
         seconds = time.perf_counter() - start
         rates.append(num_tokens / seconds)
         tell(f"{number}: {num_tokens:,} tokens in {seconds:.2f} s, {rates[-1]:,.0f} tokens/s")
+    work = generate_work(shape, rows=rows, prompts=num, prompt=prompt_tokens, sampled_tokens=num_tokens)
+    peak = peak_rss_mb()
+    limit, median = limit_seconds(work, shape, choice.dtype, where), statistics.median(rates[1:])
     return {
         "bench": "generate",
         "size": size,
-        "dtype": dtype,
+        "dtype": choice.taken,
         "rows": rows,
-        "tokens_per_second": statistics.median(rates[1:]),
+        "tokens_per_second": median,
         "tokens_per_second_all": [round(rate, 1) for rate in rates],
+        "teraflop": sum(part.operations for part in work) / 1e12,
+        "limit_seconds": limit,
+        "limit_share": limit / (num_tokens / median),
         "response_tokens_mean": num_tokens / num,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": peak,
     }

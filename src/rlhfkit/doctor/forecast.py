@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from rlhfkit.build import Builder
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.schema import Recipe
@@ -19,6 +20,7 @@ from rlhfkit.doctor.findings import Finding, fault, finding_of_error, ok, skippe
 from rlhfkit.doctor.surroundings import nearest
 from rlhfkit.errors import ConfigError, RlhfkitError
 from rlhfkit.loop import STAGES_OF_ROUND
+from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.progress import duration
 from rlhfkit.rehearsal import StageForecast, rehearse
 from rlhfkit.rundir import RunDir
@@ -73,9 +75,11 @@ def _named(finding: Finding, stage: str) -> Finding:
 
 def _tried(loaded: LoadedRecipe, run: RunDir, room: Path, most_seconds: float) -> Iterator[StageForecast | Finding]:
     """Forecasts as they come; at last a finding where the try broke off."""
+    # Chosen here, so that the try and what is said of this machine agree.
+    dtype = Builder(loaded.recipe, run).dtype_choice if isinstance(loaded.recipe, Recipe) else None
     spawn = multiprocessing.get_context("spawn")
     receiver, sender = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_try, args=(loaded, run.path, room, sender), daemon=True)
+    process = spawn.Process(target=_try, args=(loaded, run.path, room, sender, dtype), daemon=True)
     process.start()
     sender.close()  # so that the end of the other process is heard
     deadline = time.monotonic() + most_seconds
@@ -91,7 +95,7 @@ def _tried(loaded: LoadedRecipe, run: RunDir, room: Path, most_seconds: float) -
         yield fault(
             "forecast",
             f"the try was ended from outside (exit code {process.exitcode}), most likely for want of memory",
-            'set a microbatch_tokens = "auto", model.dtype = "bfloat16" or model.lora, or choose a smaller model',
+            'set a microbatch_tokens = "auto" or model.lora, or choose a smaller model',
         )
     finally:
         process.kill()
@@ -105,13 +109,13 @@ def _broken_off(error: RlhfkitError) -> Finding:
     return skipped("forecast", f"the try broke off: {error}")
 
 
-def _try(loaded: LoadedRecipe, run: Path, room: Path, sender: Connection) -> None:
+def _try(loaded: LoadedRecipe, run: Path, room: Path, sender: Connection, dtype: DtypeChoice | None) -> None:
     """The other process; what libraries print there is nobody's business."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     try:
-        for forecast in rehearse(loaded, RunDir(run), room):
+        for forecast in rehearse(loaded, RunDir(run), room, dtype=dtype):
             sender.send(forecast)
     except RlhfkitError as error:
         sender.send(error)

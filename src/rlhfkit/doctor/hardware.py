@@ -1,5 +1,6 @@
 """Processor, GPU and memory: what is there, and what torch makes of it."""
 
+import math
 import os
 import platform
 import re
@@ -19,6 +20,7 @@ __all__ = [
     "TorchFacts",
     "cpu_facts",
     "examine_cpu",
+    "examine_dtypes",
     "examine_gpu",
     "examine_memory",
     "examine_threads",
@@ -267,9 +269,34 @@ def examine_cpu(cpu: CpuFacts) -> Iterator[Finding]:
     if not flags & {"avx2", "asimd"}:
         yield warning(name, words, "expect several times the stated times: torch is slow without AVX2")
     elif not flags & {"avx512_bf16", "amx_bf16", "bf16"}:
-        yield ok(name, f"{words}; without instructions for bfloat16, which saves memory here, and no time")
+        yield ok(name, f"{words}; without instructions for bfloat16")
     else:
         yield ok(name, words)
+
+
+def examine_dtypes(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """How fast matrix products are in float32 and in bfloat16, measured, and which type "auto" takes."""
+    from rlhfkit.device import choose_device
+    from rlhfkit.machine.dtype import NO_BFLOAT16, SHAPE, choose_dtype, measured_products
+
+    name, device = "machine.dtype", choose_device("auto")
+    choice = choose_dtype("auto", device)
+    taken = f'model.dtype = "auto" takes {choice.taken} ({choice.why})'
+    if device.type != "cpu":
+        yield ok(name, taken)
+        return
+    times = measured_products(device)
+    operations = 3 * 2 * math.prod(SHAPE)
+    rates = {"float32": operations / times.float32 / 1e9, "bfloat16": operations / times.bfloat16 / 1e9}
+    words = ", ".join(f"{rate:.3g} in {kind}" for kind, rate in rates.items())
+    switched = f"; {NO_BFLOAT16} is {environment[NO_BFLOAT16]!r}" if NO_BFLOAT16 in environment else ""
+    yield ok(
+        name,
+        f"billions of operations a second of products on one core: {words}{switched}; {taken}",
+        float32_gflops=rates["float32"],
+        bfloat16_gflops=rates["bfloat16"],
+        bfloat16_per_float32=times.factor,
+    )
 
 
 def examine_threads(torch: TorchFacts, cpu: CpuFacts, environment: Mapping[str, str]) -> Iterator[Finding]:

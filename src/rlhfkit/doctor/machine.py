@@ -11,6 +11,7 @@ from rlhfkit.doctor.hardware import (
     TorchFacts,
     cpu_facts,
     examine_cpu,
+    examine_dtypes,
     examine_gpu,
     examine_memory,
     examine_threads,
@@ -69,3 +70,4 @@ def _with_torch(found: TorchFacts, driver: Driver | None) -> Iterator[Finding]:
     yield from examine_torch(found, driver)
     yield from examine_gpu(found)
     yield from examine_threads(found, cpu_facts(), os.environ)
+    yield from checked("machine.dtype", lambda: examine_dtypes(os.environ))

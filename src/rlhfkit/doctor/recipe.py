@@ -86,6 +86,7 @@ def _examine_parts(loaded: LoadedRecipe, directory: Path) -> Iterator[Finding]:
         except ConfigError as error:  # the device
             yield from checked("model.device", _raising(error))
             return
+        yield from checked("model.dtype", lambda: _dtype(subject))
         for part in PARTS:
             yield from part(subject)
 
@@ -165,6 +166,12 @@ class Subject:
         """Prompts of PPO, or other ones of the recipe."""
         rows = self.records("prompts", "test_prompts", "demonstrations")
         return [row.prompt if isinstance(row, Demonstration) else row for row in rows]
+
+
+def _dtype(subject: Subject) -> Iterator[Finding]:
+    """Whether the type that the recipe asks for is one that this machine is fast in."""
+    choice = subject.builder.dtype_choice
+    yield Finding("model.dtype", "warning" if choice.is_slow else "ok", choice.seen, choice.advice)
 
 
 # ── the parts, in order ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
 from rlhfkit.device import available_bytes, held_bytes
 from rlhfkit.errors import ConfigError
+from rlhfkit.machine.dtype import bfloat16_saves
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import trunk_hidden
 from rlhfkit.models.reward_model import RewardModel
@@ -214,11 +215,12 @@ def tokens_that_fit(plan: MemoryPlan, device: torch.device) -> int:
     fitting, longest = room // max(1, plan.per_token), plan.longest
     elsewhere = max(plan.sampling, plan.scoring)
     if fitting < longest or available < plan.fixed + elsewhere:
+        smaller_type = ' or model.dtype = "bfloat16"' if bfloat16_saves(device) else ""
         needed = plan.fixed + max(plan.per_token * longest + plan.head, elsewhere)
         raise ConfigError(
             f"a single sequence of {longest} tokens needs {needed / 2**30:.1f} GiB beyond what is loaded, and "
-            f'{available / 2**30:.1f} GiB are free; set model.lora or model.dtype = "bfloat16", choose a smaller '
-            "model, or lower data.max_prompt_tokens and rollout.max_response_tokens"
+            f"{available / 2**30:.1f} GiB are free; set model.lora{smaller_type}, choose a smaller model, or lower "
+            "data.max_prompt_tokens and rollout.max_response_tokens"
         )
     most = min(fitting, MOST_TOKENS[device.type], max(longest, plan.minibatch_tokens))
     return max(longest, most // GRANULE_TOKENS * GRANULE_TOKENS)

@@ -1,22 +1,17 @@
 """Where memory runs out: which setting to lower, from what to what."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.schema import Recipe
+from rlhfkit.device import choose_device, is_out_of_memory
 from rlhfkit.errors import OutOfMemoryError
+from rlhfkit.machine.dtype import bfloat16_saves
 from rlhfkit.watchdog import failed_phases
 
 __all__ = ["is_out_of_memory", "memory_told"]
 
-# torch has a class of its own for accelerators alone.
-WORDS = re.compile(
-    r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|std::bad_alloc", re.IGNORECASE
-)
 FEW_SLOTS = 8
 
 
@@ -40,13 +35,6 @@ def memory_told(stage: str, recipe: Recipe | ControlRecipe) -> Iterator[None]:
         ) from error
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is torch's or Python's way to say that there is no memory left."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and WORDS.search(str(error)) is not None
-
-
 def _advice(stage: str, phases: tuple[str, ...], recipe: Recipe | ControlRecipe) -> str:
     if isinstance(recipe, ControlRecipe):
         return (
@@ -62,7 +50,9 @@ def _advice(stage: str, phases: tuple[str, ...], recipe: Recipe | ControlRecipe)
         if slots > FEW_SLOTS:
             return _lower("rollout.slots", slots, FEW_SLOTS)
         longest = recipe.rollout.max_response_tokens
-        return f"rollout.slots is {slots} already, so lower rollout.max_response_tokens (now {longest}){_smaller()}"
+        return (
+            f"rollout.slots is {slots} already, so lower rollout.max_response_tokens (now {longest}){_smaller(recipe)}"
+        )
     section, longest = _section(stage, recipe)
     name, now = f"{section}.microbatch_tokens", getattr(recipe, section).microbatch_tokens
     if now == "auto":
@@ -71,7 +61,7 @@ def _advice(stage: str, phases: tuple[str, ...], recipe: Recipe | ControlRecipe)
         return _lower(name, now, longest)
     return (
         f"{name} is {now} already, and the longest sequences have {longest} tokens, so that one at a time does not "
-        f"fit: shorten them{_smaller()}"
+        f"fit: shorten them{_smaller(recipe)}"
     )
 
 
@@ -90,5 +80,7 @@ def _lower(name: str, now: int, least: int) -> str:
     return f"{name} is {now}: try {name}={max(least, now // 2)}, which changes memory and not what is learnt"
 
 
-def _smaller() -> str:
-    return ', or take model.lora={rank=16}, model.dtype="bfloat16" or a smaller model in a new run directory'
+def _smaller(recipe: Recipe) -> str:
+    may_help = recipe.model.dtype == "float32" and bfloat16_saves(choose_device(recipe.model.device))
+    smaller_type = ', model.dtype="bfloat16"' if may_help else ""
+    return f", or take model.lora={{rank=16}}{smaller_type} or a smaller model in a new run directory"
