@@ -1,6 +1,5 @@
 """The page's server is killed while people vote, and started again: what it acknowledged is there, once."""
 
-import pytest
 import signal
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import threading
 import time
 
 import httpx
+import pytest
 
 from rlhfkit.feedback.store import Store, StoreSettings
 from tests.feedback.labelling import numbered_pairs, vote_body
