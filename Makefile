@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-all test-slow lint audit bench clean
+.PHONY: install demo test test-thorough test-all test-slow lint audit bench clean
 
 install: $(INSTALLED)
 
@@ -18,13 +18,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/rlhfkit run demo
 
-# Each process has one thread: tiny models gain nothing from a second, and the processes share the cores.
+# The quick suite. Each process has one thread: tiny models gain nothing from a second, and the processes share the cores.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-# What the quick suite leaves out as well: browsers, databases, kills, load, every family of models.
-test-all: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal -m 'not slow and not gpu'
+# What the quick suite leaves out: browsers, databases, kills, load, the gallery of sick runs, every family of models.
+test-thorough: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal -m 'thorough and not slow and not gpu'
+
+test-all: test test-thorough
 
 test-slow: install
 	$(BIN)/python -m pytest -m 'slow and not gpu'
