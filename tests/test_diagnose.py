@@ -29,7 +29,13 @@ def recipe(**changes):
             name: {"path": "rows.jsonl"}
             for name in ("demonstrations", "prompts", "test_prompts", "preferences", "judge_preferences")
         },
-        "ppo": {"iterations": 40, "rollout_episodes": 64, "minibatch_episodes": 64, "kl": {"coef": 0.02}},
+        "ppo": {
+            "iterations": 40,
+            "rollout_episodes": 64,
+            "minibatch_episodes": 64,
+            "optim": {"learning_rate": 1e-5},
+            "kl": {"coef": 0.02},
+        },
         **changes,
     }
     return Recipe.model_validate(table).model_dump(mode="json")

@@ -69,7 +69,7 @@ def test_a_setting_that_no_stage_has_read_may_change(finished, changes, told, tm
         (["sft"], {"seed": 1}, "seed was 0, is now 1"),
         (["sft"], {"model": {"path": "other/model"}}, "model.path was"),
         (["sft", "reward_model"], {"data": data(prompts=OTHER)}, "data.prompts.path was"),
-        (["sft"], {"data": data(max_prompt_tokens=9)}, "data.max_prompt_tokens was 256, is now 9"),
+        (["sft"], {"data": data(max_prompt_tokens=9)}, "data.max_prompt_tokens was 'auto', is now 9"),
         ([], {"name": "yours"}, "name was 'mine', is now 'yours'"),
         ([], {"stages": ["sft"]}, "stages was"),
     ],

@@ -91,7 +91,7 @@ class Builder:
     def check_start(self, stages: Collection[Stage]) -> Encoder | None:
         """Tokenizer and template of the model that `stages` begin with, whose weights are not read yet.
 
-        None where the run makes it out of nothing.
+        None where the run makes it out of nothing. From now on the recipe has a limit for prompts that fits the model.
         Raises: ModelError, ConfigError where model and recipe will not do.
         """
         model = self.recipe.model
@@ -210,7 +210,13 @@ class Builder:
         return LanguageModel(model, encoder).to(self.device, self.dtype).eval()
 
     def _check_lengths(self, context: int | None) -> None:
-        prompt, response = self.recipe.data.max_prompt_tokens, self.recipe.rollout.max_response_tokens
+        self.recipe = self.recipe.for_context(context)
+        prompt, response = self.recipe.data.prompt_limit, self.recipe.rollout.max_response_tokens
+        if context is not None and response >= context:
+            raise ConfigError(
+                f"rollout.max_response_tokens = {response} leaves no room for a prompt in the model's context of "
+                f"{context} tokens; lower it"
+            )
         if context is not None and prompt + response > context:
             raise ConfigError(
                 f"data.max_prompt_tokens = {prompt} and rollout.max_response_tokens = {response} add up to "
@@ -303,7 +309,7 @@ class Builder:
         if recipe.rollout.engine == "own":
             return None
         # In an environment a sequence goes on after the first response.
-        longest = recipe.data.max_prompt_tokens + recipe.rollout.max_response_tokens if recipe.env is None else None
+        longest = recipe.data.prompt_limit + recipe.rollout.max_response_tokens if recipe.env is None else None
         return VllmEngine(recipe.rollout, dtype=self.dtype, max_tokens=longest)
 
     def _value_network(self, encoder: Encoder) -> ValueNetwork:

@@ -113,6 +113,9 @@ def run(
     print(closing_words(RunDir(directory)))
 
 
+YOUR_OWN = "For your own data: pairs (preferences) or function (prompts and a Python function as the reward)"
+
+
 @app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Recipe to print.", show_default=False)] = None,
@@ -132,11 +135,10 @@ def recipes(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("recipe", "purpose", "hardware", "time", box=box.SIMPLE_HEAD)
+    table = Table("recipe", "purpose", "hardware", "time", box=box.SIMPLE_HEAD, caption=YOUR_OWN)
     for summary in list_recipes():
         table.add_row(*(Text(column) for column in summary))
-    # In a file or a pipe nothing needs to fit a screen.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # a file or a pipe needs no screen's width
 
 
 @app.command()

@@ -25,6 +25,7 @@ from rlhfkit.seeding import derive_seed, seed_everything
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.out_of_memory import memory_told
 from rlhfkit.training.ppo import PpoTrainer, optimizers_for, train_ppo
+from rlhfkit.training.rates import announced_ppo
 from rlhfkit.watchdog import Watchdog, phase
 
 __all__ = ["ControlPipeline", "check_control", "control_trainer", "load_control_policy"]
@@ -75,6 +76,8 @@ class ControlPipeline:
         """One training → `policy/seed-N/`."""
         recipe = self.recipe
         trainer = control_trainer(recipe, seed, warn=self.progress.warn)
+        if is_first:
+            announced_ppo(recipe.ppo, trainer.policy, stage="control", progress=self.progress, manifest=self.manifest)
         checkpoints = Checkpoints(self.run.checkpoints / "control" / f"seed-{seed}", warn=self.progress.warn)
         if not trainer.resume(checkpoints, self.log):
             if is_first:

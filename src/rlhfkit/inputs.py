@@ -176,6 +176,7 @@ class Inputs:
 
     def _check_start(self, stages: Collection[Stage]) -> None:
         self._encoder = self.builder.check_start(stages)
+        self.recipe = self.builder.recipe  # which knows the model's context now
         if self._encoder is not None:
             stop_token_ids(self._encoder, self.recipe.rollout.stop_tokens)
 
@@ -247,7 +248,7 @@ class Inputs:
             return
         match record:
             case (Prompt() as prompt) | Demonstration(prompt=prompt) if not isinstance(prompt.content, str):
-                self._encoder.encode(prompt, max_tokens=self.recipe.data.max_prompt_tokens)
+                self._encoder.encode(prompt, max_tokens=self.recipe.data.prompt_limit)
             case Preference(prompt=prompt):  # reward models cut whole sequences
                 self._encoder.prompt_text(prompt)
             case _:  # text can be cut anywhere

@@ -125,13 +125,12 @@ def label_prompts(prompts: Path, model: str, options: LabelOptions, progress: Pr
         progress.note(f"{model} is no directory here; looking for it on the hub")
     context = context_of(inspect_model(model, subject=f"--model {model}")) or 1 << 20
     rollout = RolloutConfig(max_response_tokens=min(RolloutConfig().max_response_tokens, context // 2))
-    room = min(DataConfig().max_prompt_tokens, context - rollout.max_response_tokens)
     recipe = Recipe(
         name="labels",
         seed=options.seed,
         stages=("preferences",),
         model=PretrainedModelConfig(path=model),
-        data=DataConfig(prompts=RowsConfig(path=str(prompts)), max_prompt_tokens=room),
+        data=DataConfig(prompts=RowsConfig(path=str(prompts))),
         preferences=PreferencesConfig(annotators=options.people),
         rollout=rollout,
     )
@@ -195,7 +194,7 @@ def _sampled(recipe: Recipe, inputs: Inputs, store: Store, options: LabelOptions
     with quiet_transformers():
         source = inputs.builder.starting_point()
         model = inputs.builder.language_model(source)
-        limit = recipe.data.max_prompt_tokens
+        limit = inputs.recipe.data.prompt_limit
         prompts = [
             model.encoder.encode(prompt, max_tokens=limit) for prompt in inputs.load("prompts", load_prompts).records
         ]

@@ -72,6 +72,7 @@ from rlhfkit.training.memory import MemoryPlan, fits, plan_of_ppo, plan_of_super
 from rlhfkit.training.out_of_memory import memory_told
 from rlhfkit.training.ppo import PpoTrainer, Rollout, optimizers_for, train_ppo
 from rlhfkit.training.preflight import check_first_experience
+from rlhfkit.training.rates import Role, announced_ppo, announced_supervised
 from rlhfkit.training.reward_model import EncodedPair, encode_pairs, measure, normalization_of, train_reward_model
 from rlhfkit.training.sft import LearntText, encode_demonstrations, encode_texts, train_sft
 from rlhfkit.training.supervised import num_supervised_updates
@@ -214,7 +215,10 @@ class Pipeline:
         """Supervised training with microbatches that memory has room for."""
         longest = max((len(row.ids) for row in rows), default=1)
         # Packed rows are filled up to the limit.
-        width = max(longest, _within_context(config.max_tokens, model)) if config.packing else longest
+        config = config.model_copy(update={"max_tokens": _within_context(config.max_tokens, model)})
+        role: Role = "pretrain" if stage == "pretrain" else "sft"
+        config = announced_supervised(config, model, role, stage=stage, progress=self.progress, manifest=self.manifest)
+        width = max(longest, config.max_tokens) if config.packing else longest
         mean = sum(len(row.ids) for row in rows) / max(1, len(rows))
         tokens = SPARE * mean if config.packing else longest
         fitted = self._fitted_supervised(
@@ -241,7 +245,7 @@ class Pipeline:
         rows, num_cut = encode_demonstrations(
             demonstrations,
             model.encoder,
-            max_prompt_tokens=self.recipe.data.max_prompt_tokens,
+            max_prompt_tokens=self.recipe.data.prompt_limit,
             max_tokens=_within_context(self.recipe.sft.max_tokens, model),
         )
         if num_cut:
@@ -337,6 +341,9 @@ class Pipeline:
         self, stage: Stage, model: RewardModel, pairs: Sequence[EncodedPair], config: RewardModelConfig
     ) -> dict[str, float]:
         """Training of a reward model with microbatches that memory has room for."""
+        config = announced_supervised(
+            config, model, "reward_model", stage=stage, progress=self.progress, manifest=self.manifest
+        )
         lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in pairs]  # both sides go in one pass
         fitted = self._fitted_supervised(
             stage,
@@ -387,6 +394,7 @@ class Pipeline:
         engine = self.builder.engine()
         rollout = self._rollout(policy, reference, engine)
         kl = kl_controller(config.kl)
+        config = announced_ppo(config, policy, stage="ppo", progress=self.progress, manifest=self.manifest)
         optimizers = optimizers_for(policy, config, seed=recipe.seed)
         config = self._fitted_to_memory(policy, rollout, config)
         trainer = PpoTrainer(policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef)
@@ -436,7 +444,7 @@ class Pipeline:
             reward=self.builder.reward(recipe.reward, stem=policy.language_model.stem) if recipe.uses_reward else None,
             rollout=recipe.rollout,
             ppo=recipe.ppo,
-            max_prompt_tokens=recipe.data.max_prompt_tokens,
+            max_prompt_tokens=recipe.data.prompt_limit,
             seed=recipe.seed,
             engine=engine,
         )
@@ -456,7 +464,7 @@ class Pipeline:
         if isinstance(rollout, TextRollout):
             prompt_tokens = max(len(prompt.ids) for prompt in rollout.prompts)
         else:  # an episode may fill the context
-            most = recipe.data.max_prompt_tokens + recipe.rollout.max_response_tokens
+            most = recipe.data.prompt_limit + recipe.rollout.max_response_tokens
             context = policy.language_model.context_tokens or most
             prompt_tokens = context - recipe.rollout.max_response_tokens
         return plan_of_ppo(policy, prompt_tokens=prompt_tokens, rollout=recipe.rollout, ppo=recipe.ppo)
@@ -610,7 +618,7 @@ class Pipeline:
         return self._encoded(self._load(name, load_prompts).records, encoder, name)
 
     def _encoded(self, prompts: Sequence[Prompt], encoder: Encoder, name: str) -> list[EncodedPrompt]:
-        limit = self.recipe.data.max_prompt_tokens
+        limit = self.recipe.data.prompt_limit
         encoded = [encoder.encode(prompt, max_tokens=limit) for prompt in prompts]
         num_cut = sum(prompt.was_cut for prompt in encoded)
         if num_cut:

@@ -73,6 +73,21 @@ def test_a_shipped_recipe_can_be_copied(summary, tmp_path):
     assert load_recipe(tmp_path / "mine.toml", overrides).recipe == load_recipe(summary.name, overrides).recipe
 
 
+REAL = ["pairs", "hh", "dialogue", "sentiment", "translation", "classification", "function"]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_recipes_for_models_of_any_size_fix_no_learning_rate(name):
+    recipe = load_recipe(name, OWN_PATHS).recipe
+    sections = {"sft": recipe.sft, "reward_model": recipe.reward_model, "ppo": recipe.ppo, "value": recipe.ppo.value}
+    assert {section.optim.learning_rate for section in sections.values()} == {"auto"}
+
+
+@pytest.mark.parametrize("name", ["pairs", "hh", "dialogue", "function"])
+def test_recipes_of_free_answers_pay_little_for_one_that_does_not_end(name):
+    assert load_recipe(name, OWN_PATHS).recipe.ppo.missing_eos_score == -1.0
+
+
 def test_header_comment_gives_the_summary():
     from rlhfkit.config.load import _summary
 
@@ -184,7 +199,7 @@ def test_nothing_can_be_set_below_a_plain_value(minimal):
         ("ppo.gamma=big", '"big"', "a number"),
         ("ppo.gamma=2", "2", "a number of at most 1"),
         ("seed=-1", "-1", "a number of at least 0"),
-        ("ppo.optim.learning_rate=inf", "Infinity", "a finite number"),
+        ("ppo.optim.learning_rate=inf", "Infinity", 'a finite number or "auto"'),
         ("sft.packing=maybe", '"maybe"', "true or false"),
         ("sft=3", "3", "a table"),
         ("stages=sft", '"sft"', "a list"),

@@ -22,7 +22,7 @@ class Two(nn.Module):
 
 
 def made(model, *, num_updates=10, seed=0, **settings):
-    config = OptimConfig(**{"learning_rate": 0.1, "schedule": "constant", **settings})
+    config = OptimConfig(**{"learning_rate": 0.1, "schedule": "constant", "adam_eps": 1e-5, **settings})
     return Optimizer(model.named_parameters(), config, num_updates=num_updates, what="model", seed=seed)
 
 

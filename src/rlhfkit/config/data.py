@@ -74,6 +74,9 @@ class RowsConfig(Section):
         return self
 
 
+MOST_PROMPT_TOKENS = 1024
+"""What `max_prompt_tokens = "auto"` stands for at most; long prompts cost memory and time."""
+
 UNNAMED = "\0"
 """Path of rows whose file nobody has named; no file is called so."""
 
@@ -179,8 +182,9 @@ class DataConfig(Section):
     """File(s) that every table below reads which names no `path` of its own."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """A bad row stops the run with its file and line, or is left out and counted."""
-    max_prompt_tokens: PositiveInt = 256
-    """Longer prompts are cut, at a turn, a line or a word, and counted."""
+    max_prompt_tokens: PositiveInt | Literal["auto"] = "auto"
+    """Longer prompts are cut, at a turn, a line or a word, and counted; "auto": what the model's context leaves beside
+    a response, in an environment half of it, at most 1024."""
     texts: TextsConfig | None = None
     """Whole texts, for `pretrain`."""
     demonstrations: SourceConfig | None = None
@@ -195,6 +199,11 @@ class DataConfig(Section):
     """Pairs that measure the reward model, never trained on."""
     judge_preferences: SourceConfig | None = None
     """Pairs for `judge`, which the reward model never sees."""
+
+    @property
+    def prompt_limit(self) -> int:
+        """`max_prompt_tokens`, where "auto" has not been decided the most that it stands for."""
+        return MOST_PROMPT_TOKENS if self.max_prompt_tokens == "auto" else self.max_prompt_tokens
 
     @model_validator(mode="before")
     @classmethod

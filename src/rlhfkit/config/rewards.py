@@ -31,8 +31,8 @@ class RewardModelRewardConfig(Section):
     """Directory or hub id of a sequence-classification model; by default the one that this run trains."""
     label: NonNegativeInt | None = None
     """Which output to take where the model has several; by default the only one."""
-    max_tokens: PositiveInt = 512
-    """Longer sequences lose the beginning of their prompt."""
+    max_tokens: PositiveInt = 2048
+    """Longer sequences lose the beginning of their prompt; never more than the model's context."""
     batch_tokens: PositiveInt = 16384
     """Tokens per forward pass."""
 

@@ -359,6 +359,16 @@ class Recipe(Section):
         """Whether responses get the score of `reward`, rather than that of the environment alone."""
         return self.env is None or self.env.type == "replay" or (self.env.type == "function" and self.env.add_reward)
 
+    def for_context(self, context: int | None) -> "Recipe":
+        """The recipe with a number where `data.max_prompt_tokens` is "auto", for a model of so many positions."""
+        if self.data.max_prompt_tokens != "auto":
+            return self
+        limit = self.data.prompt_limit
+        if context is not None:
+            room = context - self.rollout.max_response_tokens
+            limit = max(1, min(limit, room if self.env is None else min(room, context // 2)))
+        return self.model_copy(update={"data": self.data.model_copy(update={"max_prompt_tokens": limit})})
+
     @property
     def uses_prompts(self) -> bool:
         """Whether PPO and the evaluation read prompts, rather than what an environment says."""

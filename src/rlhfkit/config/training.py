@@ -19,8 +19,8 @@ __all__ = [
 class OptimConfig(Section):
     """AdamW with gradient clipping and a learning-rate schedule."""
 
-    learning_rate: PositiveFloat = 1e-5
-    """Highest learning rate."""
+    learning_rate: PositiveFloat | Literal["auto"] = "auto"
+    """Highest learning rate; "auto": by the model's size, full training or LoRA, and the stage (docs/settings.md)."""
     schedule: Literal["constant", "linear", "cosine", "step"] = "linear"
     """How the rate falls over all updates after the warm-up: "linear" and "cosine" to zero, "step" now and then."""
     step_updates: PositiveInt = 10_000
@@ -33,10 +33,16 @@ class OptimConfig(Section):
     """Decoupled weight decay of matrices; vectors (norms, biases) have none."""
     adam_betas: tuple[OpenShare, OpenShare] = (0.9, 0.999)
     """Decay of Adam's two averages."""
-    adam_eps: PositiveFloat = 1e-5
-    """Adam's epsilon; 1e-5 as in the published PPO settings, PyTorch's own 1e-8 makes the first updates too large."""
+    adam_eps: PositiveFloat | Literal["auto"] = "auto"
+    """Adam's epsilon; "auto": 1e-5 in PPO, whose first updates are too large else, 1e-8 in the supervised stages."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
+
+    def numbers(self) -> tuple[float, float]:
+        """(learning rate, Adam's epsilon). Raises: ValueError where one is not decided yet."""
+        if self.learning_rate == "auto" or self.adam_eps == "auto":
+            raise ValueError(f"learning_rate {self.learning_rate} and adam_eps {self.adam_eps} are not both numbers")
+        return self.learning_rate, self.adam_eps
 
 
 SAFE_TOKENS = 2048
@@ -67,8 +73,8 @@ class SftConfig(SupervisedConfig):
 
     minibatch_sequences: PositiveInt = 32
     """Sequences per update."""
-    max_tokens: PositiveInt = 512
-    """Longer sequences lose the end of their response (and its EOS)."""
+    max_tokens: PositiveInt = 2048
+    """Longer sequences lose the end of their response (and its EOS); never more than the model's context."""
     packing: bool = True
     """Lay several sequences into one row, each blind to the others, so that nothing is padded."""
 
@@ -87,8 +93,8 @@ class RewardModelConfig(SupervisedConfig):
     """Which weights to start from: the SFT model of this run (or the base model where there is none), or the base."""
     minibatch_pairs: PositiveInt = 32
     """Pairs per update."""
-    max_tokens: PositiveInt = 512
-    """Pairs with a longer sequence lose the beginning of their prompt."""
+    max_tokens: PositiveInt = 2048
+    """Pairs with a longer sequence lose the beginning of their prompt; never more than the model's context."""
     use_margin: bool = True
     """Subtract the pair's `margin`, where the data have one."""
     normalization_responses: NonNegativeInt = 256

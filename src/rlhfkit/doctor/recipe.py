@@ -189,6 +189,7 @@ def _inputs(subject: Subject) -> Iterator[Finding]:
         for finding in checked(label, found):
             subject.failed.add(name)
             yield finding
+    subject.recipe = subject.inputs.recipe  # with the limit for prompts that fits the model
     annotators = subject.recipe.preferences.annotators
     if "preferences" in subject.stages and isinstance(annotators, PeopleConfig):
         yield from examine_port(annotators.port, host=annotators.host, name="recipe.port")
@@ -263,7 +264,7 @@ def _model(subject: Subject) -> Iterator[Finding]:
     elif prompts and not encoder.uses_fallback:
         yield ok("model.template", "the model has a chat template, which is not used: prompts are plain text")
     if prompts:
-        limit = subject.recipe.data.max_prompt_tokens
+        limit = subject.recipe.data.prompt_limit
         yield from checked("model.first_prompt", lambda: examine_first_prompt(encoder, prompts[0], max_tokens=limit))
     for finding in checked("model.weights", lambda: _weights(subject)):
         if finding.verdict == "fault" and finding.name == "model.weights":
@@ -274,7 +275,7 @@ def _model(subject: Subject) -> Iterator[Finding]:
 def _files(subject: Subject) -> Iterator[Finding]:
     config, recipe = _inspected(subject), subject.recipe
     context = context_of(config)
-    wanted = recipe.data.max_prompt_tokens + recipe.rollout.max_response_tokens
+    wanted = recipe.data.prompt_limit + recipe.rollout.max_response_tokens
     room = f"{wanted} tokens of prompt and response fit its context of {context}" if context else "no limit of context"
     yield ok("model.files", f"{subject.source.path if subject.source else ''}: {config.model_type}; {room}")
 
@@ -366,7 +367,7 @@ def _sampled(subject: Subject, made: list[Trial]) -> Iterator[Finding]:
 def _try(subject: Subject, policy: TextPolicy, reference: Reference, reward: RewardSource | None) -> Trial:
     recipe, encoder = subject.recipe, policy.language_model.encoder
     if recipe.env is None:
-        limit = recipe.data.max_prompt_tokens
+        limit = recipe.data.prompt_limit
         prompts = [encoder.encode(row, max_tokens=limit) for row in spaced(subject.prompts(), NUM_PROMPTS)]
         return try_prompts(
             policy, reference, prompts, reward=reward, rollout=recipe.rollout, ppo=recipe.ppo, seed=recipe.seed
@@ -379,7 +380,7 @@ def _try(subject: Subject, policy: TextPolicy, reference: Reference, reward: Rew
         uses_reward=recipe.uses_reward,
         rollout=recipe.rollout,
         ppo=recipe.ppo,
-        max_prompt_tokens=recipe.data.max_prompt_tokens,
+        max_prompt_tokens=recipe.data.prompt_limit,
         seed=recipe.seed,
     )
 

@@ -108,7 +108,7 @@ def _limit_and_lengths(name: str, rows: Sequence[Row], recipe: Recipe, encoder: 
         texts, _ = encode_demonstrations(
             rows,  # type: ignore[arg-type]  # a table holds one kind of row
             encoder,
-            max_prompt_tokens=recipe.data.max_prompt_tokens,
+            max_prompt_tokens=recipe.data.prompt_limit,
             max_tokens=1 << 30,
         )
         return recipe.sft.max_tokens, "sft.max_tokens", [len(text.ids) for text in texts]
@@ -116,7 +116,7 @@ def _limit_and_lengths(name: str, rows: Sequence[Row], recipe: Recipe, encoder: 
         encoded, _ = encode_texts(rows, encoder, max_tokens=1 << 30)  # type: ignore[arg-type]
         return recipe.pretrain.max_tokens, "pretrain.max_tokens", [len(text.ids) for text in encoded]
     lengths = [len(encoder.prompt_ids(prompt)) for prompt in rows if isinstance(prompt, Prompt)]
-    return recipe.data.max_prompt_tokens, "data.max_prompt_tokens", lengths
+    return recipe.data.prompt_limit, "data.max_prompt_tokens", lengths
 
 
 # ── what SFT learns of ends ──────────────────────────────────────────────────────────────────────────────────────────
@@ -129,7 +129,7 @@ def examine_ends(
     name = "data.ends"
     rows = spaced(demonstrations, NUM_MEASURED)
     limit = min(recipe.sft.max_tokens, context or recipe.sft.max_tokens)
-    texts, _ = encode_demonstrations(rows, encoder, max_prompt_tokens=recipe.data.max_prompt_tokens, max_tokens=limit)
+    texts, _ = encode_demonstrations(rows, encoder, max_prompt_tokens=recipe.data.prompt_limit, max_tokens=limit)
     whole = sum(text.ids[-1] == encoder.eos_id for text in texts) / len(rows)
     words = f"{whole:.1%} of the demonstrations end with EOS within {limit} tokens"
     remedy = "raise sft.max_tokens, shorten the responses, or leave the longest out"

@@ -52,7 +52,7 @@ def compare_episodes(
             recipe.rollout,
             env_seeds=[env_seed(recipe.seed, row, held_out=True) for row in range(recipe.evaluation.num_prompts)],
             response_seed=lambda row, turn: derive_seed(recipe.seed, "evaluation", row, turn),
-            max_prompt_tokens=recipe.data.max_prompt_tokens,
+            max_prompt_tokens=recipe.data.prompt_limit,
             on_finished=on_finished,
         )
         ref_kl, perplexity = distance(

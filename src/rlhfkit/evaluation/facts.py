@@ -1,5 +1,6 @@
 """What a run's files say, read once and checked, for whoever judges or shows the run."""
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,8 @@ def read_facts(run: RunDir) -> Facts:
         raise CheckpointError(f"there is no run directory {run.path}; name one that `rlhfkit run` made")
     metrics_rows, damaged_metrics = _read_lines(run.metrics)
     samples, damaged_samples = _read_lines(run.samples)
-    config = _read_object(run.config)
+    manifest = _read_object(run.manifest)
+    config = _with_rates(_read_object(run.config), manifest)
     by_stage: dict[str, dict[tuple[float, float], Row]] = {}
     for row in metrics_rows:
         # An iteration that a killed run did and its successor repeated is there twice; the later one counts.
@@ -68,7 +70,7 @@ def read_facts(run: RunDir) -> Facts:
     return Facts(
         name=str(config.get("name") or run.path.resolve().name),
         config=config,
-        manifest=_read_object(run.manifest),
+        manifest=manifest,
         finished=run.finished_stages(),
         metrics={stage: [rows[key] for key in sorted(rows)] for stage, rows in by_stage.items()},
         samples=samples,
@@ -76,6 +78,19 @@ def read_facts(run: RunDir) -> Facts:
         reward_model=read_results(run.reward_model_report, RewardModelResults),
         damaged_lines=damaged_metrics + damaged_samples,
     )
+
+
+def _with_rates(config: Row, manifest: Row) -> Row:
+    """The config with the numbers that the run's stages took where it says "auto"."""
+    config = copy.deepcopy(dict(config))
+    for stage, facts in (manifest.get("stages") or {}).items():
+        for path, numbers in (facts.get("optimizers") or {}).items():
+            section: Any = config
+            for key in ("ppo" if stage == "control" else stage, *path.split(".")):
+                section = section.get(key) if isinstance(section, dict) else None
+            if isinstance(section, dict):
+                section.update({key: number for key, number in numbers.items() if section.get(key) == "auto"})
+    return config
 
 
 def curve(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:

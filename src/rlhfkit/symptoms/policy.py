@@ -147,7 +147,7 @@ def _slower(ppo: Settings, factor: float) -> tuple[Remedy, ...]:
 
 def _other_rate(ppo: Settings, path: tuple[str, ...], factor: float) -> tuple[Remedy, ...]:
     now = setting_of(ppo, *path[1:])
-    return (Remedy(".".join(path), _shown(now * factor), _shown(now)),) if now else ()
+    return (Remedy(".".join(path), _shown(now * factor), _shown(now)),) if isinstance(now, float) else ()
 
 
 def _approx_kl_high(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
@@ -196,7 +196,7 @@ def _faster(ppo: Settings) -> tuple[Remedy, ...]:
     now = setting_of(ppo, *LEARNING_RATE[1:])
     usual = "1e-05" if "rollout_episodes" in ppo else "3e-4"
     to = f"ten times as much, again and again until ppo/clip_fraction is above 0 (published: {usual})"
-    return (Remedy(".".join(LEARNING_RATE), to, None if now is None else _shown(now)),)
+    return (Remedy(".".join(LEARNING_RATE), to, _shown(now) if isinstance(now, float) else now),)
 
 
 def _grad_norm_exploding(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:

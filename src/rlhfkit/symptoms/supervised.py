@@ -86,7 +86,9 @@ def _still_a_coin(curves: Curves, stage: Settings) -> tuple[Evidence, ...]:
 
 def _rate(stage: Settings, factor: float) -> tuple[Remedy, ...]:
     now, name = setting_of(stage, "optim", "learning_rate"), stage.get("name", "sft")
-    return (Remedy(f"{name}.optim.learning_rate", _shown(now * factor), _shown(now)),) if now else ()
+    if not isinstance(now, float):  # "auto", of a run that did not note what that was
+        return ()
+    return (Remedy(f"{name}.optim.learning_rate", _shown(now * factor), _shown(now)),)
 
 
 def _less_training(stage: Settings) -> tuple[Remedy, ...]:

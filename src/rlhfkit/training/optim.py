@@ -70,8 +70,12 @@ class Optimizer:
         what: str,
         seed: int,
     ) -> None:
-        """Plan for `num_updates` updates; `what` is the name that errors use, `seed` decides where masters begin."""
+        """Plan for `num_updates` updates; `what` is the name that errors use, `seed` decides where masters begin.
+
+        Raises: ValueError where `config` still says "auto"; `decided` puts numbers there.
+        """
         self.config, self.num_updates, self.what = config, num_updates, what
+        self._highest_rate, eps = config.numbers()
         self.parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
         self.masters = {
             name: parameter if parameter.dtype == torch.float32 else self._master(name, parameter, seed)
@@ -90,9 +94,9 @@ class Optimizer:
         ]
         self.adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]],
-            lr=config.learning_rate,
+            lr=self._highest_rate,
             betas=config.adam_betas,
-            eps=config.adam_eps,
+            eps=eps,
             fused=True,
         )
         self.updates_done = 0
@@ -128,7 +132,7 @@ class Optimizer:
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next update."""
-        planned = self.config.learning_rate * learning_rate_factor(self.config, self.updates_done, self.num_updates)
+        planned = self._highest_rate * learning_rate_factor(self.config, self.updates_done, self.num_updates)
         return self.factor * planned
 
     def step(self) -> float:

@@ -73,7 +73,7 @@ def _section(stage: str, recipe: Recipe) -> tuple[str, int]:
         case "reward_model" | "judge":
             return "reward_model", 2 * recipe.reward_model.max_tokens
         case _:
-            return "ppo", recipe.data.max_prompt_tokens + recipe.rollout.max_response_tokens
+            return "ppo", recipe.data.prompt_limit + recipe.rollout.max_response_tokens
 
 
 def _lower(name: str, now: int, least: int) -> str:

@@ -45,6 +45,7 @@ from rlhfkit.training.checkpoint import (
     trainable_tensors,
 )
 from rlhfkit.training.optim import Optimizer
+from rlhfkit.training.rates import decided_ppo
 from rlhfkit.training.watch import Watch
 from rlhfkit.watchdog import phase
 
@@ -109,6 +110,7 @@ class PpoTrainer:
     """Says when training goes wrong, and does what the recipe lets it."""
 
     def __post_init__(self) -> None:
+        self.config = decided_ppo(self.config, self.policy)
         self.watch = Watch(self.config)
 
     @property
@@ -419,6 +421,7 @@ def _is_of_critic(name: str) -> bool:
 
 def optimizers_for(policy: ActorCritic, config: PpoConfig | ControlPpoConfig, *, seed: int) -> dict[str, Optimizer]:
     """`policy`, and `value` for a critic that has its own; their schedules end with the last iteration."""
+    config = decided_ppo(config, policy)
     per_iteration = config.updates_per_iteration
     parameters = list(policy.named_parameters())
     if config.value_optim is None:

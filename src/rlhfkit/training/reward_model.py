@@ -18,6 +18,7 @@ from rlhfkit.progress import Progress
 from rlhfkit.records import Preference
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.optim import Optimizer
+from rlhfkit.training.rates import decided
 from rlhfkit.training.supervised import (
     SupervisedTask,
     num_supervised_updates,
@@ -87,6 +88,7 @@ def train_reward_model(
 
     Raises: TrainingError where the loss or a gradient is not finite.
     """
+    config = config.model_copy(update={"optim": decided(config.optim, model, "reward_model")})
     train, held_out = split_validation(len(pairs), config.validation_share, seed)
 
     def run(rows: Sequence[int], metrics: Metrics, *, denominator: int | None) -> None:

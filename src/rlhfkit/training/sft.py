@@ -15,6 +15,7 @@ from rlhfkit.progress import Progress
 from rlhfkit.records import Demonstration, Prompt
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.optim import Optimizer
+from rlhfkit.training.rates import decided
 from rlhfkit.training.supervised import (
     SupervisedTask,
     num_supervised_updates,
@@ -70,6 +71,8 @@ def train_sft(
     loss = - sum over the minibatch's learnt tokens of log p(token | tokens before) / their number
     Raises: TrainingError where the loss or a gradient is not finite.
     """
+    optim = decided(config.optim, model, "pretrain" if stage == "pretrain" else "sft")
+    config = config.model_copy(update={"optim": optim})
     train, held_out = split_validation(len(texts), config.validation_share, seed)
 
     def parts(rows: Sequence[int]) -> list[PackedRows]:
