@@ -193,7 +193,7 @@ def test_demonstrations_that_lose_their_eos(tmp_path):
     write_json(run.stages, {**{name: {} for name in STAGES}, "sft": {"num_demonstrations": 100, "num_cut": 80}})
     (problem,) = diagnose(run).problems
     assert problem.finding.rule == "demonstrations_cut"
-    assert problem.finding.remedies[0].words() == "sft.max_tokens from 512 to more than the longest demonstration"
+    assert problem.finding.remedies[0].words() == "sft.max_tokens from 2048 to more than the longest demonstration"
     write_json(run.stages, {**{name: {} for name in STAGES}, "sft": {"num_demonstrations": 100, "num_cut": 20}})
     assert rules(run) == []
 
