@@ -281,11 +281,13 @@ def pack(
     *,
     max_tokens: int,
     pad: int,
+    earlier: Sequence[Sequence[tuple[int, int]]] | None = None,
     device: torch.device | None = None,
 ) -> PackedRows:
     """Rows laid into as few rows of at most `max_tokens` as first-fit decreasing finds.
 
     `learnt_from[i]` is the first index of row i whose token is learnt; index 0 never is, nothing predicts it.
+    `earlier[i]` are spans before it (first index, index after the last) that are learnt too.
     """
     bins = _bins([len(row) for row in rows], width=max_tokens)
     width = max((sum(len(rows[i]) for i in members) for members in bins), default=0)
@@ -301,5 +303,7 @@ def pack(
             position_ids[b, start:end] = torch.arange(end - start)
             segments[b, start:end] = number
             targets[b, start + max(1, learnt_from[index]) : end] = True
+            for first, after in earlier[index] if earlier is not None else ():
+                targets[b, start + max(1, first) : start + after] = True
             start = end
     return PackedRows(ids.to(device), position_ids.to(device), segments.to(device), targets.to(device))

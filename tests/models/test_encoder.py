@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 from rlhfkit.errors import ConfigError, DataError
 from rlhfkit.models.template import TRANSCRIPT_TEMPLATE, Encoder, read_template
 from rlhfkit.records import Message, Prompt
-from tests.tiny import EOS, byte_tokenizer
+from tests.tiny import EOS, PAD, byte_tokenizer
 
 CHATML = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
@@ -57,7 +57,9 @@ def test_text_is_taken_as_it_is(encoder):
 def test_conversation_without_template_becomes_a_transcript(encoder):
     prompt = conversation(("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"))
     assert encoder.uses_fallback
-    assert encoder.prompt_text(prompt) == "Be kind.\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
+    assert encoder.prompt_text(prompt) == (
+        "Be kind.\n\nHuman: Hi\n\nAssistant: Hello<|endoftext|>\n\nHuman: Bye\n\nAssistant:"
+    )
 
 
 def test_response_to_a_transcript_gets_the_space_that_assistant_needs(encoder):
@@ -69,7 +71,7 @@ def test_response_to_a_transcript_gets_the_space_that_assistant_needs(encoder):
 
 def test_transcript_with_its_response_is_the_transcript_of_the_longer_conversation(encoder):
     prompt = conversation(("user", "Hi"))
-    ids = encoder.prompt_ids(prompt) + encoder.response_ids(prompt, "Hello", finished=False)
+    ids = encoder.prompt_ids(prompt) + encoder.response_ids(prompt, "Hello")
     longer = encoder.prompt_text(conversation(("user", "Hi"), ("assistant", "Hello"), ("user", "")))
     assert longer.startswith(text_of(encoder, ids) + "\n\nHuman: ")
 
@@ -115,10 +117,17 @@ def test_other_templates_have_other_hashes(encoder, chat):
     assert encoder.template_hash != chat.template_hash
 
 
-def test_a_choice_of_templates_is_not_ours_to_make():
+def test_of_several_templates_the_default_is_taken_as_transformers_does():
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = {"default": CHATML, "tools": STRICT}
-    with pytest.raises(ConfigError, match=r"several chat templates \(default, tools\).*model\.chat_template"):
+    tokenizer.chat_template = {"tools": STRICT, "default": CHATML}
+    encoder = Encoder(tokenizer)
+    assert encoder.prompt_text(conversation(("user", "Hi"))) == "<user>Hi</s><assistant>"
+
+
+def test_a_choice_of_templates_without_a_default_is_not_ours_to_make():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"rag": CHATML, "tools": STRICT}
+    with pytest.raises(ConfigError, match=r"several chat templates \(rag, tools\).*model\.chat_template"):
         Encoder(tokenizer)
 
 
@@ -168,8 +177,11 @@ def test_bos_survives_the_cut():
     assert text_of(encoder, cut.ids) == "<s>four five"
 
 
-def test_a_conversation_that_spells_out_pad_loses_it(chat):
-    assert text_of(chat, chat.prompt_ids(conversation(("user", "a<|pad|>b")))) == "<user>ab</s><assistant>"
+def test_a_conversation_that_spells_out_a_special_token_keeps_its_letters(chat):
+    for token in ("<|pad|>", "<|endoftext|>"):
+        ids = chat.prompt_ids(conversation(("user", f"a{token}b")))
+        assert text_of(chat, ids) == f"<user>a{token}b</s><assistant>"
+        assert not {PAD, EOS} & set(ids)
 
 
 def test_a_special_token_spelled_out_in_plain_text_is_just_characters(encoder):
@@ -210,6 +222,19 @@ def test_response_gets_no_space_though_the_tokenizer_gives_one_to_a_text():
     for response, tokens in {"world": ["world"], " world": ["▁world"], "\nworld": ["<0x0A>", "world"]}.items():
         ids = encoder.response_ids(Prompt("a"), response, finished=False)
         assert encoder.tokenizer.convert_ids_to_tokens(ids) == tokens
+        assert encoder.decode(ids) == response
+
+
+def test_response_gets_no_space_where_the_tokenizer_adds_one_and_keeps_it():
+    """As GPT-2's with add_prefix_space, and RoBERTa's in some models."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    encoder = Encoder(tokenizer)
+    assert text_of(encoder, encoder.tokenizer("yes")["input_ids"]) == " yes"
+    for response in ("yes", " yes", "\nyes", "yes no"):
+        ids = encoder.response_ids(Prompt("Is it?"), response, finished=False)
+        assert text_of(encoder, ids) == response
+        assert len(ids) == len(response)
         assert encoder.decode(ids) == response
 
 
@@ -276,11 +301,28 @@ def test_conversation_loses_its_oldest_turns_in_pairs_and_keeps_system_and_tail(
     assert chat.encode(prompt, max_tokens=len(cut.text) - 1).text == "<system>S</s><user>u3</s><assistant>"
 
 
-def test_last_turn_that_is_too_long_loses_its_end_at_a_word_but_the_tail_stays(chat):
+def test_last_turn_that_is_too_long_loses_its_middle_at_words(chat):
     prompt = conversation(("user", "tell me a story about the old sea"))
-    cut = chat.encode(prompt, max_tokens=len("<user>tell me a story ab</s><assistant>"))
-    assert cut.text == "<user>tell me a story</s><assistant>"
+    whole = "<user>tell me a story about the old sea</s><assistant>"
+    cut = chat.encode(prompt, max_tokens=len(whole) - 10)
+    assert cut.text == "<user>tell ... the old sea</s><assistant>"
     assert text_of(chat, cut.ids) == cut.text
+    assert cut.share_lost == pytest.approx(1 - len(cut.text) / len(whole))
+
+
+def test_the_last_words_of_the_user_are_never_cut(chat):
+    question = "At what time does the museum close?"
+    prompt = conversation(("system", "s" * 50), ("user", f"{'It rains. ' * 40}{question}"))
+    for room in range(60, 200, 10):
+        assert chat.encode(prompt, max_tokens=room + len(question)).text.endswith(f"{question}</s><assistant>")
+
+
+def test_a_long_system_turn_gives_way_to_the_user(chat):
+    prompt = conversation(("system", "You are a guide. " * 30 + "Be brief."), ("user", "Where?"))
+    cut = chat.encode(prompt, max_tokens=100)
+    assert len(cut.ids) <= 100
+    assert cut.text.startswith("<system>You are")
+    assert "Be brief.</s>" in cut.text
 
 
 def test_a_cut_at_a_word_never_makes_more_tokens():
@@ -333,17 +375,23 @@ def test_words_of_an_environment_are_appended_to_text_as_they_stand(encoder):
     [
         (CHATML, "</s><user>Bye</s><assistant>"),
         (POCKET, "\n<u>Bye\n<a>"),
-        (TRANSCRIPT_TEMPLATE, "\n\nHuman: Bye\n\nAssistant:"),
-        (FORGETFUL, "\n\nHuman: Bye\n\nAssistant:"),
-        (NUMBERED, "\n\nHuman: Bye\n\nAssistant:"),
+        (TRANSCRIPT_TEMPLATE, "</s>\n\nHuman: Bye\n\nAssistant:"),
     ],
-    ids=["chatml", "pocket", "transcript", "drops turns", "numbers turns"],
+    ids=["chatml", "pocket", "transcript"],
 )
 def test_words_of_an_environment_are_the_users_next_turn(template, expected):
     chat = marking(template)
     assert chat.observation(HI, "Bye") == expected
     ids = chat.observation_ids(HI, "Bye", after=chat.response_ids(HI, "Yo", finished=False))
     assert text_of(chat, ids) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "why"), [(FORGETFUL, "drops or rewrites earlier turns"), (NUMBERED, "depends on the turns before")]
+)
+def test_a_template_that_cannot_go_on_is_refused_and_says_why(template, why):
+    with pytest.raises(ConfigError, match=rf"user's next turn cannot be written by the chat template: .*{why}"):
+        marking(template).observation(HI, "Bye")
 
 
 @pytest.mark.parametrize("template", [CHATML, POCKET, TRANSCRIPT_TEMPLATE])

@@ -69,12 +69,14 @@ class SupervisedConfig(Section):
 
 
 class SftConfig(SupervisedConfig):
-    """Supervised fine-tuning: cross entropy on the response and its EOS."""
+    """Supervised fine-tuning: cross entropy on what the assistant says, and on what ends its turns."""
 
     minibatch_sequences: PositiveInt = 32
     """Sequences per update."""
     max_tokens: PositiveInt = 2048
     """Longer sequences lose the end of their response (and its EOS); never more than the model's context."""
+    turns: Literal["all", "last"] = "all"
+    """Which turns of the assistant are learnt where a demonstration is a conversation; "last": the response alone."""
     packing: bool = True
     """Lay several sequences into one row, each blind to the others, so that nothing is padded."""
 

@@ -23,16 +23,34 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from rlhfkit.errors import ConfigError
 from rlhfkit.records import Message
 
-__all__ = ["TRANSCRIPT_TEMPLATE", "ChatTemplate", "TemplateFailure", "parse_template", "read_template"]
+__all__ = [
+    "TRANSCRIPT_TEMPLATE",
+    "ChatTemplate",
+    "TemplateFailure",
+    "parse_template",
+    "read_template",
+    "transcript_template",
+]
 
-# For a tokenizer that has no chat template: transcripts in which the speakers are named, as in Anthropic's HH data. The
-# line breaks are in expressions, since Jinja, as transformers sets it up, drops one that follows a tag.
-TRANSCRIPT_TEMPLATE = (
-    "{% for m in messages %}"
-    "{% if m['role'] == 'system' %}{{ m['content'] }}"
-    "{% else %}{{ '\\n\\nHuman: ' if m['role'] == 'user' else '\\n\\nAssistant: ' }}{{ m['content'] }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
-)
+
+def transcript_template(*, bos: bool, eos: bool = True) -> str:
+    """The template for a tokenizer that has none: transcripts in which the speakers are named, as in Anthropic's HH.
+
+    `bos` and `eos` say whether the text begins, and each turn of the assistant ends, with these tokens. The line breaks
+    are in expressions, since Jinja, as transformers sets it up, drops one that follows a tag.
+    """
+    return (
+        f"{'{{ bos_token }}' if bos else ''}"
+        "{% for m in messages %}"
+        "{% if m['role'] == 'system' %}{{ m['content'] }}"
+        "{% elif m['role'] == 'user' %}{{ '\\n\\nHuman: ' }}{{ m['content'] }}"
+        "{% else %}{{ '\\n\\nAssistant: ' }}{{ m['content'] }}"
+        f"{'{{ eos_token }}' if eos else ''}{{% endif %}}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
+    )
+
+
+TRANSCRIPT_TEMPLATE = transcript_template(bos=False)
 
 MOST_TEMPLATE_BYTES = 2**20
 MOST_STEPS = 200_000

@@ -32,9 +32,20 @@ class Normalization:
 
 
 def reward_ids(encoder: Encoder, prompt: Prompt, response: str, *, finished: bool, max_tokens: int) -> list[int]:
-    """Prompt and response as the reward model reads them: at most `max_tokens`, the beginning lost first."""
-    ids = [*encoder.prompt_ids(prompt), *encoder.response_ids(prompt, response, finished=finished)]
-    return ids[-max_tokens:]
+    """Prompt and response as the reward model reads them, in at most `max_tokens`.
+
+    The prompt is cut as the policy's prompts are, to no less than a quarter of the tokens; then the response loses its
+    beginning. What the template writes first, such as BOS, stays.
+    """
+    before, after = encoder.joined(prompt, response, finished=finished)
+    if len(before) + len(after) <= max_tokens:
+        return [*before, *after]
+    room = max(max_tokens - len(after), max_tokens // 4, 1)
+    before, after = encoder.joined(encoder.shortened(prompt, max_tokens=room), response, finished=finished)
+    if len(before) < max_tokens:
+        return [*before, *after[-(max_tokens - len(before)) :]]
+    ids = [*before, *after]
+    return [ids[0], *ids[len(ids) - max_tokens + 1 :]]
 
 
 def score_head(classifier: PreTrainedModel | PeftModel) -> nn.Linear:

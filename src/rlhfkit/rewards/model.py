@@ -1,18 +1,22 @@
 """Scores of a reward model, ours or somebody else's, read with its own tokenizer and chat template."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfkit.config.schema import RewardModelRewardConfig
-from rlhfkit.errors import ConfigError, ModelError
+from rlhfkit.errors import ConfigError, DataError, ModelError
+from rlhfkit.models.chat_template import ChatTemplate, TemplateFailure, transcript_template
+from rlhfkit.models.cutting import cut
 from rlhfkit.models.inspection import context_of
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel, reward_ids
-from rlhfkit.models.template import TRANSCRIPT_TEMPLATE
+from rlhfkit.models.template import chosen_template
 from rlhfkit.padding import length_buckets, microbatches, pad_right
+from rlhfkit.records import Message, Prompt
 from rlhfkit.rewards.source import ScoredText, check_scores
 
 __all__ = ["ClassifierReward", "RewardModelReward", "choose_output"]
@@ -82,15 +86,22 @@ class ClassifierReward:
     """One output of any sequence-classification model, such as a sentiment classifier, as its authors feed it."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: RewardModelRewardConfig
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: RewardModelRewardConfig,
+        *,
+        now: datetime | None = None,
     ) -> None:
-        """Score with output `config.label` of `model`.
+        """Score with output `config.label` of `model`; `now` is the date for a chat template that writes it.
 
         Raises: as `choose_output`.
         """
         self.label = choose_output(model.config, config)
         tokenizer.truncation_side = "left"  # what is judged stands at the end
         self.model, self.tokenizer, self.config = model, tokenizer, config
+        source = chosen_template(tokenizer.chat_template) or transcript_template(bos=False, eos=False)
+        self._template = ChatTemplate(source, tokenizer.special_tokens_map, now)
         context = context_of(model.config) or config.max_tokens
         self.max_tokens = min(config.max_tokens, tokenizer.model_max_length, context)
 
@@ -112,15 +123,33 @@ class ClassifierReward:
 
     def _ids(self, episode: ScoredText) -> list[int]:
         """Prompt and response as one text, a conversation by the model's own chat template or as a transcript."""
-        content, template = episode.prompt.content, self.tokenizer.chat_template
-        text, has_special_tokens = episode.prompt_text + episode.response, False
-        if not isinstance(content, str):
-            messages = [{"role": message.role, "content": message.content} for message in content]
-            messages.append({"role": "assistant", "content": episode.response})
-            chat_template = template or TRANSCRIPT_TEMPLATE
-            text = str(self.tokenizer.apply_chat_template(messages, chat_template=chat_template, tokenize=False))
-            has_special_tokens = template is not None
-        ids: list[int] = self.tokenizer(
-            text, add_special_tokens=not has_special_tokens, truncation=True, max_length=self.max_tokens
-        )["input_ids"]
+        if isinstance(episode.prompt.content, str):
+            ids: list[int] = self.tokenizer(
+                episode.prompt_text + episode.response, truncation=True, max_length=self.max_tokens
+            )["input_ids"]
+            return ids
+        whole = self.conversation_ids(episode.prompt, episode.response)
+        if len(whole) <= self.max_tokens:
+            return whole
+        short = cut(episode.prompt, lambda part: len(self.conversation_ids(part, episode.response)) <= self.max_tokens)
+        fewest = self.conversation_ids(short, episode.response)
+        spare = len(fewest) - self.max_tokens
+        return fewest if spare <= 0 else [fewest[0], *fewest[spare + 1 :]]
+
+    def conversation_ids(self, prompt: Prompt, response: str) -> list[int]:
+        """Token ids of the whole conversation, uncut.
+
+        Raises: DataError where the model's chat template refuses it, or fails on it.
+        """
+        assert not isinstance(prompt.content, str)
+        messages = (*prompt.content, Message("assistant", response))
+        try:
+            text = self._template.render(messages, generation=False)
+        except TemplateFailure as error:
+            raise DataError(
+                f"{prompt.origin or 'a conversation'} does not fit the chat template of {self.config.path} ({error}); "
+                f"its roles are {[message.role for message in messages]}"
+            ) from error
+        is_own = self.tokenizer.chat_template is not None
+        ids: list[int] = self.tokenizer(text, add_special_tokens=not is_own, verbose=False)["input_ids"]
         return ids

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -29,23 +30,35 @@ __all__ = ["LearntText", "encode_demonstrations", "encode_texts", "train_sft"]
 
 @dataclass(frozen=True, slots=True)
 class LearntText:
-    """Tokens of which those from `learnt_from` on are learnt."""
+    """Tokens of which those from `learnt_from` on are learnt, and those in `earlier` spans before."""
 
     ids: list[int]
     learnt_from: int
+    earlier: tuple[tuple[int, int], ...] = ()
+    """Where the assistant's earlier turns begin and end."""
 
 
 def encode_demonstrations(
-    demonstrations: Sequence[Demonstration], encoder: Encoder, *, max_prompt_tokens: int, max_tokens: int
+    demonstrations: Sequence[Demonstration],
+    encoder: Encoder,
+    *,
+    max_prompt_tokens: int,
+    max_tokens: int,
+    turns: Literal["all", "last"] = "all",
 ) -> tuple[list[LearntText], int]:
-    """(texts in which the response and its EOS are learnt, how many had to be cut)."""
+    """(texts in which the assistant's turns and their endings are learnt, how many had to be cut).
+
+    The last turn is the response; with `turns` = "all" those that the prompt holds are learnt too.
+    """
     texts, num_cut = [], 0
     for demonstration in demonstrations:
         prompt = encoder.encode(demonstration.prompt, max_tokens=max_prompt_tokens)
-        ids = [*prompt.ids, *encoder.response_ids(demonstration.prompt, demonstration.response)]
+        before, after = encoder.joined(prompt.prompt, demonstration.response)
+        ids = [*before, *after]
         num_cut += prompt.was_cut or len(ids) > max_tokens
-        if len(prompt.ids) < max_tokens:
-            texts.append(LearntText(ids[:max_tokens], len(prompt.ids)))
+        if len(before) < max_tokens:
+            earlier = encoder.earlier_turns(prompt.prompt) if turns == "all" else []
+            texts.append(LearntText(ids[:max_tokens], len(before), tuple(earlier)))
     return texts, num_cut
 
 
@@ -81,6 +94,7 @@ def train_sft(
         packed = pack(
             [text.ids for text in chosen],
             [text.learnt_from for text in chosen],
+            earlier=[text.earlier for text in chosen],
             max_tokens=width,
             pad=model.encoder.pad_id,
             device=model.device,

@@ -1,0 +1,197 @@
+"""Prompt and response join as the templates of 22 kinds of models write them, in every stage.
+
+The oracle is transformers: `apply_chat_template` renders, and the tokenizer encodes what it has rendered.
+"""
+
+from datetime import datetime
+
+import pytest
+from transformers import AutoTokenizer
+
+from rlhfkit.models.reward_model import reward_ids
+from rlhfkit.models.template import Encoder
+from rlhfkit.records import Demonstration, Message, Prompt
+from rlhfkit.training.sft import encode_demonstrations
+from tests.models.chat_templates import TEMPLATES, Format, tokenizer_of
+
+TALK = (Message("user", "Is it so?"), Message("assistant", "It is, yes."), Message("user", "And\nnow?"))
+ANSWER = "Not any more."
+NAMES = sorted(TEMPLATES)
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def encoders() -> dict[str, Encoder]:
+    return {name: Encoder(tokenizer_of(form)) for name, form in TEMPLATES.items()}
+
+
+def conversation(form: Format, turns: tuple[Message, ...], *, system: bool = True) -> Prompt:
+    first = (Message("system", "Be brief."),) if system and form.system else ()
+    return Prompt((*first, *turns), origin="rows.jsonl:1")
+
+
+def rendered(encoder: Encoder, prompt: Prompt, *answers: str, generation: bool = False) -> str:
+    """What transformers renders."""
+    assert not isinstance(prompt.content, str)
+    messages = [message._asdict() for message in prompt.content]
+    messages += [{"role": "assistant", "content": answer} for answer in answers]
+    return str(encoder.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+
+
+def ids_of(encoder: Encoder, text: str) -> list[int]:
+    return list(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def finished(encoder: Encoder, form: Format, prompt: Prompt, answer: str) -> list[int]:
+    """The whole conversation up to the end of the assistant's turn, as transformers renders and encodes it."""
+    text = rendered(encoder, prompt, answer)
+    if form.ending is None:
+        return [*ids_of(encoder, text), encoder.eos_id]
+    last = text.index(form.ending, text.rindex(answer)) + len(form.ending)
+    return ids_of(encoder, text[:last])
+
+
+@pytest.mark.parametrize("system", [False, True])
+def test_prompt_is_what_transformers_renders_and_encodes(name, encoders, system):
+    encoder, prompt = encoders[name], conversation(TEMPLATES[name], TALK, system=system)
+    assert encoder.prompt_text(prompt) == rendered(encoder, prompt, generation=True)
+    assert encoder.prompt_ids(prompt) == ids_of(encoder, rendered(encoder, prompt, generation=True))
+
+
+@pytest.mark.parametrize("turns", [TALK[:1], TALK], ids=["one turn", "three turns"])
+def test_prompt_and_response_are_the_templates_own_conversation(name, encoders, turns):
+    encoder, form = encoders[name], TEMPLATES[name]
+    prompt = conversation(form, turns)
+    before, after = encoder.joined(prompt, ANSWER)
+    whole = finished(encoder, form, prompt, ANSWER)
+    text = encoder.tokenizer.decode([*before, *after])
+    assert text == encoder.tokenizer.decode(whole)
+    asked = encoder.prompt_ids(prompt)
+    if encoder.turns.opened:  # a finished conversation lacks the <think> that the prompt ends with
+        assert name == "deepseek-r1"
+        assert before == asked[: len(before)]
+        assert [*before, *after] == whole
+    else:
+        assert before == asked
+        # Where one token would cover the end of the prompt and the beginning of the response, there are two.
+        assert [*before, *after] == whole or name in ("qwen3.5", "nemotron-3")
+    assert encoder.response_ids(prompt, ANSWER) == after
+
+
+def test_a_response_that_is_not_finished_is_the_same_without_its_ending(name, encoders):
+    encoder, form = encoders[name], TEMPLATES[name]
+    prompt = conversation(form, TALK[:1])
+    whole, part = encoder.response_ids(prompt, ANSWER), encoder.response_ids(prompt, ANSWER, finished=False)
+    assert whole[: len(part)] == part
+    assert encoder.tokenizer.decode(part).endswith(ANSWER)
+    assert whole[-1] == encoder.eos_ids[0]
+
+
+def test_a_response_ends_with_the_templates_ending(name, encoders):
+    encoder, form = encoders[name], TEMPLATES[name]
+    expected = [form.ending or form.eos, form.eos]
+    assert encoder.eos_ids == tuple(dict.fromkeys(encoder.tokenizer.convert_tokens_to_ids(expected)))
+
+
+def test_sft_and_reward_model_read_the_same_ids(name, encoders):
+    encoder = encoders[name]
+    prompt = conversation(TEMPLATES[name], TALK)
+    before, after = encoder.joined(prompt, ANSWER)
+    (text,), num_cut = encode_demonstrations(
+        [Demonstration(prompt, ANSWER)], encoder, max_prompt_tokens=500, max_tokens=600
+    )
+    assert (text.ids, text.learnt_from, num_cut) == ([*before, *after], len(before), 0)
+    assert reward_ids(encoder, prompt, ANSWER, finished=True, max_tokens=600) == [*before, *after]
+
+
+def test_sft_learns_all_turns_of_the_assistant_and_their_endings(name, encoders):
+    encoder, form = encoders[name], TEMPLATES[name]
+    demonstration = Demonstration(conversation(form, TALK), ANSWER)
+    (text,), _ = encode_demonstrations([demonstration], encoder, max_prompt_tokens=500, max_tokens=600)
+    ((start, end),) = text.earlier
+    said = encoder.tokenizer.decode(text.ids[start:end])
+    ending = {"gpt-oss": "<|end|>", "llama-2": " </s>"}.get(name, form.ending or "")
+    ending = "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>" if name == "cohere-2" else ending
+    head = {"gpt-oss": "<|channel|>final<|message|>", "cohere-2": "<|START_RESPONSE|>"}.get(name, "")
+    head = {"glm-4-moe": "\n<think></think>\n", "smollm3": "<think>\n\n</think>\n\n"}.get(name, head)
+    head = "\n\n</think>\n\n" if name == "nemotron-3" else head  # one token covers the end of the prompt too
+    assert said.removeprefix(head).strip() == f"{TALK[1].content}{ending}"
+    assert said.startswith(head)
+    (last,), _ = encode_demonstrations([demonstration], encoder, max_prompt_tokens=500, max_tokens=600, turns="last")
+    assert (last.ids, last.earlier) == (text.ids, ())
+
+
+def test_a_conversation_in_an_environment_reads_as_the_template_writes_it(name, encoders):
+    encoder, form = encoders[name], TEMPLATES[name]
+    first, longer = conversation(form, TALK[:1]), conversation(form, TALK)
+    sampled = encoder.response_ids(first, TALK[1].content)
+    ids = [*encoder.prompt_ids(first), *sampled, *encoder.observation_ids(first, "And\nnow?", after=sampled)]
+    text, expected = encoder.tokenizer.decode(ids), encoder.tokenizer.decode(encoder.prompt_ids(longer))
+    if name == "gpt-oss":  # the last turn ends with another token than earlier ones, and it is the one that is sampled
+        text = text.replace("<|return|>", "<|end|>")
+    if name in ("qwen3", "qwen3.5"):  # what was thought is left out of earlier turns, and it was sampled
+        text, expected = (part.replace("<think>\n\n</think>\n\n", "", 1) for part in (text, expected))
+    if name == "deepseek-r1":
+        text = text.replace("<think>\n", "", 1)
+    if form.ending is None:  # then EOS is what the policy ends its turn with
+        text = text.replace(form.eos, "", 1)
+    assert text == expected
+
+
+def test_a_conversation_goes_on_where_a_response_reached_the_limit_or_ended_with_eos(name, encoders):
+    encoder, form = encoders[name], TEMPLATES[name]
+    first = conversation(form, TALK[:1])
+    words = encoder.response_ids(first, "It", finished=False)
+    after = encoder.tokenizer.decode(encoder.observation_ids(first, "Oh", after=words))
+    assert after.startswith(encoder.turns.between.lstrip() if form.spaced else encoder.turns.between)
+    assert "Oh" in after
+
+
+def test_saved_tokenizer_gives_the_ids_of_training(name, encoders, tmp_path):
+    encoder, form = encoders[name], TEMPLATES[name]
+    encoder.tokenizer.save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    prompt = conversation(form, TALK)
+    messages = [message._asdict() for message in prompt.content]
+    asked = saved.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert asked == encoder.prompt_ids(prompt)
+
+
+def test_sampled_words_are_the_answer_alone(name, encoders):
+    encoder = encoders[name]
+    prompt = conversation(TEMPLATES[name], TALK[:1])
+    for finished_ in (True, False):
+        assert encoder.decode(encoder.response_ids(prompt, ANSWER, finished=finished_)).strip() == ANSWER
+
+
+def test_channels_before_the_last_are_no_part_of_the_answer(encoders):
+    encoder = encoders["gpt-oss"]
+    sampled = ids_of(
+        encoder,
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>",
+    )
+    assert encoder.decode(sampled) == "Yes."
+
+
+def test_the_date_is_the_runs(name, encoders):
+    form = TEMPLATES[name]
+    prompt = conversation(form, TALK[:1])
+    then = Encoder(tokenizer_of(form), now=datetime(2021, 3, 4))
+    text = then.prompt_text(prompt)
+    assert ("2021" in text) == ("strftime_now" in form.template)
+    assert text == Encoder(tokenizer_of(form), now=datetime(2021, 3, 4)).prompt_text(prompt)
+
+
+def test_special_tokens_that_a_person_spells_are_letters(name, encoders):
+    encoder, form = encoders[name], TEMPLATES[name]
+    plain, spelled = (conversation(form, (Message("user", f"a{words}b"),)) for words in ("", form.eos))
+    ids, longer = encoder.prompt_ids(plain), encoder.prompt_ids(spelled)
+    assert longer.count(encoder.eos_id) == ids.count(encoder.eos_id)
+    assert f"a{form.eos}b" in encoder.prompt_text(spelled)
+    assert f"a{form.eos}b" in encoder.tokenizer.decode(longer)
+    answer = encoder.response_ids(plain, f"x{form.eos}y")
+    assert answer.count(encoder.eos_id) == encoder.response_ids(plain, "xy").count(encoder.eos_id)
