@@ -9,6 +9,8 @@ import torch
 from rlhfkit.config.schema import OptimConfig, SftConfig
 from rlhfkit.errors import DataError, TrainingError
 from rlhfkit.metrics import RunLog
+from rlhfkit.models.template import Encoder
+from rlhfkit.padding import pack
 from rlhfkit.progress import Progress
 from rlhfkit.records import Demonstration, Message, Prompt
 from rlhfkit.rundir import RunDir
@@ -158,15 +160,34 @@ def test_a_prompt_that_leaves_no_room_for_a_response_is_left_out_and_counted():
 
 
 def test_a_conversation_is_learnt_from_where_the_assistant_speaks():
-    encoder = tiny.encoder()
-    encoder.tokenizer.chat_template = encoder.chat_template = (
-        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}l{% endif %}"
-    )
-    encoder.uses_fallback = False
     (text,), _ = encode_demonstrations(
-        [Demonstration(Prompt((Message("user", "ab"),)), "cd")], encoder, max_prompt_tokens=8, max_tokens=12
+        [Demonstration(Prompt((Message("user", "ab"),)), "cd")], speaking(), max_prompt_tokens=8, max_tokens=12
     )
     assert text == LearntText([2, 3, 13, 4, 5, tiny.EOS], learnt_from=3)
+
+
+def speaking() -> Encoder:
+    """A template that writes "l" before the assistant speaks and "k" after it spoke, but for the last time."""
+    return Encoder(
+        tiny.encoder().tokenizer,
+        chat_template="{% for m in messages %}{{ 'l' if m['role'] == 'assistant' else '' }}{{ m['content'] }}"
+        "{{ eos_token if m['role'] == 'assistant' else '' }}{% endfor %}{{ 'l' if add_generation_prompt else '' }}",
+    )
+
+
+def test_all_turns_of_the_assistant_are_learnt_or_the_last_alone():
+    talk = (Message("user", "ab"), Message("assistant", "cd"), Message("user", "e"))
+    demonstrations = [Demonstration(Prompt(talk), "f")]
+    ids = [2, 3, 13, 4, 5, tiny.EOS, 6, 13, 7, tiny.EOS]
+    (text,), _ = encode_demonstrations(demonstrations, speaking(), max_prompt_tokens=12, max_tokens=12)
+    assert text == LearntText(ids, learnt_from=8, earlier=((3, 6),))
+    (last,), _ = encode_demonstrations(demonstrations, speaking(), max_prompt_tokens=12, max_tokens=12, turns="last")
+    assert last == LearntText(ids, learnt_from=8)
+    (packed,) = [
+        pack([row.ids], [row.learnt_from], earlier=[row.earlier], max_tokens=10, pad=tiny.PAD).targets[0].tolist()
+        for row in (text,)
+    ]
+    assert [token for token, is_learnt in zip(ids, packed, strict=True) if is_learnt] == [4, 5, tiny.EOS, 7, tiny.EOS]
 
 
 def test_of_a_whole_text_every_token_but_the_first_is_learnt():

@@ -3,8 +3,6 @@
 import re
 from collections.abc import Iterator, Sequence
 
-import jinja2
-
 from rlhfkit.config.schema import PretrainedModelConfig
 from rlhfkit.doctor.findings import Finding, fault, ok, warning
 from rlhfkit.models.loading import load_tokenizer
@@ -21,14 +19,16 @@ ASKED, ANSWERED = "Is the sky blue?", "Yes, it is."
 
 
 def examine_special_tokens(source: PretrainedModelConfig) -> Iterator[Finding]:
-    """PAD and EOS as they come with the model, before anything is mended."""
+    """PAD and EOS as they come with the model, before anything is changed."""
     name = "model.pad_and_eos"
     tokenizer, notes = load_tokenizer(source)
     eos = f"EOS {tokenizer.eos_token!r} is token {tokenizer.eos_token_id}"
-    if any("PAD equal to EOS" in note for note in notes):
+    shared = next((note for note in notes if "had PAD " in note), None)
+    if shared is not None:
+        why = shared.partition(" had ")[2].partition(": added")[0]
         yield warning(
             name,
-            f"{eos}, and PAD is the same: where padding is masked, EOS is never learnt",
+            f"{eos}; the tokenizer has {why}",
             f"nothing has to be done: a PAD of its own is added as token {tokenizer.pad_token_id}; other tools need "
             "pad_token set in tokenizer_config.json",
         )
@@ -38,40 +38,29 @@ def examine_special_tokens(source: PretrainedModelConfig) -> Iterator[Finding]:
         yield ok(name, f"{eos}, PAD {tokenizer.pad_token!r} is token {tokenizer.pad_token_id}")
 
 
-def examine_template(encoder: Encoder) -> Iterator[Finding]:
-    """Whether the chat template says what the user said, lets the assistant begin, and ends turns as EOS does."""
+def examine_template(encoder: Encoder, *, goes_on: bool = False) -> Iterator[Finding]:
+    """Whether the chat template says what the user said, lets the assistant begin, and joins prompt and response.
+
+    `goes_on` says that the user speaks again after a response, as in an environment.
+    """
     name = "model.template"
     if encoder.uses_fallback:
         yield ok(name, "none of its own; conversations become transcripts, Human: … Assistant: …")
         return
-    faults = list(_faults_of_template(name, encoder))
+    faults = list(_faults_of_template(name, encoder, goes_on=goes_on))
     yield from faults
     if not faults:
-        yield ok(name, f"turns are marked by {_listed(_marks(encoder)) or 'words alone'}")
+        ending = encoder.turns.ending.strip()
+        how = f"{ending} ends a response" if ending else "it writes no ending, so that EOS ends a response"
+        yield ok(name, f"turns are marked by {_listed(_marks(encoder)) or 'words alone'}; {how}")
 
 
-def _faults_of_template(name: str, encoder: Encoder) -> Iterator[Finding]:
+def _faults_of_template(name: str, encoder: Encoder, *, goes_on: bool) -> Iterator[Finding]:
     remedy = "set model.chat_template to the template that the model was trained with"
-    try:
-        asked = encoder.prompt_text(Prompt((Message("user", ASKED),)))
-        silent = _rendered(encoder, answered=False, generation=False)
-        answered = _rendered(encoder, answered=True, generation=False)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        yield fault(name, f"it fails on a question and its answer: {error}", remedy)
+    turns = encoder.turns
+    if turns.fault:
+        yield fault(name, turns.fault, remedy)
         return
-    if ASKED not in asked:
-        yield fault(name, f"what the user says is not in the prompt, which reads {asked[:60]!r}", remedy)
-        return
-    if ANSWERED not in answered:
-        yield fault(name, "what the assistant says is not in the text, so nothing of it can be learnt", remedy)
-        return
-    if asked == silent and not asked.rpartition(ASKED)[2].strip():
-        yield warning(
-            name,
-            "nothing follows the user's words (add_generation_prompt changes nothing), so the model may go on as the "
-            "user",
-            remedy,
-        )
     split = [mark for mark in _marks(encoder) if len(_ids(encoder, mark)) > 1]
     if split:
         yield fault(
@@ -81,26 +70,38 @@ def _faults_of_template(name: str, encoder: Encoder) -> Iterator[Finding]:
             remedy,
         )
         return
-    after = _ids(encoder, answered.rpartition(ANSWERED)[2].strip())
-    if after and after[0] != encoder.eos_id and encoder.tokenizer.convert_ids_to_tokens(after[0]) in _marks(encoder):
-        closing = encoder.tokenizer.convert_ids_to_tokens(after[0])
+    if goes_on and turns.earlier_fault:
+        yield fault(name, f"the user's next turn cannot be written: {turns.earlier_fault}", remedy)
+    if turns.header:
         yield warning(
             name,
-            f"it ends the assistant's turn with {closing!r}, and EOS is {encoder.tokenizer.eos_token!r}, so a model "
-            "that was trained on it ends a response in a way that is not noticed",
-            f'set eos_token to "{closing}" in tokenizer_config.json',
+            "add_generation_prompt changes nothing, so the assistant's header is taken from finished conversations: "
+            f"prompts end with {turns.header!r}",
+            "nothing has to be done here; other tools need a template that writes it",
+        )
+    elif not _asked(encoder).rpartition(ASKED)[2].strip():
+        yield warning(
+            name,
+            "nothing follows the user's words (add_generation_prompt changes nothing), so the model may go on as the "
+            "user",
+            remedy,
+        )
+    if turns.opened:
+        yield warning(
+            name,
+            f"prompts end with {turns.opened!r}, which a finished conversation has not: SFT and reward model read "
+            "responses without it, and the policy samples with it",
+            "give a template that writes the same in both, if there is SFT",
         )
 
 
-def _rendered(encoder: Encoder, *, answered: bool, generation: bool) -> str:
-    turns = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]
-    chosen = turns if answered else turns[:1]
-    return str(encoder.tokenizer.apply_chat_template(chosen, add_generation_prompt=generation, tokenize=False))
+def _asked(encoder: Encoder) -> str:
+    return encoder.prompt_text(Prompt((Message("user", ASKED),)))
 
 
 def _marks(encoder: Encoder) -> list[str]:
     """Marks in what the template writes, rather than in its source, where they may be in a branch that is not taken."""
-    text = _rendered(encoder, answered=True, generation=False) + encoder.prompt_text(Prompt((Message("user", ASKED),)))
+    text = encoder.conversation_text(Prompt((Message("user", ASKED),)), ANSWERED) + _asked(encoder)
     return list(dict.fromkeys(MARK.findall(text)))
 
 

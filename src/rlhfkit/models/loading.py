@@ -91,7 +91,7 @@ def _remedy(path: str, what: str) -> str:
 def load_tokenizer(
     config: PretrainedModelConfig, *, needs_eos: bool = True
 ) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    """The tokenizer, with a PAD that is not EOS, and notes that say what was changed.
+    """The tokenizer, with a PAD that stands in no text, and notes that say what was changed.
 
     Raises: ModelError where there is none, or where it `needs_eos` and has none.
     """
@@ -105,12 +105,30 @@ def load_tokenizer(
     notes = []
     if needs_eos and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {config.path!r} has no EOS token; set eos_token in tokenizer_config.json")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        why = "no PAD" if tokenizer.pad_token_id is None else "PAD equal to EOS, so EOS could not be learnt"
+    if why := _why_no_pad(tokenizer):
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
         notes.append(f"the tokenizer had {why}: added {PAD_TOKEN} as token {tokenizer.pad_token_id}")
     tokenizer.padding_side = "right"
     return tokenizer, notes
+
+
+def _why_no_pad(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Why the tokenizer needs a PAD of its own, which stands in no text; empty where it has one."""
+    pad, text = tokenizer.pad_token_id, str(tokenizer.pad_token)
+    if pad is None:
+        return "no PAD"
+    if pad == tokenizer.eos_token_id:
+        return "PAD equal to EOS, so EOS could not be learnt"
+    if pad == tokenizer.bos_token_id:
+        return f"PAD equal to BOS, {text!r}, which texts begin with"
+    if pad == tokenizer.unk_token_id:
+        return f"PAD equal to the unknown token, {text!r}, which stands in texts"
+    if pad in tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]:
+        return f"PAD {text!r}, which is a token of texts too"
+    templates = tokenizer.chat_template or ""
+    if any(text in template for template in ([templates] if isinstance(templates, str) else templates.values())):
+        return f"PAD {text!r}, which its chat template writes"
+    return ""
 
 
 TOKENIZER_FILES = (

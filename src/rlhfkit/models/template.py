@@ -111,8 +111,12 @@ class Encoder:
         return hashlib.sha256(self.chat_template.encode()).hexdigest()[:16]
 
     def spelled_marks(self, text: str) -> list[str]:
-        """Tokens that mark turns, or begin or end a text, which `text` spells."""
+        """Tokens that only a template may name, and which `text` spells."""
         return list(dict.fromkeys(self._special.findall(text)))
+
+    def marks_in(self, text: str) -> list[str]:
+        """Tokens in `text` that the tokenizer has for templates to mark turns with."""
+        return list(dict.fromkeys(self._marks.findall(text)))
 
     # ── prompts ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -204,9 +208,8 @@ class Encoder:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response, without special tokens, and without what the template writes before the words."""
-        ids = ids[self._num_before_words(ids) :]
-        text = str(self.tokenizer.decode([*self._lead_in_ids, *ids], skip_special_tokens=True))
-        return text.removeprefix(self._lead_in_text)
+        words = [token for token in ids[self._num_before_words(ids) :] if token not in self._silent]
+        return str(self.tokenizer.decode([*self._lead_in_ids, *words])).removeprefix(self._lead_in_text)
 
     # ── an environment's words ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -286,6 +289,27 @@ class Encoder:
         end = len(text) - len(tail)
         return text[: end + (len(ending) if finished else 0)], bool(ending)
 
+    def conversation_text(self, prompt: Prompt, response: str) -> str:
+        """Prompt and response as the template writes them.
+
+        Raises: DataError where it refuses the conversation, or fails on it.
+        """
+        if isinstance(prompt.content, str):
+            return prompt.content + response
+        return _shown(self._answered(prompt, prompt.content, response, finished=True)[0])
+
+    def continuation_ids(self, text: str) -> list[int]:
+        """Token ids of `text` where something stands before it; special tokens may be named."""
+        return self._encoded(text, split_special_tokens=False, is_beginning=False)
+
+    def tokens_with(self, text: str) -> set[int]:
+        """Ids of all tokens that hold `text`, as two line breaks hold one; of a special token its own id alone."""
+        ids = self.continuation_ids(text)
+        if len(ids) == 1 and self._is_special(ids[0]):
+            return set(ids)
+        texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
+        return {*ids, *(token for token, words in enumerate(texts) if text in words and not self._is_special(token))}
+
     def _spans(self, prompt: Prompt, messages: Conversation, text: str) -> Iterator[tuple[int, int]]:
         """Where in `text`, the prompt, the assistant's turns stand; those that the template rewrites are left out."""
         said = self._as_said(messages)
@@ -362,10 +386,27 @@ class Encoder:
         """
         tokens = self.tokenizer.added_tokens_decoder.values()
         special = {token.content for token in tokens if token.special}
+        special -= {name for name in special if len(self._spelt(name)) == 1}
         opening = {name for name in special if f"</{name[1:]}" in special}
         paired = opening | {f"</{name[1:]}" for name in opening}
         own = {str(token) for token in (self.tokenizer.bos_token, self.tokenizer.eos_token) if token}
         return _any_of((special - paired) | (own & special))
+
+    def _spelt(self, name: str) -> list[int]:
+        """Token ids of the letters that the name of a special token consists of."""
+        try:
+            return self._raw_ids(name, split_special_tokens=True)
+        except Exception:  # what `tokenizers` raises where it knows neither the letters nor an unknown token
+            return []
+
+    @cached_property
+    def _silent(self) -> frozenset[int]:
+        """Special tokens, which are no part of what is said; those that letters make too, as a PAD of "!", are."""
+        return frozenset(
+            token
+            for token, added in self.tokenizer.added_tokens_decoder.items()
+            if added.special and self._spelt(added.content) != [token]
+        )
 
     def _last_mark(self, text: str) -> list[int]:
         """The id of the last mark in a text that a template writes; empty where there is none."""

@@ -170,18 +170,18 @@ def stop_ids(model: LanguageModel, stop_tokens: Sequence[str]) -> tuple[set[int]
 
 
 def stop_token_ids(encoder: Encoder, stop_tokens: Sequence[str]) -> set[int]:
-    """Ids of the recipe's stop tokens.
+    r"""Ids of the recipe's stop tokens, and of all tokens that hold one, as "\n\n" holds "\n".
 
     Raises: ConfigError where one is not a single token.
     """
-    stops = set()
+    stops: set[int] = set()
     for token in stop_tokens:
-        ids = encoder.tokenizer(token, add_special_tokens=False)["input_ids"]
+        ids = encoder.continuation_ids(token)
         if len(ids) != 1:
             raise ConfigError(
                 f"rollout.stop_tokens: {token!r} is {len(ids)} tokens for this tokenizer; expected a single one"
             )
-        stops.add(ids[0])
+        stops |= encoder.tokens_with(token)
     return stops
 
 
