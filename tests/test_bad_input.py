@@ -181,7 +181,7 @@ ROLE = {"prompt": [{"role": "robot", "content": "hi"}]}
             "prompts.jsonl",
             jsonl({"prompt": "a"}, {"question": "b"}),
             'data.prompts: prompts.jsonl:2: no column "prompt"; the row has question; if it has another name, say so '
-            'as in columns = {prompt = "question"} (1 bad row of 2; mend it, or leave it out with data.on_bad_row = '
+            'as in columns = {prompt = "question"} (1 bad row of 2; correct it, or leave it out with data.on_bad_row = '
             '"skip")',
         ),
         ("demonstrations.jsonl", jsonl({"prompt": "a"}), "demonstrations.jsonl:1: no response; the row has prompt"),
@@ -259,14 +259,14 @@ def test_a_bad_data_file_is_named_with_its_line(desk: Desk, file: str, content: 
             "data.test_prompts: test_promts.jsonl is not in {here}; did you mean test_prompts.jsonl or",
         ),
         ("data.test_prompts.path=prompts", "prompts is not in {here}; did you mean prompts.jsonl"),
-        ("data.prompts.path=else/where.jsonl", "else/where.jsonl is not there: no directory else; mend the path"),
+        ("data.prompts.path=else/where.jsonl", "else/where.jsonl is not there: no directory else; correct the path"),
         ("data.prompts.path=some/dataset", "some/dataset is not a file here and cannot be loaded from the hub"),
         ("data.prompts.path=recipe.toml", "recipe.toml is of unknown format; expected one of the endings .jsonl,"),
         ("data.prompts.path=model", "model is no directory of `datasets`"),
         ("data.test_prompts.rows=50:", 'rows = "50:" leaves none of the 2 rows of test_prompts.jsonl; widen the slice'),
         (
             "data.test_prompts.columns.prompt=ask",
-            'test_prompts.jsonl:1: no column "ask"; the row has prompt; mend columns.prompt in the recipe',
+            'test_prompts.jsonl:1: no column "ask"; the row has prompt; correct columns.prompt in the recipe',
         ),
         ("data.prompts.encoding=latin0", 'prompts.jsonl: encoding = "latin0" is unknown'),
     ],

@@ -606,6 +606,8 @@ class Pipeline:
                 f"data.{name}: {len(loaded.skipped)} bad rows left out, the first: {loaded.skipped[0]}",
             )
             self.manifest.add_stage("data", **{f"{name}_skipped": len(loaded.skipped)})
+        for note in loaded.notes:
+            self._once(self.progress.warn, f"{', '.join(file.path for file in loaded.sources)}: {note}")
         return loaded
 
     def _once(self, say: Callable[[str], None], text: str) -> None:

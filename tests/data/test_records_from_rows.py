@@ -136,8 +136,8 @@ PAIR = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
         (load_demonstrations, {"prompt": "Hi", "completion": " "}, "the response is empty"),
         (
             load_demonstrations,
-            {"prompt": "Hi", "completion": 3},
-            'column "completion" is the number 3; expected text',
+            {"prompt": "Hi", "completion": True},
+            'column "completion" is true; expected text',
         ),
         (load_demonstrations, {"prompt": "Hi", "completion": [USER]}, "ends with a turn of the user"),
         (load_demonstrations, {"prompt": "Ho", "completion": [USER, ANSWER]}, "before the response are not the prompt"),
@@ -276,7 +276,7 @@ def test_real_dialogues_of_anthropic_are_read_and_the_odd_ones_named():
     for preference in loaded.records:
         roles = [turn.role for turn in preference.prompt.content]
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
-    with pytest.raises(DataError, match=r":87: the chosen response is empty; .*\(9 bad rows of 2312; mend them"):
+    with pytest.raises(DataError, match=r":87: the chosen response is empty; .*\(9 bad rows of 2312; correct them"):
         load_preferences(RowsConfig(path=HH), directory=SHARED)
 
 

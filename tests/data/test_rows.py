@@ -2,13 +2,17 @@ import csv
 import gzip
 import hashlib
 import json
+import os
+import socket
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from pydantic import ValidationError
 
 from rlhfkit.config.schema import RowsConfig
-from rlhfkit.data import Row, load_prompts, read_rows
+from rlhfkit.data import Row, files, load_prompts, load_texts, read_rows
 from rlhfkit.errors import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -144,7 +148,11 @@ def test_other_encodings_are_read(tmp_path):
         ("x.parquet", b"PAR1 is not enough", {}, "x.parquet is not Parquet"),
         ("x.txt.gz", gzip.compress(b"some text", mtime=0)[:-6], {}, "x.txt.gz is damaged: .*copy it again"),
         ("x.txt", b"one\ncaf\xe9\n", {}, r'x.txt:2: byte 7 \(0xe9\) is not utf-8; .*encoding = "latin-1"'),
-        ("x.txt", "é".encode("utf-16"), {}, 'x.txt:1: byte 0 .*encoding = "utf-16"'),
+        ("x.txt", "one two".encode("utf-16-be"), {}, 'x.txt is full of zero bytes; .*encoding = "utf-16-be"'),
+        ("x.csv", b"\x28\xb5\x2f\xfd\x04", {}, "x.csv is compressed with zstd; unpack it first"),
+        ("x.xlsx", b"PK\x03\x04\x14", {}, "x.xlsx is a zip archive or an Excel workbook; .* save the sheet as CSV"),
+        ("x.csv", b",".join(b"%d" % n for n in range(10_001)) + b"\n", {}, "x.csv:1: 10,001 columns; .*on its side"),
+        ("x.csv", b"a;b;a\n1;2;3\n", {}, "x.csv:1: the header a,b,a names a column twice"),
         ("x.txt", b"one", {"encoding": "utf-9"}, 'encoding = "utf-9" is unknown; expected a name such as "utf-8"'),
         ("x.jsonl", b'{"prompt": "a"}', {"rows": "5:"}, 'rows = "5:" leaves none of the 1 rows of x.jsonl'),
         ("x.md", b"one", {}, 'x.md is of unknown format; .*jsonl.*format = "text"'),
@@ -162,7 +170,7 @@ def test_file_that_cannot_be_used_is_named_with_cause_and_remedy(tmp_path, name,
     ("path", "message"),
     [
         ("revews.jsonl", "revews.jsonl is not in .*; did you mean reviews.jsonl?"),
-        ("zzz.csv", r"zzz.csv is not in .*, which holds reviews.jsonl; mend the path or data.directory"),
+        ("zzz.csv", r"zzz.csv is not in .*, which holds reviews.jsonl; correct the path or data.directory"),
         ("nowhere/reviews.jsonl", "nowhere/reviews.jsonl is not there: no directory .*nowhere"),
         ("plainname", 'plainname is not in .*format = "hub"'),
     ],
@@ -198,7 +206,7 @@ BAD_LINES = [
     ("x.jsonl", '"just text"\n', "x.jsonl:2: the text 'just text'; expected an object"),
     ("x.jsonl", "[" * 100_000 + "\n", "x.jsonl:2: not JSON"),
     ("x.jsonl", '{"question": "a"}\n', 'x.jsonl:2: no column "prompt"; the row has question; .*columns = {prompt'),
-    ("x.jsonl", '{"prompt": 3}\n', 'x.jsonl:2: column "prompt" is the number 3; expected text or a list'),
+    ("x.jsonl", '{"prompt": true}\n', 'x.jsonl:2: column "prompt" is true; expected text or a list'),
     ("x.jsonl", '{"prompt": null}\n', 'x.jsonl:2: column "prompt" is empty'),
     ("x.jsonl", '{"prompt": "\\ud83d"}\n', "x.jsonl:2: .*half a character"),
     ("x.jsonl", "{}\n", 'x.jsonl:2: no column "prompt"; the row has none'),
@@ -213,7 +221,7 @@ def test_bad_row_stops_with_its_line_or_is_left_out(tmp_path, name, bad, message
     source = RowsConfig(path=name)
     with pytest.raises(DataError, match=message) as caught:
         load_prompts(source, directory=tmp_path)
-    assert '(2 bad rows of 4; mend them, or leave them out with data.on_bad_row = "skip")' in str(caught.value)
+    assert '(2 bad rows of 4; correct them, or leave them out with data.on_bad_row = "skip")' in str(caught.value)
     assert "\n" not in str(caught.value)
     loaded = load_prompts(source, directory=tmp_path, on_bad_row="skip")
     assert [prompt.content for prompt in loaded.records] == ["one", "two"]
@@ -229,7 +237,7 @@ def test_bad_item_of_a_json_list_is_a_bad_row(tmp_path):
 
 def test_renamed_column_that_is_not_there_is_a_bad_row(tmp_path):
     write_lines(tmp_path / "x.jsonl", 1)
-    with pytest.raises(DataError, match=r'x.jsonl:1: no column "ask"; the row has prompt; mend columns.prompt'):
+    with pytest.raises(DataError, match=r'x.jsonl:1: no column "ask"; the row has prompt; correct columns.prompt'):
         load_prompts(RowsConfig(path="x.jsonl", columns={"prompt": "ask"}), directory=tmp_path)
     with pytest.raises(DataError, match=r'no column "prompt.text"'):
         load_prompts(RowsConfig(path="x.jsonl", columns={"prompt": "prompt.text"}), directory=tmp_path)
@@ -315,3 +323,102 @@ def test_real_files_are_read():
     assert count("bias_crows_pairs/crows_pairs_anonymized.csv") == 1508
     assert count("sent_rt_polarity/rt-polarity.pos", format="text") == 5331
     assert count("safety_real_toxicity_prompts/rtp_val_head3000.jsonl.gz", columns={"prompt": "prompt.text"}) == 3000
+
+
+# ── what is no file, or has no end ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.jsonl")
+    with pytest.raises(DataError, match=r"x\.jsonl is a pipe; expected a file: .*; write them to one"):
+        read(tmp_path / "x.jsonl")
+
+
+def test_a_device_is_refused(tmp_path):
+    (tmp_path / "x.txt").symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=r"x\.txt is a device; expected a file"):
+        read(tmp_path / "x.txt")
+
+
+def test_a_socket_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("x.csv")
+        with pytest.raises(DataError, match=r"x\.csv is a socket; expected a file"):
+            read(tmp_path / "x.csv")
+
+
+def test_a_directory_in_the_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "x.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"x\.jsonl cannot be read \(Is a directory\)"):
+        read(tmp_path / "x.jsonl", format="jsonl")
+
+
+def test_a_file_that_unpacks_to_far_more_than_rows_do_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ALWAYS_ROOM", 1 << 20)
+    packed = gzip.compress(b'{"prompt": "' + b"a" * (8 << 20) + b'"}\n', mtime=0)
+    (tmp_path / "x.jsonl.gz").write_bytes(packed)
+    with pytest.raises(
+        DataError, match=r"x\.jsonl\.gz has 0\.00\d+ MB and unpacks to more than \d MB, .* unpack it, and"
+    ):
+        read(tmp_path / "x.jsonl.gz")
+    assert len(gzip.decompress(packed)) / len(packed) > files.LARGEST_RATIO
+
+
+def test_parquet_that_unpacks_to_far_more_than_rows_do_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ALWAYS_ROOM", 1 << 20)
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"prompt": ["a" * 1000] * 20_000}), path)
+    with pytest.raises(DataError, match=r"x\.parquet has .* MB and unpacks to more than"):
+        read(path)
+
+
+def test_a_long_text_is_bounded(tmp_path):
+    (tmp_path / "x.txt").write_text("a " * 5_000_001)
+    with pytest.raises(DataError, match=r'column "text" has 10,000,001 characters; expected at most 10,000,000'):
+        load_texts(RowsConfig(path="x.txt"), directory=tmp_path)
+
+
+def test_an_object_with_a_million_names_is_a_bad_row_with_a_short_message(tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps({f"c{number}": "a" for number in range(20_000)}))
+    with pytest.raises(DataError, match=r"x\.jsonl:1: an object with 20,000 names") as caught:
+        load_prompts(RowsConfig(path="x.jsonl"), directory=tmp_path)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_message_lists_a_few_of_many_columns(tmp_path):
+    (tmp_path / "x.csv").write_text(",".join(f"c{number}" for number in range(500)) + "\n" + ",".join("a" * 500) + "\n")
+    with pytest.raises(DataError, match=r"c0, c1, .*c19 and 480 more") as caught:
+        load_prompts(RowsConfig(path="x.csv"), directory=tmp_path)
+    assert len(str(caught.value)) < 700
+
+
+# ── files as other programs write them ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.csv", b"prompt;label\na, b;1\n"),  # a spreadsheet where the comma is for decimals
+        ("x.csv", '\ufeffprompt,label\r\n"a, b",1\r\n'.encode()),
+        ("x.csv", "prompt\tlabel\na, b\t1\n".encode("utf-16")),
+        ("x.tsv", b"prompt\tlabel\na, b\t1\n"),
+        ("x.csv", b"prompt|label\na, b|1\n"),
+        ("x.ndjson", b'{"prompt": "a, b", "label": "1"}\n'),
+        ("x.json", b'{"version": "1.1", "data": [{"prompt": "a, b", "label": "1"}]}'),
+        ("x.json", b'{\n  "prompt": "a, b",\n  "label": "1"\n}\n'),
+        ("x.json", b'{"prompt": {"0": "a, b"}, "label": {"0": "1"}}'),
+        ("x.json", b'{"columns": ["prompt", "label"], "index": [0], "data": [["a, b", "1"]]}'),
+        ("x.json", b'\xef\xbb\xbf[{"prompt": "a, b", "label": "1"}]'),
+    ],
+)
+def test_files_of_other_programs_are_read(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    (row,) = read(tmp_path / name)
+    assert row.columns == {"prompt": "a, b", "label": "1"}
+
+
+def test_one_row_of_messages_over_several_lines_stays_one_row(tmp_path):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    (tmp_path / "x.json").write_text(json.dumps({"messages": messages}, indent=2))
+    assert [row.columns for row in read(tmp_path / "x.json")] == [{"messages": messages}]

@@ -53,7 +53,9 @@ class RowsConfig(Section):
     """Of several rows of a prompt only the first; a prompt keeps the responses of all of them as references."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name → the file's name, where they differ, as in {prompt = "question", response = "answer"}; a dot goes into
-    a nested object, as in {text = "prompt.text"}."""
+    a nested object, as in {text = "prompt.text"}; "" takes away what `data.columns` says."""
+    where: dict[str, str | bool | int | float] = Field(default_factory=dict)
+    """The file's column → the value that it must have, as in {label = true}; other rows are not taken."""
     column_names: tuple[str, ...] = ()
     """Names of the columns of a CSV or TSV file whose first line is a row already, and no header."""
     encoding: str = "utf-8"
@@ -173,6 +175,13 @@ TextsConfig = Annotated[
 ]
 
 
+def _with_columns(table: str, source: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    """A table with the names of columns that hold for all; whole texts have the one column `text`."""
+    own = source.get("columns", {})
+    fitting = {ours: theirs for ours, theirs in common.items() if table != "texts" or ours == "text"}
+    return {**source, "columns": {**fitting, **own}} if isinstance(own, dict) and fitting else source
+
+
 class DataConfig(Section):
     """What the stages read. Formats: prompt, prompt-completion, messages, preference; plain or conversational."""
 
@@ -180,6 +189,8 @@ class DataConfig(Section):
     """Where relative paths start; itself relative to the working directory."""
     path: str | tuple[str, ...] | None = None
     """File(s) that every table below reads which names no `path` of its own."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our name → the files' name, for every table; a table's own `columns` go first."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """A bad row stops the run with its file and line, or is left out and counted."""
     max_prompt_tokens: PositiveInt | Literal["auto"] = "auto"
@@ -207,15 +218,18 @@ class DataConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_path(cls, tables: Any) -> Any:
-        """Give `path` to the sources of rows that have none, so that nobody else needs to know of it."""
+    def _fill_in_common(cls, tables: Any) -> Any:
+        """Give `path` and `columns` to the sources of rows, so that nobody else needs to know of them."""
         if not isinstance(tables, dict):
             return tables
         rows = {
             name: source
             for name, source in tables.items()
-            if isinstance(source, dict) and source.get("type", "rows") == "rows"
+            if isinstance(source, dict) and name != "columns" and source.get("type", "rows") == "rows"
         }
+        if isinstance(common := tables.get("columns"), dict):
+            rows = {name: _with_columns(name, source, common) for name, source in rows.items()}
+            tables = tables | rows
         if "path" in tables:
             return tables | {name: {"path": tables["path"], **source} for name, source in rows.items()}
         if rows and all("path" not in source for source in rows.values()):

@@ -1,9 +1,10 @@
 """Rows of files → typed records: prompts, demonstrations, preferences, texts."""
 
 from rlhfkit.data.demonstrations import load_demonstrations
+from rlhfkit.data.loading import refuse_bad_rows
 from rlhfkit.data.preferences import load_preferences, write_preferences
 from rlhfkit.data.prompts import find_overlap, load_prompts
-from rlhfkit.data.rows import Loaded, OnBadRow, Row, SourceFile, read_rows, refuse_bad_rows
+from rlhfkit.data.rows import Loaded, OnBadRow, Row, SourceFile, read_rows
 from rlhfkit.data.texts import load_texts
 
 __all__ = [

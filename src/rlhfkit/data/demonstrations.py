@@ -5,8 +5,10 @@ from pathlib import Path
 from rlhfkit.config.schema import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig, StoreConfig
 from rlhfkit.data import grammar
 from rlhfkit.data.formats import make_prompt, make_response, read_answered_prompt
+from rlhfkit.data.known_forms import in_known_form, marks_a_bad_answer
 from rlhfkit.data.labelled import load_labelled_prompts
-from rlhfkit.data.rows import Loaded, OnBadRow, Row, load_rows
+from rlhfkit.data.loading import load_rows
+from rlhfkit.data.rows import Loaded, OnBadRow, Row
 from rlhfkit.errors import DataError
 from rlhfkit.records import Demonstration
 
@@ -29,9 +31,15 @@ def load_demonstrations(
     if isinstance(source, LabelledConfig):
         loaded = load_labelled_prompts(source, directory=directory, on_bad_row=on_bad_row)
         demonstrations = [Demonstration(prompt, prompt.reference) for prompt in loaded.records if prompt.reference]
-        return Loaded(demonstrations, loaded.skipped, loaded.sources)
+        return Loaded(demonstrations, loaded.skipped, loaded.sources, loaded.notes)
 
     def parse(row: Row) -> Demonstration:
+        row = in_known_form(row, source)
+        if marks_a_bad_answer(row):
+            raise DataError(
+                f"label is {row.columns['label']!r}: the row shows a bad answer, which would be learnt like a good "
+                "one; keep the good ones with where = {label = true}"
+            )
         content, response = read_answered_prompt(row, beginning_words=source.beginning_words, seed=seed)
         prompt = make_prompt(content, row, formats=source, response=response)
         return Demonstration(prompt, make_response(response, formats=source))

@@ -6,6 +6,8 @@
 {"prompt", "chosen", "rejected"}        text or messages           a preference; as a demonstration, the chosen one
 {"chosen", "rejected"}                  whole dialogues            the same; the prompt is what they share
 {"text"}                                with `beginning_words`     a demonstration: the first words, and the rest
+
+Rows of well-known data sets are brought into these shapes first, by `known_forms.py`.
 """
 
 import random
@@ -13,8 +15,8 @@ import re
 from typing import Any
 
 from rlhfkit.config.schema import LabelledConfig, RowsConfig
-from rlhfkit.data.conversations import part_dialogues, read_messages, read_text, read_transcript
-from rlhfkit.data.rows import Row
+from rlhfkit.data.conversations import as_messages, part_dialogues, read_messages, read_text, read_transcript
+from rlhfkit.data.rows import MissingColumnError, Row, listed
 from rlhfkit.errors import DataError
 from rlhfkit.records import Conversation, Message, Prompt
 
@@ -64,9 +66,10 @@ def read_answered_prompt(row: Row, *, beginning_words: tuple[int, int] | None, s
     """
     content, response = _read(row, beginning_words, seed)
     if response is None:
-        raise DataError(
-            f'no response; the row has {", ".join(row.columns)}; expected "completion", or "messages" that end with a '
-            'turn of the assistant; if it has another name, say so as in columns = {completion = "answer"}'
+        raise MissingColumnError(
+            "completion",
+            f'no response; the row has {listed(row.columns)}; expected "completion", or "messages" that end with a '
+            "turn of the assistant",
         )
     return content, _not_blank(response, "response")
 
@@ -85,12 +88,7 @@ def read_pair(row: Row) -> tuple[Content, str, str]:
 def need(row: Row, column: str) -> Any:
     """The value of a column. Raises: DataError where there is none."""
     if column not in row.columns:
-        candidates = [name for name in row.columns if name not in OWN_COLUMNS]
-        example = candidates[0] if len(candidates) == 1 else "its name"
-        raise DataError(
-            f'no column "{column}"; the row has {", ".join(row.columns) or "none"}; if it has another name, say so as '
-            f'in columns = {{{column} = "{example}"}}'
-        )
+        raise MissingColumnError(column, f'no column "{column}"; the row has {listed(row.columns)}')
     if row.columns[column] is None:
         raise DataError(f'column "{column}" is empty; expected a value')
     return row.columns[column]
@@ -125,20 +123,20 @@ def _split_pair(row: Row) -> tuple[Content, str, str]:
 
 
 def _dialogue(value: Any, column: str) -> Conversation:
-    return read_transcript(read_text(value, column), column) if isinstance(value, str) else read_messages(value, column)
+    if isinstance(value, str) and as_messages(value, column) is None:
+        return read_transcript(read_text(value, column), column)
+    return read_messages(value, column)
 
 
 def _text_or_messages(value: Any, column: str) -> Content:
-    return (
-        read_messages(value, column)
-        if isinstance(value, list)
-        else read_text(value, column, expected="text or a list of messages")
-    )
+    if isinstance(value, list) or as_messages(value, column) is not None:
+        return read_messages(value, column)
+    return read_text(value, column, expected="text or a list of messages")
 
 
 def _join(content: Content, answer: Any, column: str) -> tuple[Content, str]:
     """Prompt and response, where the response may be text, the assistant's message, or the whole dialogue."""
-    if not isinstance(answer, list):
+    if not isinstance(answer, list) and as_messages(answer, column) is None:
         return content, read_text(answer, column, expected="text or messages")
     *before, last = read_messages(answer, column)
     if last.role != "assistant":

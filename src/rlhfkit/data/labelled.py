@@ -6,7 +6,8 @@ from pathlib import Path
 from rlhfkit.config.schema import LabelledConfig
 from rlhfkit.data.conversations import read_text
 from rlhfkit.data.formats import make_prompt, need
-from rlhfkit.data.rows import Loaded, OnBadRow, Row, load_rows
+from rlhfkit.data.loading import load_rows
+from rlhfkit.data.rows import Loaded, OnBadRow, Row
 from rlhfkit.errors import DataError
 from rlhfkit.records import Prompt
 
@@ -28,6 +29,7 @@ def load_labelled_prompts(source: LabelledConfig, *, directory: str | Path, on_b
         [prompt for _, prompt in sorted(placed, key=itemgetter(0))],
         tuple(message for loaded in classes.values() for message in loaded.skipped),
         tuple(file for loaded in classes.values() for file in loaded.sources),
+        tuple(dict.fromkeys(note for loaded in classes.values() for note in loaded.notes)),
     )
 
 

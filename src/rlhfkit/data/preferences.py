@@ -11,7 +11,9 @@ import numpy as np
 from rlhfkit.config.schema import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig, StoreConfig
 from rlhfkit.data import grammar
 from rlhfkit.data.formats import make_prompt, make_response, read_pair
-from rlhfkit.data.rows import Loaded, OnBadRow, Row, load_rows
+from rlhfkit.data.known_forms import in_known_form
+from rlhfkit.data.loading import load_rows
+from rlhfkit.data.rows import Loaded, OnBadRow, Row
 from rlhfkit.data.texts import load_located_texts
 from rlhfkit.errors import DataError
 from rlhfkit.records import Preference, Prompt
@@ -33,6 +35,7 @@ def load_preferences(
         raise DataError('type = "labelled" makes no preferences; for two kinds of text use type = "contrast"')
 
     def parse(row: Row) -> Preference:
+        row = in_known_form(row, source)
         content, *responses = read_pair(row)
         chosen, rejected = (make_response(response, formats=source) for response in responses)
         prompt = make_prompt(content, row, formats=source)
@@ -100,4 +103,5 @@ def _contrast(source: ContrastConfig, *, directory: str | Path, on_bad_row: OnBa
         preferences,
         (*kinds[0].skipped, *kinds[1].skipped, *equal),
         (*kinds[0].sources, *kinds[1].sources),
+        tuple(dict.fromkeys((*kinds[0].notes, *kinds[1].notes))),
     )

@@ -6,8 +6,10 @@ from pathlib import Path
 from rlhfkit.config.schema import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig, StoreConfig
 from rlhfkit.data import grammar
 from rlhfkit.data.formats import make_prompt, read_prompt
+from rlhfkit.data.known_forms import in_known_form, marks_a_bad_answer
 from rlhfkit.data.labelled import load_labelled_prompts
-from rlhfkit.data.rows import Loaded, OnBadRow, Row, load_rows
+from rlhfkit.data.loading import load_rows
+from rlhfkit.data.rows import Loaded, OnBadRow, Row
 from rlhfkit.errors import DataError
 from rlhfkit.records import Prompt
 
@@ -29,8 +31,10 @@ def load_prompts(
         return load_labelled_prompts(source, directory=directory, on_bad_row=on_bad_row)
 
     def parse(row: Row) -> Prompt:
+        row = in_known_form(row, source)
         content, response = read_prompt(row, beginning_words=source.beginning_words, seed=seed)
-        return make_prompt(content, row, formats=source, response=response)
+        reference = None if marks_a_bad_answer(row) else response
+        return make_prompt(content, row, formats=source, response=reference)
 
     return load_rows(source, parse, directory=directory, on_bad_row=on_bad_row)
 

@@ -1,32 +1,39 @@
 """Rows as they stand in files, `datasets` directories and datasets on the hub, each with its origin."""
 
 import csv
-import difflib
-import gzip
 import hashlib
 import io
 import json
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from rlhfkit.config.schema import RowsConfig
+from rlhfkit.data.files import close_names, decode, not_found, read_bytes, refuse_if_unpacked_is_too_large, unpacked
 from rlhfkit.errors import DataError
-from rlhfkit.records import Demonstration, Preference, Prompt, place_of_prompt
 
-__all__ = ["Loaded", "OnBadRow", "Row", "SourceFile", "described", "load_rows", "read_rows", "refuse_bad_rows"]
+__all__ = ["Loaded", "MissingColumnError", "OnBadRow", "Row", "SourceFile", "described", "listed", "read_rows"]
 
 T = TypeVar("T")
 OnBadRow = Literal["stop", "skip"]
 
-FORMATS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "text"}
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-GZIP_MAGIC = b"\x1f\x8b"
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+NAMES_OF_ROWS = {"data", "rows", "examples", "items", "instances", "train"}
 LONGEST_CSV_FIELD = 2**31 - 1
+MOST_COLUMNS = 10_000
+"""A file with more is on its side, or no table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,79 +68,17 @@ class Loaded(Generic[T]):
     """One message for each row that was left out."""
     sources: tuple[SourceFile, ...]
     """The files that were read."""
+    notes: tuple[str, ...] = ()
+    """What somebody should know of the rows: text that takes no part, signs of a wrong conversion."""
 
 
-def load_rows(
-    source: RowsConfig, parse: Callable[[Row], T], *, directory: str | Path, on_bad_row: OnBadRow
-) -> Loaded[T]:
-    """Records that `parse` makes of the rows of `source`.
+class MissingColumnError(DataError):
+    """A row lacks a column that it needs, perhaps because the file calls it otherwise."""
 
-    A bad row is one that cannot be read, or of which `parse` says DataError (without its origin, which is added here).
-    Raises: DataError for the first bad row where `on_bad_row` is "stop", and where no good row is left.
-    """
-    rows, sources = read_rows(source, directory=directory)
-    records: list[T] = []
-    faults: list[str] = []
-    for row in rows:
-        if isinstance(row, DataError):
-            faults.append(str(row))
-            continue
-        try:
-            records.append(parse(row))
-        except DataError as error:
-            faults.append(f"{row.origin}: {error}")
-    refuse_bad_rows(faults, num_rows=len(rows), on_bad_row=on_bad_row)
-    kept = _in_share(records, source.prompt_share)
-    return Loaded(_one_per_prompt(kept) if source.one_per_prompt else kept, tuple(faults), sources)
-
-
-def _in_share(records: list[T], share: str) -> list[T]:
-    """The records whose prompt's hash lies in `share`, in per cent."""
-    low, high = (bound.strip().removesuffix("%") for bound in share.split(":"))
-    if not low and not high:
-        return records
-    start, stop = int(low or 0) / 100, int(high or 100) / 100
-    kept = [record for record in records if start <= place_of_prompt(_prompt_of(record).content) < stop]
-    if not kept:
-        raise DataError(f'prompt_share = "{share}" leaves none of the {len(records)} rows; widen it')
-    return kept
-
-
-def _one_per_prompt(records: list[T]) -> list[T]:
-    """The first record of each prompt; where it is a prompt itself, with the references of them all."""
-    rows: dict[object, list[T]] = {}
-    for record in records:
-        rows.setdefault(_prompt_of(record).content, []).append(record)
-    return [_merged(same) for same in rows.values()]
-
-
-def _merged(records: Sequence[T]) -> T:
-    first, *others = records
-    if not isinstance(first, Prompt):
-        return first
-    references = [prompt.reference for prompt in others if isinstance(prompt, Prompt) and prompt.reference is not None]
-    return replace(first, further_references=tuple(references))
-
-
-def _prompt_of(record: object) -> Prompt:
-    match record:
-        case (Prompt() as prompt) | Demonstration(prompt=prompt) | Preference(prompt=prompt):
-            return prompt
-    raise DataError("prompt_share and one_per_prompt go by the prompt, and whole texts have none; use rows")
-
-
-def refuse_bad_rows(faults: Sequence[str], *, num_rows: int, on_bad_row: OnBadRow) -> None:
-    """Nothing, if `num_rows` rows of which those with `faults` are bad will do.
-
-    Raises: DataError with the first fault where `on_bad_row` is "stop", and where no good row is left.
-    """
-    if faults and len(faults) == num_rows:
-        raise DataError(f"none of the {num_rows} rows can be used; the first: {faults[0]}")
-    if faults and on_bad_row == "stop":
-        bad, them = ("1 bad row", "it") if len(faults) == 1 else (f"{len(faults)} bad rows", "them")
-        raise DataError(
-            f'{faults[0]} ({bad} of {num_rows}; mend {them}, or leave {them} out with data.on_bad_row = "skip")'
-        )
+    def __init__(self, column: str, message: str) -> None:
+        """Say `message`; the remedy is added by whoever knows the rows."""
+        super().__init__(message)
+        self.column = column
 
 
 def read_rows(
@@ -153,6 +98,8 @@ def read_rows(
         found, sha256 = _read(name, source, Path(directory).expanduser())
         if not found:
             raise DataError(f"{name} is empty; expected at least one row; is it the right file?")
+        if source.where:
+            found = _where(found, source.where, name)
         taken = found[_slice(source.rows, len(found))]
         if not taken:
             raise DataError(f'rows = "{source.rows}" leaves none of the {len(found)} rows of {name}; widen the slice')
@@ -173,19 +120,16 @@ def _read(name: str, source: RowsConfig, directory: Path) -> tuple[list[Row | Da
         return _hub_rows(name, source)
     if form == "datasets":
         return _directory_rows(name, path, source.split)
-    data = _read_bytes(name, path)
+    data = read_bytes(name, path)
     sha256 = hashlib.sha256(data).hexdigest()
-    if data.startswith(GZIP_MAGIC):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{name} is damaged: {error}; expected a whole gzip file; copy it again") from error
+    data = unpacked(name, data)
     if form == "parquet":
         return _parquet_rows(name, data), sha256
-    text = _decode(name, data, source.encoding)
+    text = decode(name, data, source.encoding)
     if form in ("csv", "tsv"):
         is_tsv = form == "tsv" or _ending(name) == ".tsv"
-        return _csv_rows(name, text, delimiter="\t" if is_tsv else ",", column_names=source.column_names), sha256
+        delimiter = "\t" if is_tsv else "," if source.column_names else _delimiter(text)
+        return _csv_rows(name, text, delimiter=delimiter, column_names=source.column_names), sha256
     return (_json_rows if form == "jsonl" else _text_rows)(name, text), sha256
 
 
@@ -199,58 +143,46 @@ def _format(name: str, path: Path) -> str:
     if form := FORMATS.get(_ending(name)):
         return form
     if path.exists():
+        if path.is_file():
+            with path.open("rb") as file:
+                unpacked(name, b"" if (beginning := file.read(16)).startswith(b"\x1f\x8b") else beginning)
         raise DataError(
             f"{name} is of unknown format; expected one of the endings {', '.join(FORMATS)} (each also .gz); "
             'say how to read it, for example format = "text"'
         )
-    if HUB_ID.fullmatch(name) and not _close_names(path):
+    if HUB_ID.fullmatch(name) and not close_names(path):
         return "hub"
-    raise _not_found(name, path)
+    raise not_found(name, path)
 
 
-def _read_bytes(name: str, path: Path) -> bytes:
+def _where(rows: Sequence[Row | DataError], wanted: dict[str, Any], name: str) -> list[Row | DataError]:
+    """The rows whose columns have these values, as values or as text; and those that cannot be read."""
+
+    def fits(row: Row) -> bool:
+        return all(_plain(_value(row, column)) == _plain(value) for column, value in wanted.items())
+
+    kept = [row for row in rows if isinstance(row, DataError) or fits(row)]
+    if not kept:
+        held = {
+            column: Counter(_plain(_value(row, column)) for row in rows if isinstance(row, Row)).most_common(4)
+            for column in wanted
+        }
+        words = "; ".join(
+            f"{column} holds {', '.join(f'{value!r} ({num})' for value, num in most)}" for column, most in held.items()
+        )
+        raise DataError(f"where leaves none of the {len(rows)} rows of {name}: {words}; correct it")
+    return kept
+
+
+def _value(row: Row, column: str) -> Any:
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise _not_found(name, path) from None
-    except OSError as error:
-        raise DataError(f"{name} cannot be read ({error.strerror}); expected a readable file; see {path}") from error
+        return _column(row.columns, column)
+    except KeyError:
+        return None
 
 
-def _not_found(name: str, path: Path) -> DataError:
-    if not path.parent.is_dir():
-        return DataError(f"{name} is not there: no directory {path.parent}; mend the path or data.directory")
-    directory = path.parent.resolve()  # "is not in ." says nothing
-    if close := _close_names(path):
-        return DataError(f"{name} is not in {directory}; did you mean {' or '.join(close)}?")
-    there = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
-    listed = ", ".join(there[:8]) + (", …" if len(there) > 8 else "") if there else "nothing"
-    return DataError(
-        f"{name} is not in {directory}, which holds {listed}; mend the path or data.directory "
-        '(a dataset on the hub is format = "hub")'
-    )
-
-
-def _close_names(path: Path) -> list[str]:
-    if not path.parent.is_dir():
-        return []
-    return difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()])
-
-
-def _decode(name: str, data: bytes, encoding: str) -> str:
-    try:
-        return data.decode(encoding).removeprefix("\ufeff")
-    except LookupError:
-        raise DataError(
-            f'{name}: encoding = "{encoding}" is unknown; expected a name such as "utf-8", "latin-1" or "utf-16"'
-        ) from None
-    except UnicodeDecodeError as error:
-        likely = "utf-16" if data.startswith(UTF16_MARKS) else "latin-1"
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{name}:{line}: byte {error.start} (0x{data[error.start]:02x}) is not {encoding}; "
-            f'save the file as UTF-8, or say in its table how it is written, perhaps encoding = "{likely}"'
-        ) from None
+def _plain(value: object) -> str:
+    return _short(str(value).strip().casefold())
 
 
 def _slice(rows: str, num_rows: int) -> slice:
@@ -274,12 +206,14 @@ def _renamed(row: Row | DataError, names: dict[str, str]) -> Row | DataError:
         return row
     columns = {name: value for name, value in row.columns.items() if name not in {*names, *names.values()}}
     for ours, theirs in names.items():
+        if not theirs:  # so that one table can go without what `data.columns` says for all
+            continue
         try:
             columns[ours] = _column(row.columns, theirs)
         except KeyError:
             return DataError(
-                f'{row.origin}: no column "{theirs}"; the row has {", ".join(row.columns)}; '
-                f"mend columns.{ours} in the recipe"
+                f'{row.origin}: no column "{theirs}"; the row has {listed(row.columns)}; correct columns.{ours} in the '
+                "recipe"
             )
     return Row(columns, row.origin)
 
@@ -313,7 +247,9 @@ def _json_rows(name: str, text: str) -> list[Row | DataError]:
         try:
             items = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{name} is not JSON: {error}; expected a list of objects; mend it there") from error
+            raise DataError(f"{name} is not JSON: {error}; expected a list of objects; correct it there") from error
+        return [_json_row(item, f"{name}:{number}") for number, item in enumerate(items, start=1)]
+    if (items := _items_of_one_object(text)) is not None:
         return [_json_row(item, f"{name}:{number}") for number, item in enumerate(items, start=1)]
     rows: list[Row | DataError] = []
     for number, line in _lines(text):
@@ -330,8 +266,35 @@ def _json_rows(name: str, text: str) -> list[Row | DataError]:
     return rows
 
 
+def _items_of_one_object(text: str) -> list[Any] | None:
+    """The rows of a file that is one object: under one name, or by column or "split" as pandas writes them."""
+    first, _, rest = text.strip().partition("\n")
+    if not first.startswith("{") or (rest.strip() and first.rstrip().endswith("}")):
+        return None
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(whole, dict):
+        return None
+    for name in NAMES_OF_ROWS & whole.keys():
+        items = whole[name]
+        if isinstance(items, list) and all(isinstance(item, dict) for item in items):
+            return items
+        if isinstance(items, list) and isinstance(names := whole.get("columns"), list):
+            return [dict(zip(names, item, strict=False)) for item in items]
+    columns = list(whole.values())
+    if columns and all(isinstance(column, dict) and column.keys() == columns[0].keys() for column in columns):
+        numbers = columns[0].keys()
+        if all(number.isdecimal() for number in numbers):
+            return [{name: column[number] for name, column in whole.items()} for number in numbers]
+    return [whole]
+
+
 def _json_row(value: object, origin: str) -> Row | DataError:
     if isinstance(value, dict):
+        if len(value) > MOST_COLUMNS:
+            return DataError(f"{origin}: an object with {len(value):,} names; expected one row, with a few columns")
         return Row(value, origin)
     return DataError(f'{origin}: {described(value)}; expected an object such as {{"prompt": "…"}}')
 
@@ -355,9 +318,22 @@ def described(value: object) -> str:
             return f"of type {type(value).__name__}, {_short(str(value))}"
 
 
+def listed(names: Iterable[str]) -> str:
+    """Names of columns for a message, not too many of them."""
+    all_of_them = [_short(name) or '""' for name in names]
+    more = f" and {len(all_of_them) - 20} more" if len(all_of_them) > 20 else ""
+    return ", ".join(all_of_them[:20]) + more or "none"
+
+
 def _json_fault(error: Exception) -> str:
     """What is wrong with a line; to the parser it is always line 1."""
     return f"character {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
+
+
+def _delimiter(text: str) -> str:
+    """What parts the columns of a CSV file: a comma, unless its first line has none and a semicolon, tab or bar."""
+    first = text.partition("\n")[0]
+    return "," if "," in first else next((mark for mark in ";\t|" if mark in first), ",")
 
 
 def _csv_rows(name: str, text: str, *, delimiter: str, column_names: Sequence[str]) -> list[Row | DataError]:
@@ -367,6 +343,8 @@ def _csv_rows(name: str, text: str, *, delimiter: str, column_names: Sequence[st
     limit = csv.field_size_limit(LONGEST_CSV_FIELD)
     try:
         header = list(column_names) or next(reader, [])
+        if len(header) > MOST_COLUMNS:
+            raise DataError(f"{name}:1: {len(header):,} columns; expected one row a line; is the table on its side?")
         if len(set(header)) < len(header):
             place = "column_names" if column_names else f"{name}:1: the header"
             raise DataError(f"{place} {_short(','.join(header))} names a column twice; rename one")
@@ -397,11 +375,16 @@ def _parquet_rows(name: str, data: bytes) -> list[Row | DataError]:
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
+    rows: list[Row | DataError] = []
+    num_bytes = 0
     try:
-        table = parquet.read_table(pyarrow.BufferReader(data))
+        for batch in parquet.ParquetFile(pyarrow.BufferReader(data)).iter_batches(batch_size=1000):
+            num_bytes += batch.nbytes
+            refuse_if_unpacked_is_too_large(name, len(data), num_bytes)
+            rows += [Row(row, f"{name}:{number}") for number, row in enumerate(batch.to_pylist(), start=len(rows) + 1)]
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{name} is not Parquet ({_first_line(error)}); expected a whole Parquet file") from error
-    return [Row(columns, f"{name}:{number}") for number, columns in enumerate(table.to_pylist(), start=1)]
+    return rows
 
 
 def _directory_rows(name: str, path: Path, split: str) -> tuple[list[Row | DataError], str]:
@@ -409,7 +392,7 @@ def _directory_rows(name: str, path: Path, split: str) -> tuple[list[Row | DataE
 
     if not path.is_dir():
         raise (
-            _not_found(name, path)
+            not_found(name, path)
             if not path.exists()
             else DataError(f'{name} is a file; format = "datasets" expects a directory; leave the format out')
         )

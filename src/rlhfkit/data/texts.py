@@ -14,7 +14,8 @@ from rlhfkit.config.schema import (
 from rlhfkit.data import grammar
 from rlhfkit.data.conversations import read_text
 from rlhfkit.data.formats import need
-from rlhfkit.data.rows import Loaded, OnBadRow, Row, SourceFile, load_rows
+from rlhfkit.data.loading import load_rows
+from rlhfkit.data.rows import Loaded, OnBadRow, Row, SourceFile
 from rlhfkit.envs.guess import transcripts
 from rlhfkit.errors import DataError
 
@@ -34,7 +35,7 @@ def load_texts(
     if isinstance(source, LabelledConfig):
         raise DataError('type = "labelled" makes prompts and demonstrations; for texts, name their files with path')
     located = load_located_texts(source, directory=directory, on_bad_row=on_bad_row)
-    return Loaded([text for text, _ in located.records], located.skipped, located.sources)
+    return Loaded([text for text, _ in located.records], located.skipped, located.sources, located.notes)
 
 
 def _games(source: GuessTextsConfig, seed: int) -> Loaded[str]:

@@ -57,6 +57,9 @@ def examine_table(name: str, loaded: Loaded[Any]) -> Iterator[Finding]:
         yield warning(label, words, "remove the copies: they weigh as often as they come, and validation sees them too")
     else:
         yield ok(label, words)
+    for note in loaded.notes:
+        what, _, remedy = note.partition("; ")
+        yield warning(label, what, remedy)
 
 
 def _key(row: Row) -> object:

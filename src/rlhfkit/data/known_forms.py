@@ -1,0 +1,168 @@
+"""Rows in the forms of well-known data sets → the same rows in our columns.
+
+instruction, input, output                  Alpaca, Dolly: the input follows the instruction
+system, question, response or a pair        Orca: the system prompt is the first message
+conversations                               ShareGPT: {"from", "value"}, or messages; the prompt where there is a pair
+history, human_ref_A, human_ref_B, labels   SHP; PKU-SafeRLHF, WebGPT and Chatbot Arena likewise: which of two is better
+prompt, answers with ranks                  Nectar: the best against the worst
+
+A column that is one of ours already is left as it is.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from rlhfkit.config.schema import RowsConfig
+from rlhfkit.data.conversations import as_messages
+from rlhfkit.data.rows import Row
+from rlhfkit.errors import DataError
+
+__all__ = ["ANSWERS", "INPUTS", "QUESTIONS", "SYSTEMS", "in_known_form", "marks_a_bad_answer", "used_columns"]
+
+QUESTIONS = ("instruction", "question", "query")
+INPUTS = ("input", "context")
+ANSWERS = ("output", "response", "answer")
+SYSTEMS = ("system", "system_prompt")
+CONVERSATIONS = ("conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+
+
+class Choice(NamedTuple):
+    """Columns of a data set in which another column says which of two answers is better."""
+
+    prompt: str
+    first: str
+    second: str
+    says: str
+    first_is_better: Callable[[Any], bool | None]
+    """Of the value of `says`; None where neither is."""
+
+
+def _is(first: object, second: object) -> Callable[[Any], bool | None]:
+    return lambda value: {str(first): True, str(second): False}.get(str(value))
+
+
+CHOICES = (
+    Choice("history", "human_ref_A", "human_ref_B", "labels", _is(1, 0)),  # SHP
+    Choice("prompt", "response_0", "response_1", "better_response_id", _is(0, 1)),  # PKU-SafeRLHF
+    Choice("", "conversation_a", "conversation_b", "winner", _is("model_a", "model_b")),  # Chatbot Arena
+)
+
+
+def in_known_form(row: Row, source: RowsConfig) -> Row:
+    """The row with our columns, made of those of a form that is known; any other row as it is.
+
+    Raises: DataError where the form is known and the row cannot be read.
+    """
+    columns = dict(row.columns)
+    if columns.get("parent_id", columns.get("message_tree_id")) is not None and {"role", "text"} <= columns.keys():
+        raise DataError(
+            "the row is one message of a tree (message_id, parent_id); expected a whole conversation; join each path "
+            'from the root into "messages"'
+        )
+    _read_choice(columns)
+    _read_ranks(columns)
+    _read_conversation(columns)
+    _read_question(columns, source)
+    _read_system(columns, source)
+    return row if columns == row.columns else Row(columns, row.origin)
+
+
+def used_columns(columns: Mapping[str, Any]) -> set[str]:
+    """Names of those columns that a known form puts into prompt or answers, or that say what the others are."""
+    used = {*SYSTEMS, *CONVERSATIONS, "labels", "label"}
+    if any(name in columns for name in QUESTIONS):
+        used |= {*QUESTIONS, *INPUTS, *ANSWERS}
+    return used | {name for choice in CHOICES for name in choice[:4]}
+
+
+def marks_a_bad_answer(row: Row) -> bool:
+    """Whether a row of prompt, completion and label (KTO) says that its completion is a bad one."""
+    label = row.columns.get("label")
+    return "completion" in row.columns and (label is False or str(label).strip().casefold() in ("false", "undesirable"))
+
+
+def _has_text(columns: Mapping[str, Any], name: str) -> bool:
+    return isinstance(columns.get(name), str) and bool(columns[name].strip())
+
+
+def _read_choice(columns: dict[str, Any]) -> None:
+    if "chosen" in columns or "rejected" in columns:
+        return
+    for choice in CHOICES:
+        if not {choice.first, choice.second, choice.says} <= columns.keys():
+            continue
+        first_is_better = choice.first_is_better(columns[choice.says])
+        if first_is_better is None:
+            raise DataError(
+                f"{choice.says} is {columns[choice.says]!r}, which prefers neither answer; leave the row out"
+            )
+        better, worse = (choice.first, choice.second) if first_is_better else (choice.second, choice.first)
+        columns |= {"chosen": columns[better], "rejected": columns[worse]}
+        if choice.prompt and columns.get("prompt") is None:
+            columns["prompt"] = columns[choice.prompt]
+        return
+    scored = ("answer_0", "answer_1", "score_0", "score_1")  # WebGPT
+    if all(isinstance(columns.get(name), float | int) for name in scored[2:]) and set(scored) <= columns.keys():
+        if columns["score_0"] == columns["score_1"]:
+            raise DataError(f"score_0 and score_1 are both {columns['score_0']:g}: no preference; leave the row out")
+        better, worse = scored[:2] if columns["score_0"] > columns["score_1"] else (scored[1], scored[0])
+        columns |= {"chosen": columns[better], "rejected": columns[worse]}
+        if isinstance(columns.get("question"), dict):
+            columns["prompt"] = columns["question"].get("full_text")
+
+
+def _read_ranks(columns: dict[str, Any]) -> None:
+    """Nectar: of several answers with ranks, the best and the worst."""
+    answers = columns.get("answers")
+    if "chosen" in columns or "completion" in columns or not isinstance(answers, list) or len(answers) < 2:
+        return
+    if not all(isinstance(answer, dict) and isinstance(answer.get("rank"), int | float) for answer in answers):
+        return
+    best, *_, worst = sorted(answers, key=lambda answer: answer["rank"])
+    if best["rank"] == worst["rank"]:
+        raise DataError(f"all {len(answers)} answers have the rank {best['rank']}: no preference; leave the row out")
+    columns |= {"chosen": best.get("answer"), "rejected": worst.get("answer")}
+
+
+def _read_conversation(columns: dict[str, Any]) -> None:
+    """ShareGPT: a conversation is the messages, or, beside an answer that is better, the prompt."""
+    ours = "prompt" if "chosen" in columns and "rejected" in columns else "messages"
+    if columns.get("prompt") is not None or columns.get("messages") is not None:
+        return
+    for name in CONVERSATIONS:
+        if as_messages(columns.get(name), name) is not None:
+            columns[ours] = columns[name]
+            return
+
+
+def _read_question(columns: dict[str, Any], source: RowsConfig) -> None:
+    """Alpaca and Orca: a question with what it is about, and its answer."""
+    has_pair = "chosen" in columns and "rejected" in columns
+    renamed = source.columns.get("prompt")
+    name = next((name for name in QUESTIONS if _has_text(columns, name)), None)
+    if columns.get("prompt") is None and columns.get("messages") is None and name is not None:
+        answer = next((name for name in ANSWERS if columns.get(name) is not None), None)
+        if answer is None and not has_pair and columns.get("completion") is None:
+            return
+        columns["prompt"] = columns[name]
+        if columns.get("completion") is None and columns.get("response") is None and answer is not None:
+            columns["completion"] = columns[answer]
+    elif renamed not in QUESTIONS or not isinstance(columns.get("prompt"), str):
+        return
+    if about := next((columns[name] for name in INPUTS if _has_text(columns, name)), ""):
+        columns["prompt"] = f"{columns['prompt']}\n\n{about}"
+
+
+def _read_system(columns: dict[str, Any], source: RowsConfig) -> None:
+    """A system prompt in a column of its own becomes the first message."""
+    system = next((columns[name] for name in SYSTEMS if _has_text(columns, name)), None)
+    if system is None or (source.prompt_format, source.response_format) != ("{prompt}", "{response}"):
+        return
+    for name in ("prompt", "messages"):
+        messages = as_messages(columns.get(name), name)
+        if messages is None and name == "prompt" and _has_text(columns, name):
+            messages = [{"role": "user", "content": columns[name]}]
+        if messages:
+            if messages[0].get("role", messages[0].get("from")) != "system":
+                columns[name] = [{"role": "system", "content": system}, *messages]
+            return

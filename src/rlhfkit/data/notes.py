@@ -1,0 +1,61 @@
+"""What somebody should know of rows that can be read: text that takes no part, and signs of a wrong conversion."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rlhfkit.config.schema import RowsConfig
+from rlhfkit.data.formats import OWN_COLUMNS
+from rlhfkit.data.known_forms import used_columns
+from rlhfkit.data.rows import Row, listed
+
+__all__ = ["notes_on"]
+
+NUM_LOOKED_AT = 200
+FEW_WORDS = 3
+"""A shorter text is a name, a key or a class."""
+ENTITY = re.compile(r"&(?:amp|lt|gt|quot|nbsp|#\d{2,5}|#x[0-9a-fA-F]{2,4});")
+
+
+def notes_on(rows: Sequence[Row], source: RowsConfig) -> tuple[str, ...]:
+    """One sentence for each thing that is noteworthy, out of rows that are evenly spaced."""
+    num = min(len(rows), NUM_LOOKED_AT)
+    spaced = [rows[index * len(rows) // num] for index in range(num)]
+    return (*_left_out(spaced, source), *_badly_converted(spaced))
+
+
+def _left_out(rows: Sequence[Row], source: RowsConfig) -> Iterator[str]:
+    """Columns of text that are neither ours nor a part of a form that is known."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        used = OWN_COLUMNS | used_columns(row.columns) | source.where.keys()
+        for name, value in row.columns.items():
+            if name not in used and isinstance(value, str) and len(value.split()) >= FEW_WORDS:
+                counts[name] = counts.get(name, 0) + 1
+    names = [name for name, num in counts.items() if 2 * num >= len(rows)]
+    if names:
+        yield (
+            f"the text of {listed(names)} takes no part in what the model reads (a reward function may ask for it); if "
+            "it belongs to the prompt, write it into the prompt"
+        )
+
+
+def _badly_converted(rows: Sequence[Row]) -> Iterator[str]:
+    texts = [
+        text for row in rows for name, value in row.columns.items() if name in OWN_COLUMNS for text in _texts(value)
+    ]
+    escaped = sum("\\n" in text and "\n" not in text for text in texts)
+    entities = sum(bool(ENTITY.search(text)) for text in texts)
+    for num, what, remedy in (
+        (escaped, r"backslash and n where a line break is meant, it seems (\n)", "write real line breaks"),
+        (entities, "HTML entities such as &amp; or &quot;", "turn them back into characters (html.unescape)"),
+    ):
+        if 10 * num >= len(texts) > 0:
+            yield f"{num} of {len(texts)} texts looked at hold {what}; {remedy}, or the model will write them too"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        yield from (text for turn in value if isinstance(turn, dict) for text in _texts(turn.get("content")))

@@ -1,0 +1,111 @@
+"""What to set where a row lacks a column: only what was tried on that row, and works."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice, product
+from typing import Any
+
+from rlhfkit.data.conversations import as_messages
+from rlhfkit.data.known_forms import ANSWERS, QUESTIONS
+from rlhfkit.data.rows import Row, listed
+from rlhfkit.errors import DataError
+
+__all__ = ["remedy_for_missing"]
+
+USUAL = {
+    "prompt": (*QUESTIONS, "input", "prompts", "user", "history", "context", "source", "title", "text"),
+    "completion": (*ANSWERS, "completions", "target", "assistant", "solution", "reply", "summary", "label"),
+    "chosen": ("preferred", "better", "accepted", "good", "positive", "winner", "chosen_response", "response_chosen"),
+    "rejected": (
+        "dispreferred",
+        "worse",
+        "refused",
+        "bad",
+        "negative",
+        "loser",
+        "rejected_response",
+        "response_rejected",
+    ),
+    "text": ("content", "body", "document", "article", "sentence", "review"),
+}
+"""Our name -> what others call it, the likeliest first."""
+GROUPS = (("prompt", "completion"), ("chosen", "rejected"), ("prompt", "chosen", "rejected"))
+"""Columns that may all have other names."""
+MOST_TRIED = 300
+
+
+def remedy_for_missing(row: Row, parse: Callable[[Row], object], column: str, named: dict[str, str]) -> str:
+    """What to do for a row of which `parse` wants the `column`, as the end of a message.
+
+    `named` is what the table's `columns` say so far, by which the row is renamed already.
+    """
+    texts = list(_columns_with_text(row.columns))
+    for columns in islice(_assignments(column, texts), MOST_TRIED):
+        if _works(row, parse, columns):
+            kept = {ours: theirs for ours, theirs in named.items() if ours not in {*columns, *columns.values()}}
+            all_of_them = kept | {ours: named.get(theirs, theirs) for ours, theirs in columns.items()}
+            setting = ", ".join(f'{ours} = "{theirs}"' for ours, theirs in all_of_them.items())
+            return f"if it has another name, say so as in columns = {{{setting}}}"
+    if column in ("chosen", "rejected") and {"completion", "label"} <= row.columns.keys():
+        return (
+            "its answers are single ones that are marked as good or bad, and a preference has two to one prompt: write "
+            "a good and a bad answer to the same prompt into one row, or take the good ones as demonstrations, with "
+            "where = {label = true}"
+        )
+    if not texts:
+        return f'none of its columns holds text; add a column "{column}" to the file'
+    which = f"; there is text in {listed(texts)}" if len(texts) > 1 else ""
+    return f'add it to the file, or say which column it is, as in columns = {{{column} = "NAME"}}{which}'
+
+
+def _works(row: Row, parse: Callable[[Row], object], columns: dict[str, str]) -> bool:
+    """Whether the row can be read with these columns renamed."""
+    renamed = {name: value for name, value in row.columns.items() if name not in {*columns, *columns.values()}}
+    for ours, theirs in columns.items():
+        value: Any = row.columns
+        for part in (theirs,) if theirs in row.columns else theirs.split("."):
+            value = value[part]
+        renamed[ours] = value
+    try:
+        parse(Row(renamed, row.origin))
+    except DataError:
+        return False
+    return True
+
+
+def _columns_with_text(columns: dict[str, Any], within: str = "") -> Iterator[str]:
+    """Names of columns that hold text or messages, also in objects, with dots."""
+    for name, value in columns.items():
+        if (isinstance(value, str) and value.strip()) or _is_messages(value):
+            yield within + name
+        elif isinstance(value, dict) and not within:
+            yield from _columns_with_text(value, f"{name}.")
+
+
+def _is_messages(value: Any) -> bool:
+    try:
+        return as_messages(value, "") is not None
+    except DataError:
+        return False
+
+
+def _assignments(column: str, texts: list[str]) -> Iterator[dict[str, str]]:
+    """What may be tried, the likeliest first."""
+    known = {ours: [name for name in texts if _is_called(name, ours)] for ours in USUAL}
+    yield from ({column: name} for name in known.get(column, ()))
+    yield from ({"messages": name} for name in texts)
+    for group in GROUPS:
+        if column in group:
+            yield from (
+                dict(zip(group, names, strict=True))
+                for names in product(*(known[ours] for ours in group))
+                if len(set(names)) == len(names)
+            )
+    free = [name for name in texts if name not in {*USUAL, "response", "messages"}]
+    if len(free) == 1:
+        yield {column: free[0]}
+
+
+def _is_called(name: str, ours: str) -> bool:
+    """Whether a column's name is one of those that others give to ours, or has it in an object."""
+    parts = name.casefold().split(".")
+    return any(part in USUAL[ours] for part in parts) or (len(parts) > 1 and ours in parts)
