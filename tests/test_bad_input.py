@@ -188,8 +188,8 @@ ROLE = {"prompt": [{"role": "robot", "content": "hi"}]}
         ("preferences.jsonl", jsonl({"prompt": "a", "chosen": "b"}), 'preferences.jsonl:1: no column "rejected"'),
         (
             "test_prompts.jsonl",
-            jsonl({"prompt": "a"}, {"prompt": 7}),
-            'test_prompts.jsonl:2: column "prompt" is the number 7; expected text or a list of messages',
+            jsonl({"prompt": "a"}, {"prompt": True}),
+            'test_prompts.jsonl:2: column "prompt" is true; expected text or a list of messages',
         ),
         (
             "demonstrations.jsonl",
@@ -210,8 +210,8 @@ ROLE = {"prompt": [{"role": "robot", "content": "hi"}]}
         ),
         (
             "prompts.jsonl",
-            jsonl({"prompt": "é"}).encode("utf-16"),
-            "prompts.jsonl:1: byte 0 (0xff) is not utf-8; save the file as UTF-8",
+            jsonl({"prompt": "é"}).encode("utf-16-le"),
+            'prompts.jsonl is full of zero bytes; expected UTF-8; if it is text, encoding = "utf-16-le" may read it',
         ),
         (
             "preferences.jsonl",
@@ -235,7 +235,7 @@ ROLE = {"prompt": [{"role": "robot", "content": "hi"}]}
         "missing column",
         "missing response",
         "missing half of a pair",
-        "number for text",
+        "true for text",
         "object for text",
         "broken JSON line",
         "broken JSON list",
@@ -290,7 +290,7 @@ def test_whole_texts_need_the_number_of_words_that_are_the_prompt(desk: Desk):
         (
             '{type="labelled", classes={good={path="prompts.jsonl"}, bad={path="demonstrations.jsonl"}}}',
             'data.prompts: classes.good: none of the 2 rows can be used; the first: prompts.jsonl:1: no column "text"; '
-            'the row has prompt; if it has another name, say so as in columns = {text = "its name"}',
+            'the row has prompt; if it has another name, say so as in columns = {text = "prompt"}',
         ),
         (
             '{type="labelled", classes={good={path="prompts.jsonl", columns={text="prompt"}}, bad={path="no.txt"}}}',

@@ -100,7 +100,8 @@ def _assignments(column: str, texts: list[str]) -> Iterator[dict[str, str]]:
                 for names in product(*(known[ours] for ours in group))
                 if len(set(names)) == len(names)
             )
-    free = [name for name in texts if name not in {*USUAL, "response", "messages"}]
+    ours = set() if column == "text" else {*USUAL, "response", "messages"}
+    free = [name for name in texts if name not in ours]
     if len(free) == 1:
         yield {column: free[0]}
 
