@@ -1,6 +1,7 @@
 """The type that a run computes in: chosen once, recorded, kept by whatever continues or measures the run."""
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -187,3 +188,23 @@ def test_evaluate_of_an_old_run_takes_the_type_that_was_recorded(tmp_path, machi
 
     run_dir = RunDir(tmp_path / "run")
     assert Builder(recipe_of(run_dir), run_dir).dtype == torch.bfloat16
+
+
+def test_a_run_says_once_and_records_which_fast_paths_it_took(tmp_path):
+    said = Said()
+    loop.run(recipe(tmp_path, 'stages=["pretrain", "sft"]'), tmp_path / "run", progress=said)
+    lines = [line for line in said.lines if line.startswith("fast paths: ")]
+    assert len(lines) >= 1 and len(set(lines)) == len(lines)
+    assert "attention as two products" in lines[-1]
+    recorded = json.loads((tmp_path / "run" / "manifest.json").read_text())["fast_paths"]
+    assert recorded["attention as two products"] == "taken"
+
+
+def test_compile_without_a_compiler_is_a_note_and_the_plain_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    said = Said()
+    overrides = ('stages=["pretrain", "sft"]', "model.compile=true", "data.demonstrations.num_rows=16", "sft.epochs=1")
+    loop.run(recipe(tmp_path, *overrides), tmp_path / "run", progress=said)
+    assert any("needs a C++ compiler" in line and "install one" in line for line in said.lines)
+    recorded = json.loads((tmp_path / "run" / "manifest.json").read_text())["fast_paths"]
+    assert recorded["compiled code"].startswith("not taken: ")

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from peft import PeftModel
@@ -39,8 +40,9 @@ from rlhfkit.envs.replay import ReplayEnv
 from rlhfkit.envs.text import TextEnvFactory, TurnLimit
 from rlhfkit.errors import ConfigError
 from rlhfkit.machine.dtype import DtypeChoice, choose_dtype
-from rlhfkit.models.attention import implementations_for
-from rlhfkit.models.compiling import compile_layers, refuse_without_compiler
+from rlhfkit.machine.fast_paths import FastPaths
+from rlhfkit.models.attention import implementations_for, try_attention
+from rlhfkit.models.compiling import COMPILED, compile_layers, why_no_compiler
 from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import recompute_layers
@@ -62,6 +64,8 @@ from rlhfkit.workspace import recorded_dtype
 
 __all__ = ["Builder", "kl_controller", "train_tokenizer"]
 
+Scorer = TypeVar("Scorer", RewardModel, ValueNetwork)
+
 
 @dataclass
 class Builder:
@@ -77,14 +81,17 @@ class Builder:
     """The type that was chosen already, for the whole of which this is a part."""
 
     def __post_init__(self) -> None:
-        keep_freed_memory()
+        self.paths = FastPaths()
+        if keep_freed_memory():
+            self.paths.take("freed memory kept")
         self.device = choose_device(self.recipe.model.device)
         self.dtype_choice = self.given_dtype or choose_dtype(
             self.recipe.model.dtype, self.device, recorded=None if self.fresh else recorded_dtype(self.run)
         )
         self.dtype = self.dtype_choice.dtype
-        if self.recipe.model.compile:
-            refuse_without_compiler(self.device)
+        if self.recipe.model.compile and (why := why_no_compiler(self.device)):
+            self.paths.switch_off(COMPILED, why)
+            self._note([f"{why}; layers run as plain code, which is slower"])
 
     # ── before anything is trained ───────────────────────────────────────────────────────────────────────────────────
 
@@ -168,18 +175,20 @@ class Builder:
         encoder = self.encoder(source)
         model, notes = load_causal_lm(source, encoder.tokenizer, device=self.device, dtype=self.dtype)
         self._note(notes)
+        try_attention(model, self.paths)
         model.requires_grad_(trainable)
         if trainable and self.recipe.model.lora is not None:
             seed_everything(derive_seed(self.recipe.seed, "lora"))
             language_model = LanguageModel(add_lora(model, self.recipe.model.lora), encoder)
         else:
             language_model = LanguageModel(model, encoder)
+        language_model.paths = self.paths
         if trainable and self.recipe.model.num_trained_layers is not None:
             language_model.stem = Stem(model, num_trained_layers=self.recipe.model.num_trained_layers)
         self._check_lengths(language_model.context_tokens)
         if trainable and self.recipe.model.gradient_checkpointing is True:
             recompute_layers(model)
-        if self.recipe.model.compile:
+        if self.recipe.model.compile and not self.paths.is_off(COMPILED):
             language_model.run_compiled()
         return language_model
 
@@ -207,7 +216,9 @@ class Builder:
         encoder = Encoder(
             tokenizer, chat_template=None if config.chat_template is None else read_template(config.chat_template)
         )
-        return LanguageModel(model, encoder).to(self.device, self.dtype).eval()
+        language_model = LanguageModel(model, encoder).to(self.device, self.dtype).eval()
+        language_model.paths = self.paths
+        return language_model
 
     def _check_lengths(self, context: int | None) -> None:
         self.recipe = self.recipe.for_context(context)
@@ -242,15 +253,19 @@ class Builder:
         RewardModel.init_head(classifier, torch.Generator().manual_seed(derive_seed(self.recipe.seed, name, "head")))
         if self.recipe.model.lora is not None:
             seed_everything(derive_seed(self.recipe.seed, name, "lora"))
-            return RewardModel(add_lora(classifier, self.recipe.model.lora), encoder)
+            return self._on_paths(RewardModel(add_lora(classifier, self.recipe.model.lora), encoder))
         self._freeze_below(classifier)
-        return RewardModel(classifier, encoder)
+        return self._on_paths(RewardModel(classifier, encoder))
+
+    def _on_paths(self, model: Scorer) -> Scorer:
+        model.paths = self.paths
+        return model
 
     def reward_model(self, directory: Path, *, stem: Stem | None = None) -> RewardModel:
         """A reward model of ours; it begins with `stem` where it has the same weights there."""
         encoder = self.encoder(self.source_of(directory))
         classifier = self._classifier(str(directory), encoder, fresh_head=False).requires_grad_(False)
-        model = RewardModel(classifier, encoder)
+        model = self._on_paths(RewardModel(classifier, encoder))
         model.stem = _in_common(stem, classifier)
         return model
 
@@ -262,11 +277,12 @@ class Builder:
         classifier = load_classifier(
             path, encoder.tokenizer, device=self.device, dtype=self.dtype, num_labels=1, fresh_head=fresh_head
         )
+        try_attention(classifier, self.paths)
         # The frozen one never asks for a gradient, so that this costs it nothing.
         if self.recipe.model.gradient_checkpointing is True:
             recompute_layers(classifier)
-        if self.recipe.model.compile:
-            compile_layers(classifier)
+        if self.recipe.model.compile and not self.paths.is_off(COMPILED):
+            compile_layers(classifier, paths=self.paths)
         return classifier
 
     def policy(self) -> TextPolicy:
@@ -327,9 +343,10 @@ class Builder:
     def _trainable_value(self, classifier: PreTrainedModel, mean: float, std: float) -> ValueNetwork:
         if self.recipe.model.lora is None:
             self._freeze_below(classifier)
-            return ValueNetwork(classifier, mean=mean, std=std)
+            return self._on_paths(ValueNetwork(classifier, mean=mean, std=std))
         seed_everything(derive_seed(self.recipe.seed, "value", "lora"))
-        return ValueNetwork(add_lora(classifier, self.recipe.model.lora), mean=mean, std=std)
+        adapted = add_lora(classifier, self.recipe.model.lora)
+        return self._on_paths(ValueNetwork(adapted, mean=mean, std=std))
 
     # ── environments ─────────────────────────────────────────────────────────────────────────────────────────────────
 

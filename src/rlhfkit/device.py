@@ -78,18 +78,18 @@ def held_bytes(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _of_status("VmRSS")
 
 
-def keep_freed_memory() -> None:
-    """From now on the C library keeps the memory of large tensors that are freed, for the next ones.
+def keep_freed_memory() -> bool:
+    """Whether from now on the C library keeps the memory of large tensors that are freed, for the next ones.
 
     By itself it hands each back to the system, which clears every page of it anew for the next: seven times as long as
     to fill it. `release_memory` and `held_bytes` give it back. What a variable of the environment says stays.
     """
     if any(name in os.environ for name in ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")):
-        return
+        return False
     with suppress(OSError, AttributeError):  # another C library has no such function
         library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        return bool(library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    return False
 
 
 def release_memory() -> None:

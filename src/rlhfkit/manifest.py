@@ -47,6 +47,7 @@ class Manifest:
             "data": known.get("data", []),
             "models": known.get("models", []),
             "stages": known.get("stages", {}),
+            **({"fast_paths": known["fast_paths"]} if "fast_paths" in known else {}),
         }
         self._write()
 
@@ -61,6 +62,11 @@ class Manifest:
         """Note a model that was read or written, with the fingerprint of its chat template."""
         entry = {"name": name, "path": directory, "sha256": hash_of_directory(Path(directory)), "template": template}
         self.content["models"] = [model for model in self.content["models"] if model["name"] != name] + [entry]
+        self._write()
+
+    def add(self, name: str, facts: dict[str, Any]) -> None:
+        """Note facts under a name of their own."""
+        self.content[name] = facts
         self._write()
 
     def stage(self, stage: str) -> dict[str, Any]:

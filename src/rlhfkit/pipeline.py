@@ -163,6 +163,7 @@ class Pipeline:
         dtype = self.builder.dtype_choice
         self.manifest = Manifest(self.run, seed=self.recipe.seed, device=self.builder.device, dtype=dtype.as_facts())
         self._said: set[str] = set()
+        self.builder.paths.tell = self.progress.warn
 
     def do(self, stage: Stage) -> None:
         """Run one stage, unless it is finished."""
@@ -185,6 +186,7 @@ class Pipeline:
         watchdog = Watchdog(self.recipe.watchdog, self.run.stacks, warn=self.progress.warn)
         with self.manifest.error_noted(stage), watchdog, memory_told(stage, self.recipe), phase(stage):
             record = stages[stage]()
+        self._tell_paths()
         seconds = round(time.monotonic() - start, 1)
         self.manifest.add_stage(stage, seconds=seconds)
         self.run.finish_stage(stage, {"seconds": seconds, **record})
@@ -197,6 +199,12 @@ class Pipeline:
         choice = self.builder.dtype_choice
         if self.builder.given_dtype is None and (choice.asked == "auto" or choice.is_slow):
             self._once(self.progress.warn if choice.is_slow else self.progress.note, choice.told())
+
+    def _tell_paths(self) -> None:
+        """Say and record which fast paths the run takes, and why not the others, as far as they have been tried."""
+        self.manifest.add("fast_paths", self.builder.paths.as_facts())
+        if self.builder.given_dtype is None and (words := self.builder.paths.told()):
+            self._once(self.progress.note, words)
 
     # ── stages ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

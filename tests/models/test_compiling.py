@@ -5,9 +5,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from rlhfkit.config.schema import RolloutConfig
-from rlhfkit.errors import MissingDependencyError
 from rlhfkit.models import reordering
-from rlhfkit.models.compiling import refuse_without_compiler
+from rlhfkit.models.compiling import why_no_compiler
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import layers_of
 from rlhfkit.models.value import ValueHead
@@ -92,6 +91,5 @@ def test_layers_are_found_in_any_architecture(family, directory_of: Directory):
 
 def test_a_machine_without_compiler_is_told_what_to_install(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(MissingDependencyError, match=r"no g\+\+ or clang\+\+ here; install one"):
-        refuse_without_compiler(CPU)
-    refuse_without_compiler(torch.device("cuda"))  # which has its own
+    assert "no g++ or clang++ or c++ here; install one" in why_no_compiler(CPU)
+    assert why_no_compiler(torch.device("cuda")) == ""  # which has its own

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhfkit.config.schema import RolloutConfig
+from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.rollout import capture, generation
 from rlhfkit.rollout.capture import CapturedSteps
 from rlhfkit.rollout.generation import SlotCache, generate
@@ -105,6 +106,26 @@ def test_a_shape_is_captured_when_it_comes_a_second_time(graphs):
     assert step(3, 64) == ([64, 65, 66], [128.0, 130.0, 132.0])
     assert step(2, 65) == ([100, 101], [130.0, 132.0])
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("fault", ["capture fails", "other numbers"])
+def test_a_graph_that_cannot_be_made_or_is_wrong_is_not_taken(fault, graphs, monkeypatch):
+    said = []
+    steps = CapturedSteps(
+        lambda token, position, width, _: (token + width, position * 2.0), max_tokens=100, paths=FastPaths(said.append)
+    )
+
+    def failing(graph, *, pool):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    if fault == "capture fails":
+        monkeypatch.setattr(torch.cuda, "graph", failing)
+    else:
+        monkeypatch.setattr(Graph, "replay", lambda graph: graph.launched[-1][3].mul_(2))
+    for _ in range(4):
+        token, logprob = steps(torch.arange(2), torch.arange(2) + 3, 3, None)
+        assert (token.tolist(), logprob.tolist()) == ([64, 65], [6.0, 8.0])
+    assert len(said) == 1 and "captured steps" in said[0]
 
 
 def test_a_step_that_waits_for_the_cpu_is_never_captured(graphs):

@@ -8,14 +8,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
 from rlhfkit.errors import ModelError
+from rlhfkit.machine.fast_paths import FastPaths
 
-__all__ = ["WRITTEN_OUT", "additive_masks", "implementations_for", "written_out_attention"]
+__all__ = [
+    "OWN_ATTENTION",
+    "WRITTEN_OUT",
+    "additive_masks",
+    "implementations_for",
+    "try_attention",
+    "written_out_attention",
+]
 
 WRITTEN_OUT = "rlhfkit_written_out"
+OWN_ATTENTION = "attention as two products"
 
 
 def implementations_for(device: torch.device) -> list[str]:
@@ -65,6 +74,32 @@ def written_out_attention(
 
 AttentionInterface.register(WRITTEN_OUT, written_out_attention)
 AttentionMaskInterface.register(WRITTEN_OUT, eager_mask)
+
+
+@torch.no_grad()
+def try_attention(model: PreTrainedModel, paths: FastPaths) -> None:
+    """Compare the attention of this file with that of the model's authors, which `model` gets where the two differ.
+
+    Two short rows of tokens are read with both; a model with another attention is left alone.
+    """
+    if model.config._attn_implementation != WRITTEN_OUT:
+        return
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    ids = (torch.arange(8, device=model.device) * 7 % vocabulary).view(2, 4)
+
+    def ours() -> Tensor:
+        hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden
+
+    def theirs() -> Tensor:
+        model.set_attn_implementation("eager")
+        try:
+            return ours()
+        finally:
+            model.set_attn_implementation(WRITTEN_OUT)
+
+    if not paths.attempt(OWN_ATTENTION, ours, theirs, case=model.config.model_type):
+        model.set_attn_implementation("eager")
 
 
 def additive_masks(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhfkit.errors import ModelError
+from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.models.attention import additive_masks
 from rlhfkit.models.compiling import compile_layers, compiled
 from rlhfkit.models.inspection import context_of
@@ -55,6 +56,7 @@ class LanguageModel(nn.Module):
         self.encoder = encoder
         self.config: PreTrainedConfig = unwrapped(causal_lm).config
         self.is_compiled = False
+        self.paths = FastPaths()
         self.stem: Stem | None = None  # what it begins with, in common with others
         # As a tensor on the model's device: a number would be copied there anew by every step of decoding.
         self.register_buffer("_pad_index", torch.tensor(encoder.pad_id, device=self.device), persistent=False)
@@ -129,7 +131,7 @@ class LanguageModel(nn.Module):
     @cached_property
     def reordered_weights(self) -> ReorderedWeights:
         """Linear layers that sampling may run from weights laid out for it."""
-        return ReorderedWeights(self.causal_lm)
+        return ReorderedWeights(self.causal_lm, paths=self.paths)
 
     @property
     def context_tokens(self) -> int | None:
@@ -138,7 +140,7 @@ class LanguageModel(nn.Module):
 
     def run_compiled(self) -> None:
         """From now on trunk, logprobs and decoding run compiled."""
-        compile_layers(self.causal_lm)
+        compile_layers(self.causal_lm, paths=self.paths)
         self.is_compiled = True
 
     def trunk(self, ids: Tensor, **options: object) -> Tensor:
@@ -172,7 +174,7 @@ class LanguageModel(nn.Module):
 
     def predicting_hidden(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Hidden states (N, H) that predict the N sampled tokens, and these tokens (N,)."""
-        return predicting_hidden(self.causal_lm, sequences, self.stem), sequences.predicting()[2]
+        return predicting_hidden(self.causal_lm, sequences, self.stem, paths=self.paths), sequences.predicting()[2]
 
     def logprobs(self, sequences: Sequences, *, temperature: float) -> Tensor:
         """(B, R) log-probability of each sampled token; 0 outside the mask."""
@@ -196,7 +198,7 @@ class LanguageModel(nn.Module):
             temperature=temperature,
             chunk_tokens=self.chunk_tokens(with_gradient=torch.is_grad_enabled()),
             with_entropy=with_entropy,
-            prepared=compiled if self.is_compiled else None,
+            prepared=partial(compiled, paths=self.paths) if self.is_compiled else None,
         )
 
     def save(self, directory: Path) -> None:

@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["ReorderedWeights"]
+from rlhfkit.machine.fast_paths import FastPaths
+
+__all__ = ["REORDERED", "ReorderedWeights"]
+
+REORDERED = "reordered weights"
 
 # Below this a product is so short that its call is what it costs.
 FEWEST_WEIGHTS = 2**14
@@ -59,8 +64,9 @@ class _ReorderedLayer:
 class ReorderedWeights:
     """A model's linear layers that can read their weights from a reordered copy."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, paths: FastPaths | None = None) -> None:
         """Find them: those of a size worth it, on a CPU with oneDNN."""
+        self.paths = paths or FastPaths()
         self.layers = [
             _ReorderedLayer(module, next(_NUMBERS), _of_linear(module).shape[0])
             for module in model.modules()
@@ -70,20 +76,49 @@ class ReorderedWeights:
     @property
     def nbytes(self) -> int:
         """What the copy takes."""
+        if self.paths.is_off(REORDERED):
+            return 0
         return sum(layer.module.get_parameter("weight").nbytes for layer in self.layers)
 
     @contextmanager
     def in_use(self, rows: int) -> Iterator[None]:
         """The layers compute from a copy of their weights as they are now, laid out for about `rows` rows."""
         try:
-            for layer in self.layers:
-                _REORDERED[layer.number] = torch.ops.mkldnn._reorder_linear_weight(_of_linear(layer.module), rows)
+            for layer in self.layers if self._work(rows) else ():
+                _REORDERED[layer.number] = mkldnn()._reorder_linear_weight(_of_linear(layer.module), rows)
                 layer.module.forward = layer.forward
             yield
         finally:
             for layer in self.layers:
                 layer.module.__dict__.pop("forward", None)
                 _REORDERED.pop(layer.number, None)
+
+    def _work(self, rows: int) -> bool:
+        """Whether oneDNN gives the products of the plain weights, tried with the first layer of each type.
+
+        Of bfloat16 it does not reorder anything on a CPU that has no instructions for it.
+        """
+        first = {layer.module.get_parameter("weight").dtype: layer for layer in reversed(self.layers)}
+        return bool(first) and all(self._works(layer, dtype, rows) for dtype, layer in first.items())
+
+    def _works(self, layer: _ReorderedLayer, dtype: torch.dtype, rows: int) -> bool:
+        weight = _of_linear(layer.module)
+        x = torch.linspace(-1, 1, 2 * weight.shape[1]).view(2, -1).to(dtype)
+
+        def fast() -> Tensor:
+            try:
+                _REORDERED[layer.number] = mkldnn()._reorder_linear_weight(weight, rows)
+                return layer.forward(x)
+            finally:
+                _REORDERED.pop(layer.number, None)
+
+        with torch.no_grad():
+            return self.paths.attempt(REORDERED, fast, lambda: layer.module(x), case=dtype)
+
+
+def mkldnn() -> Any:
+    """Torch's operators of oneDNN, which not every build has."""
+    return torch.ops.mkldnn
 
 
 def _can_be_reordered(weight: Tensor) -> bool:

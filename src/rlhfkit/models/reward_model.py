@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhfkit.errors import ModelError
+from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.models.lora import merged, unwrapped
 from rlhfkit.models.reading import hidden_at
@@ -71,6 +72,7 @@ class RewardModel(nn.Module):
         self.classifier = classifier
         self.encoder = encoder
         self.stem: Stem | None = None  # what it begins with, in common with the policy
+        self.paths = FastPaths()
         score_head(classifier)
 
     @staticmethod
@@ -93,7 +95,7 @@ class RewardModel(nn.Module):
         """(B,) raw scores, float32, read at position lengths - 1 of right-padded `ids` (B, T)."""
         below = None if self.stem is None else self.stem.hidden(ids, lengths)
         places = torch.arange(len(ids), device=ids.device), lengths - 1
-        last = hidden_at(self.classifier, ids, lengths, places, stem=self.stem, below=below)
+        last = hidden_at(self.classifier, ids, lengths, places, stem=self.stem, below=below, paths=self.paths)
         return nn.functional.linear(last.float(), score_head(self.classifier).weight.float()).squeeze(-1)
 
     def save(self, directory: Path, *, normalization: Normalization) -> None:

@@ -5,6 +5,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.models.reading import predicting_hidden
 from rlhfkit.models.reward_model import score_head
 from rlhfkit.models.stem import Stem
@@ -41,6 +42,7 @@ class ValueNetwork(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.stem: Stem | None = None  # what it begins with, in common with the policy
+        self.paths = FastPaths()
         score = score_head(classifier)
         self.head = ValueHead(score.in_features, score.weight.device)
         with torch.no_grad():
@@ -50,5 +52,5 @@ class ValueNetwork(nn.Module):
 
     def forward(self, sequences: Sequences) -> Tensor:
         """(N,) values of the states before the N sampled tokens, in row-major order."""
-        values: Tensor = self.head(predicting_hidden(self.classifier, sequences, self.stem))
+        values: Tensor = self.head(predicting_hidden(self.classifier, sequences, self.stem, paths=self.paths))
         return values

@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CapturedSteps"]
+from rlhfkit.machine.fast_paths import FastPaths
+
+__all__ = ["CAPTURED", "CapturedSteps"]
+
+CAPTURED = "captured steps"
 
 Step = Callable[[Tensor, Tensor, int, Tensor | None], tuple[Tensor, Tensor]]
 """(token (B,), position (B,), places to look at, random number (B,) or None) -> (next token (B,), logprob (B,))."""
@@ -27,11 +31,12 @@ class CapturedSteps:
     The first step of a shape runs as it is, which also makes all that must be there before a capture. Nothing is
     captured of a model whose step waits for the CPU: some mixtures of experts count tokens there, some rotary positions
     grow with the text. A step may run a second time with the same numbers, since it writes the same keys and values to
-    the same places.
+    the same places. A graph that cannot be made, or gives other numbers, is not taken.
     """
 
-    def __init__(self, step: Step, *, max_tokens: int) -> None:
+    def __init__(self, step: Step, *, max_tokens: int, paths: FastPaths | None = None) -> None:
         """Capture `step`; no row has more than `max_tokens` places."""
+        self.paths = paths or FastPaths()
         self.step, self.max_tokens = step, max_tokens
         self.pool = torch.cuda.graph_pool_handle()
         self.graphs: dict[tuple[int, int], _Graph | None] = {}
@@ -48,12 +53,29 @@ class CapturedSteps:
             return self._run(width, *inputs)
         if self.waits is None:
             self.waits = _waits_for_the_cpu(lambda: self._run(width, *inputs))
-        if self.waits:
+        if self.waits or self.paths.is_off(CAPTURED):
             return self._run(width, *inputs)
         graph = self.graphs[shape]
         if graph is None:
-            graph = self.graphs[shape] = _Graph(partial(self._run, width), inputs, self.pool)
+            return self._first_replay(shape, inputs)
         return graph(inputs)
+
+    def _first_replay(self, shape: tuple[int, int], inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Capture the step for `shape`; what its first replay gives, or the plain step where that will not do."""
+        results: list[tuple[Tensor, Tensor]] = []
+
+        def plain() -> tuple[Tensor, Tensor]:
+            return self._run(shape[1], *inputs)
+
+        def replayed() -> tuple[Tensor, Tensor]:
+            graph = self.graphs[shape] = _Graph(partial(self._run, shape[1]), inputs, self.pool)
+            results.append(graph(inputs))
+            return results[0]
+
+        is_taken = self.paths.attempt(CAPTURED, replayed, plain, case=shape)
+        if not is_taken:
+            return plain()
+        return results[0] if results else replayed()  # an earlier call may have tried this shape
 
     def _run(self, width: int, token: Tensor, position: Tensor, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.step(token, position, width, uniform)
