@@ -260,6 +260,10 @@ def test_few_updates_are_worth_a_word(run, tmp_path):
         re.match(r"sft: \d+ sequences make \d+ updates, which teach little; raise sft.epochs", w) for w in warned
     )
     assert any(re.match(r"reward_model: \d+ pairs make \d+ updates", w) for w in warned)
+    rows = [json.loads(line) for line in RunDir(tmp_path / "few").metrics.read_text().splitlines()]
+    for stage in ("sft", "reward_model"):
+        (announced,) = (int(w.split(" make ")[1].split()[0]) for w in warned if w.startswith(f"{stage}: "))
+        assert announced == sum(row["stage"] == stage for row in rows)
 
 
 # ── the run directory ────────────────────────────────────────────────────────────────────────────────────────────────

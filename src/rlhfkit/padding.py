@@ -279,17 +279,19 @@ def pack(
     rows: Sequence[Sequence[int]],
     learnt_from: Sequence[int],
     *,
-    max_tokens: int,
+    max_tokens: int | None,
     pad: int,
     earlier: Sequence[Sequence[tuple[int, int]]] | None = None,
     device: torch.device | None = None,
 ) -> PackedRows:
-    """Rows laid into as few rows of at most `max_tokens` as first-fit decreasing finds.
+    """Rows laid into as few rows of at most `max_tokens` as first-fit decreasing finds; None leaves each by itself.
 
     `learnt_from[i]` is the first index of row i whose token is learnt; index 0 never is, nothing predicts it.
     `earlier[i]` are spans before it (first index, index after the last) that are learnt too.
     """
-    bins = _bins([len(row) for row in rows], width=max_tokens)
+    lengths = [len(row) for row in rows]
+    alone = [[index] for index in _longest_first(lengths)]
+    bins = alone if max_tokens is None else _bins(lengths, width=max_tokens)
     width = max((sum(len(rows[i]) for i in members) for members in bins), default=0)
     ids = torch.full((len(bins), width), pad, dtype=torch.long)
     position_ids = torch.zeros((len(bins), width), dtype=torch.long)

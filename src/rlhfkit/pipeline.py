@@ -75,7 +75,7 @@ from rlhfkit.training.preflight import check_first_experience
 from rlhfkit.training.rates import Role, announced_ppo, announced_supervised
 from rlhfkit.training.reward_model import EncodedPair, encode_pairs, measure, normalization_of, train_reward_model
 from rlhfkit.training.sft import LearntText, encode_demonstrations, encode_texts, train_sft
-from rlhfkit.training.supervised import num_supervised_updates
+from rlhfkit.training.supervised import num_supervised_updates, num_training_rows
 from rlhfkit.watchdog import Watchdog, phase
 from rlhfkit.workspace import (
     locked,
@@ -258,7 +258,7 @@ class Pipeline:
         )
         if num_cut:
             self.progress.note(f"{num_cut} of {len(demonstrations)} demonstrations were cut to fit")
-        self._warn_of_few("sft", len(rows), self.recipe.sft.minibatch_sequences, self.recipe.sft.epochs)
+        self._warn_of_few("sft", len(rows), self.recipe.sft, minibatch_rows=self.recipe.sft.minibatch_sequences)
         metrics = self._train_sft("sft", model, rows, self.recipe.sft)
         self._save_model("sft", model)
         return {**metrics, "num_demonstrations": len(demonstrations), "num_cut": num_cut}
@@ -318,7 +318,7 @@ class Pipeline:
             max_tokens = _within_context(config.max_tokens, model)
             return encode_pairs(preferences, model, max_tokens=max_tokens, use_margin=config.use_margin)
 
-        self._warn_of_few("reward_model", len(train), config.minibatch_pairs, config.epochs)
+        self._warn_of_few("reward_model", len(train), config, minibatch_rows=config.minibatch_pairs)
         metrics = self._train_reward_model("reward_model", model, encoded(train), config)
         normalization = self._normalization(model)
         with write_directory_atomically(self.run.model("reward_model")) as directory:
@@ -692,9 +692,9 @@ class Pipeline:
             for prompt, response in zip(prompts, responses, strict=True)
         ]
 
-    def _warn_of_few(self, stage: Stage, num_rows: int, minibatch_rows: int, epochs: int) -> None:
-        num_updates = num_supervised_updates(num_rows, minibatch_rows, epochs)
-        if num_updates < FEW_UPDATES:
+    def _warn_of_few(self, stage: Stage, num_rows: int, config: SupervisedConfig, *, minibatch_rows: int) -> None:
+        num_rows = num_training_rows(num_rows, config.validation_share)
+        if (num_updates := num_supervised_updates(num_rows, minibatch_rows, config.epochs)) < FEW_UPDATES:
             what = "sequences" if stage == "sft" else "pairs"
             self.progress.warn(
                 f"{stage}: {num_rows} {what} make {num_updates} updates, which teach little; raise {stage}.epochs or "

@@ -2,12 +2,13 @@
 
 import inspect
 import typing
+from functools import partial
 
 import pytest
 from pydantic import ValidationError
 
 from rlhfkit.config import schema
-from rlhfkit.config.schema import PpoConfig, Recipe, ScratchModelConfig, Section
+from rlhfkit.config.schema import AdaptiveKLConfig, FixedKLConfig, PpoConfig, Recipe, ScratchModelConfig, Section
 
 SECTIONS = [
     section
@@ -89,9 +90,22 @@ def test_groups_must_divide_the_rollout():
         PpoConfig(estimator="rloo", group_size=3)
 
 
+@pytest.mark.parametrize("kind", ["k2", "k3"])
+@pytest.mark.parametrize("controller", [FixedKLConfig, partial(AdaptiveKLConfig, type="adaptive")])
+def test_only_k1_may_stand_in_the_reward(controller, kind):
+    assert controller(estimator="k1").estimator == "k1"
+    with pytest.raises(ValidationError, match=rf'estimator = "{kind}" does not hold the policy .*; leave it out'):
+        controller(estimator=kind)
+
+
 def test_critic_free_estimators_need_groups():
     with pytest.raises(ValidationError, match="set group_size to 2 or more"):
         PpoConfig(estimator="grpo")
+
+
+def test_rewards_of_tokens_are_not_whitened_where_whole_responses_are_compared():
+    with pytest.raises(ValidationError, match="leave whiten_rewards out"):
+        PpoConfig(estimator="grpo", group_size=4, whiten_rewards=True)
 
 
 def test_heads_must_divide_the_width_evenly():

@@ -93,3 +93,15 @@ def rloo_advantages(scores, group_size):
             others = group[:i] + group[i + 1 :]
             advantages.append(score - sum(others) / len(others))
     return np.array(advantages)
+
+
+def grpo_advantages(scores, penalties, group_size, normalize_std=True):
+    """Score against its group in deviations (n - 1) of the scores alone, less penalty against its group."""
+    advantages = []
+    for start in range(0, len(scores), group_size):
+        group, costs = list(scores[start : start + group_size]), list(penalties[start : start + group_size])
+        mean, mean_cost = math.fsum(group) / group_size, math.fsum(costs) / group_size
+        deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in group) / (group_size - 1))
+        scale = deviation + 1e-4 if normalize_std else 1.0
+        advantages += [(s - mean) / scale - (c - mean_cost) for s, c in zip(group, costs, strict=True)]
+    return np.array(advantages)

@@ -54,7 +54,7 @@ def test_lambda_and_gamma_one_is_the_return_minus_the_value():
 def test_advantages_carry_over_a_gap_of_environment_tokens():
     settings = {"gamma": 0.99, "gae_lambda": 0.95}
     gap = text_gae(
-        [[0.0, 0.0, 7.0, 0.0, 1.0]],
+        [[0.0, 0.0, 0.0, 0.0, 1.0]],
         [[0.1, 0.2, 999.0, 0.4, 0.5]],
         mask=[[True, True, False, True, True]],
         **settings,
@@ -171,6 +171,14 @@ def test_nan_outside_the_mask_never_leaks_into_advantages():
     assert advantages.isfinite().all()
 
 
+def test_a_reward_outside_the_mask_is_refused_because_it_would_be_lost():
+    mask = torch.tensor([[True, True, True, True], [True, False, True, False]])
+    rewards, zeros, no = torch.zeros(2, 4), torch.zeros(2, 4), torch.zeros_like(mask)
+    rewards[1, 1] = 0.5
+    with pytest.raises(ShapeError, match=r"rewards has 0.5 at \[1, 1\], outside the mask, .*; add it to the reward of"):
+        gae(rewards, zeros, zeros, no, no, gamma=1.0, gae_lambda=1.0, mask=mask)
+
+
 def test_advantages_carry_no_gradient():
     values = torch.ones(1, 2, requires_grad=True)
     no = torch.zeros(1, 2, dtype=torch.bool)
@@ -254,6 +262,19 @@ def test_whiten_of_equal_entries_stays_finite(x, mask):
     assert whiten(x, mask, shift_mean=False).tolist() == torch.where(mask, 4.0, 0.0).tolist()
 
 
+@pytest.mark.parametrize("value", [1000.1, -0.7, 1e-3, 3e7])
+@pytest.mark.parametrize("num", [7, 1000, 100_003])
+def test_whiten_of_equal_entries_is_zero_whatever_their_mean_rounds_to(value, num):
+    x, mask = torch.full((1, num), value), torch.ones(1, num, dtype=torch.bool)
+    assert (whiten(x, mask) == 0).all()
+    assert torch.equal(whiten(x, mask, shift_mean=False), x)
+
+
+def test_whiten_still_sees_a_small_variation_of_large_numbers():
+    x = torch.tensor([[1000.0, 1001.0]])
+    torch.testing.assert_close(whiten(x, torch.ones_like(x, dtype=torch.bool)), torch.tensor([[-1.0, 1.0]]))
+
+
 def test_whiten_of_nothing_is_nothing():
     assert (whiten(TABLE, ~EVERYTHING) == 0).all()
 
@@ -286,10 +307,35 @@ def test_grpo_divides_by_the_deviation_of_the_group():
     # group 1: mean 3, deviations -2, -1, 3, sample variance 14 / 2; group 2: mean 0, variance (1 + 1) / 2
     scores = torch.tensor([1.0, 2.0, 6.0, -1.0, 0.0, 1.0])
     root = math.sqrt(7)
-    expected = torch.tensor([-2 / root, -1 / root, 3 / root, -1.0, 0.0, 1.0])
-    torch.testing.assert_close(grpo_advantages(scores, group_size=3), expected)
+    expected = torch.tensor([-2 / (root + 1e-4), -1 / (root + 1e-4), 3 / (root + 1e-4), -1 / 1.0001, 0.0, 1 / 1.0001])
+    torch.testing.assert_close(grpo_advantages(scores, group_size=3), expected, rtol=2e-6, atol=0)
     plain = grpo_advantages(scores, group_size=3, normalize_std=False)
     torch.testing.assert_close(plain, torch.tensor([-2.0, -1.0, 3.0, -1.0, 0.0, 1.0]))
+
+
+def test_grpo_makes_little_of_a_spread_that_is_rounding():
+    # Two scores 5e-5 apart: deviation 3.5e-5, so 2.5e-5 / 1.35e-4; an epsilon of 1e-6 would make it .69.
+    advantages = grpo_advantages(torch.tensor([0.0, 5e-5]), group_size=2)
+    torch.testing.assert_close(advantages, torch.tensor([-0.18469, 0.18469]), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("group_size", [2, 3, 6])
+@pytest.mark.parametrize("normalize_std", [True, False])
+def test_grpo_equals_the_explicit_loop(group_size, normalize_std):
+    rng = np.random.default_rng(1)
+    scores, penalties = rng.normal(size=12), 0.05 * rng.normal(size=12)
+    advantages = grpo_advantages(
+        torch.from_numpy(scores), torch.from_numpy(penalties), group_size=group_size, normalize_std=normalize_std
+    )
+    expected = oracle.grpo_advantages(scores, penalties, group_size, normalize_std)
+    np.testing.assert_allclose(advantages, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_kl_penalty_is_not_divided_by_the_deviation_of_the_scores():
+    scores, penalties = torch.tensor([1.0, 1.0, 1.0, 0.0, 10.0, 20.0]), torch.tensor([0.3, 0.1, 0.2, 0.3, 0.1, 0.2])
+    without = grpo_advantages(scores, group_size=3)
+    held = grpo_advantages(scores, penalties, group_size=3)
+    torch.testing.assert_close(held - without, torch.tensor([-0.1, 0.1, 0.0, -0.1, 0.1, 0.0]), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("estimate", [rloo_advantages, grpo_advantages])

@@ -35,15 +35,51 @@ def test_a_policy_likelier_than_the_reference_pays():
     assert rewards.item() == pytest.approx(-0.2)
 
 
-@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
-def test_token_rewards_equal_the_explicit_loop(kind):
+def test_token_rewards_equal_the_explicit_loop():
     rng = np.random.default_rng(0)
     logprobs, ref_logprobs = -rng.exponential(size=(2, 5, 8))
     scores, mask = rng.normal(size=5), rng.random((5, 8)) < 0.5
     mask[:, 2] = True
     arrays = (scores, logprobs, ref_logprobs, mask)
-    rewards = token_rewards(*map(torch.from_numpy, arrays), kl_coef=0.3, kind=kind)
-    np.testing.assert_allclose(rewards, oracle.token_rewards(*arrays, 0.3, kind), rtol=1e-10, atol=1e-12)
+    rewards = token_rewards(*map(torch.from_numpy, arrays), kl_coef=0.3)
+    np.testing.assert_allclose(rewards, oracle.token_rewards(*arrays, 0.3), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["k2", "k3"])
+def test_estimates_whose_gradient_is_not_that_of_the_kl_are_refused_in_a_reward(kind):
+    one = torch.ones(1, 1)
+    with pytest.raises(ConfigError, match=rf"kind '{kind}' in a reward: expected 'k1', .*; leave `kind` out"):
+        token_rewards(torch.zeros(1), -one, -one, one.bool(), kl_coef=0.1, kind=kind)
+
+
+VOCABULARY, LENGTH = 3, 2
+
+
+def sequence_logprobs(logits):
+    """(9, 2) logprobs of the tokens of every sequence of two tokens; `logits` (4, 3): first token, then after each."""
+    logprobs = logits.log_softmax(-1)
+    rows = [[logprobs[0, a], logprobs[1 + a, b]] for a in range(VOCABULARY) for b in range(VOCABULARY)]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+@pytest.mark.parametrize("distance", [0.01, 1.0])
+def test_the_policy_gradient_of_the_leash_alone_is_that_of_the_kl_divergence(distance):
+    generator = torch.Generator().manual_seed(4)
+    ref_logits = torch.randn(1 + VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64)
+    away = torch.randn(1 + VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64)
+    logits = (ref_logits + distance * away).requires_grad_()
+    logprobs, ref_logprobs = sequence_logprobs(logits), sequence_logprobs(ref_logits)
+    probabilities = logprobs.sum(1).exp()
+
+    kl = (probabilities * (logprobs.sum(1) - ref_logprobs.sum(1))).sum()
+    (gradient_of_kl,) = torch.autograd.grad(kl, logits, retain_graph=True)
+
+    # REINFORCE over all sequences: sum of pi(y) * return(y) * grad log pi(y), the rewards without a gradient.
+    everything, no_score = torch.ones(9, LENGTH, dtype=torch.bool), torch.zeros(9, dtype=torch.float64)
+    rewards = token_rewards(no_score, logprobs.detach(), ref_logprobs, everything, kl_coef=0.3)
+    (gradient,) = torch.autograd.grad((probabilities.detach() * rewards.sum(1) * logprobs.sum(1)).sum(), logits)
+    assert float(gradient_of_kl.abs().max()) > 1e-3 * distance
+    torch.testing.assert_close(gradient, -0.3 * gradient_of_kl, rtol=1e-10, atol=1e-14)
 
 
 def test_rewards_of_a_row_add_up_to_its_score_minus_its_kl():

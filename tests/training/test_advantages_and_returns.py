@@ -16,7 +16,7 @@ KL = torch.tensor([[0.1, -0.2, 0.3], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0
 VALUES = torch.tensor([[0.5, 0.25, 1.0], [-1.0, 9.0, 9.0], [0.0, 0.5, 9.0], [2.0, 2.0, 3.0]])
 
 
-def made(*, kl_coef=0.0):
+def made(*, kl_coef=0.0, scores=SCORES):
     """Four responses of 3, 1, 2 and 3 tokens; what stands at padding must not matter."""
     last = torch.tensor([[0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.bool)
     return Experience(
@@ -27,8 +27,8 @@ def made(*, kl_coef=0.0):
         next_values=next_token_values(VALUES, MASK),
         terminated=last,
         ended=last,
-        rewards=token_rewards(SCORES, KL, torch.zeros(4, 3), MASK, kl_coef=kl_coef),
-        scores=SCORES,
+        rewards=token_rewards(scores, KL, torch.zeros(4, 3), MASK, kl_coef=kl_coef),
+        scores=scores,
         ref_kl=(KL * MASK).sum(1),
     )
 
@@ -79,12 +79,29 @@ def test_rloo_compares_with_the_other_responses_to_the_prompt_kl_included():
     assert not returns.any()
 
 
-def test_grpo_divides_by_the_deviation_of_the_prompts_responses():
+def grpo(experience):
     config = PpoConfig(estimator="grpo", group_size=4, rollout_episodes=4, minibatch_episodes=4)
-    advantages, _ = advantages_and_returns(made(kl_coef=0.5), config)
-    totals = torch.tensor([0.9, -2.5, 0.0, 4.5])
-    expected = (totals - 0.725) / (totals.std() + 1e-6)
-    torch.testing.assert_close(advantages, expected[:, None] * MASK)
+    return advantages_and_returns(experience, config)[0]
+
+
+def test_grpo_divides_the_scores_by_their_deviation_and_not_the_kl():
+    # scores 1, -2, .5, 4: mean .875, squares .015625 + 8.265625 + .140625 + 9.765625 = 18.1875, sample variance 6.0625;
+    # KL .2, 1, 1, -1: mean .3
+    deviation = 6.0625**0.5 + 1e-4
+    expected = [
+        0.125 / deviation + 0.5 * 0.1,
+        -2.875 / deviation - 0.5 * 0.7,
+        -0.375 / deviation - 0.5 * 0.7,
+        3.125 / deviation + 0.5 * 1.3,
+    ]
+    torch.testing.assert_close(grpo(made(kl_coef=0.5)), torch.tensor(expected)[:, None] * MASK)
+
+
+@pytest.mark.parametrize("kl_coef", [0.01, 0.1])
+def test_in_a_group_of_equal_scores_grpo_advantages_are_in_proportion_to_the_coefficient(kl_coef):
+    advantages = grpo(made(kl_coef=kl_coef, scores=torch.full((4,), 0.1)))
+    expected = kl_coef * torch.tensor([0.1, -0.7, -0.7, 1.3])
+    torch.testing.assert_close(advantages, expected[:, None] * MASK, rtol=1e-4, atol=1e-7)
 
 
 # ── with the rollout of text ─────────────────────────────────────────────────────────────────────────────────────────

@@ -52,6 +52,28 @@ def adamw_by_hand(weights, gradients, *, rates, decays, betas, eps, max_norm):
     return weights, norms
 
 
+def test_a_state_from_before_the_first_update_takes_later_moments_away():
+    model = Two()
+    optimizer = made(model)
+    before = {name: tensor.clone() for name, tensor in optimizer.state().items()}
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+    def first_update():
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+        set_gradients(model, 0)
+        optimizer.step()
+        return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+    expected = first_update()
+    set_gradients(model, 1)
+    optimizer.step()
+    optimizer.load_state(before)
+    assert set(optimizer.state()) == set(before)
+    assert all(torch.equal(weight, expected[name]) for name, weight in first_update().items())
+
+
 def test_updates_equal_the_algorithm_written_out():
     model = Two()
     optimizer = made(

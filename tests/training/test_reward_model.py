@@ -278,6 +278,13 @@ def test_a_reward_model_that_says_the_same_of_everything_is_refused():
         normalization_of(torch.full((4,), 0.7))
 
 
+def test_scores_that_differ_by_rounding_alone_are_the_same():
+    raw = torch.tensor([1000.0, 1000.0001, 1000.0, 1000.0001])  # neighbours in float32
+    assert float(raw.std()) > 1e-6
+    with pytest.raises(RewardError, match="gives all 4 reference responses the score 1000"):
+        normalization_of(raw)
+
+
 def test_normalisation_goes_through_the_saved_directory(tmp_path):
     model = tiny.reward_model()
     generator = torch.Generator().manual_seed(0)

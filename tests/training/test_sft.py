@@ -98,6 +98,21 @@ def test_packing_and_microbatches_do_not_change_loss_and_gradient(tmp_path, pack
         torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
+def test_without_packing_each_row_of_a_pass_holds_one_sequence(tmp_path):
+    for packing, num_sequences in ((False, {1}), (True, {1, 2, 3, 4})):
+        model, seen = tiny.language_model(), []
+        computed = model.packed_logprobs
+
+        def watched(rows, masks, computed=computed, seen=seen):
+            seen.extend(int(row.max()) for row in rows.segments)
+            return computed(rows, masks)
+
+        model.packed_logprobs = watched
+        train(model, TEXTS, settings(packing=packing), tmp_path / str(packing))
+        assert set(seen) <= num_sequences
+        assert len(seen) == 6 if not packing else len(seen) < 6
+
+
 def test_validation_loss_is_of_the_rows_held_out_and_they_are_not_learnt(tmp_path):
     config = settings(validation_share=0.5, minibatch_sequences=3)
     kept, held_out = split_validation(6, 0.5, seed=0)

@@ -4,7 +4,10 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -150,6 +153,46 @@ def test_every_iteration_writes_its_metrics(tmp_path):
     assert rows[0]["ref_kl/sequence"] == pytest.approx(0, abs=1e-5)
     assert rows[-1]["ref_kl/sequence"] > 0.1
     assert rows[0]["policy/learning_rate"] > rows[-1]["policy/learning_rate"] > 0
+
+
+def test_metrics_have_the_same_order_whatever_the_seed_of_hashes(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from tests.training.test_train_ppo import run, settings; "
+        "from tests.training import tiny; run(tiny.trainer(settings(iterations=1)), Path(sys.argv[1]))"
+    )
+    orders = set()
+    for seed in ("0", "1", "2", "3"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / seed)], check=True, env=environment)
+        (row,) = metrics(tmp_path / seed)
+        orders.add(tuple(row))
+    assert len(orders) == 1
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("warmup_iterations", [0, 2])
+def test_learning_rates_end_with_the_last_iteration_though_epochs_were_left_out(tmp_path, schedule, warmup_iterations):
+    optim = OptimConfig(learning_rate=1e-2, schedule=schedule)
+    config = settings(
+        iterations=10,
+        epochs=4,
+        optim=optim,
+        target_kl=1e-6,  # one epoch of two updates, where four of eight were planned
+        value=ValueConfig(optim=optim, warmup_iterations=warmup_iterations),
+    )
+    run(tiny.trainer(config), tmp_path)
+    rows = metrics(tmp_path)
+    assert [row["ppo/num_epochs"] for row in rows] == [1.0] * 10
+    factor = {"linear": lambda left: left, "cosine": lambda left: 0.5 - 0.5 * math.cos(math.pi * left)}[schedule]
+    for iteration, row in enumerate(rows):
+        # The second of the eight updates of an iteration has the last rate that is used.
+        left = {"value": 1 - (8 * iteration + 1) / 80}
+        if iteration >= warmup_iterations:
+            planned = 8 * (10 - warmup_iterations)
+            left["policy"] = 1 - (8 * (iteration - warmup_iterations) + 1) / planned
+        for name in ("policy", "value"):
+            rate = row.get(f"{name}/learning_rate")
+            assert rate == (pytest.approx(1e-2 * factor(left[name]), rel=1e-5) if name in left else None)
 
 
 def test_a_few_responses_of_each_iteration_are_kept(tmp_path):

@@ -3,6 +3,7 @@
 from typing import Annotated, Literal
 
 from pydantic import (
+    BeforeValidator,
     Discriminator,
     Field,
     NonNegativeFloat,
@@ -77,14 +78,26 @@ class RolloutConfig(Section):
         return self
 
 
+def _holds_the_policy(kind: object) -> object:
+    if kind in ("k2", "k3"):
+        raise ValueError(
+            f'estimator = "{kind}" does not hold the policy near the reference: in a reward only k1 has the gradient '
+            'of the KL divergence; leave it out, or set "k1"'
+        )
+    return kind
+
+
+RewardEstimator = Annotated[Literal["k1"], BeforeValidator(_holds_the_policy)]
+
+
 class FixedKLConfig(Section):
     """Constant coefficient."""
 
     type: Literal["fixed"] = "fixed"
     coef: NonNegativeFloat = 0.05
     """Reward per nat."""
-    estimator: Literal["k1", "k3"] = "k1"
-    """Per-token estimate that is subtracted from the reward."""
+    estimator: RewardEstimator = "k1"
+    """Per-token estimate that is subtracted from the reward; k2 and k3 are refused, as they do not hold the policy."""
 
 
 class AdaptiveKLConfig(Section):
@@ -97,8 +110,8 @@ class AdaptiveKLConfig(Section):
     """Wanted KL to the reference, in nats summed per sequence."""
     horizon_episodes: PositiveInt = 10_000
     """Episodes over which the coefficient adapts."""
-    estimator: Literal["k1", "k3"] = "k1"
-    """Per-token estimate that is subtracted from the reward."""
+    estimator: RewardEstimator = "k1"
+    """Per-token estimate that is subtracted from the reward; k2 and k3 are refused, as they do not hold the policy."""
 
 
 KLConfig = Annotated[
@@ -187,7 +200,8 @@ class PpoConfig(PpoUpdateConfig):
     watch: WatchConfig = WatchConfig()
     """What to do when training goes wrong."""
     max_ref_kl: PositiveFloat | None = None
-    """Stop PPO once the KL to the reference, in nats per sequence, stays above this for three iterations."""
+    """Stop PPO once the KL to the reference, in nats per sequence, is above this for three iterations in a row; the
+    policy is then the best one within it."""
     min_eos_rate: Share = 0.05
     """The run refuses to start if fewer of the first responses end with EOS; 0 for tasks of fixed length."""
     num_samples: NonNegativeInt = 4
@@ -228,6 +242,11 @@ class PpoConfig(PpoUpdateConfig):
         if self.estimator != "gae" and self.group_size < 2:
             raise ValueError(
                 f"estimator {self.estimator!r} compares responses to one prompt; set group_size to 2 or more"
+            )
+        if self.estimator != "gae" and self.whiten_rewards:
+            raise ValueError(
+                f"estimator {self.estimator!r} compares whole responses and scales no rewards of tokens; leave "
+                "whiten_rewards out"
             )
         if self.missing_eos_score is not None and self.missing_eos_penalty:
             raise ValueError(

@@ -27,7 +27,7 @@ class WatchSettings(Section):
     """What each rule may do, beyond the warning that goes with all but "off".
 
     "lower_learning_rate", "raise_kl_coef", "roll_back" (to the weights of the best checkpoint) and "stop" (the stage
-    ends with the weights as they are, or as they were rolled back to); several in a list.
+    ends, with the weights of the best checkpoint); several in a list.
     """
 
     nothing_moves: Reaction = WARN
@@ -56,10 +56,10 @@ class WatchSettings(Section):
     """Iterations that a rule waits after it has acted, before it acts again."""
     max_reactions: NonNegativeInt = 3
     """How often each rule may act."""
-    best_metric: Annotated[str, Field(pattern=r"^-?[\w/]+$")] = "score/mean"
-    """Metric, as a mean of five iterations, that makes a checkpoint the best; lower is better with a "-" before it."""
+    best_metric: Annotated[str, Field(pattern=r"^-?[\w/]+$")] = "score/objective"
+    """Metric of the rollout that makes the weights which acted in it the best; lower is better with a "-" before it."""
     best_every_iterations: PositiveInt = 5
-    """Iterations between two looks at it; a best checkpoint is only kept where a rule may roll back to it."""
+    """Iterations between two looks at it, where something may roll back, or stop with the best weights."""
 
     def reaction(self, rule: str) -> Reaction:
         """What the rule may do."""
@@ -69,7 +69,15 @@ class WatchSettings(Section):
     @property
     def may_roll_back(self) -> bool:
         """Whether any rule may."""
-        return any("roll_back" in value for value in self.__dict__.values() if isinstance(value, tuple))
+        return self._any("roll_back")
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether any rule may end the stage."""
+        return self._any("stop")
+
+    def _any(self, action: Action) -> bool:
+        return any(action in value for value in self.__dict__.values() if isinstance(value, tuple))
 
 
 class WatchConfig(WatchSettings):
@@ -97,7 +105,7 @@ class ControlWatchConfig(WatchSettings):
     """The rules for a control task."""
 
     best_metric: Annotated[str, Field(pattern=r"^-?[\w/]+$")] = "episode_return/mean"
-    """Metric, as a mean of five iterations, that makes a checkpoint the best; lower is better with a "-" before it."""
+    """As for language; the mean return is measured in ten episodes of their own, which no older weights played."""
 
     @model_validator(mode="after")
     def _has_no_reference(self) -> "ControlWatchConfig":

@@ -375,7 +375,7 @@ def _names_rule(name: str) -> bool:
 
 def _actions(row: Row) -> Iterator[str]:
     if (to := finite(row.get("watch/rolled_back_to"))) is not None:
-        yield f"the weights went back to those of iteration {number(to)}"
+        yield "the weights went back to those " + (f"of iteration {number(to)}" if to >= 0 else "that PPO began with")
     if (factor := finite(row.get("watch/learning_rate_factor"))) is not None:
         yield f"the learning rates became {number(factor)} of the recipe's"
     if (coef := finite(row.get("watch/kl_coef"))) is not None:

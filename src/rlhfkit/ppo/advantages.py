@@ -11,6 +11,7 @@ from rlhfkit.ppo.masked import (
     check_shapes,
     masked_mean,
     masked_var,
+    rounding_of_means,
     where_masked,
 )
 
@@ -37,15 +38,17 @@ def gae(
     All inputs (B, T); `terminated`, `ended` bool, ended = terminated | truncated. `next_values` is the value of the
     observation that really followed, so a truncated step still bootstraps. returns = advantages + values.
     `mask` (bool, True = sampled by the policy): the other tokens, which an environment wrote or which pad the row, are
-    no steps. What stands there is ignored, the advantage there is 0, and A is carried over them from the next sampled
-    token, whose value `next_token_values` gives.
-    Raises: ShapeError, because (B, T) against (B, T, 1) would broadcast to (B, T, T) in silence.
+    no steps. Values there are ignored, the advantage there is 0, and A is carried over them from the next sampled
+    token, whose value `next_token_values` gives. Rewards there must be 0 or NaN.
+    Raises: ShapeError, because (B, T) against (B, T, 1) would broadcast to (B, T, T) in silence; and for a reward
+    outside `mask`, which would be lost in silence.
     Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16; truncation: Pardo et al. 2018, arXiv 1712.00378.
     """
     check_bool(terminated=terminated, ended=ended)
     mask = torch.ones_like(ended) if mask is None else mask
     check_shapes(mask, rewards=rewards, values=values, next_values=next_values, terminated=terminated, ended=ended)
     check_rows(mask)
+    _refuse_lost_rewards(rewards, mask)
     next_values = where_masked(next_values, mask & ~terminated)
     delta = where_masked(rewards, mask) + gamma * next_values - where_masked(values, mask)
     decay = torch.full_like(delta, gamma * gae_lambda)
@@ -57,6 +60,16 @@ def gae(
         following = delta[:, t] + decay[:, t] * following
         advantages[:, t] = following
     return where_masked(advantages, mask)
+
+
+def _refuse_lost_rewards(rewards: Tensor, mask: Tensor) -> None:
+    lost = ((rewards != 0) & ~rewards.isnan() & ~mask).nonzero()
+    if len(lost):
+        row, place = lost[0].tolist()
+        raise ShapeError(
+            f"rewards has {float(rewards[row, place]):g} at [{row}, {place}], outside the mask, where no advantage "
+            "would see it; add it to the reward of the sampled token that earned it, or set it to 0"
+        )
 
 
 @torch.no_grad()
@@ -83,17 +96,21 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
 
     (x - mean) / sqrt(var + 1e-8)                                  (+ mean, if not shift_mean)
 
-    `x` and `mask` (bool) of one shape. Equal entries, or a single one, become 0 up to rounding (or stay, without the
-    shift). Whiten advantages over the whole rollout, not per minibatch; rewards, if at all, with shift_mean=False,
-    since moving their mean would pay for longer or for shorter responses.
+    `x` and `mask` (bool) of one shape. Entries that differ by no more than rounding, or a single one, become 0 (or
+    stay, without the shift). Whiten advantages over the whole rollout, not per minibatch; rewards, if at all, with
+    shift_mean=False, since moving their mean would pay for longer or for shorter responses.
     Raises: ShapeError.
     Source: Ziegler et al. 2019, arXiv 1909.08593 (its code scales by rsqrt(var + 1e-8)).
     """
     check_shapes(mask, x=x)
     x = where_masked(x, mask)
-    mean = masked_mean(x, mask)
-    whitened = (x - mean) * torch.rsqrt(masked_var(x, mask) + 1e-8)
-    return where_masked(whitened if shift_mean else whitened + mean, mask)
+    mean, variance = masked_mean(x, mask), masked_var(x, mask)
+    whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
+    # What is left of equal entries is the rounding of their mean, which the division would blow up.
+    varies = variance > rounding_of_means(x, mask).square()
+    if not shift_mean:
+        return where_masked(torch.where(varies, whitened + mean, x), mask)
+    return where_masked(torch.where(varies, whitened, 0.0), mask)
 
 
 def rloo_advantages(scores: Tensor, *, group_size: int) -> Tensor:
@@ -110,20 +127,30 @@ def rloo_advantages(scores: Tensor, *, group_size: int) -> Tensor:
     return (groups - others).flatten()
 
 
-def grpo_advantages(scores: Tensor, *, group_size: int, normalize_std: bool = True) -> Tensor:
-    """Advantages (B,): each score relative to all responses to the same prompt.
+def grpo_advantages(
+    scores: Tensor, penalties: Tensor | None = None, *, group_size: int, normalize_std: bool = True
+) -> Tensor:
+    """Advantages (B,): each score relative to all responses to the same prompt, and so its penalty.
 
-    A[i] = (scores[i] - mean of the group) / (std of the group + 1e-6)
+    A[i] = (scores[i] - mean score) / (std of the scores + 1e-4) - (penalties[i] - mean penalty)
 
-    `scores` (B,): the `group_size` responses to a prompt are neighbours. The deviation is the sample's (n - 1). With
-    `normalize_std=False` it is left out (Dr. GRPO): dividing weighs a prompt by how much its scores agree.
+    `scores` (B,): the `group_size` responses to a prompt are neighbours. `penalties` (B,), if any, is the KL penalty
+    kl_coef * KL of each response. It is centred, but not divided: else its weight would hang on how much the scores of
+    a prompt agree, and where they are all equal kl_coef would have no effect at all. The deviation is the sample's
+    (unbiased, divided by n - 1), as in TRL. With `normalize_std=False` it is left out (Dr. GRPO): dividing weighs a
+    prompt by how much its scores agree.
     Raises: ShapeError, ConfigError.
-    Source: Shao et al. 2024, arXiv 2402.03300, section 4.1; without deviation: Liu et al. 2025, arXiv 2503.20783.
+    Source: Shao et al. 2024, arXiv 2402.03300, section 4.1, where the KL is a term of the loss beside the normalised
+    score; without deviation: Liu et al. 2025, arXiv 2503.20783; the 1e-4: TRL.
     """
     groups = _groups(scores, group_size)
     centred = groups - groups.mean(1, keepdim=True)
     if normalize_std:
-        centred = centred / (groups.std(1, keepdim=True) + 1e-6)
+        centred = centred / (groups.std(1, keepdim=True) + 1e-4)
+    if penalties is not None:
+        check_shapes(scores=scores, penalties=penalties)
+        costs = _groups(penalties, group_size)
+        centred = centred - (costs - costs.mean(1, keepdim=True))
     return centred.flatten()
 
 

@@ -22,9 +22,12 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind) -> Tensor:
 
     k1 is unbiased and of either sign; its batch mean may dip below 0 only by noise. k2 is biased, never negative. k3 is
     unbiased, never negative, and quieter than k1 while the two policies are close.
-    In a *reward* only the value matters. As a *loss* only the gradient does, and value and gradient differ:
-    k1 has grad log pi, zero in expectation: no leash at all. k2 has d * grad log pi, that of KL(policy || reference),
-    the one wanted. k3 has (1 - exp(-d)) * grad log pi, that of KL(reference || policy), the other direction.
+    They estimate the same value; what they make a policy do differs. In a *reward*, which carries no gradient, it is
+    the expectation of kind * grad log pi: of k1 the gradient of KL(policy || reference), the one wanted; of k2 and k3
+    another one, which near the reference is small and may point the other way. `token_rewards` therefore takes k1.
+    As a *loss* it is the estimate's own gradient: k1 has grad log pi, zero in expectation: no leash at all. k2 has
+    d * grad log pi, that of KL(policy || reference). k3 has (1 - exp(-d)) * grad log pi, that of KL(reference ||
+    policy), the other direction.
     Raises: ShapeError; ConfigError for another kind.
     Source: Schulman 2020, http://joschu.net/blog/kl-approx.html.
     """

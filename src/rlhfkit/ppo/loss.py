@@ -5,7 +5,7 @@ from torch import Tensor
 
 from rlhfkit.errors import ConfigError
 from rlhfkit.ppo.kl import KLKind, kl_estimate
-from rlhfkit.ppo.masked import check_shapes, masked_mean, masked_var, where_masked
+from rlhfkit.ppo.masked import check_shapes, masked_mean, masked_var, rounding_of_means, where_masked
 
 __all__ = [
     "approx_kl",
@@ -168,9 +168,8 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     check_shapes(mask, values=values, returns=returns)
     values, returns = where_masked(values, mask), where_masked(returns, mask)
     total = masked_var(returns, mask)
-    rounding = 10 * torch.finfo(returns.dtype).eps * masked_mean(returns.abs(), mask)  # of a mean over many tokens
     explained = 1 - masked_var(returns - values, mask) / total
-    return torch.where(total > rounding.square(), explained, 0.0)
+    return torch.where(total > rounding_of_means(returns, mask).square(), explained, 0.0)
 
 
 def _ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ __all__ = [
     "masked_mean",
     "masked_sum",
     "masked_var",
+    "rounding_of_means",
     "where_masked",
 ]
 
@@ -90,6 +91,15 @@ def masked_mean(x: Tensor, mask: Tensor, denominator: float | Tensor | None = No
     if denominator is None:
         denominator = mask.sum().clamp(min=1)
     return masked_sum(x, mask) / denominator
+
+
+def rounding_of_means(x: Tensor, mask: Tensor) -> Tensor:
+    """How far a mean of the masked entries of `x` may be off by rounding: a scalar; less variation than this is none.
+
+    Raises: ShapeError.
+    """
+    largest = where_masked(x, mask).abs()
+    return 10 * torch.finfo(largest.dtype).eps * masked_mean(largest, mask)  # of a mean over many tokens
 
 
 def masked_var(x: Tensor, mask: Tensor) -> Tensor:

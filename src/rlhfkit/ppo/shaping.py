@@ -21,13 +21,20 @@ def token_rewards(
 ) -> Tensor:
     """Rewards (B, T): a KL penalty on every masked token, the score on the last one too; 0 outside the mask.
 
-    rewards[t] = -kl_coef * kl_estimate[t] + (score, if t is the last masked token of its row)
+    rewards[t] = -kl_coef * (logprobs[t] - ref_logprobs[t]) + (score, if t is the last masked token of its row)
 
     `scores` (B,); `logprobs`, `ref_logprobs` (B, T) at the sampling temperature; `mask` (B, T) bool, True = sampled by
-    the policy, EOS included.
-    Raises: ShapeError, also for a row without a masked token, whose score would be lost; ConfigError.
+    the policy, EOS included. `kind` is k1: with it the policy gradient of the penalty is -kl_coef times the gradient of
+    KL(policy || reference). That of k3 is grad KL(policy || reference) - grad KL(reference || policy), whose two parts
+    cancel near the reference; that of k2 is of second order there. Neither holds the policy.
+    Raises: ShapeError, also for a row without a masked token, whose score would be lost; ConfigError for another kind.
     Source: Ziegler et al. 2019, arXiv 1909.08593, eq. 2.
     """
+    if kind != "k1":
+        raise ConfigError(
+            f"kind {kind!r} in a reward: expected 'k1', the only estimate whose policy gradient is that of the KL "
+            "divergence; leave `kind` out, and use kl_estimate for what is only logged"
+        )
     check_shapes(mask, logprobs=logprobs, ref_logprobs=ref_logprobs)
     check_rows(mask, scores=scores)
     empty = (~mask.any(1)).nonzero().flatten().tolist()
@@ -46,7 +53,7 @@ def missing_eos_penalty(
 
     `finished` (B,) bool: the response ended by itself (EOS or a stop token), not at the token limit.
     `replace`: the score of an unfinished response, whatever the reward model says of it; -1 in the source. Prefer this
-    one: a reward model was not trained on torsos, and what it says of them must not win.
+    one: a reward model was not trained on unfinished responses, and what it says of them must not win.
     `penalty`: subtracted from its score instead, so a high enough score still pays.
     Raises: ShapeError; ConfigError if both are given, or a negative penalty.
     Source: Huang et al. 2024, arXiv 2403.17031 (replace).

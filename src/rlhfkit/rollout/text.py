@@ -238,6 +238,7 @@ def experience_of(
             "score/min": float(totals.min()),
             "score/max": float(totals.max()),
             "score/shaped_mean": float(shaped.sum(1).mean()),
+            "score/objective": float(shaped.sum(1).mean() - ppo.kl.coef * ref_kl.mean()),
             "score/clipped_share": clipped_share,
             "ref_kl/sequence": float(ref_kl.mean()),
             "ref_kl/token": float(ref_kl.sum() / mask.sum()),

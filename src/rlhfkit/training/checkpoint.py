@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,16 @@ from rlhfkit.rundir import read_json, write_atomically, write_directory_atomical
 from rlhfkit.seeding import capture_rng, restore_rng
 from rlhfkit.watchdog import phase
 
-__all__ = ["Checkpoint", "Checkpoints", "HasParameters", "load_trainable", "prefixed", "subset", "trainable_tensors"]
+__all__ = [
+    "Checkpoint",
+    "Checkpoints",
+    "HasParameters",
+    "Taken",
+    "load_trainable",
+    "prefixed",
+    "subset",
+    "trainable_tensors",
+]
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 CHECKSUMS = "SHA256SUMS"
@@ -37,7 +47,17 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     state: dict[str, Any]
     best: float | None = None
-    """The value of the metric by which checkpoints are ranked, if it was given; higher is better."""
+    """The value of the metric by which checkpoints are ranked, of these weights, if there is one; higher is better."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The copy of a moment that may become a checkpoint."""
+
+    iteration: int
+    """Iterations that are complete."""
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
 
 
 class Checkpoints:
@@ -69,11 +89,16 @@ class Checkpoints:
     def save(
         self, iteration: int, tensors: dict[str, Tensor], state: dict[str, Any], *, best: float | None = None
     ) -> None:
-        """Copy everything, with the state of the global random generators; a thread writes it from there.
+        """`take` and `write` in one.
 
-        `best` is the value of the metric by which checkpoints are ranked, higher is better. What the new one replaces
-        is removed once it is written.
         Raises: CheckpointError where the one before could not be written.
+        """
+        self.write(self.take(iteration, tensors, state), best=best)
+
+    def take(self, iteration: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Taken:
+        """A copy of everything, with the state of the global random generators, that later updates do not reach.
+
+        Raises: CheckpointError where the checkpoint before could not be written.
         """
         self.wait()
         rng = capture_rng()
@@ -82,14 +107,32 @@ class Checkpoints:
         stored |= {f"rng/cuda{index}": tensor for index, tensor in enumerate(rng["cuda"])}
         record = {
             "iteration": iteration,
-            "best": best if best is not None and math.isfinite(best) else None,
             "state": copy.deepcopy(state),
             "rng": {"python": rng["python"], "numpy": [rng["numpy"][0], *rng["numpy"][2:]]},
         }
         # Tied tensors are copied apart too, since they may not share memory in the file.
-        copies = {name: _copied(tensor) for name, tensor in stored.items()}
+        return Taken(iteration, {name: _copied(tensor) for name, tensor in stored.items()}, record)
+
+    def write(self, taken: Taken, *, best: float | None = None) -> None:
+        """Have a thread write what was taken; what it replaces is removed once it is written.
+
+        `best` is the value of the metric by which checkpoints are ranked, of the weights in it; higher is better.
+        Raises: CheckpointError where the one before could not be written.
+        """
+        self.wait()
+        record = {**taken.record, "best": best if best is not None and math.isfinite(best) else None}
         # No daemon, so that the process does not end before the checkpoint is written.
-        self._writer = Thread(target=self._write, args=(iteration, copies, record), name="checkpoint writer")
+        self._writer = Thread(
+            target=self._write, args=(taken.iteration, taken.tensors, record), name="checkpoint writer"
+        )
+        self._writer.start()
+
+    def rank(self, iteration: int, best: float) -> None:
+        """Have a thread note what the weights of a checkpoint turned out to be worth, once it is written.
+
+        Only the next rollout says so, and by then the checkpoint is saved. Nothing happens if it is not there.
+        """
+        self._writer = Thread(target=self._note_rank, args=(self._writer, iteration, best), name="checkpoint writer")
         self._writer.start()
 
     def wait(self) -> None:
@@ -123,6 +166,23 @@ class Checkpoints:
                 write_json(temporary / STATE, record)
                 write_atomically(temporary / CHECKSUMS, _checksums(temporary))
             self._prune(newest)
+        except BaseException as error:
+            self._fault = error
+
+    def _note_rank(self, before: Thread | None, iteration: int, best: float) -> None:
+        """Write the state of a checkpoint again, with its rank; runs in a thread, which leaves its error behind."""
+        try:
+            if before is not None:
+                before.join()
+            directory = self.directory / f"{iteration:08d}"
+            if self._fault is not None or not directory.exists():
+                return
+            record = {**read_json(directory / STATE), "best": best if math.isfinite(best) else None}
+            with write_directory_atomically(directory) as temporary:
+                os.link(directory / TENSORS, temporary / TENSORS)
+                write_json(temporary / STATE, record)
+                write_atomically(temporary / CHECKSUMS, _checksums(temporary))
+            self._prune(directory)
         except BaseException as error:
             self._fault = error
 

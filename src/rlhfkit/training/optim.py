@@ -100,6 +100,7 @@ class Optimizer:
             fused=True,
         )
         self.updates_done = 0
+        """Place in the schedule: updates that were made, or left out."""
         self.factor = 1.0
         """On the learning rate of the schedule, for whoever finds it too high in between."""
 
@@ -128,6 +129,10 @@ class Optimizer:
         """Drop what has gathered for the weights whose names are `concerned`."""
         for name in filter(concerned, self.parameters):
             self.parameters[name].grad = self.masters[name].grad = None
+
+    def skip_to(self, update: int) -> None:
+        """Go on in the schedule with this update, where fewer were made than planned; never back."""
+        self.updates_done = max(self.updates_done, update)
 
     @property
     def learning_rate(self) -> float:
@@ -181,5 +186,7 @@ class Optimizer:
             if "master" in saved:
                 with torch.no_grad():
                     master.copy_(saved.pop("master"))
+            # Without moments in the checkpoint there were none yet: those of later updates must not stay.
+            self.adamw.state.pop(master, None)
             if saved:
                 self.adamw.state[master] = {key: value.to(master.device) for key, value in saved.items()}

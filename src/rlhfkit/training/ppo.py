@@ -36,6 +36,7 @@ from rlhfkit.ppo import (
 from rlhfkit.progress import StageProgress
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.seeding import derive_seed, shuffled
+from rlhfkit.training.best import Ranked, end_with_best
 from rlhfkit.training.checkpoint import (
     Checkpoints,
     HasParameters,
@@ -106,6 +107,10 @@ class PpoTrainer:
     """Iterations that are complete."""
     num_above_max_kl: int = 0
     """How many of the last iterations in a row were above `max_ref_kl`."""
+    measure: Callable[[], float] | None = None
+    """Mean return of episodes that the present weights play from beginning to end, where rollouts cut them."""
+    put_back_statistics: Callable[[dict[str, Tensor]], None] | None = None
+    """Has the policy read observations as in the rollout that began with what `rollout.state` gave."""
     watch: Watch = field(init=False)
     """Says when training goes wrong, and does what the recipe lets it."""
 
@@ -185,50 +190,58 @@ def train_ppo(
     Raises: TrainingError where something is not finite; the last checkpoint is from before. KeyboardInterrupt after
     Ctrl-C, once the iteration is saved.
     """
-    config = trainer.config
-    last_save = time.monotonic()
+    config, watch = trainer.config, trainer.watch
+    last_save, saved = time.monotonic(), trainer.iteration or None
 
     def seen_first(experience: Experience) -> None:
         log.write_samples(stage, 0, experience.samples)  # before the check, which sends people to look at them
         if check_first is not None:
             check_first(experience)
 
-    trainer.watch.recall(log.rows(stage, labels=labels) if trainer.iteration else ())
+    watch.recall(log.rows(stage, labels=labels) if trainer.iteration else ())
     with checkpoints, interrupts_wait("this iteration") as interrupted:
         while trainer.iteration < config.iterations and trainer.stopped is None:
             iteration = trainer.iteration
-            experience, metrics = run_iteration(trainer, check_first=seen_first)
-            metrics |= trainer.watch.after(iteration, metrics, trainer, checkpoints, progress.warn)
+            # Only the rollout says what the weights before it are worth, and the update after it changes them.
+            is_look, is_saved = watch.looks_at(iteration), saved == iteration
+            taken = None
+            if is_look and not is_saved:
+                taken = checkpoints.take(iteration, trainer.tensors(), _state(trainer, log))
+            ranked = Ranked(watch, trainer.measure) if is_look or (is_saved and not watch.keeps_best) else None
+            experience, metrics = run_iteration(trainer, check_first=seen_first, before_update=ranked)
+            metrics |= watch.after(iteration, metrics, trainer, checkpoints, progress.warn)
             log.write(stage, iteration, metrics, labels=labels)
             if iteration:
                 log.write_samples(stage, iteration, experience.samples)
             progress.advance(1, experience.headline)
+            if ranked is not None:
+                ranked.keep_if_best(iteration, taken, checkpoints)
             is_last = trainer.stopped is not None or trainer.iteration == config.iterations
-            best = trainer.watch.rank(iteration)
-            is_time = best is not None or time.monotonic() - last_save > 60 * config.checkpoint_minutes
+            is_time = time.monotonic() - last_save > 60 * config.checkpoint_minutes
             if is_last or interrupted() or is_time:
-                state = {**trainer.state(), "log": log.position()}
-                # Where a rule may roll back, the clock has no say in what is best.
-                rank = best if trainer.watch.settings.may_roll_back else _objective(metrics)
-                checkpoints.save(trainer.iteration, trainer.tensors(), state, best=rank)
-                last_save = time.monotonic()
+                checkpoints.save(trainer.iteration, trainer.tensors(), _state(trainer, log))
+                last_save, saved = time.monotonic(), trainer.iteration
             if interrupted():
                 raise KeyboardInterrupt
-    return trainer.stopped
+    if trainer.stopped is None:
+        return None
+    put_back = end_with_best(watch, trainer.policy, checkpoints, trainer.put_back_statistics)
+    return f"{trainer.stopped}; {put_back}"
 
 
-def _objective(metrics: Mapping[str, float]) -> float | None:
-    """What PPO maximises, by which checkpoints are ranked: the return, or the score less the KL penalty."""
-    if "score/mean" not in metrics:
-        return metrics.get("episode_return/mean")
-    return metrics["score/mean"] - metrics.get("kl_coef", 0.0) * metrics.get("ref_kl/sequence", 0.0)
+def _state(trainer: PpoTrainer, log: RunLog) -> dict[str, Any]:
+    return {**trainer.state(), "log": log.position()}
 
 
 def run_iteration(
-    trainer: PpoTrainer, *, check_first: Callable[[Experience], None] | None = None
+    trainer: PpoTrainer,
+    *,
+    check_first: Callable[[Experience], None] | None = None,
+    before_update: Callable[[Experience], None] | None = None,
 ) -> tuple[Experience, dict[str, float]]:
     """Collect, estimate advantages, update: what was experienced, and the metrics.
 
+    `before_update` sees the experience while the policy still has the weights that acted.
     Raises: TrainingError where something is not finite.
     """
     start = time.perf_counter()
@@ -236,7 +249,10 @@ def run_iteration(
         experience = trainer.rollout.collect(trainer.iteration, kl_coef=trainer.kl_coef)
     if trainer.iteration == 0 and check_first is not None:
         check_first(experience)
+    if before_update is not None:
+        before_update(experience)
     advantages, returns = advantages_and_returns(experience, trainer.config)
+    _keep_schedules_in_time(trainer)
     with phase("update"):
         metrics = {**experience.metrics, **update(trainer, experience, advantages, returns)}
     if trainer.kl is not None and experience.ref_kl is not None:
@@ -245,6 +261,23 @@ def run_iteration(
     trainer.iteration += 1
     metrics["time/iteration_seconds"] = time.perf_counter() - start
     return experience, metrics
+
+
+def _keep_schedules_in_time(trainer: PpoTrainer) -> None:
+    """Begin each iteration at its planned place of the learning rates' schedules, as `clip_schedule` does.
+
+    Where `target_kl` has ended epochs early, or steps were left out, fewer updates were made than planned; counted by
+    them alone, a rate would never come to its end.
+    """
+    for name, optimizer in trainer.optimizers.items():
+        optimizer.skip_to(_planned_updates(trainer.config, name, trainer.iteration))
+
+
+def _planned_updates(config: PpoConfig | ControlPpoConfig, optimizer: str, iterations: int) -> int:
+    """Updates of an optimizer in the first `iterations`, if none is cut short."""
+    waits = optimizer == "policy" and config.value_optim is not None  # while the critic's own warms up
+    learning = max(0, iterations - config.value.warmup_iterations) if waits else iterations
+    return config.updates_per_iteration * learning
 
 
 def _hold_to_reference(trainer: PpoTrainer, kl: FixedKL | AdaptiveKL, ref_kls: Tensor) -> None:
@@ -259,14 +292,12 @@ def _hold_to_reference(trainer: PpoTrainer, kl: FixedKL | AdaptiveKL, ref_kls: T
 def advantages_and_returns(experience: Experience, config: PpoConfig | ControlPpoConfig) -> tuple[Tensor, Tensor]:
     """Advantages (B, T), whitened over the whole rollout, and returns (B, T) = unwhitened advantages + old values.
 
-    Without a critic the advantage of a response, its rewards summed and compared within its group, stands at each of
-    its tokens; the returns are then of no use and zero.
+    Without a critic the advantage of a response, compared within its group, stands at each of its tokens; the returns
+    are then of no use and zero.
     """
     mask, rewards = experience.mask, experience.rewards
     if config.estimator != "gae":
-        totals = rewards.sum(1)
-        estimate = rloo_advantages if config.estimator == "rloo" else grpo_advantages
-        advantages = spread_over_tokens(estimate(totals, group_size=config.group_size), mask)
+        advantages = spread_over_tokens(_advantages_within_groups(experience, config), mask)
         return advantages, torch.zeros_like(advantages)
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
@@ -281,6 +312,15 @@ def advantages_and_returns(experience: Experience, config: PpoConfig | ControlPp
         mask=mask,
     )
     return whiten(advantages, mask), advantages + experience.old_values
+
+
+def _advantages_within_groups(experience: Experience, config: PpoConfig | ControlPpoConfig) -> Tensor:
+    """(B,) by RLOO of the total, score less KL penalty, or by GRPO, which divides the score alone."""
+    totals = experience.rewards.sum(1)
+    if config.estimator == "rloo":
+        return rloo_advantages(totals, group_size=config.group_size)
+    assert experience.scores is not None
+    return grpo_advantages(experience.scores, experience.scores - totals, group_size=config.group_size)
 
 
 def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, returns: Tensor) -> dict[str, float]:
@@ -314,7 +354,7 @@ def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, retu
                         f"the PPO loss is not finite in iteration {trainer.iteration}, epoch {epoch} ({parts}); lower "
                         "the learning rates, or look for extreme scores in the metrics"
                     )
-                for name in loss.keys() - {"total"}:
+                for name in (name for name in loss if name != "total"):
                     # The parts of a minibatch add up to its loss; counted once, they make the mean over minibatches.
                     metrics_of_epoch.add(f"ppo/{name}_loss", loss[name], len(part) / len(rows))
                 if needs_distance:
@@ -422,23 +462,22 @@ def _is_of_critic(name: str) -> bool:
 def optimizers_for(policy: ActorCritic, config: PpoConfig | ControlPpoConfig, *, seed: int) -> dict[str, Optimizer]:
     """`policy`, and `value` for a critic that has its own; their schedules end with the last iteration."""
     config = decided_ppo(config, policy)
-    per_iteration = config.updates_per_iteration
     parameters = list(policy.named_parameters())
+    num_updates = _planned_updates(config, "policy", config.iterations)
     if config.value_optim is None:
-        num_updates = per_iteration * config.iterations
         return {"policy": Optimizer(parameters, config.optim, num_updates=num_updates, what="policy", seed=seed)}
     return {
         "policy": Optimizer(
             [(name, parameter) for name, parameter in parameters if not _is_of_critic(name)],
             config.optim,
-            num_updates=per_iteration * max(0, config.iterations - config.value.warmup_iterations),
+            num_updates=num_updates,
             what="policy",
             seed=seed,
         ),
         "value": Optimizer(
             [(name, parameter) for name, parameter in parameters if _is_of_critic(name)],
             config.value_optim,
-            num_updates=per_iteration * config.iterations,
+            num_updates=_planned_updates(config, "value", config.iterations),
             what="value network",
             seed=seed,
         ),

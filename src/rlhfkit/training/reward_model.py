@@ -220,7 +220,8 @@ def normalization_of(raw_scores: Tensor) -> Normalization:
     Raises: RewardError where they are all the same, so that the reward model says nothing about this policy.
     """
     std = float(raw_scores.std(correction=0))
-    if std < 1e-6:
+    rounding = 10 * torch.finfo(raw_scores.dtype).eps * float(raw_scores.abs().mean())
+    if std < max(1e-6, rounding):
         raise RewardError(
             f"the reward model gives all {len(raw_scores)} reference responses the score {float(raw_scores[0]):g}; "
             "train it on more pairs, or look at reward_model.optim.learning_rate"

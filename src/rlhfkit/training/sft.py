@@ -90,7 +90,7 @@ def train_sft(
 
     def parts(rows: Sequence[int]) -> list[PackedRows]:
         chosen = [texts[row] for row in rows]
-        width = max(config.max_tokens, max(len(text.ids) for text in chosen)) if config.packing else 1
+        width = max(config.max_tokens, max(len(text.ids) for text in chosen)) if config.packing else None
         packed = pack(
             [text.ids for text in chosen],
             [text.learnt_from for text in chosen],

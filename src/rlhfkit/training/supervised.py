@@ -20,6 +20,7 @@ from rlhfkit.training.watch import SupervisedWatch
 __all__ = [
     "SupervisedTask",
     "num_supervised_updates",
+    "num_training_rows",
     "num_validations",
     "resume",
     "split_validation",
@@ -45,8 +46,13 @@ class SupervisedTask:
     """One short phrase for the progress line."""
 
 
+def num_training_rows(num_rows: int, validation_share: float) -> int:
+    """Rows that are left to train on; at least one, where there is one."""
+    return max(num_rows - round(validation_share * num_rows), min(1, num_rows))
+
+
 def num_supervised_updates(num_rows: int, minibatch_rows: int, epochs: int) -> int:
-    """Optimizer steps of a supervised stage."""
+    """Optimizer steps of a supervised stage that trains on `num_rows`, those held out not counted."""
     return epochs * math.ceil(num_rows / minibatch_rows)
 
 
@@ -62,7 +68,7 @@ def _validation_interval(num_updates: int) -> int:
 def split_validation(num_rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     """(rows to train on, rows held out); at least one row stays on the training side."""
     order = shuffled(num_rows, derive_seed(seed, "validation"))
-    num_held_out = min(round(share * num_rows), num_rows - 1)
+    num_held_out = num_rows - num_training_rows(num_rows, share)
     return sorted(order[num_held_out:]), sorted(order[:num_held_out])
 
 

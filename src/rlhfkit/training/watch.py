@@ -9,6 +9,7 @@ from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.config.watch import Action, ControlWatchConfig, WatchConfig
 from rlhfkit.errors import CheckpointError, ConfigError
 from rlhfkit.metrics import rounded
+from rlhfkit.rollout.experience import Experience
 from rlhfkit.symptoms import (
     CONTROL_RULES,
     PPO_RULES,
@@ -22,7 +23,7 @@ from rlhfkit.symptoms import (
 from rlhfkit.training.checkpoint import Checkpoints, HasParameters, load_trainable, subset
 from rlhfkit.training.optim import Optimizer
 
-__all__ = ["SupervisedWatch", "Watch", "Watched"]
+__all__ = ["SupervisedWatch", "Watch", "Watched", "weights_of"]
 
 Warn = Callable[[str], None]
 # The return of an episode is not known before the first one ends.
@@ -58,9 +59,9 @@ class Watch:
     """Rules that have warned; each does so once."""
     reactions: dict[str, Reactions] = field(default_factory=dict)
     best: float | None = None
-    """`best_metric` of the best checkpoint, if there is one."""
+    """What the weights of the best checkpoint earned, if there is one."""
     best_iteration: int = 0
-    """Iterations that it has behind it."""
+    """Iterations that it has behind it; these weights acted in the iteration of this number."""
 
     def __post_init__(self) -> None:
         is_control = isinstance(self.config, ControlPpoConfig)
@@ -82,7 +83,6 @@ class Watch:
         """
         row = {"iteration": iteration, **{name: rounded(value) for name, value in metrics.items()}}
         seen = self._replay.add(row)
-        self._check_best_metric(row)
         logged: dict[str, float] = {}
         wanted: dict[str, tuple[Action, ...]] = {}
         findings: dict[str, Finding] = {}
@@ -100,21 +100,49 @@ class Watch:
         self._is_healthy = not seen
         return logged
 
-    def rank(self, iteration: int) -> float | None:
-        """`best_metric` after an iteration, if that makes its checkpoint the best so far; asked once an iteration.
+    @property
+    def keeps_best(self) -> bool:
+        """Whether something may go back to the best weights, in the middle or at the end."""
+        return self.settings.may_roll_back or self.settings.may_stop or self.config.max_ref_kl is not None
 
-        Looked at in fixed iterations, never by the clock, so that a resumed run rolls back to the same one. Where a
-        rule sees something wrong, no checkpoint is the best, however high the reward.
+    def looks_at(self, iteration: int) -> bool:
+        """Whether the weights that act in an iteration are ranked.
+
+        In fixed iterations, never by the clock, so that a resumed run goes back to the same ones. The weights that
+        training began with count where a limit of the KL may be passed before there are others.
         """
-        column = self._replay.curves[self.settings.best_metric.removeprefix("-")]
-        is_time = (iteration + 1) % self.settings.best_every_iterations == 0
-        if not self.settings.may_roll_back or not is_time or not column or not self._is_healthy or self.stopped:
+        is_time = iteration % self.settings.best_every_iterations == 0
+        return self.keeps_best and is_time and (iteration > 0 or self.config.max_ref_kl is not None)
+
+    def worth(self, experience: Experience, measure: Callable[[], float] | None) -> float | None:
+        """What the weights that made an experience are ranked by, higher is better; None where it is not known yet.
+
+        `measure` plays episodes for it, where those of the experience are partly of older weights.
+        Raises: ConfigError where `best_metric` is no metric of a rollout.
+        """
+        name = self.settings.best_metric.removeprefix("-")
+        if name == "episode_return/mean" and measure is not None:
+            value = measure()
+        else:
+            self._check_best_metric(name, experience.metrics)
+            if name not in experience.metrics:
+                return None
+            value = experience.metrics[name]
+        return -value if self.settings.best_metric.startswith("-") else value
+
+    def rank(self, iteration: int, worth: float | None, ref_kl: float | None) -> float | None:
+        """`worth`, if it makes the weights that acted in an iteration the best so far.
+
+        Asked once an iteration, after `after`. Where the KL is above the limit, or a rule that may roll back or stop
+        has something to say against, no weights are the best, however high the reward.
+        """
+        limit = self.config.max_ref_kl
+        is_beyond = limit is not None and ref_kl is not None and ref_kl > limit
+        may_not = (self.settings.may_roll_back or self.settings.may_stop) and not self._is_healthy
+        if worth is None or is_beyond or may_not or (self.best is not None and worth <= self.best):
             return None
-        value = -column.recent() if self.settings.best_metric.startswith("-") else column.recent()
-        if self.best is not None and value <= self.best:
-            return None
-        self.best, self.best_iteration = value, iteration + 1
-        return value
+        self.best, self.best_iteration = worth, iteration
+        return worth
 
     # ── for a checkpoint ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -219,14 +247,19 @@ class Watch:
             optimizer.load_state(subset(f"optimizer.{name}", checkpoint.tensors))
             optimizer.updates_done = updates_done
         logged[ROLLED_BACK_TO] = float(checkpoint.iteration - 1)
-        return f"the weights are those after iteration {checkpoint.iteration - 1} again, the best so far"
+        return f"the weights are {weights_of(checkpoint.iteration)} again, the best so far"
 
-    def _check_best_metric(self, row: Mapping[str, object]) -> None:
+    @staticmethod
+    def _check_best_metric(name: str, metrics: Mapping[str, object]) -> None:
         """Raises: ConfigError where there is no such metric."""
-        name = self.settings.best_metric.removeprefix("-")
-        if self.settings.may_roll_back and name not in row and name not in MAY_BE_MISSING:
-            known = ", ".join(sorted(key for key in row if "/" in key and not key.startswith(("time/", "sampler/"))))
-            raise ConfigError(f"ppo.watch.best_metric = {name!r} is no metric of this run; choose one of {known}")
+        if name not in metrics and name not in MAY_BE_MISSING:
+            known = ", ".join(sorted(key for key in metrics if not key.startswith(("time/", "sampler/"))))
+            raise ConfigError(f"ppo.watch.best_metric = {name!r} is no metric of a rollout; choose one of {known}")
+
+
+def weights_of(iterations: int) -> str:
+    """The weights that have so many iterations behind them, in words."""
+    return f"those after iteration {iterations - 1}" if iterations else "those that PPO began with"
 
 
 def _parameters_of(trainer: Watched) -> HasParameters:
@@ -260,6 +293,6 @@ class SupervisedWatch:
     def after(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Take the metrics of an update."""
         seen = self._replay.add({"iteration": iteration, **metrics})
-        for name in seen.keys() - self._told:
+        for name in (name for name in seen if name not in self._told):
             self._warn(_warning(iteration, self._replay.finding(name, seen), ()))
             self._told.add(name)

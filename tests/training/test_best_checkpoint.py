@@ -1,0 +1,174 @@
+"""What is stored as best, rolled back to, or exported by a run that stops, are the weights that earned the score."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from rlhfkit.config.load import load_recipe
+from rlhfkit.config.schema import FixedKLConfig, PpoConfig
+from rlhfkit.config.watch import WatchConfig
+from rlhfkit.control_pipeline import control_trainer
+from rlhfkit.evaluation.control import quick_return
+from rlhfkit.metrics import RunLog
+from rlhfkit.progress import Progress
+from rlhfkit.rundir import RunDir
+from rlhfkit.training.checkpoint import Checkpoints, load_trainable, subset
+from rlhfkit.training.ppo import train_ppo
+from tests.training import tiny
+from tests.training.runs import ppo_config, rows
+
+WRECKING_UPDATE = 4 * 4  # the last of iteration 3
+
+
+def train(trainer, directory):
+    """What `train_ppo` says, and the checkpoints."""
+    checkpoints = Checkpoints(RunDir(directory).checkpoints / "ppo", warn=pytest.fail)
+    with RunLog(RunDir(directory)) as log, Progress(quiet=True).stage("ppo", total=1, unit="iteration") as stage:
+        trainer.resume(checkpoints, log) or log.forget("ppo")
+        stage.warn = lambda text: None
+        said = train_ppo(trainer, log=log, checkpoints=checkpoints, progress=stage)
+    return said, checkpoints
+
+
+def wrecked_once(trainer):
+    """The trainer, whose policy writes nothing but "b" after the last update of iteration 3, then learns on."""
+    optimizer, step = trainer.optimizers["policy"], trainer.optimizers["policy"].step
+
+    def step_and_wreck():
+        norm = step()
+        if optimizer.updates_done == WRECKING_UPDATE:
+            with torch.no_grad():
+                head = trainer.policy.language_model.causal_lm.lm_head.weight
+                head.mul_(0.01)
+        return norm
+
+    optimizer.step = step_and_wreck
+    return trainer
+
+
+SETTINGS = {
+    "by the clock": {"checkpoint_minutes": 1e-9},
+    "where a rule may roll back": {"watch": WatchConfig(kl_negative="roll_back", best_every_iterations=1)},
+    "both": {
+        "checkpoint_minutes": 1e-9,
+        "watch": WatchConfig(kl_negative="roll_back", best_every_iterations=1),
+    },
+}
+
+
+@pytest.mark.parametrize("how", SETTINGS)
+def test_the_best_checkpoint_holds_the_weights_that_earned_its_rank(tmp_path, how):
+    config = ppo_config(iterations=6, rollout_episodes=32, kl=FixedKLConfig(coef=0.05), **SETTINGS[how])
+    _, checkpoints = train(wrecked_once(tiny.trainer(config)), tmp_path)
+    best = checkpoints.load_best()
+    scores = {row["iteration"]: row["score/objective"] for row in rows(RunDir(tmp_path))}
+    assert scores[4] < scores[3] - 0.5  # the weights after iteration 3 are worth little
+    assert best.iteration <= 3
+    assert best.best == pytest.approx(max(list(scores.values())[:4]), rel=1e-5)
+
+    again = tiny.trainer(config)
+    load_trainable(again.policy, subset("policy", best.tensors))
+    experience = again.rollout.collect(best.iteration, kl_coef=0.05)  # the same draws
+    assert experience.metrics["score/objective"] == best.best
+
+
+def test_what_is_ranked_is_what_ppo_maximises_at_one_coefficient():
+    config = PpoConfig(
+        rollout_episodes=8, minibatch_episodes=8, kl=FixedKLConfig(coef=0.3), length_penalty=0.1, min_eos_rate=0.0
+    )
+    experience = tiny.trainer(config, reference_seed=1).rollout.collect(0, kl_coef=7.0)
+    shaped = [
+        text - 0.1 * length
+        for text, length in zip(_raw_scores(experience), experience.mask.sum(1).tolist(), strict=True)
+    ]
+    expected = sum(shaped) / 8 - 0.3 * float(experience.ref_kl.mean())
+    assert float(experience.ref_kl.mean()) > 0.5
+    assert experience.metrics["score/objective"] == pytest.approx(expected, rel=1e-5)
+
+
+def _raw_scores(experience):
+    """How many "a", token 2, each response has."""
+    responses = [
+        ids[prompt : prompt + length]
+        for ids, prompt, length in zip(
+            experience.inputs.ids.tolist(),
+            experience.inputs.prompt_tokens.tolist(),
+            experience.mask.sum(1).tolist(),
+            strict=True,
+        )
+    ]
+    return [float(response.count(2)) for response in responses]
+
+
+class Far:
+    """A rollout whose KL to the reference is written beforehand."""
+
+    def __init__(self, rollout, kls):
+        self.rollout, self.kls = rollout, kls
+
+    def state(self):
+        return {}
+
+    def load_state(self, tensors):
+        pass
+
+    def collect(self, iteration, *, kl_coef, on_finished=None):
+        experience = self.rollout.collect(iteration, kl_coef=kl_coef)
+        return dataclasses.replace(experience, ref_kl=torch.full_like(experience.ref_kl, self.kls[iteration]))
+
+
+def limited(kls, **changes):
+    watch = WatchConfig(best_every_iterations=1)
+    trainer = tiny.trainer(ppo_config(iterations=8, max_ref_kl=5.0, watch=watch, **changes))
+    trainer.rollout = Far(trainer.rollout, kls)
+    return trainer
+
+
+def test_a_run_that_leaves_its_limit_ends_with_the_best_weights_within_it(tmp_path):
+    trainer = limited([0, 1, 2, 9, 1, 9, 9, 9])
+    said, _ = train(trainer, tmp_path)
+    objectives = {row["iteration"]: row["score/objective"] for row in rows(RunDir(tmp_path))}
+    best = max((0, 1, 2, 4), key=objectives.__getitem__)
+    assert said.endswith(f"; the weights are those after iteration {best - 1}, the best before that")
+    short = tiny.trainer(ppo_config(iterations=8))
+    short.config = short.config.model_copy(update={"iterations": best})
+    train(short, tmp_path / "short")
+    for name, weight in short.policy.named_parameters():
+        assert torch.equal(dict(trainer.policy.named_parameters())[name], weight), name
+
+
+def test_a_run_that_leaves_its_limit_at_once_ends_with_the_weights_it_began_with(tmp_path):
+    trainer = limited([0, 9, 9, 9])
+    said, _ = train(trainer, tmp_path)
+    assert said.endswith("; the weights are those that PPO began with, the best before that")
+    for name, weight in tiny.policy(0).named_parameters():
+        assert torch.equal(dict(trainer.policy.named_parameters())[name], weight), name
+
+
+def test_a_stopped_run_ends_with_the_same_weights_when_it_is_started_again(tmp_path):
+    trainers = [limited([0, 1, 2, 9, 9, 9]) for _ in range(2)]
+    (said, again) = (train(trainer, tmp_path)[0] for trainer in trainers)
+    assert said == again
+    first, second = (dict(trainer.policy.named_parameters()) for trainer in trainers)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_without_weights_within_the_limit_the_last_ones_are_kept_and_it_is_said(tmp_path):
+    said, _ = train(limited([9, 9, 9]), tmp_path)
+    assert said.endswith("none of its weights were ranked before, so they are the last ones")
+
+
+def test_the_best_weights_of_a_control_task_are_ranked_by_episodes_of_their_own(tmp_path):
+    changes = ["ppo.env_steps=2048", "ppo.num_envs=8", "ppo.minibatch_steps=256", "env.normalize_observations=true"]
+    changes += ['ppo.watch.reward_flat="roll_back"', "ppo.watch.best_every_iterations=2"]
+    recipe = load_recipe("cartpole", changes).recipe
+    trainer = control_trainer(recipe, 0)
+    _, checkpoints = train(trainer, tmp_path)
+    best = checkpoints.load_best()
+    again = control_trainer(recipe, 0)
+    load_trainable(again.policy, subset("policy", best.tensors))
+    again.put_back_statistics(subset("rollout", best.tensors))
+    assert quick_return(again.policy, recipe.env, seed=0) == best.best
+    again.rollout.envs.close()
+    trainer.rollout.envs.close()
