@@ -2,7 +2,7 @@
 
 import hashlib
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -32,17 +32,34 @@ PACKAGES = (
 class Manifest:
     """The manifest of a run, written anew with every fact that is added."""
 
-    def __init__(self, run: RunDir, *, seed: int, device: torch.device, dtype: dict[str, Any] | None = None) -> None:
-        """Continue the manifest of `run`, or begin it; `dtype` is the type that it computes in, and why."""
+    def __init__(
+        self,
+        run: RunDir,
+        *,
+        seed: int,
+        device: torch.device,
+        dtype: dict[str, Any] | None = None,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Continue the manifest of `run`, or begin it; `dtype` is the type that it computes in, and why.
+
+        `warn` hears where the run will not end with the same bits.
+        """
         self.run = run
         known: dict[str, Any] = read_json(run.manifest) if run.manifest.exists() else {}
+        before, now = known.get("num_threads"), torch.get_num_threads()
+        if before not in (None, now) and device.type == "cpu" and _is_under_way(run):
+            warn(
+                f"this run began with {before} thread{'s' * (before != 1)} and goes on with {now}, which add sums up "
+                f"in another order, so it will not end with the same bits; set OMP_NUM_THREADS={before} for that"
+            )
         self.content: dict[str, Any] = {
             "rlhfkit": rlhfkit.__version__,
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
             "seed": seed,
             "platform": platform.platform(),
             "device": str(device),
-            "threads": torch.get_num_threads(),
+            "num_threads": now,
             **({} if dtype is None else {"dtype": dtype}),
             "data": known.get("data", []),
             "models": known.get("models", []),
@@ -92,6 +109,12 @@ class Manifest:
 
     def _write(self) -> None:
         write_json(self.run.manifest, self.content)
+
+
+def _is_under_way(run: RunDir) -> bool:
+    """Whether a stage has a checkpoint from which it would go on."""
+    begun = {path.name for path in run.checkpoints.iterdir()} if run.checkpoints.is_dir() else set()
+    return bool(begun - run.finished_stages().keys())
 
 
 def hash_of_directory(directory: Path) -> str | None:

@@ -160,8 +160,8 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self.recipe, self.builder = self.inputs.recipe, self.inputs.builder
-        dtype = self.builder.dtype_choice
-        self.manifest = Manifest(self.run, seed=self.recipe.seed, device=self.builder.device, dtype=dtype.as_facts())
+        dtype, device = self.builder.dtype_choice.as_facts(), self.builder.device
+        self.manifest = Manifest(self.run, seed=self.recipe.seed, device=device, dtype=dtype, warn=self.progress.warn)
         self._said: set[str] = set()
         self.builder.paths.tell = self.progress.warn
 

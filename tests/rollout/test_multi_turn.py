@@ -387,6 +387,17 @@ def test_a_conversation_goes_on_with_the_marks_of_its_template(directory_of: Dir
 # ── seeds and faults ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("num_items", [8, 64, 100, 1024])
+def test_an_environment_that_goes_through_a_list_does_not_meet_it_in_the_order_of_training(num_items):
+    for held_out in (False, True):
+        items = [env_seed(0, index, held_out=held_out) % num_items for index in range(num_items)]
+        assert sorted(items) == list(range(num_items))  # each once
+    same = [seed for seed in range(50) if env_seed(seed, 0) % num_items == env_seed(seed, 0, held_out=True) % num_items]
+    assert len(same) < 25
+    assert all(2**30 <= env_seed(seed, index, held_out=True) < 2**31 for seed in range(9) for index in (0, 9))
+    assert all(env_seed(seed, index) < 2**30 for seed in range(9) for index in (0, 9))
+
+
 def test_held_out_episodes_are_never_trained_on():
     for seed in range(20):
         train = {env_seed(seed, index) for index in range(1000)}

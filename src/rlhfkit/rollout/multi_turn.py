@@ -190,9 +190,11 @@ def score_turns(episodes: Sequence[Episode], reward: RewardSource | None) -> Ten
 def env_seed(seed: int, index: int, *, held_out: bool = False) -> int:
     """Seed of the episode number `index`; held-out ones are never among those that PPO trains on.
 
-    They count upwards, so that an environment that goes through a list may do so.
+    Those of training are below 2^30, the held-out ones from there on, below 2^31. They count upwards, so that an
+    environment that goes through a list may do so; each from a place of its own, or `seed % n` would give the same
+    items in the same order to both. An environment whose list both share must split it by the seed.
     """
-    start = derive_seed(seed, "environment") % NUM_SEEDS
+    start = derive_seed(seed, "held-out environment" if held_out else "environment") % NUM_SEEDS
     return (2 * NUM_SEEDS if held_out else 0) + start + index % NUM_SEEDS
 
 
