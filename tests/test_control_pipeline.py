@@ -1,6 +1,7 @@
 import json
 import re
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -8,9 +9,11 @@ from safetensors.torch import load_file
 
 from rlhfkit import cli, pipeline
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
-from rlhfkit.errors import EnvError, TrainingError
+from rlhfkit.control_pipeline import load_control_policy
+from rlhfkit.errors import CheckpointError, EnvError, TrainingError
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
+from rlhfkit.seeding import derive_seed
 from rlhfkit.training.checkpoint import Checkpoints
 from tests.envs import scripted
 
@@ -237,6 +240,127 @@ def test_a_module_that_the_id_names_is_imported(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     done = run(tmp_path / "run", "env.id=my_task:Mine-v0", "num_seeds=1")
     assert json.loads(done.evaluation.read_text())["env_id"] == "my_task:Mine-v0"
+
+
+class Plain(scripted.Counter):
+    """Its constructor knows no render_mode, as many of people's own do not, whatever its metadata say."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, ends=3):
+        super().__init__(ends=ends)
+
+
+def test_an_environment_whose_constructor_knows_no_render_mode_is_trained_and_not_drawn(tmp_path):
+    done = run(tmp_path / "run", f"env.id={scripted.register('Plain', Plain)}", "num_seeds=1")
+    assert json.loads(done.evaluation.read_text())["recorded_return"] is None
+    assert not done.episode.exists()
+
+
+def test_an_id_without_a_version_is_the_newest_as_in_gymnasium(tmp_path):
+    with pytest.warns(UserWarning, match="latest"):
+        done = run(tmp_path / "run", "env.id=CartPole", "num_seeds=1")
+    assert done.evaluation.exists()
+
+
+class Vectors(gymnasium.vector.VectorEnv):
+    """A vector environment of one's own that knows neither time limits nor how it would be put back."""
+
+    def __init__(self, num_envs=1):
+        raise AssertionError("not asked for")
+
+
+def test_only_gymnasiums_own_vector_environments_are_taken_unasked(tmp_path):
+    gymnasium.register("test/Vectors-v0", entry_point=scripted.Counter, vector_entry_point=Vectors, kwargs={"ends": 3})
+    done = run(tmp_path / "run", "env.id=test/Vectors-v0", "env.max_episode_steps=2", "num_seeds=1")
+    assert done.evaluation.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ppo.optim.learning_rate=0.0005",
+        "env.max_episode_steps=50",
+        "network.hidden=[8]",
+        "evaluation.num_episodes=4",
+        "num_seeds=1",
+        "seed=1",
+    ],
+)
+def test_a_finished_run_refuses_other_settings_and_keeps_its_own(tmp_path, change):
+    done = run(tmp_path / "run", "num_seeds=2")
+    before = done.config.read_text()
+    name = change.partition("=")[0]
+    with pytest.raises(CheckpointError, match=rf"holds a run of other settings \({re.escape(name)}.*--fresh"):
+        run(tmp_path / "run", change)
+    assert done.config.read_text() == before
+
+
+def test_what_changes_no_result_may_change(tmp_path):
+    run(tmp_path / "run", "num_seeds=1", "ppo.checkpoint_minutes=5")
+    run(tmp_path / "run", "num_seeds=1", "ppo.checkpoint_minutes=7")
+
+
+def test_a_policy_is_loaded_from_the_run_and_acts_in_the_environment(tmp_path):
+    done = run(tmp_path / "run", "env.id=Pendulum-v1", "env.normalize_observations=true", "seed=3")
+    env = gymnasium.make("Pendulum-v1")
+    observation, _ = env.reset(seed=0)
+    of_run = load_control_policy(done.path)
+    for directory, seed in ((done.path, 3), (done.model("policy"), 3), (done.model("policy") / "seed-3", None)):
+        assert load_control_policy(directory, seed=seed).predict(observation) == of_run.predict(observation)
+    assert load_control_policy(str(done.path), seed=4).predict(observation) != of_run.predict(observation)
+    assert env.action_space.contains(of_run.predict(observation))
+    with pytest.raises(CheckpointError, match=r"holds policies of the seeds \[3, 4\]; expected one of seed 0"):
+        load_control_policy(done.path, seed=0)
+    with pytest.raises(CheckpointError, match=r"holds no control policy; expected policy\.json and"):
+        load_control_policy(tmp_path)
+
+
+def test_predict_in_the_environment_earns_what_the_evaluation_says(tmp_path):
+    done = run(tmp_path / "run", "num_seeds=1", "evaluation.num_episodes=2")
+    policy, env, returns = load_control_policy(done.path), gymnasium.make("CartPole-v1"), []
+    for index in range(2):
+        observation, _ = env.reset(seed=derive_seed(0, "evaluation", index))
+        ended, total = False, 0.0
+        while not ended:
+            observation, reward, terminated, truncated, _ = env.step(policy.predict(observation))
+            ended, total = terminated or truncated, total + reward
+        returns.append(total)
+    assert json.loads(done.evaluation.read_text())["seeds"][0]["episode_return"]["mean"] == np.mean(returns)
+
+
+class Remembering(scripted.Counter):
+    """Observes how many episodes it has had, as a physical world may that is not cleared."""
+
+    num_episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.num_episodes += 1
+        return super().reset(seed=seed)
+
+    def _observation(self):
+        return super()._observation() + np.float32(self.num_episodes)
+
+
+def test_a_killed_run_goes_on_exactly_where_episodes_depend_on_those_before(tmp_path, monkeypatch):
+    settings = [f"env.id={scripted.register('Remembering', Remembering, ends=7)}", "num_seeds=1"]
+    settings += ["ppo.checkpoint_minutes=1e-9"]
+    whole = run(tmp_path / "whole", *settings)
+    save, saved = Checkpoints.save, []
+
+    def killed_after_the_second(self, *arguments, **rank):
+        save(self, *arguments, **rank)
+        saved.append(1)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", killed_after_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", *settings)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    resumed = run(tmp_path / "killed", *settings)
+    assert all(torch.equal(weights(resumed, 0)[name], weight) for name, weight in weights(whole, 0).items())
+    assert untimed(resumed) == untimed(whole)
 
 
 def test_diverging_training_is_stopped(tmp_path):

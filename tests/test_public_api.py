@@ -24,9 +24,11 @@ def test_all_names_every_error():
 
 def test_names_are_the_ones_of_their_modules():
     from rlhfkit.config.load import load_recipe
+    from rlhfkit.control_pipeline import load_control_policy
     from rlhfkit.rundir import RunDir
 
     assert rlhfkit.load_recipe is load_recipe
+    assert rlhfkit.load_control_policy is load_control_policy
     assert rlhfkit.RunDir is RunDir
     assert rlhfkit.ConfigError is errors.ConfigError
     assert rlhfkit.__version__ == version("rlhfkit")

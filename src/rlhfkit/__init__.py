@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlhfkit.config.load import LoadedRecipe, load_recipe
     from rlhfkit.config.schema import Recipe
+    from rlhfkit.control_pipeline import load_control_policy
     from rlhfkit.errors import (
         CheckpointError,
         ConfigError,
@@ -46,6 +47,7 @@ __all__ = [
     "StoreError",
     "TrainingError",
     "__version__",
+    "load_control_policy",
     "load_recipe",
 ]
 
@@ -53,6 +55,7 @@ _MODULES = {
     "LoadedRecipe": "rlhfkit.config.load",
     "Recipe": "rlhfkit.config.schema",
     "RunDir": "rlhfkit.rundir",
+    "load_control_policy": "rlhfkit.control_pipeline",
     "load_recipe": "rlhfkit.config.load",
 }
 

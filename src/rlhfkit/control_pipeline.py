@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from rlhfkit.config.control import ControlRecipe, EnvConfig, NetworkConfig
 from rlhfkit.envs.check import check_gymnasium_env
-from rlhfkit.envs.control import make_env, make_envs, make_raw_env
+from rlhfkit.envs.control import make_envs, make_raw_env, needs_new_each_episode
 from rlhfkit.errors import CheckpointError
-from rlhfkit.evaluation.control import episode_returns, record_episode, summarize
+from rlhfkit.evaluation.control import episode_returns, quick_return, record_episode, summarize
 from rlhfkit.evaluation.results import ControlEvaluation, SeedResult
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
@@ -91,7 +91,7 @@ class ControlPipeline:
             unit="iteration",
             completed=trainer.iteration,
         ) as stage:
-            train_ppo(
+            stopped = train_ppo(
                 trainer,
                 log=self.log,
                 checkpoints=checkpoints,
@@ -99,6 +99,8 @@ class ControlPipeline:
                 stage="control",
                 labels={"seed": seed},
             )
+        if stopped:
+            self.progress.warn(f"seed {seed} stopped after {trainer.iteration} iterations: {stopped}")
         assert isinstance(trainer.policy, ControlPolicy) and isinstance(trainer.rollout, ControlRollout)
         record = {
             "env_steps": trainer.rollout.env_steps,
@@ -169,13 +171,21 @@ def control_trainer(recipe: ControlRecipe, seed: int, *, warn: Callable[[str], N
     Raises: EnvError, MissingDependencyError where the environment cannot be had.
     """
     config = recipe.ppo
-    envs = make_envs(recipe.env, config.num_envs, lambda n, k: derive_seed(seed, "episode", n, k))
+    raw = make_raw_env(recipe.env)
+    raw.close()
+    envs = make_envs(
+        recipe.env,
+        config.num_envs,
+        lambda n, k: derive_seed(seed, "episode", n, k),
+        new_each_episode=needs_new_each_episode(recipe.env),
+    )
     seed_everything(derive_seed(seed, "weights"))
     policy = ControlPolicy(
         envs.observations.shape[1],
         envs.action_space,
         recipe.network,
         shared_trunk=config.value.network == "shared",
+        observation_space=raw.observation_space,
     )
     rollout = ControlRollout(
         policy,
@@ -187,7 +197,15 @@ def control_trainer(recipe: ControlRecipe, seed: int, *, warn: Callable[[str], N
         normalize_rewards=recipe.env.normalize_rewards,
         warn=warn,
     )
-    return PpoTrainer(policy, rollout, config, optimizers_for(policy, config, seed=seed), seed)
+    return PpoTrainer(
+        policy,
+        rollout,
+        config,
+        optimizers_for(policy, config, seed=seed),
+        seed,
+        measure=lambda: quick_return(policy, recipe.env, seed=seed),
+        put_back_statistics=rollout.put_back_statistics,
+    )
 
 
 def save_control_policy(policy: ControlPolicy, directory: Path, recipe: ControlRecipe) -> None:
@@ -205,18 +223,41 @@ def save_control_policy(policy: ControlPolicy, directory: Path, recipe: ControlR
     )
 
 
-def load_control_policy(directory: Path) -> ControlPolicy:
-    """The policy that `save_control_policy` wrote.
+def load_control_policy(directory: str | Path, *, seed: int | None = None) -> ControlPolicy:
+    """The policy that a finished control run trained; `predict` gives its actions.
 
-    Raises: CheckpointError where it is not there; EnvError where its environment cannot be had.
+    `directory` is the run's, or a policy's inside it (`policy/seed-0`). Of a run with several seeds `seed` says which;
+    the first by default.
+    Raises: CheckpointError where there is none; EnvError where its environment cannot be had.
     """
-    if not (directory / "policy.json").exists():
-        raise CheckpointError(f"{directory} holds no control policy; expected policy.json and policy.safetensors")
+    directory = _directory_of_policy(Path(directory), seed)
     made: dict[str, Any] = read_json(directory / "policy.json")
-    env = make_env(EnvConfig.model_validate(made["env"]))
+    env = make_raw_env(EnvConfig.model_validate(made["env"]))
     network = NetworkConfig.model_validate(made["network"])
-    policy = ControlPolicy(made["num_inputs"], env.action_space, network, shared_trunk=made["shared_trunk"])
+    policy = ControlPolicy(
+        made["num_inputs"],
+        env.action_space,
+        network,
+        shared_trunk=made["shared_trunk"],
+        observation_space=env.observation_space,
+    )
     policy.load_state_dict(load_file(directory / "policy.safetensors"))
     policy.normalizes = made["normalizes"]
     env.close()
     return policy.eval()
+
+
+def _directory_of_policy(directory: Path, seed: int | None) -> Path:
+    if (directory / "policy.json").exists() and seed is None:
+        return directory
+    found = {
+        int(path.parent.name.removeprefix("seed-")): path.parent
+        for path in (*directory.glob("policy/seed-*/policy.json"), *directory.glob("seed-*/policy.json"))
+    }
+    if found and (seed is None or seed in found):
+        return found[min(found) if seed is None else seed]
+    seeds = f"policies of the seeds {sorted(found)}" if found else "no control policy"
+    wanted = "policy.json and policy.safetensors" if seed is None else f"one of seed {seed}"
+    raise CheckpointError(
+        f"{directory} holds {seeds}; expected {wanted}; give the directory of a finished control run, as runs/cartpole"
+    )

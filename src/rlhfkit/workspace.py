@@ -127,6 +127,8 @@ def _readers(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
     if setting.rpartition(".")[2] in SETTINGS_WITHOUT_EFFECT:
         return set()
     section, _, key = setting.partition(".")
+    if isinstance(recipe, ControlRecipe) and section != "purpose":
+        return set(recipe.stages)  # its one stage reads every section, whose names those of text have too
     if section == "data":
         tables = {table for several in DATA_OF_STAGE.values() for table in several}
         table = key.partition(".")[0]

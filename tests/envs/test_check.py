@@ -1,6 +1,7 @@
 """A gallery of broken environments, each with what the check says of it."""
 
 import re
+import time
 from itertools import count
 from typing import Any
 
@@ -395,6 +396,75 @@ def test_observations_that_are_no_arrays_are_compared_too():
             return {"place": super().observation(), "sign": int(self.place > 0)}
 
     assert check_gymnasium_env(Both()) == ()
+
+
+class Unseeded(Walk):
+    """Begins where it wants, whatever the seed, and always at the same place."""
+
+    def reset(self, *, seed=None, options=None):
+        self.place = 1.0
+        return self.observation(), {}
+
+
+class OwnGenerator(Walk):
+    """Seeds a generator of its own, and not Gymnasium's."""
+
+    def reset(self, *, seed=None, options=None):
+        self.place = float(np.random.default_rng(seed).uniform(-2, 2))
+        return self.observation(), {}
+
+
+def test_an_environment_that_ignores_its_seed_is_refused():
+    told = fault(check_gymnasium_env, Unseeded())
+    assert "reset ignores its seed: the seeds 0, 1, 2 and the same actions gave the same episode" in told
+    assert told.rstrip().endswith("call super().reset(seed=seed), and draw from self.np_random")
+    assert check_gymnasium_env(OwnGenerator()) == ()
+
+
+def informing(info: Any, info_of_reset: Any = None) -> Walk:
+    class Informing(Walk):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return super().reset(seed=seed)[0], (info_of_reset or dict)()
+
+        def step(self, action: np.int64) -> Any:
+            return *super().step(action)[:4], info()
+
+    return Informing()
+
+
+def test_an_info_that_differs_the_second_time_is_refused():
+    random = np.random.default_rng(0)
+    assert "the info of step 1 was {'luck': " in fault(
+        check_gymnasium_env, informing(lambda: {"luck": random.random()})
+    )
+    told = fault(check_gymnasium_env, informing(dict, lambda: {"luck": random.random(3)}))
+    assert "the info of reset was {'luck': " in told
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        lambda: {"nothing": float("nan"), "nested": {"array": np.array([1.0, np.nan])}},
+        lambda: {"object": object(), "mask": np.ones(2, np.int8)},
+        lambda: {"episode": {"r": 1.0, "t": time.perf_counter()}},  # as gymnasium.wrappers.RecordEpisodeStatistics
+    ],
+)
+def test_an_info_that_says_the_same_passes(info):
+    assert check_gymnasium_env(informing(info)) == ()
+
+
+@pytest.mark.parametrize("bound", [np.inf, np.finfo(np.float32).max])
+def test_actions_of_a_space_without_bounds_are_tried_at_a_moderate_size(bound):
+    class Pushed(Walk):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = spaces.Box(-bound, bound, (1,), np.float32)
+
+        def step(self, action: Any) -> Any:
+            assert np.abs(action).max() < 10
+            return super().step(np.int64(action[0] > 0))
+
+    assert check_gymnasium_env(Pushed()) == ()
 
 
 class Haunted(Walk):

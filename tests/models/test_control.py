@@ -1,10 +1,11 @@
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
 from rlhfkit.config.control import NetworkConfig
-from rlhfkit.errors import EnvError
+from rlhfkit.errors import EnvError, ShapeError
 from rlhfkit.models.control import ControlPolicy, ControlSteps, action_kind
 
 SPACES = {
@@ -76,6 +77,87 @@ def test_minus_one_to_one_is_the_range_of_a_bounded_action():
 def test_an_unbounded_action_is_passed_on_as_it_is():
     kind = action_kind(spaces.Box(-np.inf, np.inf, (1,), np.float32))
     assert kind.to_env(torch.tensor([[123.0]])).tolist() == [[123.0]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_the_largest_number_of_a_type_is_no_bound(dtype):
+    largest = np.finfo(dtype).max
+    space = spaces.Box(np.array([-largest, -2.0], dtype), np.array([largest, 4.0], dtype), dtype=dtype)
+    assert action_kind(space).to_env(torch.tensor([[0.5, 0.5]])).tolist() == [[0.5, 2.5]]
+
+
+def test_float32_bounds_in_float64_are_none():
+    largest = float(np.finfo(np.float32).max)
+    assert action_kind(spaces.Box(-largest, largest, (1,), np.float64)).to_env(torch.tensor([[0.5]])).tolist() == [
+        [0.5]
+    ]
+
+
+def policy_for(observation_space, action_space):
+    torch.manual_seed(0)
+    return ControlPolicy(
+        gymnasium.spaces.utils.flatdim(observation_space),
+        action_space,
+        NetworkConfig(hidden=(8,)),
+        observation_space=observation_space,
+    )
+
+
+OBSERVATIONS = {
+    "box": spaces.Box(-1, 1, (3,), np.float32),
+    "image": spaces.Box(0, 255, (4, 4, 3), np.uint8),
+    "discrete": spaces.Discrete(5, start=2),
+    "dict": spaces.Dict({"z": spaces.Discrete(3), "a": spaces.Box(-1, 1, (2, 2), np.float64)}),
+    "tuple": spaces.Tuple((spaces.MultiBinary(3), spaces.Dict({"x": spaces.Box(-1, 1, (), np.float32)}))),
+}
+ACTIONS = {
+    "discrete": spaces.Discrete(3, start=-1),
+    "box": spaces.Box(np.array([0.0, -2.0]), np.array([10.0, 2.0]), dtype=np.float64),
+    "switches": spaces.MultiBinary((2, 2)),
+    "choices": spaces.MultiDiscrete([3, 4], start=[1, 2]),
+}
+
+
+@pytest.mark.parametrize("observations", OBSERVATIONS)
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_predict_takes_the_environments_observation_and_gives_its_action(observations, actions):
+    space, action_space = OBSERVATIONS[observations], ACTIONS[actions]
+    space.seed(1)
+    policy = policy_for(space, action_space)
+    several = [space.sample() for _ in range(4)]
+    single = [policy.predict(one) for one in several]
+    for action, one in zip(single, several, strict=True):
+        assert action_space.contains(action)
+        flat = torch.from_numpy(np.asarray(gymnasium.spaces.utils.flatten(space, one), np.float32))[None]
+        assert np.array_equal(action, policy.actions.to_env(policy.act(flat, None))[0])
+    empty = gymnasium.vector.utils.create_empty_array(space, 4)
+    batch = policy.predict(gymnasium.vector.utils.concatenate(space, several, empty))
+    assert np.array_equal(batch, np.stack(single))
+    drawn = [policy.predict(several[0], deterministic=False) for _ in range(20)]
+    assert all(action_space.contains(action) for action in drawn)
+    assert any(not np.array_equal(action, drawn[0]) for action in drawn)
+
+
+def test_predict_reaches_the_bounds_of_the_environment():
+    policy = policy_for(OBSERVATIONS["box"], spaces.Box(-2.0, 2.0, (1,), np.float32))
+    with torch.no_grad():
+        policy.head.bias.fill_(0.5)  # a quarter of the range above its middle
+        policy.head.weight.zero_()
+    assert policy.predict(np.zeros(3, np.float32)).tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("observations", "wrong", "message"),
+    [
+        ("box", np.zeros(4), r"observation is ndarray \(4,\): expected one of Box"),
+        ("dict", {"z": 1}, "observation is dict: expected one of Dict"),
+        ("dict", {"z": np.array([1, 2]), "a": np.zeros((3, 2, 2))}, "observation is dict"),
+        ("box", np.zeros((0, 3)), "a batch without observations"),
+    ],
+)
+def test_predict_refuses_what_is_no_observation(observations, wrong, message):
+    with pytest.raises(ShapeError, match=message):
+        policy_for(OBSERVATIONS[observations], ACTIONS["discrete"]).predict(wrong)
 
 
 @pytest.mark.parametrize("space", [spaces.Text(5), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Box(0, 9, (1,), int)])

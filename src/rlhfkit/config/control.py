@@ -31,6 +31,8 @@ class EnvConfig(Section):
     """Longer episodes are truncated; by default the environment's own limit."""
     vectorization: Literal["auto", "native", "sync", "async"] = "auto"
     """Gymnasium's own vector environment where it has one ("auto"), one after the other, or a process for each."""
+    new_each_episode: bool | Literal["auto"] = "auto"
+    """Make it anew for each episode, so that a killed run goes on exactly; "auto": where episodes depend on others."""
     check: bool = True
     """Try a few episodes first, and refuse an environment that breaks Gymnasium's contract."""
     normalize_observations: bool = False

@@ -6,6 +6,7 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces.utils import flatten
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.control_pipeline import check_control
@@ -84,13 +85,15 @@ def examine_control(recipe: ControlRecipe) -> Iterator[Finding]:
         for seed in range(NUM_SEEDS):
             env.action_space.seed(0)  # the same actions in each
             observation, _ = env.reset(seed=seed)
-            said, total = [np.array(observation).tolist()], 0.0
+            seen = np.asarray(flatten(env.observation_space, observation))
+            said, total = [seen.tolist()], 0.0
             for _ in range(MOST_STEPS):
                 observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
                 total += float(reward)
-                said.append((np.array(observation).tolist(), float(reward)))
-                if np.asarray(observation).dtype.kind == "f":
-                    largest = max(largest, float(np.abs(observation).max()))
+                seen = np.asarray(flatten(env.observation_space, observation))
+                said.append((seen.tolist(), float(reward)))
+                if seen.dtype.kind == "f":
+                    largest = max(largest, float(np.abs(seen).max()))
                 if terminated or truncated:
                     break
             episodes.append((said, total))

@@ -1,6 +1,7 @@
 """What is wrong with an environment, told before anything is trained on it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
 
@@ -137,55 +138,103 @@ def _get(env: Any, name: str) -> Any:
     return getattr(env, name, None)
 
 
+@dataclass
+class Played:
+    """An episode of random actions."""
+
+    faults: list[str] = field(default_factory=list)
+    said: list[Any] = field(default_factory=list)
+    """The first observation, then observation, reward and both flags of each step."""
+    infos: list[Any] = field(default_factory=list)
+
+
 def _faults_of_gymnasium_env(env: Any, twin: Any, max_steps: int) -> Iterator[str]:
     for seed in TRIAL_SEEDS:
-        faults, first = _run(env, seed, max_steps)
-        yield from faults
-        if faults:
+        first = _run(env, seed, max_steps)
+        yield from first.faults
+        if first.faults:
             return  # what follows would only repeat them
-        faults, again = _run(twin, seed, max_steps)
-        yield from faults
-        if not faults and (difference := _where_they_part(first, again)):
+        again = _run(twin, seed, max_steps)
+        yield from again.faults
+        if not again.faults and (difference := _where_they_part(first, again)):
             yield (
                 f"reset(seed={seed}) and the same actions gave another episode the second time: {difference}; call "
                 "super().reset(seed=seed), draw everything from self.np_random, and forget the last episode there"
             )
             return
+    yield from _faults_of_seed(env, max_steps)
     yield from _faults_of_actions(env)
 
 
-def _run(env: Any, seed: int, max_steps: int) -> tuple[list[str], list[Any]]:
-    """An episode with random actions: its faults, and all that the environment returned."""
-    env.action_space.seed(seed)
+def _faults_of_seed(env: Any, max_steps: int) -> Iterator[str]:
+    """An environment must seed its generator; one of its own will do, if other seeds give other episodes."""
+    states = []
+    for seed in TRIAL_SEEDS:
+        _reset(env, seed)
+        generator = _get(_get(env, "unwrapped") or env, "_np_random")
+        states.append(None if generator is None else generator.bit_generator.state)
+    if None not in states and states[0] != states[1]:
+        return
+    first, *others = (_run(env, seed, max_steps, seed_of_actions=0) for seed in TRIAL_SEEDS)
+    if not any(_where_they_part(first, other) for other in others):
+        numbers = ", ".join(map(str, TRIAL_SEEDS))
+        yield (
+            f"reset ignores its seed: the seeds {numbers} and the same actions gave the same episode, and the "
+            "environment's generator was not seeded; call super().reset(seed=seed), and draw from self.np_random"
+        )
+
+
+def _run(env: Any, seed: int, max_steps: int, *, seed_of_actions: int | None = None) -> Played:
+    """An episode with random actions, those of `seed` unless they have a seed of their own."""
+    played = Played()
+    env.action_space.seed(seed if seed_of_actions is None else seed_of_actions)
     try:
-        observation, faults = _reset(env, seed)
-        said: list[Any] = [observation]
+        observation, info, played.faults = _reset(env, seed)
+        played.said.append(observation)
+        played.infos.append(info)
         for _ in range(max_steps):
-            if faults:
-                return faults, said
-            action = env.action_space.sample()
+            if played.faults:
+                return played
+            action = _drawn(env.action_space)
             result = guarded(lambda action=action: env.step(action), f"step({action!r})")  # type: ignore[misc]
             if faults := _faults_of_result(result, env.observation_space):
-                return faults, said
-            observation, reward, terminated, truncated, _ = result
-            said.append((_copied(observation), float(reward), bool(terminated), bool(truncated)))
+                played.faults = faults
+                return played
+            observation, reward, terminated, truncated, info = result
+            played.said.append((_copied(observation), float(reward), bool(terminated), bool(truncated)))
+            played.infos.append(_copied(info))
             if terminated or truncated:
-                return [], said
+                return played
     except EnvError as error:
-        return [str(error)], []
-    if _has_time_limit(env):
-        return [], said
-    return [
-        f"no end after {max_steps} random actions, and no time limit; return terminated=True at the end, or set "
-        "max_episode_steps where it is registered (or wrap it in gymnasium.wrappers.TimeLimit)"
-    ], said
+        return Played([str(error)])
+    if not _has_time_limit(env):
+        played.faults = [
+            f"no end after {max_steps} random actions, and no time limit; return terminated=True at the end, or set "
+            "max_episode_steps where it is registered (or wrap it in gymnasium.wrappers.TimeLimit)"
+        ]
+    return played
 
 
-def _reset(env: Any, seed: int) -> tuple[Any, list[str]]:
+def _drawn(space: Space[Any]) -> Any:
+    """A random action; of moderate size where the space's bounds are the largest numbers there are."""
+    action = space.sample()
+    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        return action
+    return np.where(_bounded(space), action, np.clip(action, -1.0, 1.0)).astype(space.dtype)
+
+
+def _bounded(space: spaces.Box) -> np.ndarray:
+    """Where a space of real numbers is bounded on both sides; the largest number of its type is no bound."""
+    largest = 0.99 * min(float(np.finfo(name).max) for name in (str(space.dtype), "float32"))
+    return np.asarray((np.abs(space.low) < largest) & (np.abs(space.high) < largest))
+
+
+def _reset(env: Any, seed: int) -> tuple[Any, Any, list[str]]:
+    """Observation, info, and what is wrong with them."""
     result = guarded(lambda: env.reset(seed=seed), f"reset(seed={seed})")
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
-        return None, [f"reset returned {told(result)}; expected (observation, info); return observation, {{}}"]
-    return _copied(result[0]), _faults_of_observation(result[0], env.observation_space, "reset")
+        return None, None, [f"reset returned {told(result)}; expected (observation, info); return observation, {{}}"]
+    return _copied(result[0]), _copied(result[1]), _faults_of_observation(result[0], env.observation_space, "reset")
 
 
 def _faults_of_result(result: Any, space: Space[Any]) -> list[str]:
@@ -242,7 +291,7 @@ def _faults_of_actions(env: Any) -> list[str]:
     """Actions at the edges of the space, which random ones seldom meet, must be accepted."""
     for action in _edges(env.action_space):
         try:
-            _, faults = _reset(env, 0)
+            *_, faults = _reset(env, 0)
             if not faults:
                 guarded(lambda action=action: env.step(action), f"step({action!r})")  # type: ignore[misc]
         except EnvError as error:
@@ -255,7 +304,7 @@ def _edges(space: Space[Any]) -> list[Any]:
         case spaces.Discrete():
             numbers = range(int(space.start), int(space.start + space.n))
             return [np.int64(number) for number in (numbers if len(numbers) <= 64 else (numbers[0], numbers[-1]))]
-        case spaces.Box() if space.is_bounded():
+        case spaces.Box() if np.issubdtype(space.dtype, np.integer) or _bounded(space).all():
             return [space.low.copy(), space.high.copy()]
         case spaces.MultiDiscrete():
             return [space.start.copy(), (space.start + space.nvec - 1).astype(space.dtype)]
@@ -283,25 +332,61 @@ def _has_time_limit(env: Any) -> bool:
     return isinstance(env, TimeLimit) or (isinstance(env, Wrapper) and _has_time_limit(env.env))
 
 
-def _copied(observation: Any) -> Any:
-    """An environment may change its array afterwards."""
-    return observation.copy() if isinstance(observation, np.ndarray) else observation
+def _copied(value: Any) -> Any:
+    """An environment may change its arrays afterwards."""
+    match value:
+        case np.ndarray():
+            return value.copy()
+        case dict():
+            return {key: _copied(part) for key, part in value.items()}
+        case tuple() | list():
+            return [_copied(part) for part in value] if isinstance(value, list) else tuple(map(_copied, value))
+        case _:
+            return value
 
 
-def _where_they_part(first: list[Any], again: list[Any]) -> str:
-    for place, (a, b) in enumerate(zip(first, again, strict=False)):
+def _where_they_part(first: Played, again: Played) -> str:
+    for place, (a, b) in enumerate(zip(first.said, again.said, strict=False)):
         if not _same(a, b):
-            return f"{'reset' if place == 0 else f'step {place}'} returned {told(a)}, then {told(b)}"
-    return "" if len(first) == len(again) else f"it had {len(first) - 1} steps, then {len(again) - 1}"
+            return f"{_call(place)} returned {told(a)}, then {told(b)}"
+    if len(first.said) != len(again.said):
+        return f"it had {len(first.said) - 1} steps, then {len(again.said) - 1}"
+    for place, infos in enumerate(zip(first.infos, again.infos, strict=True)):
+        a, b = (_without_times(info) for info in infos)
+        if not _same(a, b):
+            return f"the info of {_call(place)} was {told(a)}, then {told(b)}"
+    return ""
+
+
+def _call(place: int) -> str:
+    return f"step {place}" if place else "reset"
+
+
+def _without_times(info: Any) -> Any:
+    """What Gymnasium's RecordEpisodeStatistics says of the time an episode took is no part of the episode."""
+    if not isinstance(info, dict) or not isinstance(info.get("episode"), dict):
+        return info
+    return {**info, "episode": {name: value for name, value in info["episode"].items() if name != "t"}}
 
 
 def _same(a: Any, b: Any) -> bool:
     match a:
         case np.ndarray():
-            return isinstance(b, np.ndarray) and np.array_equal(a, b)
+            return isinstance(b, np.ndarray) and _same_arrays(a, b)
         case tuple() | list():
             return type(a) is type(b) and len(a) == len(b) and all(map(_same, a, b))
         case dict():
             return isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        case float() | np.floating():
+            return isinstance(b, float | np.floating) and _same_arrays(np.asarray(a), np.asarray(b))
+        case _ if not any("__eq__" in vars(kind) for kind in type(a).__mro__[:-1]):
+            return type(a) is type(b)  # such objects only equal themselves, which says nothing about the episode
         case _:
             return bool(a == b)
+
+
+def _same_arrays(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether they are equal, NaN among them too."""
+    if a.dtype.kind not in "fc" or b.dtype.kind not in "fc":
+        return np.array_equal(a, b)
+    return np.array_equal(a, b, equal_nan=True)

@@ -13,9 +13,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from rlhfkit.config.control import EnvConfig
+from rlhfkit.envs.fresh import FreshEpisodes, depends_on_episodes_before
 from rlhfkit.errors import ConfigError, EnvError, MissingDependencyError
 
-__all__ = ["ControlEnvs", "EnvStep", "make_env", "make_envs", "make_raw_env"]
+__all__ = ["ControlEnvs", "EnvStep", "make_env", "make_envs", "make_raw_env", "needs_new_each_episode"]
 
 T = TypeVar("T")
 Floats = NDArray[np.floating[Any]]
@@ -85,7 +86,7 @@ class ControlEnvs:
         if not (np.isfinite(rewards).all() and np.isfinite(observations).all()):
             raise EnvError(
                 f"{self.name} returned a reward or an observation "
-                f"that is not a finite number (rewards {rewards}); mend its step()"
+                f"that is not a finite number (rewards {rewards}); correct its step()"
             )
         self._ended = terminated | truncated
         last = np.array(observations[self._ended])
@@ -200,8 +201,14 @@ def _load_native(envs: Any, state: dict[str, NDArray[Any]]) -> None:
 # ── making them ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def make_envs(config: EnvConfig, num_envs: int, seed_of_episode: Callable[[int, int], int]) -> ControlEnvs:
-    """`num_envs` environments as `config` says, with flat observations.
+def make_envs(
+    config: EnvConfig,
+    num_envs: int,
+    seed_of_episode: Callable[[int, int], int],
+    *,
+    new_each_episode: bool = False,
+) -> ControlEnvs:
+    """`num_envs` environments as `config` says, with flat observations; each made anew for an episode, if so wanted.
 
     Raises: EnvError where there is no such environment; ConfigError where it has no native vector environment, but
     shall; MissingDependencyError.
@@ -211,11 +218,29 @@ def make_envs(config: EnvConfig, num_envs: int, seed_of_episode: Callable[[int, 
         envs = _guarded(
             config, lambda: gymnasium.make_vec(config.id, num_envs, "vector_entry_point", **_arguments(config))
         )
+        space = envs.single_observation_space
+        if not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
+            envs.close()
+            raise ConfigError(
+                f'env.vectorization = "native": the vector environment of {config.id} gives observations of {space}, '
+                'and not one vector each; set "sync", which lays them into one'
+            )
     else:
         make = gymnasium.vector.AsyncVectorEnv if mode == "async" else gymnasium.vector.SyncVectorEnv
-        one = [lambda: make_env(config)] * num_envs
+        one = [(lambda: FreshEpisodes(lambda: make_env(config))) if new_each_episode else (lambda: make_env(config))]
+        one *= num_envs
         envs = _guarded(config, lambda: make(one, autoreset_mode=AutoresetMode.DISABLED, copy=False))
     return ControlEnvs(envs, seed_of_episode, name=config.id)
+
+
+def needs_new_each_episode(config: EnvConfig) -> bool:
+    """Whether environments are made anew for each episode: as `config` says, or where episodes depend on those before.
+
+    Raises: as `make_envs`.
+    """
+    if config.new_each_episode != "auto":
+        return config.new_each_episode
+    return _mode_of(config) != "native" and depends_on_episodes_before(lambda: make_raw_env(config))
 
 
 def make_raw_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
@@ -223,10 +248,10 @@ def make_raw_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnas
 
     Raises: as `make_envs`.
     """
-    return _guarded(
-        config,
-        lambda: gymnasium.make(config.id, render_mode=render_mode, disable_env_checker=True, **_arguments(config)),
-    )
+    # Not every constructor knows render_mode, which Gymnasium itself only passes where it is asked to.
+    drawn = {} if render_mode is None else {"render_mode": render_mode}
+    arguments = {**drawn, **_arguments(config)}
+    return _guarded(config, lambda: gymnasium.make(config.id, disable_env_checker=True, **arguments))
 
 
 def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
@@ -258,21 +283,38 @@ def _arguments(config: EnvConfig) -> dict[str, Any]:
 
 def _mode_of(config: EnvConfig) -> Literal["native", "sync", "async"]:
     spec = _guarded(config, lambda: _spec(config.id))
-    has_native = spec.vector_entry_point is not None
-    if config.vectorization == "native" and not has_native:
+    if config.vectorization == "native" and spec.vector_entry_point is None:
         raise ConfigError(
             f'env.vectorization = "native", but {config.id} has no vector environment of its own; choose "sync"'
         )
     if config.vectorization == "auto":
-        return "native" if has_native else "sync"
+        return "native" if _is_gymnasiums_own(spec) else "sync"
     return config.vectorization
+
+
+def _is_gymnasiums_own(spec: EnvSpec) -> bool:
+    """Whether there is a vector environment of Gymnasium's own that knows this task.
+
+    Those of others may keep state where `state` does not find it, and none gets the wrappers of the registration.
+    """
+    entry = spec.vector_entry_point
+    return (
+        isinstance(entry, str) and entry.startswith("gymnasium.envs.classic_control") and not spec.additional_wrappers
+    )
 
 
 def _spec(env_id: str) -> EnvSpec:
     module, _, name = env_id.rpartition(":")
     if module:
         importlib.import_module(module)
-    return gymnasium.spec(name)
+    try:
+        return gymnasium.spec(name)
+    except gymnasium.error.Error:  # Gymnasium knows more names than are registered, such as those without a version
+        env = gymnasium.make(env_id, disable_env_checker=True)
+        env.close()
+        if env.spec is None:
+            raise
+        return env.spec
 
 
 def _guarded(config: EnvConfig, make: Callable[[], T]) -> T:
@@ -283,6 +325,6 @@ def _guarded(config: EnvConfig, make: Callable[[], T]) -> T:
         extra = "box2d" if "box2d" in str(error).lower() else None
         remedy = f"pip install 'rlhfkit[{extra}]'" if extra else str(error)
         raise MissingDependencyError(f'env.id = "{config.id}" needs a package that is missing: {remedy}') from error
-    except (gymnasium.error.Error, ModuleNotFoundError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise EnvError(f'env.id = "{config.id}", env.kwargs = {config.kwargs}: {reason}') from error

@@ -14,12 +14,13 @@ from rlhfkit.errors import EnvError
 from rlhfkit.evaluation.results import Estimate, SeedResult
 from rlhfkit.intervals import mean_interval
 from rlhfkit.models.control import ControlPolicy
-from rlhfkit.seeding import derive_seed
+from rlhfkit.seeding import capture_rng, derive_seed, restore_rng
 
-__all__ = ["episode_returns", "record_episode", "summarize"]
+__all__ = ["episode_returns", "quick_return", "record_episode", "summarize"]
 
 MOST_STEPS = 100_000
 """An episode that has not ended by then never will."""
+RANKING_EPISODES, RANKING_STEPS = 10, 10_000
 MOST_FRAMES, FRAME_WIDTH = 200, 300
 """Of a recording, which shall not weigh more than the rest of the report."""
 
@@ -29,21 +30,43 @@ def episode_returns(policy: ControlPolicy, env: EnvConfig, *, num_episodes: int,
 
     Raises: EnvError where an episode does not end.
     """
+    seeds = [derive_seed(seed, "evaluation", n) for n in range(num_episodes)]
+    returns, num_left = _play(policy, env, seeds, MOST_STEPS)
+    if num_left:
+        raise EnvError(
+            f'env.id = "{env.id}": {num_left} episodes did not end within {MOST_STEPS:,} steps; set '
+            "env.max_episode_steps"
+        )
+    return returns
+
+
+def quick_return(policy: ControlPolicy, env: EnvConfig, *, seed: int) -> float:
+    """Mean return of a few episodes by the likeliest actions, cut after many steps, to rank weights in training.
+
+    Its seeds are neither those of training nor those of `episode_returns`. The global random generators stay as they
+    are.
+    """
+    before = capture_rng()
+    seeds = [derive_seed(seed, "ranking", n) for n in range(RANKING_EPISODES)]
+    returns, _ = _play(policy, env, seeds, RANKING_STEPS)
+    restore_rng(before)
+    return float(np.mean(returns))
+
+
+def _play(policy: ControlPolicy, env: EnvConfig, seeds: Sequence[int], most_steps: int) -> tuple[list[float], int]:
+    """Returns of an episode from each of the seeds, and how many did not end in so many steps."""
     one_by_one = env.model_copy(update={"vectorization": "sync"})
-    envs = make_envs(one_by_one, num_episodes, lambda n, _: derive_seed(seed, "evaluation", n))
-    returns, runs = np.zeros(num_episodes), np.ones(num_episodes, dtype=bool)
-    for _ in range(MOST_STEPS):
+    envs = make_envs(one_by_one, len(seeds), lambda n, _: seeds[n])
+    returns, runs = np.zeros(len(seeds)), np.ones(len(seeds), dtype=bool)
+    for _ in range(most_steps):
         actions = policy.act(torch.from_numpy(envs.observations).float(), None)
         step = envs.step(policy.actions.to_env(actions))
         returns += np.where(runs, step.rewards, 0.0)
         runs &= ~(step.terminated | step.truncated)
         if not runs.any():
-            envs.close()
-            return [float(episode_return) for episode_return in returns]
-    raise EnvError(
-        f'env.id = "{env.id}": {int(runs.sum())} episodes did not end within {MOST_STEPS:,} steps; set '
-        "env.max_episode_steps"
-    )
+            break
+    envs.close()
+    return [float(episode_return) for episode_return in returns], int(runs.sum())
 
 
 def summarize(seed: int, returns: Sequence[float], *, env_steps: int, training_seconds: float) -> SeedResult:
@@ -67,7 +90,10 @@ def record_episode(policy: ControlPolicy, env: EnvConfig, *, seed: int, index: i
     plain.close()
     if "rgb_array" not in plain.metadata.get("render_modes", []):
         return None
-    drawn = make_env(env, render_mode="rgb_array")
+    try:
+        drawn = make_env(env, render_mode="rgb_array")
+    except EnvError:  # it says that it can be drawn, but its constructor takes no render_mode
+        return None
     observation, _ = drawn.reset(seed=derive_seed(seed, "evaluation", index))
     frames = [drawn.render()]
     ended = False

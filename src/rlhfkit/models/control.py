@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from rlhfkit.config.control import NetworkConfig
 from rlhfkit.errors import EnvError
+from rlhfkit.models.observations import flat_rows
 from rlhfkit.models.policy import PolicyOutput
 
 __all__ = ["ActionKind", "ControlPolicy", "ControlSteps", "action_kind"]
@@ -57,7 +58,7 @@ class ActionKind(Protocol):
     num_outputs: int
     num_noise: int
 
-    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    def noise(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         """(*shape, num_noise) what randomness `sample` needs."""
         ...
 
@@ -78,7 +79,7 @@ class ActionKind(Protocol):
         ...
 
 
-def _gumbel(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+def _gumbel(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
     uniform = torch.rand(*shape, generator=generator).clamp_(min=torch.finfo(torch.float32).tiny)
     return -(-uniform.log()).log()
 
@@ -91,7 +92,7 @@ class Categorical(nn.Module):
         self.num_outputs = self.num_noise = int(space.n)
         self.start = int(space.start)
 
-    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    def noise(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         """Gumbel noise: the largest of logits plus noise is a draw from their softmax."""
         return _gumbel((*shape, self.num_noise), generator)
 
@@ -122,7 +123,7 @@ class MultiCategorical(nn.Module):
         self.num_outputs = self.num_noise = sum(self.parts)
         self.shape, self.start = space.shape, space.start
 
-    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    def noise(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         """As for one choice."""
         return _gumbel((*shape, self.num_noise), generator)
 
@@ -154,7 +155,7 @@ class Bernoulli(nn.Module):
         self.shape = space.shape
         self.num_outputs = self.num_noise = math.prod(space.shape)
 
-    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    def noise(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         """Logistic noise."""
         return torch.rand(*shape, self.num_noise, generator=generator).logit(eps=1e-7)
 
@@ -180,21 +181,26 @@ class Bernoulli(nn.Module):
 class Gaussian(nn.Module):
     """Real numbers, each from a normal distribution whose deviation does not depend on the state.
 
-    The policy's -1 to 1 is the range of the space where that is bounded. What lies beyond is clipped for the
-    environment alone: the log-probability is that of the number drawn.
+    The policy's -1 to 1 is the range of the space where that is bounded on both sides. What lies beyond is clipped for
+    the environment alone: the log-probability is that of the number drawn.
     """
 
     def __init__(self, space: spaces.Box, log_std: float) -> None:
         super().__init__()
         self.shape = space.shape
         self.num_outputs = self.num_noise = math.prod(space.shape)
-        bounded = np.isfinite(space.low) & np.isfinite(space.high)
-        low, high = np.where(bounded, space.low, -1.0), np.where(bounded, space.high, 1.0)
-        self.centre, self.scale = (high + low).astype(space.dtype) / 2, (high - low).astype(space.dtype) / 2
+        # The largest number of its type is what some environments write for "no bound".
+        largest = 0.99 * min(float(np.finfo(name).max) for name in (str(space.dtype), "float32"))
+        bounded = (np.abs(space.low) < largest) & (np.abs(space.high) < largest)
+        low, high = (
+            np.where(bounded, bound, default).astype(np.float64)
+            for bound, default in ((space.low, -1.0), (space.high, 1.0))
+        )
+        self.centre, self.scale = ((high + low) / 2).astype(space.dtype), ((high - low) / 2).astype(space.dtype)
         self.low, self.high = space.low, space.high
         self.log_std = nn.Parameter(torch.full((self.num_outputs,), log_std))
 
-    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    def noise(self, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
         """Standard normal noise."""
         return torch.randn(*shape, self.num_noise, generator=generator)
 
@@ -250,10 +256,21 @@ class ControlPolicy(nn.Module):
     """A small actor with its critic, which see one observation at a time."""
 
     def __init__(
-        self, num_inputs: int, action_space: gymnasium.Space[Any], config: NetworkConfig, *, shared_trunk: bool = False
+        self,
+        num_inputs: int,
+        action_space: gymnasium.Space[Any],
+        config: NetworkConfig,
+        *,
+        shared_trunk: bool = False,
+        observation_space: gymnasium.Space[Any] | None = None,
     ) -> None:
-        """Orthogonal weights from torch's global generator; the actor's last layer is small: it begins undecided."""
+        """Orthogonal weights from torch's global generator; the actor's last layer is small: it begins undecided.
+
+        `observation_space` is the environment's, for `predict`; without it, a vector of `num_inputs` numbers.
+        """
         super().__init__()
+        vector = spaces.Box(-np.inf, np.inf, (num_inputs,), np.float32)
+        self.observation_space = vector if observation_space is None else observation_space
         self.actions = action_kind(action_space, log_std=config.log_std)
         widths = (num_inputs, *config.hidden)
         self.trunk = _hidden_layers(widths, config)
@@ -285,6 +302,18 @@ class ControlPolicy(nn.Module):
         """Actions (N,) or (N, A) for observations (N, D); the likeliest ones where there is no noise."""
         outputs = self.head(self.trunk(self._seen(observations)))
         return self.actions.mode(outputs) if noise is None else self.actions.sample(outputs, noise)
+
+    def predict(self, observation: Any, *, deterministic: bool = True, generator: torch.Generator | None = None) -> Any:
+        """The environment's own action for its own observation: what `env.step` takes for what `env.reset` returned.
+
+        A batch of observations, as of a vector environment, gives a batch of actions. The likeliest action, or one
+        drawn from the policy, by `generator` if it is given.
+        Raises: ShapeError where the observation is not of the environment's space.
+        """
+        rows, is_batch = flat_rows(self.observation_space, observation)
+        noise = None if deterministic else self.actions.noise((len(rows),), generator)
+        actions = self.actions.to_env(self.act(torch.from_numpy(rows), noise))
+        return actions if is_batch else actions[0]
 
     def values(self, observations: Tensor) -> Tensor:
         """Values (…) of observations (…, D)."""

@@ -101,7 +101,7 @@ class ControlRollout:
             actions.append(policy.act(observations[t], noise[t]))
             step = envs.step(policy.actions.to_env(actions[t]))
             rewards[t], terminated[t], truncated[t], acted[t] = (
-                step.rewards,
+                np.where(step.acted, step.rewards, 0.0),  # a call that only resets is no step, and earns nothing
                 step.terminated,
                 step.truncated,
                 step.acted,
@@ -219,6 +219,13 @@ class ControlRollout:
         for name, moments in self._moments().items():
             moments.mean, moments.var = arrays[f"{name}.mean"].copy(), arrays[f"{name}.var"].copy()
             moments.count = float(arrays[f"{name}.count"])
+
+    def put_back_statistics(self, tensors: dict[str, Tensor]) -> None:
+        """Have the policy read observations as in the rollout that began with what `state` gave."""
+        if "observation_moments.mean" in tensors and float(tensors["observation_moments.count"]):
+            moments = RunningMoments(self.envs.observations.shape[1:])
+            moments.mean, moments.var = (tensors[f"observation_moments.{part}"].numpy() for part in ("mean", "var"))
+            self.policy.normalize_by(moments.mean, moments.std())
 
     def _moments(self) -> dict[str, RunningMoments]:
         named = {"observation_moments": self.observation_moments, "return_moments": self.return_moments}
