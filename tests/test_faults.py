@@ -33,7 +33,7 @@ function = "tests.training.tiny:count_vowels"
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run a recipe in a directory; what was warned of."""
-    monkeypatch.setattr(pipeline, "write_report", lambda run_dir: run_dir.report.touch())
+    monkeypatch.setattr(pipeline, "report_or_warn", lambda run_dir, warn: run_dir.report.touch())
     recipe = tmp_path / "recipe.toml"
 
     def run_in(directory, text, *overrides):

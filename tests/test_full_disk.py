@@ -52,7 +52,7 @@ def files_no_larger_than(num_bytes):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run the recipe of SFT in a directory."""
-    monkeypatch.setattr(pipeline, "write_report", lambda run_dir: run_dir.report.touch())
+    monkeypatch.setattr(pipeline, "report_or_warn", lambda run_dir, warn: run_dir.report.touch())
     recipe = tmp_path / "sft.toml"
     recipe.write_text(RECIPES["sft"])
 

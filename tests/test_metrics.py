@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 
@@ -198,3 +199,63 @@ def test_tensorboard_shows_each_iteration_once_after_a_resume(run):
 
     assert points("ppo", "ppo/score/mean") == [(1, 1.0), (2, 20.0), (3, 30.0)]
     assert points("sft", "sft/loss") == [(9, 0.5)]
+
+
+# ── what only shows a run ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_damaged_line_is_left_out_and_named_once_for_those_who_watch(run):
+    with RunLog(run) as log:
+        for iteration in range(3):
+            log.write("ppo", iteration, {"score/mean": 1.0})
+    lines = run.metrics.read_bytes().splitlines(keepends=True)
+    run.metrics.write_bytes(lines[0] + lines[1].replace(b'"ppo"', b'\xf0ppo"') + lines[2])
+    warnings = []
+    with RunLog(run, warn=warnings.append) as log:
+        assert [row["iteration"] for row in log.rows("ppo")] == [0, 2]
+    (warning,) = warnings
+    assert warning.startswith(f"{run.metrics}:2: the line is damaged (1 in all)")
+
+
+def test_a_flipped_bit_that_leaves_json_is_noticed_when_a_run_is_resumed(run):
+    with RunLog(run) as log:
+        log.write("ppo", 0, {"score/mean": 1.5})
+        log.write_samples("ppo", 0, [{"response": "tea"}])
+        position = log.position()
+    warnings = []
+    with RunLog(run, warn=warnings.append) as log:
+        log.truncate(position)
+        assert warnings == []
+    run.samples.write_bytes(run.samples.read_bytes().replace(b"tea", b"tee"))
+    with RunLog(run, warn=warnings.append) as log:
+        log.truncate(position)
+        log.write_samples("ppo", 1, [{"response": "more"}])  # at the end, though the file was read from its beginning
+    (warning,) = warnings
+    assert warning.startswith(f"{run.samples} is not what it was when the checkpoint was written")
+    assert [json.loads(line)["iteration"] for line in run.samples.read_text().splitlines()] == [0, 1]
+
+
+def test_tensorboard_never_ends_a_run_and_is_complained_of_once(run):
+    run.tensorboard.parent.mkdir(parents=True, exist_ok=True)
+    run.tensorboard.write_text("a file where a directory should be")
+    warnings = []
+    with RunLog(run, warn=warnings.append) as log:
+        for stage in ("sft", "ppo"):
+            for iteration in range(2):
+                log.write(stage, iteration, {"loss": 1.0})
+    (warning,) = warnings
+    assert warning.startswith(f"TensorBoard's files in {run.tensorboard} cannot be written (")
+    assert len(run.metrics.read_text().splitlines()) == 4
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
+def test_tensorboard_files_that_vanish_while_a_run_is_on_do_not_end_it(run):
+    warnings = []
+    with RunLog(run, warn=warnings.append) as log:
+        log.write("ppo", 0, {"loss": 1.0})
+        shutil.rmtree(run.tensorboard)
+        run.tensorboard.write_text("")
+        log.write("ppo", 1, {"loss": 1.0})
+        log.write("sft", 0, {"loss": 1.0})
+    assert len(warnings) <= 1
+    assert len(run.metrics.read_text().splitlines()) == 3

@@ -172,7 +172,7 @@ def watch():
 
 def test_whatever_the_data_say_a_run_writes_in_its_directory_alone(tmp_path, watch, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "write_report", lambda run_dir: run_dir.report.touch())
+    monkeypatch.setattr(pipeline, "report_or_warn", lambda run_dir, warn: run_dir.report.touch())
     evil = ["../../evil", "/etc/evil", "..\\evil", "runs/../../evil", "$HOME/evil", "~/evil", "a\0b", "CON", HOSTILE]
     rows = [{"prompt": text, "id": text, "path": text, "file_name": text, "stage": text} for text in evil]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

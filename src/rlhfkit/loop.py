@@ -21,7 +21,7 @@ from rlhfkit.config.schema import (
     RewardModelRewardConfig,
     Stage,
 )
-from rlhfkit.evaluation.report import write_report
+from rlhfkit.evaluation.report import report_or_warn
 from rlhfkit.inputs import Inputs
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.manifest import Manifest
@@ -71,19 +71,19 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
         progress.warn(change)
     with locked(run_dir), quiet_transformers():
         prepare(run_dir, loaded, fresh=fresh)
-        with RunLog(run_dir) as log:
+        with RunLog(run_dir, warn=progress.warn) as log:
             beginning = Pipeline(inputs, run_dir, log, progress)
             for stage in recipe.stages:
                 if not _is_of_round(stage):
                     beginning.do(stage)
             for number in range(1, recipe.rounds + 1):
                 _run_round(recipe, run_dir, number, progress, beginning.builder.dtype_choice)
-                write_report(run_dir)  # for people who look in between
+                report_or_warn(run_dir, progress.warn)  # for people who look in between
             if is_finished:
                 progress.note("nothing was left to do; --fresh starts over")
             else:
                 _take_over(run_dir, recipe, beginning.manifest)
-                write_report(run_dir)
+                report_or_warn(run_dir, progress.warn)
 
 
 def _is_of_round(stage: Stage) -> bool:

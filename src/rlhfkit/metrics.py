@@ -1,21 +1,25 @@
 """Numbers of a run: added up exactly, then written to `metrics.jsonl` and TensorBoard."""
 
 import json
+import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 from rlhfkit.errors import CheckpointError, TrainingError
-from rlhfkit.rundir import RunDir, writing
+from rlhfkit.rundir import RunDir, read_lines, writing
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["Metrics", "RunLog", "Scalar", "rounded"]
+
+logger = logging.getLogger(__name__)
 
 
 class Scalar(Protocol):
@@ -69,12 +73,15 @@ class RunLog:
     A line that a crash cut short is removed when the log is opened.
     """
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, *, warn: Callable[[str], None] = logger.warning) -> None:
+        """Open the files of `run`; `warn` hears what goes wrong with what only shows the run, and does not end it."""
         run.path.mkdir(parents=True, exist_ok=True)
         self._run = run
+        self._warn = warn
         self._metrics = _open_lines(run.metrics)
         self._samples = _open_lines(run.samples)
-        self._boards: dict[str, SummaryWriter] = {}
+        self._boards: dict[str, SummaryWriter] | None = {}
+        """None once they could not be written."""
 
     def __enter__(self) -> Self:
         return self
@@ -95,8 +102,8 @@ class RunLog:
             stack.enter_context(writing(self._run.path))
             stack.callback(self._metrics.close)
             stack.callback(self._samples.close)
-            for board in self._boards.values():
-                stack.callback(board.close)
+            for board in (self._boards or {}).values():
+                stack.callback(self._shown, board.close)
 
     def write(
         self,
@@ -119,10 +126,9 @@ class RunLog:
                     "the metrics before it show what grew: try a lower learning rate or a smaller max_grad_norm"
                 )
         _append(self._metrics, {"stage": stage, "iteration": iteration, **labels, **values})
-        with writing(self._run.tensorboard):
-            board = self._board("/".join([stage, *(f"{name}-{label}" for name, label in labels.items())]), iteration)
-            for name, value in values.items():
-                board.add_scalar(f"{stage}/{name}", value, iteration)
+        if self._boards is not None:
+            place = "/".join([stage, *(f"{name}-{label}" for name, label in labels.items())])
+            self._shown(self._add_points, self._boards, place, stage, iteration, values)
 
     def write_samples(self, stage: str, iteration: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append one line for each row to `samples.jsonl`.
@@ -137,19 +143,28 @@ class RunLog:
             _append(self._samples, {"stage": stage, "iteration": iteration, **values})
 
     def rows(self, stage: str, *, labels: Mapping[str, int] = MappingProxyType({})) -> Iterator[dict[str, Any]]:
-        """The lines of one training that `metrics.jsonl` holds so far."""
-        with self._run.metrics.open(encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                if row["stage"] == stage and all(row.get(name) == value for name, value in labels.items()):
-                    yield row
+        """The lines of one training that `metrics.jsonl` holds so far; a damaged one is left out, and told."""
+        rows, damaged = read_lines(self._run.metrics)
+        if damaged:
+            self._warn(
+                f"{self._run.metrics}:{damaged[0]}: the line is damaged ({len(damaged)} in all), and the rules that "
+                "watch the run go on without it; restore the file from a copy if you have one"
+            )
+        for row in rows:
+            if row.get("stage") == stage and all(row.get(name) == value for name, value in labels.items()):
+                yield row
 
     def position(self) -> dict[str, int]:
         """Where the files end, in bytes, for a checkpoint; what is before it is safely on the disk."""
         for file in (self._metrics, self._samples):
             with writing(Path(file.name)):
                 os.fsync(file.fileno())
-        return {"metrics_bytes": self._metrics.tell(), "samples_bytes": self._samples.tell()}
+        return {
+            "metrics_bytes": self._metrics.tell(),
+            "samples_bytes": self._samples.tell(),
+            "metrics_crc32": _checksum(self._metrics),
+            "samples_crc32": _checksum(self._samples),
+        }
 
     def truncate(self, position: Mapping[str, int]) -> None:
         """Forget what was written after `position`, so that a resumed run writes it again.
@@ -158,6 +173,12 @@ class RunLog:
         """
         _cut(self._metrics, self._run.metrics, position["metrics_bytes"])
         _cut(self._samples, self._run.samples, position["samples_bytes"])
+        for name, file in (("metrics_crc32", self._metrics), ("samples_crc32", self._samples)):
+            if name in position and position[name] != _checksum(file):
+                self._warn(
+                    f"{file.name} is not what it was when the checkpoint was written: something has changed it, and "
+                    "what it says of the iterations before may be wrong; the training itself does not depend on it"
+                )
 
     def forget(self, stage: str) -> None:
         """Forget what an attempt at `stage` wrote that left no checkpoint, so that the stage begins anew."""
@@ -172,17 +193,46 @@ class RunLog:
                 position += len(line)
             file.seek(0, os.SEEK_END)
 
-    def _board(self, name: str, iteration: int) -> "SummaryWriter":
-        """The TensorBoard writer of a stage's training; points of an earlier attempt from `iteration` on are purged.
+    def _shown(self, show: Callable[..., None], *arguments: object) -> None:
+        """Have TensorBoard's files written; where they cannot be, that is told once, and none are any more."""
+        try:
+            show(*arguments)
+        except Exception as error:  # whatever it is, it only shows the run
+            if self._boards is not None:
+                words = " ".join(str(error).split()) or type(error).__name__
+                self._warn(
+                    f"TensorBoard's files in {self._run.tensorboard} cannot be written ({words}); the run goes on "
+                    f"without them: all numbers are in {self._run.metrics.name}"
+                )
+            self._boards = None
 
-        One directory for each, since purging spares no tag of a directory.
+    def _add_points(
+        self,
+        boards: "dict[str, SummaryWriter]",
+        place: str,
+        stage: str,
+        iteration: int,
+        values: Mapping[str, float],
+    ) -> None:
+        """Write a point for each value; points of an earlier attempt from `iteration` on are purged.
+
+        One directory for each training, since purging spares no tag of a directory.
         """
-        if name not in self._boards:
+        if place not in boards:
             from torch.utils.tensorboard import SummaryWriter
 
-            directory = self._run.tensorboard / name
-            self._boards[name] = SummaryWriter(directory, purge_step=iteration, flush_secs=30)
-        return self._boards[name]
+            boards[place] = SummaryWriter(self._run.tensorboard / place, purge_step=iteration, flush_secs=30)
+        for name, value in values.items():
+            boards[place].add_scalar(f"{stage}/{name}", value, iteration)
+
+
+def _checksum(file: IO[bytes]) -> int:
+    """Of what the file holds; it is then at its end."""
+    file.seek(0)
+    checksum = 0
+    while block := file.read(1 << 20):
+        checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _open_lines(path: Path) -> IO[bytes]:

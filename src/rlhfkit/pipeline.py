@@ -37,7 +37,7 @@ from rlhfkit.envs.text import TextEnvFactory
 from rlhfkit.errors import CheckpointError, ConfigError, DataError
 from rlhfkit.evaluation.episodes import compare_episodes
 from rlhfkit.evaluation.evaluate import compare
-from rlhfkit.evaluation.report import write_report
+from rlhfkit.evaluation.report import report_or_warn
 from rlhfkit.evaluation.results import Evaluation, TaskResults
 from rlhfkit.evaluation.tasks import FieldMetric, classification, likeliest_responses, questions_of, translation
 from rlhfkit.feedback.exchange import preferences_of
@@ -128,13 +128,13 @@ def run(
         progress.warn(change)
     with locked(run_dir), quiet_transformers():
         prepare(run_dir, loaded, fresh=fresh)
-        with RunLog(run_dir) as log:
+        with RunLog(run_dir, warn=progress.warn) as log:
             pipeline = Pipeline(inputs, run_dir, log, progress)
             for stage in loaded.recipe.stages:
                 pipeline.do(stage)
             if len(finished) == len(loaded.recipe.stages):
                 progress.note("nothing was left to do; --fresh starts over")
-        write_report(run_dir)
+        report_or_warn(run_dir, progress.warn)
 
 
 def _run_control(
@@ -144,9 +144,9 @@ def _run_control(
         progress.note(note)
     with locked(run_dir):
         prepare(run_dir, loaded, fresh=fresh)
-        with RunLog(run_dir) as log:
+        with RunLog(run_dir, warn=progress.warn) as log:
             ControlPipeline(recipe, run_dir, log, progress).do()
-        write_report(run_dir)
+        report_or_warn(run_dir, progress.warn)
 
 
 @dataclass
@@ -608,14 +608,10 @@ class Pipeline:
             {"use": name, "path": str(file.path), "sha256": file.sha256, "num_rows": file.num_rows}
             for file in loaded.sources
         )
+        for words in loaded.warnings(name):
+            self._once(self.progress.warn, words)
         if loaded.skipped:
-            self._once(
-                self.progress.warn,
-                f"data.{name}: {len(loaded.skipped)} bad rows left out, the first: {loaded.skipped[0]}",
-            )
             self.manifest.add_stage("data", **{f"{name}_skipped": len(loaded.skipped)})
-        for note in loaded.notes:
-            self._once(self.progress.warn, f"{', '.join(file.path for file in loaded.sources)}: {note}")
         return loaded
 
     def _once(self, say: Callable[[str], None], text: str) -> None:
@@ -733,7 +729,7 @@ def evaluate(directory: Path) -> None:
     if isinstance(recipe, ControlRecipe):
         with locked(run_dir), RunLog(run_dir) as log:
             ControlPipeline(recipe, run_dir, log, Progress()).evaluate()
-            write_report(run_dir)
+            report_or_warn(run_dir, Progress().warn)
         return
     if not run_dir.model("policy").exists():
         raise CheckpointError(f"{directory} has no policy yet; finish it with the command that began it")
@@ -745,7 +741,7 @@ def evaluate(directory: Path) -> None:
         pipeline = Pipeline(inputs, run_dir, log, Progress())
         pipeline._tell_dtype()
         pipeline.evaluate()
-        write_report(run_dir)
+        report_or_warn(run_dir, Progress().warn)
 
 
 def compare_with_last(recipe: Recipe, run_dir: RunDir, last: Path, *, progress: Progress) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rlhfkit.errors import CheckpointError
-from rlhfkit.evaluation.report import render_report, write_report
+from rlhfkit.evaluation.report import render_report, report_or_warn, write_report
 from rlhfkit.rundir import RunDir
 
 HOSTILE = (
@@ -191,7 +191,7 @@ def test_a_run_in_progress_says_how_far_it_is(quick_run: RunDir):
 def test_unreadable_lines_are_left_out_and_counted(quick_run: RunDir):
     with quick_run.metrics.open("a") as file:
         file.write('garbage\n[1]\n\n{"stage": "ppo", "iteration": 121, "score/mean": NaN, "ref_kl/sequence": "x"}\n')
-    assert "2 unreadable lines of metrics or samples left out" in Page(render_report(quick_run)).text
+    assert "2 unreadable lines of metrics or samples left out (" in Page(render_report(quick_run)).text
 
 
 def test_an_iteration_that_was_repeated_after_a_kill_counts_once(quick_run: RunDir):
@@ -352,3 +352,12 @@ def test_a_translation_shows_its_measures_as_points(quick_run: RunDir):
     assert "chrF 61.0 → 70.0 likeliest responses; +9.0 points" in told
     assert "On 260 held-out prompts, with the likeliest response to each: chrF from 61.0 before PPO to 70.0" in told
     assert "confusion" not in page.headings()
+
+
+def test_a_report_that_cannot_be_written_at_the_end_of_a_run_is_a_warning(fake_run: RunDir):
+    fake_run.evaluation.write_text("{")
+    warnings: list[str] = []
+    report_or_warn(fake_run, warnings.append)
+    (warning,) = warnings
+    assert warning.startswith(f"{fake_run.report} cannot be written ({fake_run.evaluation} is damaged")
+    assert warning.endswith(f"rlhfkit report {fake_run.path}")

@@ -71,6 +71,12 @@ class Loaded(Generic[T]):
     notes: tuple[str, ...] = ()
     """What somebody should know of the rows: text that takes no part, signs of a wrong conversion."""
 
+    def warnings(self, table: str) -> Iterator[str]:
+        """What to warn of, once: several tables may read the same file."""
+        if self.skipped:
+            yield f"data.{table}: {len(self.skipped)} bad rows left out, the first: {self.skipped[0]}"
+        yield from (f"{', '.join(file.path for file in self.sources)}: {note}" for note in self.notes)
+
 
 class MissingColumnError(DataError):
     """A row lacks a column that it needs, perhaps because the file calls it otherwise."""

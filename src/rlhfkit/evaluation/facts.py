@@ -1,7 +1,6 @@
 """What a run's files say, read once and checked, for whoever judges or shows the run."""
 
 import copy
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from rlhfkit.errors import CheckpointError
 from rlhfkit.evaluation.results import Evaluation, RewardModelResults, read_results
-from rlhfkit.rundir import RunDir, read_json
+from rlhfkit.rundir import RunDir, read_json, read_lines
 
 __all__ = ["STAGE_NAMES", "Facts", "Row", "curve", "ends", "finite", "read_facts"]
 
@@ -42,6 +41,8 @@ class Facts:
     reward_model: RewardModelResults | None
     damaged_lines: int
     """Lines of the metrics and samples that are not JSON objects."""
+    damaged_places: tuple[str, ...] = ()
+    """Where they stand, as "metrics.jsonl:17"."""
 
     def setting(self, *path: str) -> Any:
         """A value of the config, or nothing where the config lacks it."""
@@ -58,8 +59,8 @@ def read_facts(run: RunDir) -> Facts:
     """
     if not run.path.is_dir():
         raise CheckpointError(f"there is no run directory {run.path}; name one that `rlhfkit run` made")
-    metrics_rows, damaged_metrics = _read_lines(run.metrics)
-    samples, damaged_samples = _read_lines(run.samples)
+    metrics_rows, damaged_metrics = read_lines(run.metrics)
+    samples, damaged_samples = read_lines(run.samples)
     manifest = _read_object(run.manifest)
     config = _with_rates(_read_object(run.config), manifest)
     by_stage: dict[str, dict[tuple[float, float], Row]] = {}
@@ -76,7 +77,11 @@ def read_facts(run: RunDir) -> Facts:
         samples=samples,
         evaluation=None if run.is_control() else read_results(run.evaluation, Evaluation),
         reward_model=read_results(run.reward_model_report, RewardModelResults),
-        damaged_lines=damaged_metrics + damaged_samples,
+        damaged_lines=len(damaged_metrics) + len(damaged_samples),
+        damaged_places=(
+            *(f"{run.metrics.name}:{number}" for number in damaged_metrics),
+            *(f"{run.samples.name}:{number}" for number in damaged_samples),
+        ),
     )
 
 
@@ -120,24 +125,3 @@ def _read_object(path: Path) -> Row:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is a {type(content).__name__}, not an object; restore it, or start the run over")
     return content
-
-
-def _read_lines(path: Path) -> tuple[list[Row], int]:
-    """The objects in a JSONL file, and how many lines are none, save a last one that is still being written."""
-    if not path.exists():
-        return [], 0
-    rows: list[Row] = []
-    damaged = 0
-    *lines, _unfinished = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for line in lines:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            damaged += 1
-    return rows, damaged

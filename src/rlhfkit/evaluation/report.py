@@ -18,7 +18,7 @@ from rlhfkit.evaluation.rounds import rounds_page
 from rlhfkit.evaluation.verdict import judge_run, name_at_start
 from rlhfkit.rundir import RunDir, write_atomically
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["render_report", "report_or_warn", "write_report"]
 
 
 def write_report(run: RunDir) -> Path:
@@ -30,6 +30,18 @@ def write_report(run: RunDir) -> Path:
     # Text of models may hold lone surrogates, for which UTF-8 has no bytes.
     write_atomically(run.report, render_report(run).encode("utf-8", "backslashreplace"))
     return run.report
+
+
+def report_or_warn(run: RunDir, warn: Callable[[str], None]) -> None:
+    """Write the report at the end of a run, which is done whether or not it can be written."""
+    try:
+        write_report(run)
+    except Exception as error:  # whatever it is, it only shows the run
+        words = " ".join(str(error).split()) or type(error).__name__
+        warn(
+            f"{run.report} cannot be written ({words}); the run itself is whole; once that is put right: "
+            f"rlhfkit report {run.path}"
+        )
 
 
 def render_report(run: RunDir) -> str:
