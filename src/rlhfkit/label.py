@@ -216,6 +216,8 @@ def _ask(
     people = options.people
     if guidelines:
         store.set_guidelines(guidelines)
+    for risk in store.risks():
+        progress.warn(risk)
     tokens = {name: store.add_annotator(name) for name in people.names}
 
     def tell(address: Address) -> None:

@@ -46,6 +46,8 @@ __all__ = [
 
 SECONDS_TO_UNDO = 10.0
 """How long the page stays when all is labelled, so that the last vote can be taken back."""
+PATIENCE_SECONDS = 600.0
+"""How long a run waits for a database that went away while people label."""
 
 
 @dataclass(frozen=True)
@@ -245,10 +247,12 @@ def _wait_for_people(store: Store, config: PeopleConfig, progress: Progress, *, 
         return  # all was said before
     if text := read_guidelines(config.guidelines):
         store.set_guidelines(text)
+    for risk in store.risks():
+        progress.warn(risk)
     tokens = {name: store.add_annotator(name) for name in config.names}
     queue = store.queue()
     with progress.stage("label", total=queue.num_pairs, unit="pair", completed=queue.num_finished) as stage:
-        watch = _Watch(store, config.names, stage.advance, queue.num_finished)
+        watch = _Watch(store, config.names, stage.advance, progress.warn, queue.num_finished)
 
         def tell(address: Address) -> None:
             progress.note(f"people are asked at {address}; Ctrl-C stops, and keeps every vote")
@@ -273,11 +277,34 @@ def _wait_for_people(store: Store, config: PeopleConfig, progress: Progress, *, 
 class _Watch:
     """Looks at a store until people are through, and for a moment longer, in which the last vote may be undone."""
 
-    def __init__(self, store: Store, names: Sequence[str], advance: Callable[[int], None], num_finished: int) -> None:
-        self.store, self.names, self.advance, self.num_finished = store, names, advance, num_finished
+    def __init__(
+        self,
+        store: Store,
+        names: Sequence[str],
+        advance: Callable[[int], None],
+        warn: Callable[[str], None],
+        num_finished: int,
+    ) -> None:
+        self.store, self.names, self.advance, self.warn = store, names, advance, warn
+        self.num_finished = num_finished
         self.through_since: float | None = None
+        self.silent_since: float | None = None
 
     def is_open(self) -> bool:
+        """Whether the page stays; also where the database is away, for a while, since people's browsers wait too."""
+        try:
+            is_open = self._is_open()
+        except StoreError as error:
+            if self.silent_since is None:
+                self.warn(f"{error}; the page stays, and waits for it up to {PATIENCE_SECONDS:.0f} s")
+                self.silent_since = time.monotonic()
+            if time.monotonic() > self.silent_since + PATIENCE_SECONDS:
+                raise
+            return True
+        self.silent_since = None
+        return is_open
+
+    def _is_open(self) -> bool:
         num_finished = self.store.queue().num_finished
         if num_finished != self.num_finished:
             self.advance(num_finished - self.num_finished)

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,32 @@ def _programs() -> Path | None:
     return Path(found).parent if found and (Path(found).parent / "pg_ctl").exists() else None
 
 
-@pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[str]:
-    """URL of a database on a server of our own; skips where there are no programs to start one."""
+class Server:
+    """A PostgreSQL server of our own, which can crash and start again."""
+
+    def __init__(self, programs: Path, directory: Path, as_user: list[str], settings: str = "") -> None:
+        self.programs, self.directory, self.as_user = programs, directory, as_user
+        self.options = f"-k {directory} -c listen_addresses='' -c max_connections=150 {settings}"
+        self.url = f"postgresql://postgres@/postgres?host={directory}"
+        self._call("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync")
+
+    def start(self) -> None:
+        self._call("pg_ctl", "-w", "-l", str(self.directory / "log"), "-o", self.options, "start")
+
+    def crash(self) -> None:
+        """End all its processes at once, with nothing written that was not."""
+        self._call("pg_ctl", "-m", "immediate", "stop")
+
+    def _call(self, program: str, *arguments: str) -> None:
+        command = [*self.as_user, str(self.programs / program), "-D", str(self.directory / "data"), *arguments]
+        with (self.directory / "output").open("a") as output:
+            done = subprocess.run(command, cwd=self.directory, stdout=output, stderr=output)
+        assert done.returncode == 0, (self.directory / "output").read_text()
+
+
+@contextmanager
+def running_server(settings: str = "") -> Iterator[Server]:
+    """A server with PostgreSQL's defaults but for `settings`; skips where there are no programs to start one."""
     programs = _programs()
     if programs is None:
         pytest.skip("PostgreSQL's initdb and pg_ctl are not installed")
@@ -38,23 +62,22 @@ def postgresql_server() -> Iterator[str]:
             pytest.skip("PostgreSQL does not run as root, and there is no runuser")
         os.chown(directory, owner.pw_uid, owner.pw_gid)
         as_user = ["runuser", "-u", "postgres", "--"]
-
-    def call(program: str, *arguments: str) -> None:
-        command = [*as_user, str(programs / program), "-D", str(directory / "data"), *arguments]
-        with (directory / "output").open("a") as output:
-            done = subprocess.run(command, cwd=directory, stdout=output, stderr=output)
-        assert done.returncode == 0, (directory / "output").read_text()
-
     try:
-        call("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync")
-        options = f"-k {directory} -c listen_addresses='' -c fsync=off -c max_connections=150"
-        call("pg_ctl", "-w", "-l", str(directory / "log"), "-o", options, "start")
+        server = Server(programs, directory, as_user, settings)
+        server.start()
         try:
-            yield f"postgresql://postgres@/postgres?host={directory}"
+            yield server
         finally:
-            call("pg_ctl", "-m", "immediate", "stop")
+            server.crash()
     finally:
         shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """URL of a database on a server of our own."""
+    with running_server("-c fsync=off") as server:
+        yield server.url
 
 
 @pytest.fixture

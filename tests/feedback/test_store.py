@@ -555,13 +555,21 @@ def test_a_pair_that_an_undo_opens_again_goes_to_others_when_left(make_store):
     assert store.lease("bob").pair.id == "p0"
 
 
-def test_votes_from_elsewhere_keep_their_time(make_store, clock):
+def test_votes_from_elsewhere_keep_their_time_and_whether_they_are_surplus(make_store, clock):
     store = make_store(overlap=1)
-    store.add_pairs([pair("p"), pair("q")])
-    given = [vote_on("p", "ann", created_at=12.0), vote_on("p", "bob"), vote_on("q", "bob", SKIP)]
-    assert [store.add_votes(given), store.add_votes(given)] == [3, 0]
+    store.add_pairs([pair("p"), pair("q"), pair("r")])
+    given = [
+        vote_on("p", "ann", created_at=12.0),
+        vote_on("p", "bob"),
+        vote_on("q", "bob", SKIP),
+        vote_on("r", "bob", is_surplus=True),
+    ]
+    assert [store.add_votes(given), store.add_votes(given)] == [4, 0]
     kept = [(vote.annotator, vote.created_at, vote.is_surplus) for vote in store.votes()]
-    assert kept == [("ann", 12.0, False), ("bob", clock.now, True), ("bob", clock.now, False)]
+    now = clock.now
+    assert kept == [("ann", 12.0, False), ("bob", now, False), ("bob", now, False), ("bob", now, True)]
+    assert store.queue().num_finished == 1  # nobody's vote was counted for q and r
+    assert store.lease("carl").pair.id == "q"
 
 
 # Counters

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from rlhfkit.errors import DataError, MissingDependencyError, StoreError
 from rlhfkit.feedback.guard import Guard, Refusal, is_local_request
-from rlhfkit.feedback.store import Store
+from rlhfkit.feedback.store import Store, Task
 from rlhfkit.feedback.votes import FLAGS, LARGEST_STRENGTH, SKIP_REASONS, Choice, Flag, Pair, Side, SkipReason, Vote
 from rlhfkit.records import Conversation
 
@@ -90,7 +90,7 @@ class Site:
 
     def side(self, person: str, pair_id: str) -> Side | None:
         """Which response stands left for this person; None where they never had the pair."""
-        return self.shown.pop((person, pair_id), None) or self.store.shown_left(person, pair_id)
+        return self.shown.get((person, pair_id)) or self.store.shown_left(person, pair_id)
 
     def remember_side(self, person: str, pair_id: str, side: Side) -> None:
         """Keep what a person sees until their vote comes."""
@@ -407,12 +407,15 @@ def _sides(pair: Pair, shown_left: Side) -> tuple[str | Conversation, str | Conv
     return both if shown_left == "a" else both[::-1]
 
 
-def _next(site: Site, person: str) -> dict[str, Any]:
-    """What comes next for a person: a task, or none, and how far they are."""
+def _leased(site: Site, person: str) -> dict[str, Any]:
+    """What comes next for a person."""
     _let_go(site, staying=person)
-    task = site.store.lease(person)
-    progress = site.store.progress(person)
-    shown = None
+    return _next(site, person, site.store.lease(person))
+
+
+def _next(site: Site, person: str, task: Task | None) -> dict[str, Any]:
+    """A task, or none, and how far the person is."""
+    progress, shown = site.store.progress(person), None
     if task is not None:
         site.remember_side(person, task.pair.id, task.shown_left)
         left, right = _sides(task.pair, task.shown_left)
@@ -512,7 +515,7 @@ def sign_out(body: Empty, request: Request) -> Response:
 @_router.post("/api/task")
 def task(body: Empty, person: Person, site: TheSite) -> Response:
     """The pair that the person holds, or the next one."""
-    return _json(_next(site, person))
+    return _json(_leased(site, person))
 
 
 @_router.post("/api/vote")
@@ -521,15 +524,17 @@ def vote(body: VoteBody, person: Person, site: TheSite) -> Response:
     shown_left = site.side(person, body.pair_id)
     if shown_left is None:
         raise Refusal(404, "unknown_pair")
-    outcome = site.store.vote(_vote(body, person, shown_left))
-    return _json({"outcome": outcome, **_next(site, person)})
+    _let_go(site, staying=person)
+    outcome, task = site.store.vote_and_lease(_vote(body, person, shown_left))
+    site.shown.pop((person, body.pair_id), None)  # not before: where the store cannot be reached, the vote comes again
+    return _json({"outcome": outcome, **_next(site, person, task)})
 
 
 @_router.post("/api/undo")
 def undo(body: UndoBody, person: Person, site: TheSite) -> Response:
     """Take back the person's last answer; its pair comes with the reply."""
     taken = site.store.undo(person, id=body.id)
-    return _json({"taken_back": None if taken is None else _taken_back(taken), **_next(site, person)})
+    return _json({"taken_back": None if taken is None else _taken_back(taken), **_leased(site, person)})
 
 
 @_router.post("/api/heartbeat")

@@ -23,6 +23,15 @@ _WRITER = {"synchronous_commit": "off", "enable_sort": "off", "enable_bitmapscan
 _TAKE_TURN = "SELECT {}, pg_advisory_xact_lock({})".format(
     ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _WRITER.items()), _LOCK_KEY
 )
+# A transaction that waits for the disk takes along all that were committed before it, if it has something to write:
+# where it has not, PostgreSQL does not wait. So it writes an empty message to the log.
+_FLUSH = "SELECT set_config('synchronous_commit', {}, true), pg_logical_emit_message(true, 'rlhfkit', '')".format(
+    "CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END"
+)
+_RISKS = {
+    "fsync": "a crash of its machine may lose votes that were confirmed, or the whole database",
+    "full_page_writes": "a crash of its machine may damage the database",
+}
 _FORMS = "expected the path of a file, sqlite:///FILE or postgresql://USER@HOST/NAME"
 
 
@@ -76,9 +85,21 @@ class Database:
                         connection.exec_driver_sql(_TAKE_TURN)
                     yield connection
             if is_durable and not self.is_sqlite:
-                # A commit that waits for the disk takes all earlier ones along; out of turn, one serves many writers.
+                # Out of turn, so that one wait for the disk serves many writers.
                 with connection.begin():
-                    connection.exec_driver_sql("SELECT txid_current()")
+                    connection.exec_driver_sql(_FLUSH)
+
+    def risks(self) -> list[str]:
+        """What may lose votes that were confirmed, by the settings of the server. Raises: StoreError."""
+        if self.is_sqlite:
+            return []
+        with self.reading() as connection:
+            found = {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in _RISKS}
+        return [
+            f"{self.name} runs with {name} = off, so that {lost}; set {name} = on in postgresql.conf and reload it"
+            for name, lost in _RISKS.items()
+            if found[name] == "off"
+        ]
 
     def table_names(self) -> set[str]:
         """Names of the tables that the database has. Raises: StoreError."""
@@ -189,7 +210,6 @@ def _prepare_postgresql(connection: Any, record: Any) -> None:
     with connection.cursor() as cursor:
         # A writer that froze in the middle must not stop the others for ever.
         cursor.execute(f"SET lock_timeout = '{_WAIT_SECONDS}s'")
-        cursor.execute("SET synchronous_commit = on")
         cursor.execute(f"SET idle_in_transaction_session_timeout = '{_WAIT_SECONDS}s'")
     connection.commit()
 

@@ -7,7 +7,6 @@ at once than it needs votes, and comes back when somebody leaves it. `tables` ha
 
 import hashlib
 import hmac
-import json
 import math
 import secrets
 import time
@@ -35,6 +34,7 @@ from sqlalchemy import (
 
 from rlhfkit.errors import ConfigError, DataError, StoreError
 from rlhfkit.feedback import tables, tasks
+from rlhfkit.feedback.checks import check_name, check_vote, checked_row, expect_same
 from rlhfkit.feedback.database import Database
 from rlhfkit.feedback.tables import (
     SCHEMA_VERSION,
@@ -70,7 +70,6 @@ __all__ = [
 
 Recorded = Literal["recorded", "repeated", "surplus"]
 
-_LONGEST_NAME = 200
 _ROWS_AT_ONCE = 200
 
 
@@ -231,6 +230,10 @@ class Store:
         name = self._database.name
         return str(Path(name).absolute()) if self._database.is_sqlite else name
 
+    def risks(self) -> list[str]:
+        """What may lose votes that were confirmed, by the settings of the database's server."""
+        return self._database.risks()
+
     def close(self) -> None:
         """Close all connections."""
         self._database.close()
@@ -247,9 +250,9 @@ class Store:
         remaining = iter(new)
         num_added = 0
         while portion := list(islice(remaining, _ROWS_AT_ONCE)):
-            rows = {pair.id: row for pair in portion for row in [_checked_row(pair)]}
+            rows = {pair.id: row for pair in portion for row in [checked_row(pair)]}
             for pair in portion:
-                _expect_same(rows[pair.id], _checked_row(pair))
+                expect_same(rows[pair.id], checked_row(pair))
             with self._database.writing() as connection:
                 num_added += self._add_rows(connection, rows)
         return num_added
@@ -257,7 +260,7 @@ class Store:
     def _add_rows(self, connection: Connection, rows: dict[str, dict[str, Any]]) -> int:
         known = connection.execute(select(pairs).where(pairs.c.id.in_(list(rows)))).mappings().all()
         for row in known:
-            _expect_same(row_of_pair(pair_of_row(row)), rows[row["id"]])
+            expect_same(row_of_pair(pair_of_row(row)), rows[row["id"]])
         known_ids = {row["id"] for row in known}
         number = connection.execute(select(func.max(pairs.c.number))).scalar() or 0
         added = [row for id, row in rows.items() if id not in known_ids]
@@ -311,22 +314,26 @@ class Store:
         """The task that this person holds, otherwise the next one; None where nothing is left for them now.
 
         Next are pairs of the calibration pool, at their share of the newest round; otherwise pairs that others have
-        begun, then in the order of adding. Asking again renews the lease.
+        begun, then in the order of adding. Asking again renews the lease. It is on the disk when this returns, so that
+        whoever sees a pair can vote on it even where the database has crashed meanwhile.
         """
         now = self._clock()
-        with self._database.writing(is_durable=False) as connection:
-            person = self._person(connection, annotator)
-            changes: dict[str, float] = {}
-            number = self._held(connection, person, now)
-            if number is None:
-                number = tasks.choose(connection, person, changes, now=now)
-            if number is None:
-                tasks.note(connection, person, changes)
-                return None
-            until = self._hold(connection, person, number, now)
-            row = connection.execute(_PAIR, {"number_": number, "me": annotator}).mappings().one()
-            shown_left = row["shown_left"] or tasks.draw_side(connection, person, number, changes)
+        with self._database.writing() as connection:
+            return self._lease(connection, annotator, now)
+
+    def _lease(self, connection: Connection, annotator: str, now: float) -> Task | None:
+        person = self._person(connection, annotator)
+        changes: dict[str, float] = {}
+        number = self._held(connection, person, now)
+        if number is None:
+            number = tasks.choose(connection, person, changes, now=now)
+        if number is None:
             tasks.note(connection, person, changes)
+            return None
+        until = self._hold(connection, person, number, now)
+        row = connection.execute(_PAIR, {"number_": number, "me": annotator}).mappings().one()
+        shown_left = row["shown_left"] or tasks.draw_side(connection, person, number, changes)
+        tasks.note(connection, person, changes)
         return Task(pair_of_row(row), shown_left, until, person["num_voted"] + person["num_skipped"] + 1)
 
     def extend(self, annotator: str, pair_id: str) -> bool:
@@ -334,7 +341,7 @@ class Store:
 
         False where they hold another task or none, or where their time was over and the pair went to others.
         """
-        _check_name("id of a pair", pair_id)
+        check_name("id of a pair", pair_id)
         now = self._clock()
         with self._database.writing(is_durable=False) as connection:
             person = self._person(connection, annotator)
@@ -346,8 +353,8 @@ class Store:
 
     def release(self, annotator: str, pair_id: str) -> None:
         """Let others have the pair, where this person holds it."""
-        _check_name("name of an annotator", annotator)
-        _check_name("id of a pair", pair_id)
+        check_name("name of an annotator", annotator)
+        check_name("id of a pair", pair_id)
         with self._database.writing(is_durable=False) as connection:
             state = tasks.state_of(connection, annotator, pair_id, now=self._clock())
             if state is not None:
@@ -389,8 +396,17 @@ class Store:
         with self._database.writing() as connection:
             return self._record(connection, replace(vote, created_at=now), now)
 
+    def vote_and_lease(self, vote: Vote) -> tuple[Recorded, Task | None]:
+        """What `vote` and then `lease` for the same person answer, in one transaction: both or none."""
+        now = self._clock()
+        with self._database.writing() as connection:
+            recorded = self._record(connection, replace(vote, created_at=now), now)
+            return recorded, self._lease(connection, vote.annotator, now)
+
     def add_votes(self, given: Iterable[Vote]) -> int:
-        """How many votes from elsewhere (a file of another tool) were not known yet; they keep their `created_at`.
+        """How many votes from elsewhere (a file of another tool) were not known yet.
+
+        They keep their `created_at` and `is_surplus`: whether a lease had run out is known where they were given.
 
         Raises: DataError as `vote` does.
         """
@@ -401,11 +417,13 @@ class Store:
             with self._database.writing() as connection:
                 for vote in portion:
                     dated = replace(vote, created_at=vote.created_at or now)
-                    num_added += self._record(connection, dated, now) != "repeated"
+                    num_added += self._record(connection, dated, now, is_surplus=dated.is_surplus) != "repeated"
         return num_added
 
-    def _record(self, connection: Connection, vote: Vote, now: float) -> Recorded:
-        _check_vote(vote)
+    def _record(
+        self, connection: Connection, vote: Vote, now: float, *, is_surplus: bool | None = None
+    ) -> Recorded:
+        check_vote(vote)
         known = connection.execute(_VOTE, {"id_": vote.id}).mappings().one_or_none()
         if known is not None:
             if (known["annotator"], known["pair_id"]) != (vote.annotator, vote.pair_id):
@@ -418,7 +436,8 @@ class Store:
             return "repeated"
         person = self._person(connection, vote.annotator)
         is_skip = vote.choice.kind == "skip"
-        counts = not is_skip and tasks.counts(person, state, now=now)
+        has_room = tasks.counts(person, state, now=now) if is_surplus is None else not is_surplus
+        counts = has_room and not is_skip
         vote = replace(vote, is_surplus=not is_skip and not counts)
         row = {"number": state["number"], **row_of_vote(vote)}
         connection.execute(insert(votes).values(sequence=_next_sequence), row)
@@ -432,7 +451,7 @@ class Store:
 
         Raises: DataError where the id belongs to an undo of somebody else.
         """
-        _check_name("id of an undo", id)
+        check_name("id of an undo", id)
         now = self._clock()
         with self._database.writing() as connection:
             known = connection.execute(select(undos).where(undos.c.id == id)).mappings().one_or_none()
@@ -474,7 +493,7 @@ class Store:
 
     def progress(self, annotator: str) -> AnnotatorProgress:
         """How far this person is."""
-        _check_name("name of an annotator", annotator)
+        check_name("name of an annotator", annotator)
         with self._database.reading() as connection:
             num_open = connection.execute(select(func.sum(rounds.c.num_open))).scalar() or 0
             person = tasks.person_of(connection, annotator)
@@ -517,7 +536,7 @@ class Store:
             return _read_guidelines(connection)
 
     def _person(self, connection: Connection, name: str) -> RowMapping:
-        _check_name("name of an annotator", name)
+        check_name("name of an annotator", name)
         person = tasks.person_of(connection, name)
         if person is None:
             connection.execute(insert(annotators), {"name": name, "created_at": self._clock()})
@@ -607,47 +626,5 @@ def _undone_before(connection: Connection, known: RowMapping, annotator: str) ->
     return vote_of_row(connection.execute(_VOTE, {"id_": known["vote_id"]}).mappings().one())
 
 
-# Checking
-
-
 def _hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _check_name(what: str, name: str) -> None:
-    if not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
-        raise DataError(
-            f"{what} is {name[: _LONGEST_NAME + 1]!r}; expected 1 to {_LONGEST_NAME} characters that can be printed"
-        )
-
-
-def _check_vote(vote: Vote) -> None:
-    _check_name("id of a vote", vote.id)
-    _check_name(f"pair of vote {vote.id!r}", vote.pair_id)
-    _check_name("name of an annotator", vote.annotator)
-    _check_name(f"language of vote {vote.id!r}", vote.language)
-    if vote.shown_left not in ("a", "b"):
-        raise DataError(f'vote {vote.id!r} has shown_left = {vote.shown_left!r}; expected "a" or "b"')
-    for name in ("active_seconds", "wall_seconds", "created_at"):
-        if not (math.isfinite(getattr(vote, name)) and getattr(vote, name) >= 0):
-            raise DataError(f"vote {vote.id!r} has {name} = {getattr(vote, name)}; expected seconds, 0 or more")
-
-
-def _checked_row(pair: Pair) -> dict[str, Any]:
-    _check_name("id of a pair", pair.id)
-    row = row_of_pair(pair)
-    try:
-        # As the database gives it back, so that the same pair is known again.
-        row["settings"] = json.loads(json.dumps(row["settings"], allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"settings of pair {pair.id!r} cannot be written as JSON ({error})") from error
-    return row
-
-
-def _expect_same(known: dict[str, Any], given: dict[str, Any]) -> None:
-    different = [name for name in given if known[name] != given[name]]
-    if different:
-        raise DataError(
-            f"pair {given['id']!r} is known with another {different[0]}; expected the same content for the same id; "
-            "give the new pair an id of its own"
-        )

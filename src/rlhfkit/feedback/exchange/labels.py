@@ -17,6 +17,7 @@ from rlhfkit.feedback.votes import Pair, Part, Vote, part_of_prompt
 from rlhfkit.records import Conversation, Message
 
 __all__ = [
+    "NEEDED",
     "UNKNOWN_DEGREE",
     "Content",
     "Labels",
@@ -27,6 +28,7 @@ __all__ = [
     "content_id",
     "flipped",
     "labels_of",
+    "needed_of",
     "pair_as_json",
     "pair_from_json",
     "shared_turns",
@@ -40,6 +42,8 @@ __all__ = [
 T = TypeVar("T")
 Content = str | Conversation
 
+NEEDED = "votes_needed"
+"""Beside a pair in a file: how many votes it shall have."""
 UNKNOWN_DEGREE = 3
 """Strength of a preference whose format has no degrees: "better"."""
 
@@ -52,6 +56,36 @@ class Labels:
     votes: list[Vote]
     left_out: dict[str, int] = field(default_factory=dict)
     """What did not become a vote, or came without something → how often; empty where nothing is missing."""
+    needed: dict[str, int] = field(default_factory=dict)
+    """Id of a pair → how many votes it shall have, where the file says so."""
+
+    def overlaps(self, *, overlap: int, calibration_overlap: int) -> tuple[int, int]:
+        """Votes that a pair shall have, and one of the calibration pool: as the file says, or as its votes tell.
+
+        Where it says nothing they are at least `overlap` and `calibration_overlap`.
+        """
+        found = {False: overlap, True: calibration_overlap}
+        for is_calibration in found:
+            ids = {pair.id for pair in self.pairs if pair.is_calibration == is_calibration}
+            said = [number for id, number in self.needed.items() if id in ids]
+            found[is_calibration] = max(said) if said else max(found[is_calibration], _fewest_asked(ids, self.votes))
+        return found[False], found[True]
+
+
+def _fewest_asked(pair_ids: set[str], votes: Sequence[Vote]) -> int:
+    """How many votes the pairs must have been asked for, as so many were counted.
+
+    The last one of three or more may have come because those before it disagreed.
+    """
+    counted: dict[str, list[Vote]] = {}
+    for vote in votes:
+        if vote.pair_id in pair_ids and vote.choice.kind != "skip" and not vote.is_surplus:
+            counted.setdefault(vote.pair_id, []).append(vote)
+    fewest = 0
+    for its_votes in counted.values():
+        disagree = len({vote.choice.preferred for vote in its_votes[:-1]}) > 1
+        fewest = max(fewest, len(its_votes) - disagree)
+    return fewest
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +143,27 @@ def votes_by_pair(pairs: Sequence[Pair], votes: Sequence[Vote]) -> dict[str, lis
     return found
 
 
-def labels_of(path: str | Path, pairs: list[Pair], votes: list[Vote], left_out: Mapping[str, int]) -> Labels:
+def labels_of(
+    path: str | Path,
+    pairs: list[Pair],
+    votes: list[Vote],
+    left_out: Mapping[str, int],
+    needed: Mapping[str, int] | None = None,
+) -> Labels:
     """The labels of a file. Raises: DataError where they do not belong together, as `votes_by_pair` says."""
     try:
         votes_by_pair(pairs, votes)
     except DataError as error:
         raise DataError(f"{Path(path).name}: {error}") from None
-    return Labels(pairs, votes, {what: count for what, count in left_out.items() if count})
+    return Labels(pairs, votes, {what: count for what, count in left_out.items() if count}, dict(needed or {}))
+
+
+def needed_of(content: Mapping[str, Any]) -> int | None:
+    """How many votes the pair shall have, by what `write_…` wrote beside it. Raises: DataError."""
+    number = content.get(NEEDED)
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= 1000):
+        raise DataError(f'"{NEEDED}" is {described(number)}; expected a whole number from 1; restore it, or remove it')
+    return number
 
 
 def turns_of(content: Content) -> Conversation:
