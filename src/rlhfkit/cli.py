@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -34,6 +35,8 @@ Workload = Literal["ppo", "generate", "cartpole"]
 Size = Literal["1m", "6m", "30m", "124m"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Part = Literal["train", "test"]
+WithoutStatus = Literal["refuse", "leave-out", "submitted"]
+ChosenIs = Literal["better", "worse"]
 ImportFormat = Literal["rlhfkit", "preferences", "hh", "argilla", "argilla-nested", "label-studio"]
 ExportFormat = Literal["rlhfkit", "preferences", "hh", "argilla", "argilla-nested", "label-studio"]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, as runs/demo.")]
@@ -45,9 +48,14 @@ def main() -> None:
     try:
         app(prog_name="rlhfkit")
     except Exception as error:
+        from rlhfkit.config.secrets import hidden
+
         if "--debug" in sys.argv:
+            sys.excepthook = lambda kind, error, trace: print(
+                hidden("".join(traceback.format_exception(error))), end="", file=sys.stderr
+            )
             raise
-        typer.echo(f"error: {error if isinstance(error, RlhfkitError) else _unexpected(error)}", err=True)
+        typer.echo(hidden(f"error: {error if isinstance(error, RlhfkitError) else _unexpected(error)}"), err=True)
         sys.exit(1)
 
 
@@ -498,13 +506,62 @@ def labels_import(
     annotator: Annotated[
         str, typer.Option(metavar="NAME", help="Who labelled, where the file does not say.")
     ] = "imported",
+    name: Annotated[
+        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="What the file calls it, as prompt=instruction.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="THEIRS=OURS", help="What a label means, as 'Answer 1'=a_better.")
+    ] = None,
+    user: Annotated[
+        list[str] | None, typer.Option(metavar="ID=NAME", help="Whom an id of the file means, as 7=Ada.")
+    ] = None,
+    without_status: Annotated[
+        WithoutStatus, typer.Option("--without-status", help="What becomes of Argilla's responses without a status.")
+    ] = "refuse",
+    chosen_is: Annotated[ChosenIs, typer.Option("--chosen-is", help="For hh: what people were asked for.")] = "better",
     debug: Debug = False,
 ) -> None:
-    """Read labels of other tools into a store, all or none."""
+    """Read labels of other tools into a store, all or none.
+
+    All but the options --annotator and --chosen-is may come more than once.
+    """
     from rlhfkit.label import import_into_store
 
-    for line in import_into_store(store, file, format=format, annotator=annotator):
+    # A name of ours has no "=", a label or an id of theirs may.
+    names = dict(_parted(text, "--name", text.partition("=")) for text in name or ())
+    labels = dict(_parted(text, "--label", text.rpartition("=")) for text in label or ())
+    users = dict(_parted(text, "--user", text.rpartition("=")) for text in user or ())
+    for line in import_into_store(
+        store,
+        file,
+        format=format,
+        annotator=annotator,
+        names=names,
+        labels=labels,
+        users=users,
+        without_status=without_status,
+        chosen_is=chosen_is,
+    ):
         print(line)
+
+
+def _parted(text: str, option: str, parts: tuple[str, str, str]) -> tuple[str, str]:
+    if not parts[0] or not parts[1]:
+        raise typer.BadParameter(f"{option} {text}: expected two names with = between them")
+    return parts[0], parts[2]
+
+
+@labels.command("config")
+def labels_config(
+    format: Annotated[
+        Literal["label-studio", "argilla"], typer.Option("--format", help="The tool in which people label.")
+    ],
+    debug: Debug = False,
+) -> None:
+    """What to paste into another tool, so that it takes what `labels export` writes."""
+    from rlhfkit.feedback.exchange import configuration
+
+    print(configuration(format), end="")
 
 
 def closing_words(run: "RunDir") -> str:

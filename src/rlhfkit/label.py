@@ -5,8 +5,9 @@ import shlex
 import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rlhfkit.build import Builder
 from rlhfkit.config.control import ControlRecipe
@@ -34,7 +35,7 @@ from rlhfkit.feedback.exchange import (
     read_pairs,
 )
 from rlhfkit.feedback.server import Address, serve
-from rlhfkit.feedback.store import Store, Undo
+from rlhfkit.feedback.store import Store, StoreSettings, Undo
 from rlhfkit.feedback.trust import TrustReport
 from rlhfkit.feedback.votes import Pair, Part
 from rlhfkit.inputs import Inputs
@@ -320,8 +321,16 @@ def export_store(
     with open_existing(_database(usable(store))) as opened:
         snapshot, num_undone = opened.snapshot(), sum(isinstance(event, Undo) for event in opened.events())
         version, _ = opened.guidelines()
+        overlaps = {False: opened.settings.overlap, True: opened.settings.calibration_overlap}
     written = export_labels(
-        snapshot.pairs, snapshot.votes, path, format=format, part=part, use_margin=use_margin, min_votes=min_votes
+        snapshot.pairs,
+        snapshot.votes,
+        path,
+        format=format,
+        part=part,
+        use_margin=use_margin,
+        min_votes=min_votes,
+        needed={pair.id: overlaps[pair.is_calibration] for pair in snapshot.pairs},
     )
     kept_back = {"votes that were taken back": num_undone, "texts of the guidelines": version}
     left_out = written.left_out | {what: number for what, number in kept_back.items() if number}
@@ -342,17 +351,31 @@ def _refuse_databases(path: Path) -> None:
             raise DataError(f"{path} is a database, in which votes may be; choose another file to write to")
 
 
-def import_into_store(store: str, path: Path, *, format: ImportFormat, annotator: str) -> list[str]:
+def import_into_store(store: str, path: Path, *, format: ImportFormat, **options: Any) -> list[str]:
     """Put the labels of a file into a store, a new one if need be; what came in, for the terminal.
 
+    `options` are those of `import_labels`. A new store lets pairs have as many votes as they had where they come from.
     Raises: StoreError, DataError.
     """
-    labels = import_labels(path, format=format, test_share=TEST_SHARE, annotator=annotator)
+    labels = import_labels(path, format=format, test_share=TEST_SHARE, **options)
     # The votes of simulated people are the run's, and go with it.
-    with Store.open(_database(usable(store), takes_simulated=False)) as opened:
+    database = _database(usable(store), takes_simulated=False)
+    with Store.open(database) as opened:
+        old, is_new = opened.settings, not opened.queue().num_pairs
+    known = StoreSettings() if is_new else old
+    overlap, calibration_overlap = labels.overlaps(overlap=known.overlap, calibration_overlap=known.calibration_overlap)
+    asked = replace(old, overlap=overlap, calibration_overlap=calibration_overlap)
+    with Store.open(database, settings=asked if is_new else None) as opened:
         num_pairs = opened.add_pairs(new_pairs(opened, labels.pairs))
         num_votes = opened.add_votes(labels.votes)
-    return [f"{store}: {_count(num_pairs, 'new pair')}, {_count(num_votes, 'new vote')}", *_left_out(labels.left_out)]
+    lines = [f"{store}: {_count(num_pairs, 'new pair')}, {_count(num_votes, 'new vote')}", *_left_out(labels.left_out)]
+    if num_votes < len(labels.votes):
+        lines.append(f"  known already: {_count(len(labels.votes) - num_votes, 'vote')}")
+    if is_new and asked != StoreSettings():
+        lines.append(f"  pairs have {overlap} votes each here, those that show agreement {calibration_overlap}")
+    if not is_new and (overlap, calibration_overlap) != (old.overlap, old.calibration_overlap):
+        lines.append(f"  pairs had {overlap} votes each there; here they have {old.overlap}, as the store was made")
+    return lines
 
 
 def usable(database: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import rlhfkit
+from rlhfkit.config.secrets import hidden_in
 from rlhfkit.errors import CheckpointError, RlhfkitError
 from rlhfkit.rundir import RunDir, read_json, write_json
 
@@ -108,7 +109,7 @@ class Manifest:
             raise
 
     def _write(self) -> None:
-        write_json(self.run.manifest, self.content)
+        write_json(self.run.manifest, hidden_in(self.content))
 
 
 def _is_under_way(run: RunDir) -> bool:

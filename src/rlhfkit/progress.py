@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from rlhfkit.config.secrets import hidden
 from rlhfkit.watchdog import sign_of_life
 
 __all__ = ["Progress", "StageProgress", "duration"]
@@ -76,7 +77,7 @@ class Progress:
             self._print(text)
 
     def _print(self, text: str, style: str | None = None) -> None:
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(hidden(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class StageProgress:

@@ -105,15 +105,16 @@ def test_nested_export_without_status_is_refused_unless_told(tmp_path):
         read_argilla(path)
     assert str(caught.value) == (
         'export.json:1: record "p17": the response of user "5f1c" has no status, so that a draft would look like a '
-        'vote; export with to_list(flatten=True), which has it, or say without_status = "leave_out" or "submitted"'
+        "vote; export with to_list(flatten=True), which has it, or say what to do: --without-status leave-out, or "
+        "--without-status submitted"
     )
-    left_out = read_argilla(path, without_status="leave_out")
+    left_out = read_argilla(path, without_status="leave-out")
     assert (left_out.votes, left_out.left_out) == ([], {"responses without a status": 2})
     taken = read_argilla(path, without_status="submitted")
     assert [one.choice.strength for one in taken.votes] == [-3, 3]
 
 
-@pytest.mark.parametrize("without_status", ["leave_out", "submitted"])
+@pytest.mark.parametrize("without_status", ["leave-out", "submitted"])
 def test_nested_export_goes_in_and_out_without_loss(tmp_path, without_status):
     found = read_argilla(write(tmp_path / "in", NESTED), without_status=without_status)
     write_argilla(tmp_path / "out", found.pairs, found.votes, form="nested")

@@ -546,3 +546,12 @@ def test_page_speaks_the_language_that_was_chosen(tmp_path):
     assert '<h1 id="list-heading" tabindex="-1">Runs</h1>' in visitor.http.get("/dashboard").text
     chosen = visitor.http.get("/dashboard", headers={"Accept-Language": "zh-CN"}).text
     assert '<h1 id="list-heading" tabindex="-1">运行</h1>' in chosen
+
+
+def test_a_sample_of_a_conversation_keeps_its_turns_beside_the_text_of_the_template(tmp_path):
+    run = make_run(tmp_path, "chat")
+    turns = [{"role": "user", "content": "Hi <b>"}]
+    row = {"stage": "ppo", "iteration": 0, "prompt": "<|im_start|>user Hi", "turns": turns, "response": "x"}
+    run.samples.write_text(json.dumps(row) + "\n")
+    (sample,) = samples_at(run, 0, stage="ppo", iteration=0)
+    assert json.loads(sample["turns"]) == turns

@@ -190,7 +190,7 @@ def row(**changes):
         (row(chosen=None), 'there is no "chosen"'),
         (row(chosen=3), 'column "chosen" is the number 3'),
         (row(chosen=[{"role": "assistant", "content": "x"}]), "one response is text and the other a list"),
-        (row(prompt=None), 'there is no "prompt", and the responses are text; add it, or read the file as "hh"'),
+        (row(prompt=None), "say how it is called: --name prompt=COLUMN, or read transcripts with --format hh"),
         (row(prompt=7), 'column "prompt" is the number 7'),
         (row(margin="much"), "\"margin\" is the text 'much'"),
         (row(margin=True), '"margin" is true'),
@@ -218,7 +218,7 @@ def test_text_changed_beside_its_details_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
-        ({"chosen": "\n\nHuman: x\n\nAssistant: y"}, 'column "rejected" is empty'),
+        ({"chosen": "\n\nHuman: x\n\nAssistant: y"}, 'there is no "rejected"; the row has chosen; add it'),
         (
             {"chosen": "x", "rejected": "\n\nHuman: x\n\nAssistant: y"},
             "no transcript: it begins with 'x'",

@@ -1,25 +1,29 @@
 """Settings of the labels: what people are asked, and who they are."""
 
 import os
+import re
 from typing import Annotated, Literal
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, Discriminator, Field, NonNegativeInt, PositiveFloat, PositiveInt, Tag
 
+from rlhfkit.config.secrets import secret_in
 from rlhfkit.config.section import LocalPath, OpenShare, Section, Share, type_or
 
 __all__ = ["AnnotatorsConfig", "Database", "PeopleConfig", "PreferencesConfig", "SimulatedConfig", "usable_database"]
 
 
+REMEDY = "give it in the environment variable PGPASSWORD or in ~/.pgpass, or write ${NAME} in its place and export NAME"
+
+
 def usable_database(database: str) -> str:
-    """The name of a database, with ~ filled in. Raises: ValueError where it holds a password."""
+    """The name of a database, with ~ filled in. Raises: ValueError where it holds a secret."""
     if "://" not in database:
+        if re.search(r"\bpassword\s*=", database) and not os.path.exists(database):
+            raise ValueError(f"it is neither a file nor an address, and holds a password; {REMEDY}")
         return os.path.expanduser(database)
-    address = urlsplit(database)
-    if address.password or "password" in parse_qs(address.query):
+    if (what := secret_in(database)) is not None:
         raise ValueError(
-            "the address holds a password, which would stand in files and lists of processes; leave it out, and give "
-            "it in the environment variable PGPASSWORD or in ~/.pgpass"
+            f"the address holds {what}, which would stand in files and lists of processes; leave it out, and {REMEDY}"
         )
     return database
 

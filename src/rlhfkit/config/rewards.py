@@ -2,10 +2,10 @@
 
 import re
 from typing import Annotated, Literal
-from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from rlhfkit.config.secrets import looks_secret, secret_in
 from rlhfkit.config.section import LocalPath, Section
 
 __all__ = [
@@ -55,21 +55,23 @@ class LexiconRewardConfig(Section):
     """Whether "Good" and "good" differ."""
 
 
-SECRET = re.compile(r"token|key|secret|password|passwd|sig|auth|credential", re.IGNORECASE)
-FROM_ENVIRONMENT = re.compile(r"\$\{\w+\}")
-
-
 def _without_secrets(url: str) -> str:
     """The address as it is. Raises: ValueError where it holds a secret, which would stand in the run's files."""
-    address = urlsplit(url)
-    values = [(f"the parameter {name!r}", value) for name, value in parse_qsl(address.query) if SECRET.search(name)]
-    for what, value in [("a password", address.password or ""), *values]:
-        if FROM_ENVIRONMENT.sub("", value):
-            raise ValueError(
-                f"the address holds {what}, which would stand in the files of the run; write ${{NAME}} in its place "
-                "and give it in an environment variable of that name, or use token_env"
-            )
+    if (what := secret_in(url)) is not None:
+        raise ValueError(
+            f"the address holds {what}, which would stand in the files of the run; write ${{NAME}} in its place "
+            "and give it in an environment variable of that name, or use token_env"
+        )
     return url
+
+
+def _name_of_variable(name: str | None) -> str | None:
+    if name is not None and (looks_secret(name) or not re.fullmatch(r"[A-Za-z_]\w*", name)):
+        raise ValueError(
+            "it is no name of an environment variable, and perhaps the token itself, which would stand in the files "
+            "of the run; export the token in a variable, and write the name of the variable"
+        )
+    return name
 
 
 class HttpRewardConfig(Section):
@@ -91,7 +93,7 @@ class HttpRewardConfig(Section):
     """Further attempts at most; by default as many as `patience_seconds` leaves room for."""
     retry_wait_seconds: NonNegativeFloat = 1.0
     """Wait before the first further attempt; it doubles each time, up to half a minute."""
-    token_env: str | None = None
+    token_env: Annotated[str | None, AfterValidator(_name_of_variable)] = None
     """Environment variable that holds a bearer token; the token itself is never written anywhere."""
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -428,14 +428,9 @@ def _next(site: Site, person: str, task: Task | None) -> dict[str, Any]:
         }
     return {
         "task": shown,
-        "progress": _progress(progress),
+        "progress": asdict(progress),
         "guidelines_version": site.newest_guidelines_version(),
     }
-
-
-def _progress(progress: Any) -> dict[str, Any]:
-    names = ("num_voted", "num_skipped", "num_left", "num_total", "active_seconds")
-    return {name: getattr(progress, name) for name in names}
 
 
 def _taken_back(vote: Vote) -> dict[str, Any]:
@@ -555,7 +550,7 @@ def release(body: PairBody, person: Person, site: TheSite) -> Response:
 @_router.get("/api/progress")
 def progress(person: Person, site: TheSite) -> Response:
     """How far the person is."""
-    return _json(_progress(site.store.progress(person)))
+    return _json(asdict(site.store.progress(person)))
 
 
 @_router.get("/api/guidelines")

@@ -1,5 +1,6 @@
 """Connections to SQLite and PostgreSQL, with one writer at a time and readers that never wait."""
 
+import os
 import sqlite3
 import threading
 import time
@@ -7,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
+from rlhfkit.config.secrets import filled, hidden, remember
 from rlhfkit.errors import MissingDependencyError, StoreError
 
 __all__ = ["Database"]
@@ -46,11 +49,12 @@ class Database:
 
     def __init__(self, database: str | Path) -> None:
         """Connect to `database`; nothing is created but an empty file. Raises: StoreError, MissingDependencyError."""
-        url = _url_of(database)
+        url = _url_of(filled(str(database), of="database", encode=quote) if "://" in str(database) else database)
+        remember("PGPASSWORD", os.environ.get("PGPASSWORD", ""))
         self.name = (
             url.database or ""
             if url.get_backend_name() == "sqlite"
-            else url.render_as_string().replace("+psycopg", "", 1)
+            else hidden(url.render_as_string().replace("+psycopg", "", 1))
         )
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self._engine = _engine(url)
@@ -151,10 +155,10 @@ class Database:
         try:
             yield
         except DBAPIError as error:
-            message = " ".join(str(error.orig).split())
+            message = hidden(" ".join(str(error.orig).split()))
             raise StoreError(f"{self.name}: {message}; {_remedy(message, is_sqlite=self.is_sqlite)}") from error
         except SQLAlchemyError as error:
-            raise StoreError(f"{self.name}: {error}") from error
+            raise StoreError(f"{self.name}: {hidden(str(error))}") from error
 
 
 def _url_of(database: str | Path) -> URL:
@@ -189,7 +193,8 @@ def _engine(url: URL) -> Engine:
         )
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            f"{url.render_as_string()} needs a package that is missing ({error.name}); pip install 'rlhfkit[postgres]'"
+            f"{hidden(url.render_as_string())} needs a package that is missing ({error.name}); "
+            "pip install 'rlhfkit[postgres]'"
         ) from error
 
 

@@ -1,7 +1,6 @@
 """What run directories say while others write there: which runs there are, new lines of their metrics, samples.
 
-Nothing here writes or takes a lock. Whoever reads on says where they stopped (`Mark`), so that nothing is kept here; a
-mark that no longer fits, because the run was resumed or begun anew, leads back to the beginning.
+Nothing here writes or locks. Who reads on says where they stopped; a `Mark` that no longer fits leads to the beginning.
 """
 
 import hashlib
@@ -12,6 +11,7 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -396,7 +396,7 @@ def _sample(row: Row) -> dict[str, Any]:
     for name, value in row.items():
         if isinstance(value, str) or _finite(value) is not None:
             sample[name] = value
-        elif name in ("prompt", "response"):
+        elif name in ("prompt", "response", "turns"):
             sample[name] = json.dumps(value, ensure_ascii=False)
     return sample
 
@@ -489,11 +489,10 @@ def _last_row(path: Path) -> Row:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    try:
+    with suppress(ValueError, RecursionError):
         row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
+        return row if isinstance(row, dict) else None
+    return None
 
 
 def _finite(value: object) -> float | None:

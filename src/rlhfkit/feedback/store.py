@@ -420,9 +420,7 @@ class Store:
                     num_added += self._record(connection, dated, now, is_surplus=dated.is_surplus) != "repeated"
         return num_added
 
-    def _record(
-        self, connection: Connection, vote: Vote, now: float, *, is_surplus: bool | None = None
-    ) -> Recorded:
+    def _record(self, connection: Connection, vote: Vote, now: float, *, is_surplus: bool | None = None) -> Recorded:
         check_vote(vote)
         known = connection.execute(_VOTE, {"id_": vote.id}).mappings().one_or_none()
         if known is not None:

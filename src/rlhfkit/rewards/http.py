@@ -4,15 +4,15 @@ import itertools
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import torch
 
 from rlhfkit.config.schema import HttpRewardConfig
+from rlhfkit.config.secrets import filled, hidden, remember
 from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.rewards.source import ScoredText, check_scores
 
@@ -40,18 +40,21 @@ class HttpReward:
         Raises: ConfigError where the address is malformed or the token's environment variable is not set.
         """
         self._config, self._tell = config, tell
-        self._secrets: list[str] = []
-        self._url = _filled(config.url, self._secrets)
+        self._url = filled(config.url, of="reward.url", encode=lambda value: quote(value, safe=""))
         try:
             url = httpx.URL(self._url)
         except httpx.InvalidURL as error:
-            raise ConfigError(f"reward.url is not an address ({error}); expected https://host/path") from error
+            raise ConfigError(
+                f"reward.url is not an address ({hidden(str(error))}); expected https://host/path"
+            ) from None
         if not url.host:
             raise ConfigError(f"reward.url = {config.url!r} names no host; expected https://host/path")
-        # What messages show: user name, password and query may hold secrets.
-        self._public_url = str(url.copy_with(username=None, password=None, query=None, fragment=None))
+        # What messages show: ${NAME} as it stands, without user name, password and query.
+        shown = urlsplit(config.url)
+        self._public_url = shown._replace(netloc=shown.netloc.rpartition("@")[2], query="", fragment="").geturl()
         self._token = _read_token(config.token_env)
-        self._secrets += [] if self._token is None else [self._token]
+        for library in ("httpx", "httpcore"):
+            logging.getLogger(library).addFilter(_without_secrets)
 
     def impatient(self) -> "HttpReward":
         """The same, for a first try: whoever waits at the screen wants to know at once that nobody listens."""
@@ -100,13 +103,13 @@ class HttpReward:
             try:
                 answer = client.post(self._url, content=body, headers=headers)
             except httpx.RequestError as error:
-                fault = f"gave no answer ({type(error).__name__}: {error})"
+                fault = hidden(f"gave no answer ({type(error).__name__}: {error})")
             else:
                 if answer.is_success:
                     if attempt >= NOTABLE_ATTEMPTS:
                         self._tell(f"{self._public_url} answers again, after {time.monotonic() - begin:.0f} s")
                     return answer
-                fault = f"answered {answer.status_code} {answer.reason_phrase}: {self._excerpt(answer)}"
+                fault = f"answered {answer.status_code} {hidden(answer.reason_phrase)}: {self._excerpt(answer)}"
                 if answer.status_code != httpx.codes.TOO_MANY_REQUESTS and answer.status_code < 500:
                     raise RewardError(f"{self._public_url} {fault}; mend the request or the endpoint")
                 asked_seconds = _retry_after(answer)
@@ -129,10 +132,7 @@ class HttpReward:
         )
 
     def _excerpt(self, answer: httpx.Response) -> str:
-        text = answer.text
-        for secret in self._secrets:
-            text = text.replace(secret, "[token]")
-        return repr(text[:200])
+        return repr(hidden(answer.text)[:200])
 
 
 def _retry_after(answer: httpx.Response) -> float:
@@ -141,20 +141,10 @@ def _retry_after(answer: httpx.Response) -> float:
     return float(asked) if asked.isascii() and asked.isdigit() else 0.0
 
 
-def _filled(url: str, secrets: list[str]) -> str:
-    """The address with ${NAME} filled from the environment; what was filled in is added to `secrets`."""
-
-    def value(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1], "").strip()
-        if not found:
-            raise ConfigError(
-                f"reward.url names the environment variable {match[1]!r}, which is not set; export it, or write the "
-                "address without it"
-            )
-        secrets.append(found)
-        return quote(found, safe="")
-
-    return re.sub(r"\$\{(\w+)\}", value, url)
+def _without_secrets(record: logging.LogRecord) -> bool:
+    """Lets a record of the library pass, without the secrets of addresses and headers."""
+    record.msg, record.args = hidden(record.getMessage()), None
+    return True
 
 
 def _read_token(variable: str | None) -> str | None:
@@ -168,4 +158,5 @@ def _read_token(variable: str | None) -> str | None:
         )
     if not (token.isascii() and token.isprintable()):
         raise ConfigError(f"the token in the environment variable {variable!r} has characters that no header may have")
+    remember(variable, token)
     return token

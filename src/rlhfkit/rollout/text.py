@@ -80,6 +80,12 @@ def sample_of(engine: Engine | None, model: LanguageModel) -> Sample:
     return generate if engine is None else engine.loaded(model)
 
 
+def _turns_of(episode: ScoredText) -> dict[str, Any]:
+    """The turns of a conversation, which the prompt's text shows with the marks of the template."""
+    content = episode.prompt.content
+    return {} if isinstance(content, str) else {"turns": [turn._asdict() for turn in content]}
+
+
 class TextRollout:
     """Collects experience from prompts.
 
@@ -156,6 +162,7 @@ class TextRollout:
             samples=[
                 {
                     "prompt": episode.prompt_text,
+                    **_turns_of(episode),
                     "response": episode.response,
                     "finish_reason": response.finish_reason,
                 }

@@ -5,7 +5,6 @@ metadata "rlhfkit", a text, which Argilla keeps where its setting `allow_extra_m
 """
 
 import json
-import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from rlhfkit.data.rows import described
 from rlhfkit.errors import DataError
+from rlhfkit.feedback.exchange.argilla_records import as_flat, as_nested, deciding, user_id_of
 from rlhfkit.feedback.exchange.files import (
     Record,
     id_key,
@@ -25,6 +25,7 @@ from rlhfkit.feedback.exchange.files import (
     write_records,
 )
 from rlhfkit.feedback.exchange.labels import (
+    NEEDED,
     Content,
     Labels,
     Split,
@@ -32,6 +33,7 @@ from rlhfkit.feedback.exchange.labels import (
     content_as_json,
     content_from_json,
     labels_of,
+    needed_of,
     pair_as_json,
     pair_from_json,
     short_hash,
@@ -39,49 +41,29 @@ from rlhfkit.feedback.exchange.labels import (
     vote_from_json,
     votes_by_pair,
 )
+from rlhfkit.feedback.exchange.names import LABELS, ArgillaNames, changed, choice_of, named, shown_options
 from rlhfkit.feedback.votes import Choice, Pair, Vote
 
-__all__ = ["LABELS", "ArgillaNames", "read_argilla", "user_id_of", "write_argilla"]
+__all__ = ["WithoutStatus", "read_argilla", "user_id_of", "write_argilla"]
 
 Form = Literal["flat", "nested"]
-WithoutStatus = Literal["refuse", "leave_out", "submitted"]
-
-LABELS: dict[str, Choice] = {
-    "a_much_better": Choice("preference", 4),
-    "a_better": Choice("preference", 3),
-    "a_slightly_better": Choice("preference", 2),
-    "a_negligibly_better": Choice("preference", 1),
-    "tie": Choice("tie"),
-    "both_bad": Choice("both_bad"),
-    "b_negligibly_better": Choice("preference", -1),
-    "b_slightly_better": Choice("preference", -2),
-    "b_better": Choice("preference", -3),
-    "b_much_better": Choice("preference", -4),
-    "skip": Choice("skip", skip_reason="other"),
-}
-"""Label of the question → what it says; these are the labels to give the question in Argilla."""
+WithoutStatus = Literal["refuse", "leave-out", "submitted"]
 
 STATUSES = ("submitted", "draft", "discarded")
 DETAILS = "rlhfkit"
-PEOPLE = uuid.UUID("5b9d2f0a-6f0c-5c39-9b1e-6d9f6a1c7e10")
+READ_AS = "rlhfkit"
+"""In `Pair.settings["argilla"]`: the names and labels of the dataset, where they are not ours."""
+USUAL_QUESTION = ("question", "preference")
 EMPTY: dict[str, Any] = {"metadata": {}, "suggestions": {}, "responses": {}, "vectors": {}, "_server_id": None}
-RESPONSE_SUFFIXES = {".responses.users": "user_id", ".responses.status": "status", ".responses": "value"}
-SUGGESTION_SUFFIXES = {".suggestion.score": "score", ".suggestion.agent": "agent", ".suggestion": "value"}
 
 
 @dataclass(frozen=True, slots=True)
-class ArgillaNames:
-    """Names in the dataset."""
-
-    prompt: str = "prompt"
-    response_a: str = "response_a"
-    response_b: str = "response_b"
-    question: str = "preference"
-
-    @property
-    def texts(self) -> tuple[str, str, str]:
-        """The fields with prompt and responses."""
-        return self.prompt, self.response_a, self.response_b
+class _Reading:
+    names: ArgillaNames
+    users: Mapping[str, str]
+    labels: Mapping[str, str]
+    without_status: WithoutStatus
+    split: Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +88,8 @@ def read_argilla(
 ) -> Labels:
     """Pairs and votes of records of Argilla, flat or nested.
 
+    The question is "preference", the only one that has responses, or two that rate one answer each.
+
     Submitted responses are votes, discarded ones skips, drafts nothing. `users` maps a user's id to a name; an unknown
     user keeps the id as name. `labels` maps labels of the dataset to those of `LABELS`. A ranking of the two responses
     is understood where it has ranks. The nested form of Argilla has no status, so that a draft would look like a vote:
@@ -116,27 +100,35 @@ def read_argilla(
     left_out: Counter[str] = Counter()
     ids: set[str] = set()
 
+    needed: dict[str, int] = {}
+    records = read_records(path)
+    try:
+        names = deciding(_sound(records, names), names)
+    except DataError as error:
+        raise DataError(f"{Path(path).name}: {error}") from None
+    reading = _Reading(names, users or {}, labels or {}, without_status, split)
+
     def read(record: Record) -> tuple[Pair, list[tuple[float, Vote]]]:
         pair_id = id_key(record.content)
         try:
-            nested = _as_nested(record.content, names)
+            nested = as_nested(record.content, names)
             if pair_id in ids:
                 raise DataError("its id is there twice; expected each once; remove one")
             ids.add(pair_id)
-            said = [
-                _read_response(raw, names, labels or {}, without_status)
-                for raw in items_of(object_of(nested, "responses", default={}), names.question)
-            ]
+            said = _ratings(nested, reading) if names.rating_a else _responses(nested, reading)
             if len({one.user for one in said}) < len(said):
                 raise DataError(f'a user has two responses to "{names.question}"; expected one; remove the other')
             left_out.update(one.why_none for one in said if one.choice is None)
-            return _read_pair(pair_id, nested, said, names=names, users=users or {}, split=split, origin=record.origin)
+            left_out["degrees, read as 3"] += sum(one.choice is not None for one in said) if names.rating_a else 0
+            pair, votes, number = _read_pair(pair_id, nested, said, reading, origin=record.origin)
+            needed.update({} if number is None else {pair_id: number})
+            return pair, votes
         except DataError as error:
             raise DataError(f'record "{pair_id[:80]}": {error}') from None
 
-    found = parse_all(read_records(path), read, origin=lambda record: record.origin)
+    found = parse_all(records, read, origin=lambda record: record.origin)
     numbered = sorted((vote for _, votes in found for vote in votes), key=lambda vote: vote[0])
-    return labels_of(path, [pair for pair, _ in found], [vote for _, vote in numbered], left_out)
+    return labels_of(path, [pair for pair, _ in found], [vote for _, vote in numbered], left_out, needed)
 
 
 def write_argilla(
@@ -147,6 +139,7 @@ def write_argilla(
     form: Form = "flat",
     names: ArgillaNames | None = None,
     users: Mapping[str, str] | None = None,
+    needed: Mapping[str, int] | None = None,
     as_lines: bool = False,
 ) -> Written:
     """Write pairs and votes as records of Argilla, with nothing left out.
@@ -154,63 +147,72 @@ def write_argilla(
     `users` maps a person's name to the id of an Argilla user, which Argilla wants to be a UUID; others get an id that
     is made from the name. Both forms hold the status. Raises: DataError.
     """
-    names = names or ArgillaNames()
     found = votes_by_pair(pairs, votes)
     numbers = {vote.id: number for number, vote in enumerate(votes)}
     ids = {name: user_id_of(name, users) for name in dict.fromkeys(vote.annotator for vote in votes)}
     if len(set(ids.values())) < len(ids):
         twice = next(user for user, count in Counter(ids.values()).items() if count > 1)
         raise DataError(f'two people have the user id "{twice}"; expected one each; mend users')
-    records = [_record(pair, found[pair.id], names=names, ids=ids, numbers=numbers) for pair in pairs]
+    records = [
+        _record(pair, found[pair.id], names=names, ids=ids, numbers=numbers, needed=needed or {}) for pair in pairs
+    ]
     if form == "flat":
-        records = [_as_flat(record) for record in records]
+        records = [as_flat(record) for record in records]
         columns = dict.fromkeys(column for record in records for column in record)
         records = [dict.fromkeys(columns) | record for record in records]
     write_records(path, records, as_lines=as_lines)
     return Written(Path(path), len(records))
 
 
-def user_id_of(name: str, users: Mapping[str, str] | None = None) -> str:
-    """The id of a person in Argilla: as `users` says, the name itself where it is a UUID, or one made from it."""
-    if users and name in users:
-        return users[name]
-    try:
-        return name if str(uuid.UUID(name)) == name else str(uuid.uuid5(PEOPLE, name))
-    except ValueError:
-        return str(uuid.uuid5(PEOPLE, name))
-
-
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _sound(records: Sequence[Record], names: ArgillaNames) -> list[dict[str, Any]]:
+    """The records that can be read; what is wrong with the others is told where they are."""
+    found = []
+    for record in records:
+        if record.is_of_table:
+            raise DataError(
+                "it is a table, in which Argilla's responses lose their status; write "
+                "json.dumps(dataset.records.to_list(flatten=True)) to a file, and import that"
+            )
+        try:
+            nested = as_nested(record.content, names)
+            object_of(nested, "responses", default={})
+        except DataError:
+            continue
+        found.append(nested)
+    return found
+
+
 def _read_pair(
-    pair_id: str,
-    nested: dict[str, Any],
-    said: list[_Said],
-    *,
-    names: ArgillaNames,
-    users: Mapping[str, str],
-    split: Split,
-    origin: str,
-) -> tuple[Pair, list[tuple[float, Vote]]]:
+    pair_id: str, nested: dict[str, Any], said: list[_Said], reading: _Reading, *, origin: str
+) -> tuple[Pair, list[tuple[float, Vote]], int | None]:
+    names, users = reading.names, reading.users
     fields = object_of(nested, "fields")
-    prompt, one, other = (_read_field(fields, name) for name in names.texts)
+    prompt, one, other = (
+        _read_field(fields, name, own)
+        for own, name in zip(("prompt", "response_a", "response_b"), names.texts, strict=True)
+    )
     metadata = object_of(nested, "metadata", default={})
     details = _read_details(metadata)
     votes: list[tuple[float, Vote]] = []
     foreign = []
     for response in said:
-        known = next((vote for user, _, vote in details.votes if user == response.user), None)
-        number = next((number for user, number, _ in details.votes if user == response.user), float("inf"))
+        here = (response.user, users.get(response.user, response.user))
+        number, known = next(
+            ((number, vote) for user, number, vote in details.votes if user == here[0] or vote.annotator == here[1]),
+            (float("inf"), None),
+        )
         if response.choice is None:
             foreign.append(response.raw)
         elif known is not None and _label(known.choice) == _label(response.choice):
             votes.append((number, replace(known, pair_id=pair_id)))
         else:
-            name = known.annotator if known else users.get(response.user, response.user)
+            name = known.annotator if known else here[1]
             votes.append((number, _new_vote(pair_id, response.user, name, response.choice)))
             foreign.append(response.raw)
-    rest = _without_ours(nested, names, foreign, details.pair)
+    rest = _without_ours(nested, reading, foreign, details.pair)
     settings = dict(details.pair.settings) if details.pair else {}
     if rest:
         settings["argilla"] = rest
@@ -226,12 +228,12 @@ def _read_pair(
             model_b=str(metadata.get("model_b") or ""),
             settings=settings,
             round=round_ if isinstance(round_, int) and not isinstance(round_, bool) and round_ > 0 else 1,
-            part=part if part in ("train", "test") else split.part(prompt, one, other),
+            part=part if part in ("train", "test") else reading.split.part(prompt, one, other),
             origin=origin,
         )
-        return pair, votes
+        return pair, votes, details.needed
     ours = replace(details.pair, id=pair_id, prompt=prompt, response_a=one, response_b=other, settings=settings)
-    return ours, votes
+    return ours, votes, details.needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,7 @@ class _Details:
     pair: Pair | None
     votes: list[tuple[str, float, Vote]]
     """User id, place among all votes, and vote."""
+    needed: int | None = None
 
 
 def _read_details(metadata: dict[str, Any]) -> _Details:
@@ -255,51 +258,110 @@ def _read_details(metadata: dict[str, Any]) -> _Details:
         raise DataError(
             f'metadata "{DETAILS}" is damaged ({error!r}); expected what rlhfkit wrote; restore it, or remove it'
         ) from error
-    return _Details(pair, votes)
+    return _Details(pair, votes, needed_of(details))
 
 
-def _read_field(fields: dict[str, Any], name: str) -> Content:
+def _read_field(fields: dict[str, Any], name: str, own: str) -> Content:
+    if not name:
+        return ""
     if name not in fields:
+        none = ", or --name prompt= where there is none" if own == "prompt" else ""
         raise DataError(
-            f'there is no field "{name}"; the record has {", ".join(fields) or "none"}; say how they are called with '
-            "names"
+            f'there is no field "{name}"; the record has {", ".join(fields) or "none"}; say how it is called: '
+            f"--name {own}=FIELD{none}"
         )
     return content_from_json(fields[name], name)
 
 
-def _read_response(raw: Any, names: ArgillaNames, labels: Mapping[str, str], without_status: WithoutStatus) -> _Said:
-    if not isinstance(raw, dict):
-        raise DataError(f'a response to "{names.question}" is {described(raw)}; expected an object')
+def _responses(nested: dict[str, Any], reading: _Reading) -> list[_Said]:
+    """What the responses to the question say."""
+    responses = items_of(object_of(nested, "responses", default={}), reading.names.question)
+    return [_read_response(raw, reading) for raw in responses]
+
+
+def _ratings(nested: dict[str, Any], reading: _Reading) -> list[_Said]:
+    """What each person's two ratings say of the two answers."""
+    rated: list[dict[str, _Said]] = []
+    values: list[dict[str, float]] = []
+    for question in (reading.names.rating_a, reading.names.rating_b):
+        rated.append({})
+        values.append({})
+        for raw in items_of(object_of(nested, "responses", default={}), question):
+            if not isinstance(raw, dict):
+                raise DataError(f'a response to "{question}" is {described(raw)}; expected an object')
+            user, kind = id_key(raw, "user_id"), _status(raw, reading)
+            if user in rated[-1]:
+                raise DataError(f'a user has two responses to "{question}"; expected one; remove the other')
+            if isinstance(kind, _Said):
+                rated[-1][user] = kind
+                continue
+            rated[-1][user] = _Said(user, LABELS["tie"], "", raw)
+            values[-1][user] = _rating(raw.get("value"), question)
+    return [
+        _compared(one, rated[0].get(one), rated[1].get(one), values) for one in dict.fromkeys([*rated[0], *rated[1]])
+    ]
+
+
+def _rating(value: Any, question: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f'a response to "{question}" is {described(value)}; expected a number')
+    return float(value)
+
+
+def _compared(user: str, one: _Said | None, other: _Said | None, values: list[dict[str, float]]) -> _Said:
+    for said in (one, other):
+        if said is not None and user not in values[0 if said is one else 1]:
+            return said
+    if one is None or other is None:
+        return _Said(user, None, "people with one rating of two", {})
+    difference = values[0][user] - values[1][user]
+    label = "tie" if difference == 0 else "a_better" if difference > 0 else "b_better"
+    return _Said(user, LABELS[label], "", {})
+
+
+def _status(raw: dict[str, Any], reading: _Reading) -> _Said | None:
+    """What the status alone says; None where it is submitted. Raises: DataError."""
     user = id_key(raw, "user_id")
     status = raw.get("status")
     if status is None:
-        if without_status == "refuse":
+        if reading.without_status == "refuse":
             raise DataError(
                 f'the response of user "{user}" has no status, so that a draft would look like a vote; export with '
-                'to_list(flatten=True), which has it, or say without_status = "leave_out" or "submitted"'
+                "to_list(flatten=True), which has it, or say what to do: --without-status leave-out, or "
+                "--without-status submitted"
             )
-        if without_status == "leave_out":
-            return _Said(user, None, "responses without a status", raw)
-        status = "submitted"
+        return None if reading.without_status == "submitted" else _Said(user, None, "responses without a status", raw)
     if status not in STATUSES:
         raise DataError(f'status of user "{user}" is {described(status)}; expected {", ".join(STATUSES)}')
     if status == "draft":
         return _Said(user, None, "drafts", raw)
-    if status == "discarded":
-        return _Said(user, LABELS["skip"], "", raw)
-    return _Said(user, _read_choice(raw.get("value"), user, names, labels), "", raw)
+    return _Said(user, LABELS["skip"], "", raw) if status == "discarded" else None
 
 
-def _read_choice(value: Any, user: str, names: ArgillaNames, labels: Mapping[str, str]) -> Choice:
+def _read_response(raw: Any, reading: _Reading) -> _Said:
+    if not isinstance(raw, dict):
+        raise DataError(f'a response to "{reading.names.question}" is {described(raw)}; expected an object')
+    user = id_key(raw, "user_id")
+    said = _status(raw, reading)
+    return said or _Said(user, _read_choice(raw.get("value"), user, reading), "", raw)
+
+
+def _read_choice(value: Any, user: str, reading: _Reading) -> Choice:
+    if isinstance(value, list) and not any(isinstance(item, str) for item in value):
+        return _read_ranking(value, user, reading.names)
+    label = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    choice = None if value is None or isinstance(value, bool | dict) else choice_of(label, reading.labels)
+    if choice is not None:
+        return choice
     if isinstance(value, list):
-        return _read_ranking(value, user, names)
-    label = labels.get(value, value) if isinstance(value, str) else value
-    if not isinstance(label, str) or label not in LABELS:
         raise DataError(
-            f'the choice of user "{user}" is {described(value)}; expected one of {", ".join(LABELS)}; say what yours '
-            "mean with labels"
+            f'the ranking of user "{user}" is {described(value)}, without ranks, so that its ties and perhaps its '
+            f"order are lost; expected ranks; say what it means if you know: {shown_options([label])}"
         )
-    return LABELS[label]
+    raise DataError(
+        f'the choice of user "{user}" is {described(value)}; expected one of {", ".join(LABELS)}; say what yours '
+        f"mean: {shown_options([label])}"
+    )
 
 
 def _read_ranking(value: list[Any], user: str, names: ArgillaNames) -> Choice:
@@ -309,7 +371,7 @@ def _read_ranking(value: list[Any], user: str, names: ArgillaNames) -> Choice:
         if isinstance(rank, bool) or not isinstance(rank, int):
             raise DataError(
                 f'the ranking of user "{user}" is {described(value)}, without ranks, so that its ties and perhaps its '
-                'order are lost; expected [{"rank": 1, "value": "…"}, …]; export it from the server again'
+                'order are lost; expected [{"rank": 1, "value": "…"}, …]'
             )
         ranks[str(item.get("value"))] = rank
     if len(value) != 2 or ranks.keys() != {names.response_a, names.response_b}:
@@ -340,9 +402,11 @@ def _new_vote(pair_id: str, user: str, annotator: str, choice: Choice) -> Vote:
 
 
 def _without_ours(
-    nested: dict[str, Any], names: ArgillaNames, foreign: list[dict[str, Any]], ours: Pair | None
+    nested: dict[str, Any], reading: _Reading, foreign: list[dict[str, Any]], ours: Pair | None
 ) -> dict[str, Any]:
     """What must be kept of a record to write it again."""
+    names, read_as = reading.names, {"names": changed(reading.names), "labels": dict(reading.labels)}
+    read_as["names"] = {name: value for name, value in read_as["names"].items() if (name, value) != USUAL_QUESTION}
     rest = {name: value for name, value in nested.items() if name != "id"}
     rest["fields"] = {name: value for name, value in nested["fields"].items() if name not in names.texts}
     own = {"round": ours.round, "part": ours.part} if ours else {}
@@ -352,9 +416,11 @@ def _without_ours(
         if name != DETAILS and (name not in own or own[name] != value)
     }
     rest["responses"] = dict(object_of(nested, "responses", default={}))
-    rest["responses"].pop(names.question, None)
-    if foreign:
-        rest["responses"][names.question] = foreign
+    if not names.rating_a:
+        rest["responses"].pop(names.question, None)
+        if foreign:
+            rest["responses"][names.question] = foreign
+    rest[READ_AS] = {name: value for name, value in read_as.items() if value}
     return {name: value for name, value in rest.items() if value not in (None, {}, [])}
 
 
@@ -362,12 +428,24 @@ def _without_ours(
 
 
 def _record(
-    pair: Pair, votes: Sequence[Vote], *, names: ArgillaNames, ids: Mapping[str, str], numbers: Mapping[str, int]
+    pair: Pair,
+    votes: Sequence[Vote],
+    *,
+    names: ArgillaNames | None,
+    ids: Mapping[str, str],
+    numbers: Mapping[str, int],
+    needed: Mapping[str, int],
 ) -> dict[str, Any]:
-    rest = pair.settings.get("argilla", {})
+    rest = dict(pair.settings.get("argilla", {}))
+    kept_names = rest.pop(READ_AS, {}).get("names", {})
+    names = names or named(ArgillaNames, kept_names)
+    names = replace(names, question=names.question or USUAL_QUESTION[1])
     texts = [content_as_json(content) for content in (pair.prompt, pair.response_a, pair.response_b)]
-    details = {
+    fields = dict(zip(names.texts, texts, strict=True))
+    fields.pop("", None)  # of records without a prompt
+    details: dict[str, Any] = {
         "pair": pair_as_json(pair, without_setting="argilla"),
+        **({NEEDED: needed[pair.id]} if pair.id in needed else {}),
         "votes": [
             {"user": ids[vote.annotator], "number": numbers[vote.id], "vote": vote_as_json(vote)} for vote in votes
         ],
@@ -391,7 +469,7 @@ def _record(
         "id": pair.id,
         **EMPTY,
         **rest,
-        "fields": dict(zip(names.texts, texts, strict=True)) | rest.get("fields", {}),
+        "fields": fields | rest.get("fields", {}),
         "metadata": metadata,
         "responses": responses,
     }
@@ -418,72 +496,3 @@ def _label(choice: Choice) -> str:
     return next(
         label for label, known in LABELS.items() if (known.kind, known.strength) == (choice.kind, choice.strength)
     )
-
-
-# ── flat and nested ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _as_nested(content: dict[str, Any], names: ArgillaNames) -> dict[str, Any]:
-    """The record in the nested form, its responses with their status where it has one."""
-    if isinstance(content.get("fields"), dict):
-        return content
-    nested: dict[str, Any] = {
-        "id": content.get("id"),
-        "_server_id": content.get("_server_id"),
-        "fields": {},
-        "metadata": {},
-        "suggestions": {},
-        "responses": {},
-        "vectors": {},
-    }
-    for name, value in content.items():
-        if name in ("id", "_server_id"):
-            continue
-        if name in names.texts:
-            nested["fields"][name] = value
-        elif question := _question(name, RESPONSE_SUFFIXES):
-            if responses := _joined_responses(question, content):
-                nested["responses"][question] = responses
-        elif question := _question(name, SUGGESTION_SUFFIXES):
-            keys = {key: content.get(f"{question}{suffix}") for suffix, key in SUGGESTION_SUFFIXES.items()}
-            if any(key is not None for key in keys.values()):
-                nested["suggestions"][question] = keys
-        elif isinstance(value, list) and value and all(isinstance(item, float) for item in value):
-            nested["vectors"][name] = value
-        else:
-            nested["metadata"][name] = value
-    return nested
-
-
-def _question(column: str, suffixes: Mapping[str, str]) -> str:
-    return next((column.removesuffix(suffix) for suffix in suffixes if column.endswith(suffix)), "")
-
-
-def _joined_responses(question: str, content: dict[str, Any]) -> list[dict[str, Any]]:
-    values, users, statuses = (
-        items_of(content, f"{question}.responses{suffix}") for suffix in ("", ".users", ".status")
-    )
-    if not statuses:
-        statuses = [None] * len(values)
-    if not len(values) == len(users) == len(statuses):
-        raise DataError(
-            f'"{question}" has {len(values)} responses, {len(users)} users and {len(statuses)} statuses; expected as '
-            "many of each; export it again"
-        )
-    return [
-        {"value": value, "user_id": user, "status": status}
-        for value, user, status in zip(values, users, statuses, strict=True)
-    ]
-
-
-def _as_flat(nested: dict[str, Any]) -> dict[str, Any]:
-    flat = {name: nested[name] for name in nested if name in ("id", "_server_id")}
-    for group in ("fields", "metadata", "vectors"):
-        flat |= nested[group]
-    for question, responses in nested["responses"].items():
-        for suffix, key in RESPONSE_SUFFIXES.items():
-            flat[f"{question}{suffix}"] = [response.get(key) for response in responses]
-    for question, suggestion in nested["suggestions"].items():
-        for suffix, key in SUGGESTION_SUFFIXES.items():
-            flat[f"{question}{suffix}"] = suggestion.get(key)
-    return flat

@@ -1,6 +1,8 @@
-"""Files of labels: JSON lists and JSON lines as records, with errors that name the record."""
+"""Files of labels: JSON lists, JSON lines and tables as records, with errors that name the record."""
 
+import csv
 import gzip
+import io
 import json
 import sys
 import zlib
@@ -31,6 +33,8 @@ T = TypeVar("T")
 DEEPEST = 64
 MOST_FAULTS_NAMED = 8
 LARGEST_NUMBER = sys.float_info.max
+SEPARATORS = ",;\t"
+LONGEST_FIELD = 2**31 - 1
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -44,10 +48,12 @@ class Record:
     """Which it is, from 1: the item of a list, or the line."""
     origin: str
     """Where it stands, as "export.json:3"."""
+    is_of_table: bool = False
+    """Whether all its values are text, as in CSV."""
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """Records of a JSON list, of JSON lines, or of a file with one object; plain or gzipped, UTF-8.
+    """Records of a JSON list, of JSON lines, of a file with one object, or of CSV or TSV; plain or gzipped, UTF-8.
 
     Raises: DataError where the file cannot be read or is empty, and where any record is no sound object.
     """
@@ -71,9 +77,13 @@ def decode_records(data: bytes, *, name: str) -> list[Record]:
     text = _text(data, name)
     if not text.strip():
         raise DataError(f"{name} is empty; expected at least one record; is it the right file?")
-    found = _items(text, name)
+    is_table = _is_table(text, name)
+    found = _rows_of_table(text, name) if is_table else _items(text, name)
     if not found:
-        raise DataError(f"{name} holds an empty list; expected at least one record; is it the right file?")
+        raise DataError(
+            f"{name} holds {'no row' if is_table else 'an empty list'}; expected at least one record; "
+            "is it the right file?"
+        )
 
     def check(item: tuple[int, Any]) -> Record:
         number, value = item
@@ -82,7 +92,7 @@ def decode_records(data: bytes, *, name: str) -> list[Record]:
         if not isinstance(value, dict):
             raise DataError(f"{described(value)}; expected an object; mend or remove it")
         _check_sound(value)
-        return Record(value, number, f"{name}:{number}")
+        return Record(value, number, f"{name}:{number}", is_table)
 
     return parse_all(found, check, origin=lambda item: f"{name}:{item[0]}")
 
@@ -210,6 +220,40 @@ def _items(text: str, name: str) -> list[tuple[int, Any]]:
         except DataError as error:
             items.append((number, error))
     return items
+
+
+def _is_table(text: str, name: str) -> bool:
+    """Whether a file is CSV or TSV: by its name, or where it cannot be JSON and its first line has separators."""
+    if name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
+        return True
+    first = text.lstrip().partition("\n")[0]
+    return first[:1].isalpha() and any(separator in first for separator in SEPARATORS)
+
+
+def _rows_of_table(text: str, name: str) -> list[tuple[int, Any]]:
+    """Line and row of each record under the names in the first line; in the place of a bad row its error."""
+    first = text.lstrip().partition("\n")[0]
+    separator = max(SEPARATORS, key=first.count)
+    limit = csv.field_size_limit(LONGEST_FIELD)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise DataError(f"{name}:1: the first line names a column twice; rename one")
+        rows: list[tuple[int, Any]] = []
+        line = reader.line_num + 1
+        for fields in reader:
+            if len(fields) == len(header):
+                rows.append((line, dict(zip(header, fields, strict=True))))
+            elif fields:
+                fault = f"{len(fields)} fields; the first line has {len(header)}; put text with separators in quotes"
+                rows.append((line, DataError(fault)))
+            line = reader.line_num + 1
+        return rows
+    except csv.Error as error:
+        raise DataError(f"{name} is no table that can be read ({error}); put text with separators in quotes") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _json(text: str, what: str, expected: str) -> Any:

@@ -10,7 +10,14 @@ from rlhfkit.errors import DataError
 from rlhfkit.feedback.exchange.files import read_records
 from rlhfkit.feedback.exchange.labels import Content, Labels, Split, Written, turns_of
 from rlhfkit.feedback.exchange.majority import Ties, preferences_of
-from rlhfkit.feedback.exchange.preferences import joined, labels_of_rows, write_aggregated
+from rlhfkit.feedback.exchange.names import PreferenceNames
+from rlhfkit.feedback.exchange.preferences import (
+    expect_columns,
+    joined,
+    labels_of_rows,
+    renamed_records,
+    write_aggregated,
+)
 from rlhfkit.feedback.votes import Pair, Part, Vote
 from rlhfkit.records import Conversation, Message, Preference
 
@@ -24,7 +31,12 @@ TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def read_hh(
-    path: str | Path, *, chosen_is: ChosenIs = "better", annotator: str = "imported", split: Split | None = None
+    path: str | Path,
+    *,
+    chosen_is: ChosenIs = "better",
+    annotator: str = "imported",
+    split: Split | None = None,
+    names: PreferenceNames | None = None,
 ) -> Labels:
     """Pairs and votes of transcripts; what the two share is the prompt if they share all but the last turn.
 
@@ -33,12 +45,14 @@ def read_hh(
     """
 
     def parse(row: dict[str, Any]) -> tuple[Content, Content, Content]:
+        expect_columns(row, "chosen", "rejected")
         prompt, chosen, rejected = split_transcripts(row.get("chosen"), row.get("rejected"))
         if chosen_is == "worse":
             chosen, rejected = rejected, chosen
         return prompt, chosen, rejected
 
-    return labels_of_rows(read_records(path), parse, annotator=annotator, split=split or Split(), setting="hh")
+    records = renamed_records(read_records(path), names)
+    return labels_of_rows(records, parse, annotator=annotator, split=split or Split(), setting="hh")
 
 
 def write_hh(

@@ -24,14 +24,18 @@ from rlhfkit.feedback.exchange.files import (
     write_records,
 )
 from rlhfkit.feedback.exchange.hh import SPEAKERS
+from rlhfkit.feedback.exchange.label_studio_answers import Answers, answers_of, as_tasks
 from rlhfkit.feedback.exchange.labels import (
+    NEEDED,
     UNKNOWN_DEGREE,
     Content,
     Labels,
     Split,
     Written,
+    content_from_json,
     content_id,
     labels_of,
+    needed_of,
     pair_as_json,
     pair_from_json,
     short_hash,
@@ -39,30 +43,16 @@ from rlhfkit.feedback.exchange.labels import (
     vote_from_json,
     votes_by_pair,
 )
+from rlhfkit.feedback.exchange.names import LabelStudioNames, changed, named
 from rlhfkit.feedback.votes import Choice, Pair, Vote
 
-__all__ = ["LabelStudioNames", "read_label_studio", "write_label_studio"]
+__all__ = ["read_label_studio", "write_label_studio"]
 
 DETAILS = "rlhfkit"
-SIDES = {"left": UNKNOWN_DEGREE, "right": -UNKNOWN_DEGREE}
-MIN_COLUMNS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")
+READ_AS = "rlhfkit"
+"""In `Pair.settings["label_studio"]`: the names and labels of the project, where they are not ours."""
+USUAL_COMPARISON = ("comparison", "comparison")
 COUNTED = ("total_annotations", "cancelled_annotations")
-
-
-@dataclass(frozen=True, slots=True)
-class LabelStudioNames:
-    """Names in the project."""
-
-    prompt: str = "prompt"
-    answer1: str = "answer1"
-    answer2: str = "answer2"
-    comparison: str = "comparison"
-    """Name of the tag `<Pairwise>`."""
-
-    @property
-    def texts(self) -> tuple[str, str, str]:
-        """The columns of the data with prompt and responses."""
-        return self.prompt, self.answer1, self.answer2
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +60,21 @@ class _Said:
     """An annotation that says something."""
 
     person: str
-    choice: Choice
-    """Of a preference the side is what counts."""
+    choice: Choice | None
+    """Of a preference the side is what counts; None where it says nothing that is understood."""
+    why_none: str
     raw: dict[str, Any]
 
     def stands_for(self, choice: Choice) -> bool:
         """Whether `choice` may be what this annotation stands for."""
-        if self.choice.kind == "tie":  # an annotation without a result
+        if self.choice is None:  # an annotation without a result, which only rlhfkit means
             return choice.kind in ("tie", "both_bad")
         return (self.choice.kind, self.choice.preferred) == (choice.kind, choice.preferred)
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    names: LabelStudioNames
+    answers: Answers
     users: Mapping[str, str]
     split: Split
     left_out: Counter[str]
@@ -91,7 +82,9 @@ class _Reading:
 
 @dataclass(frozen=True, slots=True)
 class _Writing:
-    names: LabelStudioNames
+    names: LabelStudioNames | None
+    """None: those of each pair's own project."""
+    needed: Mapping[str, int]
     users: Mapping[str, int]
     numbers: Mapping[str, int]
     """Id of each vote → its place among all."""
@@ -99,6 +92,12 @@ class _Writing:
     annotation_ids: "_Numbers"
     nameless: set[str] = field(default_factory=set)
     """People who are in the file by our name only."""
+
+    def answers(self, pair: Pair) -> Answers:
+        """The names and labels of the project that the pair goes to."""
+        kept = pair.settings.get("label_studio", {}).get(READ_AS, {})
+        names = self.names or named(LabelStudioNames, kept.get("names", {}))
+        return Answers(names, kept.get("labels", {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +117,7 @@ class _Ours:
 class _Details:
     pair: Pair | None
     votes: list["_Ours"]
+    needed: int | None = None
 
 
 def read_label_studio(
@@ -125,17 +125,27 @@ def read_label_studio(
     *,
     names: LabelStudioNames | None = None,
     users: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
     split: Split | None = None,
 ) -> Labels:
-    """Pairs and votes of tasks of Label Studio.
+    """Pairs and votes of tasks of Label Studio: JSON, JSON_MIN, CSV, TSV.
 
-    An annotation is a vote for the left (`response_a`) or the right; a cancelled one is a skip; a draft and one without
+    An annotation is a vote for the left (`response_a`) or the right, by `<Pairwise>`, by `<Choices>` whose labels
+    `labels` maps to ours, or by a `<Rating>` of each answer; a cancelled one is a skip; a draft and one without
     a result are nothing, unless rlhfkit wrote them. Of two annotations of a person on one task the newer counts.
     `users` maps the number or e-mail of a user to a name. What else a task holds goes to
     `Pair.settings["label_studio"]` and is written again. Raises: DataError.
     """
-    reading = _Reading(names or LabelStudioNames(), users or {}, split or Split(), Counter())
+    names = names or LabelStudioNames()
+    try:
+        tasks = as_tasks(read_records(path), names)
+        answers = answers_of(tasks, names, labels or {})
+    except DataError as error:
+        shown = Path(path).name
+        raise error if str(error).startswith((shown, str(path))) else DataError(f"{shown}: {error}") from None
+    reading = _Reading(answers, users or {}, split or Split(), Counter())
     ids: set[str] = set()
+    needed: dict[str, int] = {}
 
     def read(record: Record) -> tuple[Pair, list[tuple[float, Vote]]]:
         task = record.content
@@ -144,13 +154,15 @@ def read_label_studio(
             if task_id in ids:
                 raise DataError("its id is there twice; expected each once; remove one")
             ids.update({task_id} - {""})
-            return _read_task(task, task_id, reading, origin=record.origin)
+            pair, votes, number_needed = _read_task(task, task_id, reading, origin=record.origin)
+            needed.update({} if number_needed is None else {pair.id: number_needed})
+            return pair, votes
         except DataError as error:
             raise DataError(f"task {task_id[:80]}: {error}" if task_id else str(error)) from None
 
-    found = parse_all(_tasks(read_records(path), reading.names), read, origin=lambda record: record.origin)
+    found = parse_all(tasks, read, origin=lambda record: record.origin)
     numbered = sorted((vote for _, votes in found for vote in votes), key=lambda vote: vote[0])
-    return labels_of(path, [pair for pair, _ in found], [vote for _, vote in numbered], reading.left_out)
+    return labels_of(path, [pair for pair, _ in found], [vote for _, vote in numbered], reading.left_out, needed)
 
 
 def write_label_studio(
@@ -160,6 +172,7 @@ def write_label_studio(
     *,
     names: LabelStudioNames | None = None,
     users: Mapping[str, int] | None = None,
+    needed: Mapping[str, int] | None = None,
 ) -> Written:
     """Write pairs and votes as tasks of Label Studio, to look at or to import; without votes they are tasks to label.
 
@@ -170,7 +183,8 @@ def write_label_studio(
     found = votes_by_pair(pairs, votes)
     rests = {pair.id: pair.settings.get("label_studio", {}) for pair in pairs}
     writing = _Writing(
-        names or LabelStudioNames(),
+        names,
+        needed or {},
         users or {},
         {vote.id: number for number, vote in enumerate(votes)},
         _Numbers(rest.get("id") for rest in rests.values()),
@@ -178,7 +192,9 @@ def write_label_studio(
     )
     tasks = []
     for pair in pairs:
-        annotations, details = _annotations(rests[pair.id].get("annotations", []), found[pair.id], writing)
+        annotations, details = _annotations(
+            rests[pair.id].get("annotations", []), found[pair.id], writing.answers(pair), writing
+        )
         tasks.append(_task(pair, rests[pair.id], annotations, details, writing))
     write_records(path, tasks, as_lines=False)
     nameless = {"people whom Label Studio does not know": len(writing.nameless)} if writing.nameless else {}
@@ -190,8 +206,8 @@ def write_label_studio(
 
 def _read_task(
     task: dict[str, Any], task_id: str, reading: _Reading, *, origin: str
-) -> tuple[Pair, list[tuple[float, Vote]]]:
-    names, left_out = reading.names, reading.left_out
+) -> tuple[Pair, list[tuple[float, Vote]], int | None]:
+    names, left_out = reading.answers.names, reading.left_out
     details = _read_details(task)
     prompt, one, other = _read_texts(object_of(task, "data"), names, details.pair)
     pair_id = details.pair.id if details.pair else f"ls-{task_id or 'task'}-{content_id(prompt, one, other)[:12]}"
@@ -199,39 +215,50 @@ def _read_task(
     standing: dict[str, tuple[tuple[str, int], float, Vote]] = {}
     foreign = []
     for index, raw in enumerate(items_of(task, "annotations")):
-        said = _read_annotation(raw, index, names)
+        said = _read_annotation(raw, index, reading.answers)
         ours = _ours(said, details)
         if ours is not None:
             number, vote = ours.number, replace(ours.vote, pair_id=pair_id)
+        elif said.choice is None:
+            foreign.append(raw)
+            left_out[said.why_none] += 1
+            continue
         else:
             foreign.append(raw)
-            number, vote = float("inf"), _new_vote(pair_id, reading.users.get(said.person, said.person), said)
-        if vote.choice.kind == "tie" and ours is None:
-            left_out["annotations without a result"] += 1
-            continue
-        left_out["degrees, read as 3"] += vote.choice.kind == "preference" and ours is None
+            name = reading.users.get(said.person, said.person)
+            number, vote = float("inf"), _new_vote(pair_id, name, said, said.choice)
+        left_out["degrees, read as 3"] += abs(vote.choice.strength) == UNKNOWN_DEGREE and ours is None
         age = (str(raw.get("updated_at") or raw.get("created_at") or ""), index)
         left_out["earlier annotations of the same person"] += vote.annotator in standing
         if vote.annotator not in standing or standing[vote.annotator][0] < age:
             standing[vote.annotator] = (age, number, vote)
     votes = [(number, vote) for _, number, vote in standing.values()]
-    rest = _without_ours(task, names, foreign, is_ours=details.pair is not None)
+    rest = _without_ours(task, reading.answers, foreign, is_ours=details.pair is not None)
     settings = (dict(details.pair.settings) if details.pair else {}) | ({"label_studio": rest} if rest else {})
     if details.pair is None:
         part = reading.split.part(prompt, one, other)
-        return Pair(pair_id, prompt, one, other, settings=settings, part=part, origin=origin), votes
-    return replace(details.pair, prompt=prompt, response_a=one, response_b=other, settings=settings), votes
+        return Pair(pair_id, prompt, one, other, settings=settings, part=part, origin=origin), votes, details.needed
+    ours_ = replace(details.pair, prompt=prompt, response_a=one, response_b=other, settings=settings)
+    return ours_, votes, details.needed
 
 
 def _read_texts(data: dict[str, Any], names: LabelStudioNames, pair: Pair | None) -> tuple[Content, Content, Content]:
     """Prompt and responses; where Label Studio has a conversation as text, the conversation."""
-    contents = []
+    contents: list[Content] = []
     known = (pair.prompt, pair.response_a, pair.response_b) if pair else ("", "", "")
-    for name, content in zip(names.texts, known, strict=True):
+    for own, name, content in zip(("prompt", "answer1", "answer2"), names.texts, known, strict=True):
+        if not name:
+            contents.append("")
+            continue
         if name not in data:
+            none = ", or --name prompt= where there is none" if own == "prompt" else ""
             raise DataError(
-                f'the data has no "{name}"; it has {", ".join(data) or "nothing"}; say how it is called with names'
+                f'the data has no "{name}"; it has {", ".join(data) or "nothing"}; say how it is called: '
+                f"--name {own}=COLUMN{none}"
             )
+        if isinstance(data[name], list):
+            contents.append(content_from_json(data[name], name))
+            continue
         if not isinstance(data[name], str):
             raise DataError(f'"{name}" of the data is {described(data[name])}; expected text')
         contents.append(content if _as_text(content) == data[name] else data[name])
@@ -248,11 +275,11 @@ def _read_details(task: dict[str, Any]) -> _Details:
             raise DataError(f'"meta.{DETAILS}" is damaged: a vote is {described(item)}; restore it, or remove it')
         vote = vote_from_json(item.get("vote"))
         votes.append(_Ours(item.get("annotation"), item.get("region"), float(item["number"]), vote))
-    return _Details(pair_from_json(details.get("pair")), votes)
+    return _Details(pair_from_json(details.get("pair")), votes, needed_of(details))
 
 
-def _read_annotation(raw: Any, index: int, names: LabelStudioNames) -> _Said:
-    """What an annotation says; one without a result says "tie", which only rlhfkit writes."""
+def _read_annotation(raw: Any, index: int, answers: Answers) -> _Said:
+    """What an annotation says."""
     place = f"annotations[{index}]"
     if not isinstance(raw, dict):
         raise DataError(f"{place} is {described(raw)}; expected an object")
@@ -267,32 +294,12 @@ def _read_annotation(raw: Any, index: int, names: LabelStudioNames) -> _Said:
             raise DataError(f'"was_cancelled" is {described(cancelled)}; expected true or false')
         if "result" not in raw:
             raise DataError(f'there is no "result"; the annotation has {", ".join(raw)}; export it again')
-        choice = _read_result(items_of(raw, "result"), names)
-        return _Said(person, Choice("skip", skip_reason="other") if cancelled else choice, raw)
+        result = items_of(raw, "result")
+        if cancelled:
+            return _Said(person, Choice("skip", skip_reason="other"), "", raw)
+        return _Said(person, *answers.choice(result), raw)
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
-
-
-def _read_result(result: list[Any], names: LabelStudioNames) -> Choice:
-    regions = []
-    for region in result:
-        if not isinstance(region, dict):
-            raise DataError(f"a region of the result is {described(region)}; expected an object")
-        if region.get("type") == "pairwise" and region.get("from_name", names.comparison) == names.comparison:
-            regions.append(region)
-    if len(regions) > 1:
-        raise DataError(f'{len(regions)} regions of "{names.comparison}" in one result; expected one; label it again')
-    if not regions:
-        others = sorted({str(region.get("from_name")) for region in result if region.get("type") == "pairwise"})
-        if others:
-            raise DataError(
-                f'the comparison is called {", ".join(others)}; expected "{names.comparison}"; say so with names'
-            )
-        return Choice("tie")
-    selected = object_of(regions[0], "value").get("selected")
-    if not isinstance(selected, str) or selected not in SIDES:
-        raise DataError(f'"selected" is {described(selected)}; expected "left" or "right"; label it again')
-    return Choice("preference", SIDES[selected])
 
 
 def _person(value: Any) -> str:
@@ -330,14 +337,18 @@ def _ours(said: _Said, details: _Details) -> _Ours | None:
     return None
 
 
-def _new_vote(pair_id: str, annotator: str, said: _Said) -> Vote:
+def _vote_id(pair_id: str, annotator: str, said: _Said, choice: Choice) -> str:
     mark = str(said.raw.get("unique_id") or said.raw.get("id"))
+    return short_hash("label_studio", pair_id, annotator, mark, choice.kind, str(choice.strength))
+
+
+def _new_vote(pair_id: str, annotator: str, said: _Said, choice: Choice) -> Vote:
     seconds = number_of(said.raw, "lead_time")
     return Vote(
-        short_hash("label_studio", pair_id, annotator, mark, said.choice.kind, str(said.choice.strength)),
+        _vote_id(pair_id, annotator, said, choice),
         pair_id,
         annotator,
-        said.choice,
+        choice,
         shown_left="a",
         active_seconds=seconds,
         wall_seconds=seconds,
@@ -346,58 +357,18 @@ def _new_vote(pair_id: str, annotator: str, said: _Said) -> Vote:
 
 
 def _without_ours(
-    task: dict[str, Any], names: LabelStudioNames, foreign: list[dict[str, Any]], *, is_ours: bool
+    task: dict[str, Any], answers: Answers, foreign: list[dict[str, Any]], *, is_ours: bool
 ) -> dict[str, Any]:
     """What must be kept of a task to write it again."""
+    names, read_as = answers.names, {"names": changed(answers.names), "labels": dict(answers.labels)}
+    read_as["names"] = {name: value for name, value in read_as["names"].items() if (name, value) != USUAL_COMPARISON}
     rest = {name: value for name, value in task.items() if name not in COUNTED or foreign}
     rest["data"] = {name: value for name, value in task["data"].items() if name not in names.texts}
     rest["meta"] = {name: value for name, value in (task.get("meta") or {}).items() if name != DETAILS}
     rest["annotations"] = foreign
+    rest[READ_AS] = {name: value for name, value in read_as.items() if value}
     rest = {name: value for name, value in rest.items() if value not in (None, {}, [])}
     return {} if is_ours and rest.keys() <= {"id"} else rest
-
-
-def _tasks(records: Sequence[Record], names: LabelStudioNames) -> list[Record]:
-    """Tasks as in the JSON export: of JSON_MIN the rows of a task together, of tasks to import the data."""
-    tasks: list[Record] = []
-    by_id: dict[str, Record] = {}
-    for record in records:
-        content = record.content
-        if "data" in content:
-            tasks.append(record)
-        elif "annotation_id" not in content:
-            if "annotations" in content:
-                raise DataError(f'{record.origin}: the task has no "data"; expected an export as JSON; export it again')
-            tasks.append(Record({"data": content}, record.number, record.origin))
-        else:
-            task_id = str(content.get("id"))
-            if task_id not in by_id:
-                data = {
-                    name: value
-                    for name, value in content.items()
-                    if name not in MIN_COLUMNS and not _is_selection(value)
-                }
-                by_id[task_id] = Record(
-                    {"id": content.get("id"), "data": data, "annotations": []}, record.number, record.origin
-                )
-                tasks.append(by_id[task_id])
-            by_id[task_id].content["annotations"].append(_annotation_of_row(content, names))
-    return tasks
-
-
-def _is_selection(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) and "selected" in v for v in value)
-
-
-def _annotation_of_row(row: dict[str, Any], names: LabelStudioNames) -> dict[str, Any]:
-    result = [
-        {"type": "pairwise", "from_name": name, "to_name": name, "value": selection}
-        for name, value in row.items()
-        if _is_selection(value)
-        for selection in value
-    ]
-    times = {name: row.get(name) for name in ("created_at", "updated_at", "lead_time")}
-    return {"id": row["annotation_id"], "completed_by": row.get("annotator"), "result": result, **times}
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -418,24 +389,24 @@ class _Numbers:
 
 
 def _annotations(
-    raw: list[dict[str, Any]], votes: Sequence[Vote], writing: _Writing
+    raw: list[dict[str, Any]], votes: Sequence[Vote], answers: Answers, writing: _Writing
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Annotations of a task, and the details of the votes that are among them."""
-    said = [_read_annotation(annotation, index, writing.names) for index, annotation in enumerate(raw)]
+    said = [_read_annotation(annotation, index, answers) for index, annotation in enumerate(raw)]
     written: dict[str, dict[str, Any]] = {}
     kept = []
     for vote in votes:
         for one in said:
-            mark = _new_vote(vote.pair_id, vote.annotator, one).id
-            if mark == vote.id and one.stands_for(vote.choice):
+            is_it = _vote_id(vote.pair_id, vote.annotator, one, vote.choice) == vote.id
+            if is_it and one.stands_for(vote.choice):
                 written[vote.id] = one.raw
-    gone = {one.person for one in said if one.choice.kind != "tie"}
+    gone = {one.person for one in said if one.choice is not None}
     gone -= {one.person for one in said for annotation in written.values() if annotation is one.raw}
-    kept = [one.raw for one in said if one.person not in gone or one.choice.kind == "tie"]
+    kept = [one.raw for one in said if one.person not in gone or one.choice is None]
     new, details = [], []
     for vote in votes:
         if vote.id not in written:
-            new.append(_annotation(vote, writing))
+            new.append(_annotation(vote, answers.names.comparison or "comparison", writing))
             region = new[-1]["result"][0]["id"] if new[-1]["result"] else None
             details.append(
                 {
@@ -448,16 +419,15 @@ def _annotations(
     return [*kept, *new], details
 
 
-def _annotation(vote: Vote, writing: _Writing) -> dict[str, Any]:
-    names = writing.names
+def _annotation(vote: Vote, comparison: str, writing: _Writing) -> dict[str, Any]:
     result = []
     if vote.choice.preferred is not None:
         result.append(
             {
                 "id": short_hash("region", vote.id)[:10],
                 "type": "pairwise",
-                "from_name": names.comparison,
-                "to_name": names.comparison,
+                "from_name": comparison,
+                "to_name": comparison,
                 "origin": "manual",
                 "value": {"selected": "left" if vote.choice.preferred == "a" else "right"},
             }
@@ -487,14 +457,19 @@ def _task(
     texts = [_as_text(content) for content in (pair.prompt, pair.response_a, pair.response_b)]
     num_cancelled = sum(annotation.get("was_cancelled") is True for annotation in annotations)
     counts = dict(zip(COUNTED, (len(annotations) - num_cancelled, num_cancelled), strict=True))
-    ours = {"pair": pair_as_json(pair, without_setting="label_studio"), "votes": details}
+    ours: dict[str, Any] = {"pair": pair_as_json(pair, without_setting="label_studio"), "votes": details}
+    if pair.id in writing.needed:
+        ours[NEEDED] = writing.needed[pair.id]
+    columns = dict(zip(writing.answers(pair).names.texts, texts, strict=True))
+    columns.pop("", None)  # of a project whose tasks have no prompt
+    rest = {name: value for name, value in rest.items() if name != READ_AS}
     return {
         "id": rest.get("id") or writing.task_ids.free(),
         "drafts": [],
         "predictions": [],
         **rest,
         **(counts if annotations != rest.get("annotations") else {}),
-        "data": dict(zip(writing.names.texts, texts, strict=True)) | rest.get("data", {}),
+        "data": columns | rest.get("data", {}),
         "annotations": annotations,
         "meta": rest.get("meta", {}) | {DETAILS: ours},
     }

@@ -24,7 +24,6 @@ __all__ = ["read_labels", "write_labels"]
 
 def read_labels(path: str | Path) -> Labels:
     """Pairs and votes that `write_labels` wrote. Raises: DataError."""
-
     needed: dict[str, int] = {}
 
     def read(record: Record) -> tuple[Pair, list[tuple[int, Vote]]]:

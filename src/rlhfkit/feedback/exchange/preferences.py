@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,32 @@ from rlhfkit.feedback.exchange.labels import (
     votes_by_pair,
 )
 from rlhfkit.feedback.exchange.majority import Aggregated, Ties, preferences_of, split_pair
+from rlhfkit.feedback.exchange.names import PreferenceNames
 from rlhfkit.feedback.votes import LARGEST_STRENGTH, Choice, Pair, Part, Side, Vote
 from rlhfkit.records import Preference
 
-__all__ = ["DETAILS", "labels_of_rows", "read_preferences", "split_row", "write_aggregated", "write_preference_rows"]
+__all__ = [
+    "DETAILS",
+    "expect_columns",
+    "labels_of_rows",
+    "read_preferences",
+    "renamed_records",
+    "split_row",
+    "write_aggregated",
+    "write_preference_rows",
+]
 
 DETAILS = "rlhfkit"
 """Column with everything that the format itself has no place for, as JSON in a text."""
 
 
-def read_preferences(path: str | Path, *, annotator: str = "imported", split: Split | None = None) -> Labels:
+def read_preferences(
+    path: str | Path,
+    *,
+    annotator: str = "imported",
+    split: Split | None = None,
+    names: PreferenceNames | None = None,
+) -> Labels:
     """Pairs and votes of a preference file.
 
     Rows with the column of `details` come back as they were. Of the others each is one vote of `annotator`; where rows
@@ -49,12 +65,47 @@ def read_preferences(path: str | Path, *, annotator: str = "imported", split: Sp
     """
 
     def parse(row: dict[str, Any]) -> tuple[Content, Content, Content]:
-        for column in ("chosen", "rejected"):
-            if row.get(column) is None:
-                raise DataError(f'there is no "{column}"; the row has {", ".join(row)}; add it')
+        expect_columns(row, "chosen", "rejected")
+        if row.get("prompt") is None and isinstance(row["chosen"], str):
+            raise DataError(
+                f'there is no "prompt", and the responses are text; the row has {", ".join(row)}; say how it is '
+                "called: --name prompt=COLUMN, or read transcripts with --format hh"
+            )
         return split_row(row.get("prompt"), row["chosen"], row["rejected"])
 
-    return labels_of_rows(read_records(path), parse, annotator=annotator, split=split or Split(), setting="preferences")
+    records = renamed_records(read_records(path), names)
+    return labels_of_rows(records, parse, annotator=annotator, split=split or Split(), setting="preferences")
+
+
+def expect_columns(row: Mapping[str, Any], *columns: str) -> None:
+    """Nothing, if the row has something in these columns. Raises: DataError."""
+    for column in columns:
+        if row.get(column) is None:
+            raise DataError(
+                f'there is no "{column}"; the row has {", ".join(row) or "nothing"}; add it, or say how it is called: '
+                f"--name {column}=COLUMN"
+            )
+
+
+def renamed_records(records: Sequence[Record], names: PreferenceNames | None) -> list[Record]:
+    """The records with our names for their columns, and the numbers of tables as numbers."""
+    names = names or PreferenceNames()
+    found = []
+    for record in records:
+        content = names.renamed(record.content)
+        if record.is_of_table:
+            content = {name: value for name, value in content.items() if value or name in ("chosen", "rejected")}
+            if "margin" in content:
+                content["margin"] = _as_number(content["margin"])
+        found.append(replace(record, content=content))
+    return found
+
+
+def _as_number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def write_preference_rows(
@@ -245,7 +296,7 @@ def split_row(prompt: Any, chosen: Any, rejected: Any) -> tuple[Content, Content
             return content, responses[0], responses[1]
         before = turns_of(content)
     elif any(isinstance(response, str) for response in responses):
-        raise DataError('there is no "prompt", and the responses are text; add it, or read the file as "hh"')
+        raise DataError('there is no "prompt", and the responses are text; add it')
     else:
         before = ()
     return joined(before, *(turns_of(response) for response in responses))

@@ -1,6 +1,6 @@
 // The dashboard: runs, their curves while they train, samples, labels. It asks again every few seconds, for news only.
 import { Chart, exact, thinned } from "./chart.js";
-import { element } from "./show.js";
+import { asTurns, element } from "./show.js";
 import { showQueue, showTrust } from "./trust.js";
 
 const NEWS_MS = 2000;
@@ -389,7 +389,8 @@ function sampleNode(sample) {
   const node = element("article", "sample");
   const text = (name) => {
     const box = element("div", `said ${name}`);
-    const content = element("p", sample[name] ? "" : "empty", sample[name] || word("nothing"));
+    const said = (name === "prompt" && asTurns(sample.turns, words)) || sample[name];
+    const content = element("p", said ? "" : "empty", said || word("nothing"));
     content.dir = "auto";
     box.append(element("h3", "", word(name)), content);
     return box;

@@ -164,3 +164,9 @@ function appendInline(node, text) {
     else if (part) node.append(document.createTextNode(part));
   }
 }
+
+/** A conversation (JSON in a text) as one text, without the marks that a model's template puts around its turns. */
+export function asTurns(json, words) {
+  const turns = json ? JSON.parse(json) : [];
+  return turns.map(({ role, content }) => `${words[`role_${role}`] ?? role}: ${content}`).join("\n\n");
+}
