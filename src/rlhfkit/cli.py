@@ -55,8 +55,15 @@ def main() -> None:
                 hidden("".join(traceback.format_exception(error))), end="", file=sys.stderr
             )
             raise
-        typer.echo(hidden(f"error: {error if isinstance(error, RlhfkitError) else _unexpected(error)}"), err=True)
+        typer.echo(
+            _printable(hidden(f"error: {error if isinstance(error, RlhfkitError) else _unexpected(error)}")), err=True
+        )
         sys.exit(1)
+
+
+def _printable(text: str) -> str:
+    """The text without characters that steer a terminal: files of others may hold them, and messages quote files."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
 
 
 def _unexpected(error: Exception) -> str:

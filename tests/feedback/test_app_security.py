@@ -5,6 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from rlhfkit.errors import StoreError
 from rlhfkit.feedback import app as app_module
 from rlhfkit.feedback.app import create_app
 from rlhfkit.feedback.guard import LARGEST_BODY_BYTES
@@ -366,3 +367,31 @@ def test_websockets_are_closed(store):
 
     with pytest.raises(WebSocketDisconnect), Visitor(store).http.websocket_connect("/api/task"):
         pass
+
+
+def test_who_leaves_thousands_of_pairs_makes_nobody_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(app_module, "GRACE_SECONDS", 0.0)
+    with open_store(tmp_path) as store:
+        mallory, ada = Visitor(store, "Mallory"), Visitor(store, "Ada")
+        ada.app.state.site = mallory.app.state.site
+        for number in range(300):
+            mallory.post("/api/release", {"pair_id": f"pair that nobody has {number}"})
+        released = []
+        monkeypatch.setattr(store, "release", lambda person, pair_id: released.append(pair_id))
+        assert ada.task() is not None
+        assert len(released) <= 1
+
+
+def test_a_vote_is_kept_although_the_store_was_away_when_it_first_came(tmp_path, monkeypatch):
+    with open_store(tmp_path) as store:
+        visitor = Visitor(store, "Ada")
+        body = vote_body(visitor.task()["pair_id"])
+        with monkeypatch.context() as away:
+
+            def gone(*arguments):
+                raise StoreError("the server is away")
+
+            away.setattr(store, "vote_and_lease", gone)
+            away.setattr(store, "shown_left", gone)
+            assert visitor.post("/api/vote", body).status_code == 503
+        assert visitor.post("/api/vote", body).json()["outcome"] == "recorded"

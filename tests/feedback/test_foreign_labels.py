@@ -394,3 +394,11 @@ def test_the_configuration_is_printed_and_its_names_are_those_of_the_export(call
 def test_the_documentation_shows_the_configuration_that_is_printed():
     page = (Path(__file__).parents[2] / "docs" / "feedback.md").read_text(encoding="utf-8")
     assert f"```xml\n{configuration('label-studio')}```" in page
+
+
+def test_names_of_a_hostile_file_cannot_steer_the_terminal(call, tmp_path):
+    write(tmp_path / "in.json", studio([{"type": "x", "from_name": "\x1b]0;owned\x07\x1b[2J", "value": {}}]))
+    code, _, error = call("labels", "import", "new.db", "in.json", "--format", "label-studio")
+    assert code == 1
+    assert "\x1b" not in error
+    assert "\\x1b]0;owned" in error

@@ -79,8 +79,8 @@ class Site:
     project: str
     allow_names: bool
     links: Sequence[Link]
-    departures: dict[tuple[str, str], float] = field(default_factory=dict)
-    """(person, pair) → when it shall go back to the others."""
+    departures: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Person → the pair that they left, one at most, and when it shall go back to the others."""
     people: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Token → name, and until when it is remembered."""
     shown: dict[tuple[str, str], Side] = field(default_factory=dict)
@@ -452,9 +452,9 @@ def _taken_back(vote: Vote) -> dict[str, Any]:
 def _let_go(site: Site, *, staying: str) -> None:
     """Release what people left long enough ago; who asks now has only reloaded the page."""
     now = time.monotonic()
-    for (person, pair_id), due in list(site.departures.items()):
+    for person, (pair_id, due) in list(site.departures.items()):
         if person == staying or due <= now:
-            site.departures.pop((person, pair_id), None)
+            site.departures.pop(person, None)
             if person != staying:
                 site.store.release(person, pair_id)
 
@@ -535,7 +535,7 @@ def undo(body: UndoBody, person: Person, site: TheSite) -> Response:
 @_router.post("/api/heartbeat")
 def heartbeat(body: PairBody, person: Person, site: TheSite) -> Response:
     """The person is still reading."""
-    site.departures.pop((person, body.pair_id), None)
+    site.departures.pop(person, None)
     return _json({"held": site.store.extend(person, body.pair_id)})
 
 
@@ -543,7 +543,7 @@ def heartbeat(body: PairBody, person: Person, site: TheSite) -> Response:
 def release(body: PairBody, person: Person, site: TheSite) -> Response:
     """The person leaves the page; after a moment the pair goes back to the others."""
     if len(site.departures) < MOST_REMEMBERED:
-        site.departures[person, body.pair_id] = time.monotonic() + GRACE_SECONDS
+        site.departures[person] = body.pair_id, time.monotonic() + GRACE_SECONDS
     return _json({})
 
 
