@@ -218,7 +218,7 @@ def test_answer_changed_in_argilla_is_a_new_vote_of_the_same_person(tmp_path):
         ({"preference__responses__users": None}, "3 responses, 0 users"),
         ({"preference__responses__status": ["done", "draft", "draft"]}, "is the text 'done'; expected submitted"),
         ({"preference__responses__status": None}, "has no status"),
-        ({"prompt": 3}, 'column "prompt" is the number 3'),
+        ({"prompt": True}, 'column "prompt" is true'),
         ({"response_a": None}, 'column "response_a" is empty'),
         ({"prompt": [{"role": "wizard", "content": "x"}]}, "has the role 'wizard'"),
         ({"rlhfkit": "{"}, 'metadata "rlhfkit" is damaged'),

@@ -549,7 +549,7 @@ def test_page_speaks_the_language_that_was_chosen(tmp_path):
 
 
 def test_a_sample_of_a_conversation_keeps_its_turns_beside_the_text_of_the_template(tmp_path):
-    run = make_run(tmp_path, "chat")
+    run = make_run(tmp_path / "chat")
     turns = [{"role": "user", "content": "Hi <b>"}]
     row = {"stage": "ppo", "iteration": 0, "prompt": "<|im_start|>user Hi", "turns": turns, "response": "x"}
     run.samples.write_text(json.dumps(row) + "\n")

@@ -112,7 +112,7 @@ GOOD = '{"prompt": "q", "response_a": "x", "response_b": "y"}'
         ('{"data": 3}', 'x:1: "data" is the number 3', "expected an object"),
         ('{"prompt": "q", "answer1": "x"}', 'x:1: "answer2" is missing or null', "add it"),
         ('{"response_a": "x", "response_b": "y"}', 'x:1: there is no "prompt"', "add it"),
-        (GOOD.replace('"y"', "7"), 'x:1: column "response_b" is the number 7', "expected text or a list of messages"),
+        (GOOD.replace('"y"', "true"), 'x:1: column "response_b" is true', "expected text or a list of messages"),
         (GOOD.replace('"y"', '"x"'), "x:1: both responses are equal", "remove the row"),
         (GOOD.replace('"y"', '[{"role": "user", "content": "y"}]'), "x:1: one response is text", "two of a kind"),
         (GOOD.replace("}", ', "model_a": 3}'), 'x:1: "model_a" is the number 3', "expected text"),

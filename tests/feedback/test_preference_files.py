@@ -188,15 +188,15 @@ def row(**changes):
     [
         ({"prompt": "q", "chosen": "x"}, 'there is no "rejected"; the row has prompt, chosen'),
         (row(chosen=None), 'there is no "chosen"'),
-        (row(chosen=3), 'column "chosen" is the number 3'),
+        (row(chosen=True), 'column "chosen" is true'),
         (row(chosen=[{"role": "assistant", "content": "x"}]), "one response is text and the other a list"),
         (row(prompt=None), "say how it is called: --name prompt=COLUMN, or read transcripts with --format hh"),
-        (row(prompt=7), 'column "prompt" is the number 7'),
+        (row(prompt=True), 'column "prompt" is true'),
         (row(margin="much"), "\"margin\" is the text 'much'"),
         (row(margin=True), '"margin" is true'),
         (row(rlhfkit="{"), 'column "rlhfkit" is damaged'),
         (row(rlhfkit="[]"), 'column "rlhfkit" is damaged'),
-        (row(rlhfkit=3), 'column "rlhfkit" is the number 3'),
+        (row(rlhfkit=3), 'column "rlhfkit" is damaged'),
         (row(rlhfkit='{"pair": {}, "votes": []}'), "pair: id"),
     ],
 )

@@ -199,17 +199,18 @@ def _read_pair(
     votes: list[tuple[float, Vote]] = []
     foreign = []
     for response in said:
-        here = (response.user, users.get(response.user, response.user))
-        number, known = next(
-            ((number, vote) for user, number, vote in details.votes if user == here[0] or vote.annotator == here[1]),
-            (float("inf"), None),
+        name = users.get(response.user, response.user)
+        user, number, known = next(
+            (vote for vote in details.votes if response.user == vote[0] or name == vote[2].annotator),
+            (response.user, float("inf"), None),
         )
         if response.choice is None:
             foreign.append(response.raw)
         elif known is not None and _label(known.choice) == _label(response.choice):
             votes.append((number, replace(known, pair_id=pair_id)))
+            foreign += [response.raw] if user != response.user else []  # as Argilla has it
         else:
-            name = known.annotator if known else here[1]
+            name = known.annotator if known else name
             votes.append((number, _new_vote(pair_id, response.user, name, response.choice)))
             foreign.append(response.raw)
     rest = _without_ours(nested, reading, foreign, details.pair)
