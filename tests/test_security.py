@@ -20,6 +20,7 @@ from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from tests.evaluation.conftest import write_fake_run
 from tests.killing import RECIPES
+from tests.tiny import save_family
 
 PACKAGE = Path(rlhfkit.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -54,6 +55,9 @@ def faults_of(source: str) -> list[str]:
                 found.append(name)
             if given.get("trust_remote_code") == "True" or given.get("autoescape") == "False":
                 found.append(f"{name} with {given}")
+            may_ask = re.search(r"(?<!GenerationConfig)\.from_(pretrained|config)$", name)  # settings name no code
+            if may_ask and "trust_remote_code" not in given:
+                found.append(f"{name} that may ask whether code shall run")
             if re.search(r"(Auto\w*Model\w*|auto_class)\.from_pretrained$", name):
                 found += [] if given.get("use_safetensors") == "True" else [f"{name} of any format"]
     return found
@@ -72,7 +76,9 @@ def test_nothing_in_the_package_runs_what_a_file_holds(path):
         "from joblib import load",
         "torch.load(path)",
         "np.load(path, allow_pickle=True)",
-        "AutoModelForCausalLM.from_pretrained(path)",
+        "AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False)",
+        "AutoTokenizer.from_pretrained(path)",
+        "AutoModel.from_config(config)",
         "AutoTokenizer.from_pretrained(path, trust_remote_code=True)",
         "Environment(autoescape=False)",
         "eval(text)",
@@ -125,6 +131,35 @@ def test_the_code_of_a_models_directory_does_not_run_unless_the_recipe_says_so(t
     model = model_with_code(tmp_path / "model", tmp_path / "ran")
     assert run_on(model, tmp_path) == []
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("family", ["llama", "granite"])
+@pytest.mark.parametrize("use", ["reward", "evaluation.judge"])
+def test_nor_does_the_code_of_a_reward_models_directory_and_nobody_is_asked(use, family, tmp_path, monkeypatch):
+    def ask(*_):
+        (tmp_path / "asked").touch()
+        return "y"
+
+    monkeypatch.setattr("builtins.input", ask)
+    model = save_family("llama", tmp_path / "model")
+    scorer = save_family(family, tmp_path / "scorer")
+    config = json.loads((scorer / "config.json").read_text())
+    config |= {"architectures": ["Mine"], "auto_map": {"AutoModelForSequenceClassification": "mine.Mine"}}
+    (scorer / "config.json").write_text(json.dumps({**config, "id2label": {"0": "good"}}))
+    (scorer / "mine.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+    rewards = {"reward": '{ type = "match" }', "evaluation.judge": '{ type = "grammar" }'}
+    rewards[use] = f'{{ type = "reward_model", path = "{scorer}" }}'
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'name = "foreign"\nstages = ["ppo", "evaluate"]\nmodel = {{ path = "{model}" }}\n'
+        f"reward = {rewards['reward']}\nevaluation = {{ judge = {rewards['evaluation.judge']} }}\n"
+        "rollout = { max_response_tokens = 8 }\n[data]\nmax_prompt_tokens = 48\n"
+        'prompts = { type = "grammar", num_rows = 4 }\ntest_prompts = { type = "grammar", num_rows = 4 }\n'
+    )
+    with pytest.raises(RlhfkitError, match=f"{use}.*|.*scorer"):
+        pipeline.run(load_recipe(recipe, []), tmp_path / "run", progress=Progress(quiet=True))
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "asked").exists()
 
 
 def test_where_the_recipe_lets_it_run_that_is_said_loudly_first(tmp_path, monkeypatch):

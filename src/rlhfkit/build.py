@@ -8,7 +8,13 @@ from typing import TypeVar
 import torch
 from peft import PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from rlhfkit.config.schema import (
     AdaptiveKLConfig,
@@ -43,19 +49,21 @@ from rlhfkit.machine.dtype import DtypeChoice, choose_dtype
 from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.models.attention import implementations_for, try_attention
 from rlhfkit.models.compiling import COMPILED, compile_layers, why_no_compiler
-from rlhfkit.models.inspection import context_of, inspect_model
+from rlhfkit.models.inspection import context_of, inspect_model, refuse_quantized, shortened_context_note
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import recompute_layers
 from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokenizer
 from rlhfkit.models.lora import add_lora
-from rlhfkit.models.reward_model import RewardModel, read_normalization, score_head
+from rlhfkit.models.outline import has_experts, outline_of, refuse_more_than_files
+from rlhfkit.models.reward_model import RewardModel, read_max_tokens, read_normalization, score_head
+from rlhfkit.models.sequence_classification import sequence_classification_class
 from rlhfkit.models.stem import Stem, too_few_layers
 from rlhfkit.models.template import Encoder, read_template
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import AdaptiveKL, FixedKL
 from rlhfkit.records import Prompt
-from rlhfkit.rewards.source import RewardSource
+from rlhfkit.rewards.source import DEFAULT_MAX_TOKENS, RewardSource
 from rlhfkit.rollout.text import Reference
 from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.rundir import RunDir
@@ -118,10 +126,35 @@ class Builder:
         )
         self._check_lengths(context_of(config))
         self._check_layers(getattr(config, "num_hidden_layers", None))
+        if not source.trust_remote_code:  # whose code is run when weights are read, and not before
+            self._check_outline(config, source, stages)
         return self.encoder(source)
 
+    def _check_outline(
+        self, config: PreTrainedConfig, source: PretrainedModelConfig, stages: Collection[Stage]
+    ) -> None:
+        """Raises: ModelError, ConfigError where a later stage could not make what it needs of the model."""
+        subject, recipe = f'model.path = "{source.path}"', self.recipe
+        refuse_quantized(config, subject)
+        outline = outline_of(config, subject=subject)
+        refuse_more_than_files(outline, Path(source.path), subject=subject)
+        self._refuse_experts(outline)
+        scores = "reward_model" in stages or ("judge" in stages and recipe.judge.type == "reward_model")
+        has_critic = recipe.ppo.estimator == "gae" and recipe.ppo.value.network == "separate"
+        if scores or ("ppo" in stages and has_critic):
+            sequence_classification_class(config)
+        if recipe.model.lora is not None:
+            add_lora(outline, recipe.model.lora)
+
+    def _refuse_experts(self, model: PreTrainedModel) -> None:
+        if self.recipe.rollout.engine == "vllm" and has_experts(model):
+            raise ConfigError(
+                'rollout.engine = "vllm" takes no weights of a mixture of experts, whose names differ there; set '
+                'rollout.engine = "own", or choose a model without experts'
+            )
+
     def early_rewards(self, config: RewardConfig, *, setting: str) -> list[RewardSource]:
-        """The parts of a reward that can be had already; of models that others made, the files are checked.
+        """The parts of a reward that can be had already, models that others made among them.
 
         Raises: as `reward`.
         """
@@ -137,8 +170,7 @@ class Builder:
                 found = inspect_model(path, subject=f'{setting}.path = "{path}"')
                 if read_normalization(path) is None:
                     choose_output(found, config)
-                load_tokenizer(PretrainedModelConfig(path=path), needs_eos=False)
-                return []
+                return [self.reward(config)]
             case _:
                 return [self.reward(config)]
 
@@ -174,12 +206,14 @@ class Builder:
         """A language model; with fresh adapters where it is to be trained and the recipe wants LoRA."""
         encoder = self.encoder(source)
         model, notes = load_causal_lm(source, encoder.tokenizer, device=self.device, dtype=self.dtype)
-        self._note(notes)
+        self._note(notes + shortened_context_note(model.config))
         try_attention(model, self.paths)
         model.requires_grad_(trainable)
         if trainable and self.recipe.model.lora is not None:
             seed_everything(derive_seed(self.recipe.seed, "lora"))
-            language_model = LanguageModel(add_lora(model, self.recipe.model.lora), encoder)
+            warned: list[str] = []
+            language_model = LanguageModel(add_lora(model, self.recipe.model.lora, notes=warned), encoder)
+            self._note(warned)
         else:
             language_model = LanguageModel(model, encoder)
         language_model.paths = self.paths
@@ -429,12 +463,26 @@ class Builder:
             return RewardModelReward(
                 self.reward_model(directory, stem=stem),
                 normalization,
-                max_tokens=config.max_tokens,
+                max_tokens=_max_tokens(config, directory),
                 batch_tokens=config.batch_tokens,
             )
         tokenizer, _ = load_tokenizer(PretrainedModelConfig(path=str(directory)), needs_eos=False)
         model = load_classifier(str(directory), tokenizer, device=self.device, dtype=torch.float32)
         return ClassifierReward(model, tokenizer, config)
+
+
+def _max_tokens(config: RewardModelRewardConfig, directory: Path) -> int:
+    """Longest sequence that a reward model of ours scores.
+
+    Raises: ConfigError where the recipe wants another than it was trained on: what is cut off would not be scored.
+    """
+    wanted, trained = config.max_tokens, read_max_tokens(directory)
+    if wanted is not None and trained is not None and wanted != trained:
+        raise ConfigError(
+            f"max_tokens = {wanted} of a reward, but {directory} was trained on sequences of up to {trained} tokens; "
+            "leave max_tokens out"
+        )
+    return trained or wanted or DEFAULT_MAX_TOKENS
 
 
 def _in_common(stem: Stem | None, model: PreTrainedModel | PeftModel) -> Stem | None:

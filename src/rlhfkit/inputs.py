@@ -1,6 +1,9 @@
 """What a run reads, tried before anything is trained: a typo must not come to light after hours."""
 
+import hashlib
+import json
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle
@@ -8,13 +11,19 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from rlhfkit.build import Builder
+from rlhfkit.config.rewards import parts_of
 from rlhfkit.config.schema import (
     DATA_OF_STAGE,
+    BagOfWordsRewardConfig,
+    FunctionEnvConfig,
+    FunctionRewardConfig,
     GrammarRewardConfig,
+    LexiconRewardConfig,
     PreferencesConfig,
     PretrainedModelConfig,
     Recipe,
     RewardConfig,
+    RewardModelRewardConfig,
     SourceConfig,
     Stage,
     StoreConfig,
@@ -30,6 +39,7 @@ from rlhfkit.data import (
 from rlhfkit.envs.check import check_text_env
 from rlhfkit.errors import ConfigError, DataError, RewardError, RlhfkitError, StoreError
 from rlhfkit.labelling import check_preferences, load_labels
+from rlhfkit.manifest import hash_of_file, hashes_of_files
 from rlhfkit.models.inspection import inspect_model
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Preference, Prompt
@@ -37,6 +47,7 @@ from rlhfkit.rewards.chrf import ChrfReward, sacrebleu_metrics
 from rlhfkit.rewards.function import FunctionReward
 from rlhfkit.rewards.http import HttpReward
 from rlhfkit.rewards.match import MatchReward
+from rlhfkit.rewards.model import ClassifierReward, RewardModelReward
 from rlhfkit.rewards.source import ScoredText, references_of
 from rlhfkit.rollout.generation import stop_token_ids
 from rlhfkit.rollout.vllm import require_vllm
@@ -68,6 +79,7 @@ class Inputs:
     builder: Builder
     _encoder: Encoder | None = None
     _loaded: dict[str, Loaded[Any]] = field(default_factory=dict)
+    _hashes: dict[str, str] = field(default_factory=dict)
 
     def load(self, name: str, load: Callable[..., Loaded[T]]) -> Loaded[T]:
         """Records of the table `name` of `data`; after `check`, only those that the model can read.
@@ -108,8 +120,56 @@ class Inputs:
             if not isinstance(getattr(self.recipe.data, name), StoreConfig)
         }
 
+    def read_from_outside(self, stages: Sequence[Stage]) -> dict[str, list[dict[str, str]]]:
+        """Stage → models and code that it reads and the run does not make, with the SHA-256 of each."""
+        found: dict[str, list[dict[str, str]]] = {}
+        for stage in stages:
+            places = self._places(stage)
+            found[stage] = [entry for use, place in places if (entry := self._entry(use, place)) is not None]
+        return found
+
+    def _places(self, stage: Stage) -> Iterator[tuple[str, str]]:
+        """(setting, the path or the function that it names)."""
+        recipe, model = self.recipe, self.recipe.model
+        from_base = "sft" not in recipe.stages or stage == "sft"
+        from_base |= stage in ("reward_model", "judge") and recipe.reward_model.init == "base"
+        if isinstance(model, PretrainedModelConfig) and from_base:
+            yield "model.path", model.path
+        if stage == "preferences" and recipe.preferences.sampled_from is not None:
+            yield "preferences.sampled_from", str(recipe.preferences.sampled_from)
+        rewards = {"reward": recipe.reward} if stage in ("ppo", "evaluate") and recipe.uses_reward else {}
+        if stage == "evaluate" and recipe.evaluation.judge is not None:
+            rewards["evaluation.judge"] = recipe.evaluation.judge
+        for name, reward in rewards.items():
+            for part_name, part in parts_of(reward, name):
+                if isinstance(part, FunctionRewardConfig):
+                    yield f"{part_name}.function", part.function
+                elif isinstance(part, RewardModelRewardConfig | BagOfWordsRewardConfig | LexiconRewardConfig):
+                    yield f"{part_name}.path", part.path or ""
+        if stage in ("ppo", "evaluate") and isinstance(recipe.env, FunctionEnvConfig):
+            yield "env.function", recipe.env.function
+
+    def _entry(self, use: str, place: str) -> dict[str, str] | None:
+        """What the manifest has of it; None of a model of the hub, which `model.revision` fixes."""
+        is_code = use.endswith(".function")
+        if is_code:
+            module = sys.modules.get(place.partition(":")[0])  # the check has imported it
+            path = Path(getattr(module, "__file__", None) or "")
+        else:
+            path = Path(place)
+        if not place or not (path.is_file() or (path.is_dir() and not is_code)):
+            return None
+        if str(path) not in self._hashes:
+            self._hashes[str(path)] = _hash(path)
+        return {
+            "use": use,
+            "path": str(path),
+            "sha256": self._hashes[str(path)],
+            "kind": "code" if is_code else "model",
+        }
+
     def check(self, stages: Sequence[Stage]) -> None:
-        """Read the data of `stages`, look at the files of models, and try the rewards; no weights are read.
+        """Read the data of `stages`, look at the files of models, and try the rewards, whose weights alone are read.
 
         Raises: RlhfkitError; where there are several faults, ConfigError with all of them.
         """
@@ -218,6 +278,8 @@ class Inputs:
                 except RewardError as error:
                     trial = f'an empty response and on "{TRIAL_RESPONSES[1]}"'
                     raise RewardError(f"{setting}, tried on {trial}: {error}") from error
+            if isinstance(source, ClassifierReward | RewardModelReward):
+                _try_longest(source, setting)
 
     def _try_metric(self) -> None:
         metric = self.recipe.evaluation.metric
@@ -253,6 +315,25 @@ class Inputs:
                 self._encoder.prompt_text(prompt)
             case _:  # text can be cut anywhere
                 pass
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file, or of the names and hashes of a model's files."""
+    if path.is_file():
+        return hash_of_file(path)
+    return hashlib.sha256(json.dumps(hashes_of_files(path), sort_keys=True).encode()).hexdigest()
+
+
+def _try_longest(source: ClassifierReward | RewardModelReward, setting: str) -> None:
+    """Raises: RewardError where a model cannot read as many tokens as it will be given."""
+    longest = ScoredText(Prompt("Say"), "Say", " yes" * source.max_tokens)
+    try:
+        source.score([longest])
+    except (IndexError, RuntimeError) as error:
+        raise RewardError(
+            f"{setting}: the model cannot read a text of {source.max_tokens} tokens ({str(error).splitlines()[0]}); "
+            "set max_tokens there to what its authors name"
+        ) from error
 
 
 TABLE = re.compile(r"(data\.\w+): ")

@@ -2,7 +2,7 @@
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +15,7 @@ from rlhfkit.config.secrets import hidden_in
 from rlhfkit.errors import CheckpointError, RlhfkitError
 from rlhfkit.rundir import RunDir, read_json, write_json
 
-__all__ = ["Manifest", "hash_of_directory"]
+__all__ = ["Manifest", "hash_of_directory", "hash_of_file", "hashes_of_files"]
 
 PACKAGES = (
     "torch",
@@ -47,6 +47,7 @@ class Manifest:
         `warn` hears where the run will not end with the same bits.
         """
         self.run = run
+        self._checked: set[str] = set()
         known: dict[str, Any] = read_json(run.manifest) if run.manifest.exists() else {}
         before, now = known.get("num_threads"), torch.get_num_threads()
         if before not in (None, now) and device.type == "cpu" and _is_under_way(run):
@@ -87,6 +88,36 @@ class Manifest:
         self.content[name] = facts
         self._write()
 
+    def add_made(self, stage: str, directory: Path) -> None:
+        """Note the SHA-256 of each file of a model that `stage` wrote, for the stages that read it."""
+        made = self.stage(stage).get("made", {})
+        self._checked.add(directory.name)
+        self.add_stage(stage, made={**made, directory.name: hashes_of_files(directory)})
+
+    def refuse_damaged(self) -> None:
+        """Nothing, where what stages of earlier starts wrote is still what they wrote.
+
+        Raises: CheckpointError with the first file that is another one.
+        """
+        for stage, facts in self.content["stages"].items():
+            for name, hashes in facts.get("made", {}).items():
+                if name in self._checked or not (self.run.path / name).is_dir():
+                    continue  # a directory that is gone is told by who reads it
+                now = hashes_of_files(self.run.path / name)
+                for file, sha256 in hashes.items():
+                    if now.get(file) != sha256:
+                        state = f"its SHA-256 was {sha256[:12]}…, is {now[file][:12]}…" if file in now else "it is gone"
+                        raise CheckpointError(
+                            f"{self.run.path / name / file} is not what the stage {stage} wrote ({state}): it is "
+                            "damaged, or was exchanged; put back what it was, choose another --run-dir, or start over "
+                            "here with --fresh"
+                        )
+                self._checked.add(name)
+
+    def add_inputs(self, stage: str, inputs: Iterable[Mapping[str, str]]) -> None:
+        """Note the models and the code that `stage` reads from outside of the run."""
+        self.add_stage(stage, inputs=[dict(entry) for entry in inputs])
+
     def stage(self, stage: str) -> dict[str, Any]:
         """What is known of a stage."""
         facts: dict[str, Any] = self.content["stages"].get(stage, {})
@@ -116,6 +147,22 @@ def _is_under_way(run: RunDir) -> bool:
     """Whether a stage has a checkpoint from which it would go on."""
     begun = {path.name for path in run.checkpoints.iterdir()} if run.checkpoints.is_dir() else set()
     return bool(begun - run.finished_stages().keys())
+
+
+MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
+"""Endings of the files of a model that change what it computes, or how text becomes its tokens."""
+
+
+def hashes_of_files(directory: Path) -> dict[str, str]:
+    """File → SHA-256, of the files of a model."""
+    files = sorted(path for path in directory.iterdir() if path.suffix in MODEL_FILES and path.is_file())
+    return {path.name: hash_of_file(path) for path in files}
+
+
+def hash_of_file(path: Path) -> str:
+    """SHA-256 of what a file holds."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def hash_of_directory(directory: Path) -> str | None:

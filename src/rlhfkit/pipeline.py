@@ -54,6 +54,7 @@ from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel
+from rlhfkit.models.saving import save_model, try_saving
 from rlhfkit.models.template import EncodedPrompt, Encoder
 from rlhfkit.padding import largest_microbatch
 from rlhfkit.progress import Progress
@@ -83,6 +84,7 @@ from rlhfkit.workspace import (
     recipe_of,
     refuse_other_data,
     refuse_other_directories,
+    refuse_other_inputs,
     refuse_other_settings,
 )
 
@@ -93,6 +95,14 @@ Supervised = TypeVar("Supervised", bound=SupervisedConfig)
 
 SPARE = 1.1
 """Tokens of the fullest minibatch in those of a mean one, and what packing leaves empty."""
+
+STAGE_OF_MODEL: dict[ModelName, Stage] = {
+    "base": "pretrain",
+    "sft": "sft",
+    "reward_model": "reward_model",
+    "judge": "judge",
+    "policy": "ppo",
+}
 
 FEW_UPDATES = 20
 """Fewer updates of a supervised stage than this are worth a word: weights hardly move."""
@@ -123,8 +133,11 @@ def run(
     if warning := inputs.foreign_code():
         progress.warn(warning)
     finished = {} if fresh else run_dir.finished_stages()
-    inputs.check([stage for stage in loaded.recipe.stages if stage not in finished])
+    left = [stage for stage in loaded.recipe.stages if stage not in finished]
+    inputs.check(left)
     for change in () if fresh else refuse_other_data(run_dir, inputs.files()):
+        progress.warn(change)
+    for change in () if fresh else refuse_other_inputs(run_dir, inputs.read_from_outside(left)):
         progress.warn(change)
     with locked(run_dir), quiet_transformers():
         prepare(run_dir, loaded, fresh=fresh)
@@ -171,6 +184,8 @@ class Pipeline:
             self.progress.note(f"{stage}: finished before")
             return
         self._tell_dtype()
+        self.manifest.refuse_damaged()
+        self.manifest.add_inputs(stage, self.inputs.read_from_outside([stage])[stage])
         start = time.monotonic()
         stages: dict[Stage, Callable[[], dict[str, Any]]] = {
             "pretrain": self.pretrain,
@@ -212,6 +227,7 @@ class Pipeline:
         """Random weights → `base/`."""
         texts = self._load("texts", load_texts).records
         model = self.builder.scratch_model(texts)
+        try_saving(self.run, "base", model.save)
         rows, _ = encode_texts(texts, model.encoder, max_tokens=_within_context(self.recipe.pretrain.max_tokens, model))
         metrics = self._train_sft("pretrain", model, rows, self.recipe.pretrain)
         self._save_model("base", model)
@@ -249,6 +265,7 @@ class Pipeline:
         source = self.builder.source_of()
         model = self.builder.language_model(source, trainable=True)
         self._tell_notes()
+        try_saving(self.run, "sft", model.save)
         self.manifest.add_model("start", source.path, template=model.encoder.template_hash)
         rows, num_cut = encode_demonstrations(
             demonstrations,
@@ -313,6 +330,7 @@ class Pipeline:
         train, test = self._preference_pairs()
         model = self.builder.fresh_reward_model(name="reward_model")
         self._tell_notes()
+        try_saving(self.run, "reward_model", lambda directory: model.save(directory, normalization=Normalization()))
 
         def encoded(preferences: Sequence[Preference]) -> list[EncodedPair]:
             max_tokens = _within_context(config.max_tokens, model)
@@ -320,9 +338,7 @@ class Pipeline:
 
         self._warn_of_few("reward_model", len(train), config, minibatch_rows=config.minibatch_pairs)
         metrics = self._train_reward_model("reward_model", model, encoded(train), config)
-        normalization = self._normalization(model)
-        with write_directory_atomically(self.run.model("reward_model")) as directory:
-            model.save(directory, normalization=normalization)
+        normalization = self._save_reward_model("reward_model", model)
         self.manifest.add_model(
             "reward_model", str(self.run.model("reward_model")), template=model.encoder.template_hash
         )
@@ -379,14 +395,14 @@ class Pipeline:
             judge = BagOfWords.fit_preferences(preferences, seed=self.recipe.seed)
             with write_directory_atomically(self.run.model("judge")) as directory:
                 judge.save(directory)
+            self.manifest.add_made("judge", self.run.model("judge"))
             return {"num_pairs": len(preferences)}
         config = self.recipe.reward_model
         model = self.builder.fresh_reward_model(name="judge")
         max_tokens = _within_context(config.max_tokens, model)
         pairs = encode_pairs(preferences, model, max_tokens=max_tokens, use_margin=config.use_margin)
         metrics = self._train_reward_model("judge", model, pairs, config)
-        with write_directory_atomically(self.run.model("judge")) as directory:
-            model.save(directory, normalization=self._normalization(model))
+        self._save_reward_model("judge", model)
         return metrics
 
     def ppo(self) -> dict[str, Any]:
@@ -395,6 +411,7 @@ class Pipeline:
         policy = self.builder.policy()
         language_model = policy.language_model
         self._tell_notes()
+        try_saving(self.run, "policy", language_model.save)
         if "sft" not in recipe.stages:
             start = self.builder.starting_point().path
             self.manifest.add_model("start", start, template=language_model.encoder.template_hash)
@@ -520,6 +537,7 @@ class Pipeline:
         """How the policy of this run compares with another model, such as the one that PPO started from."""
         if self.recipe.env is not None:
             return self._compare_in_env(before)
+        self.manifest.refuse_damaged()
         recipe = self.recipe
         sft = self.builder.language_model(before)
         policy = self.builder.language_model(self.builder.source_of(self.run.model("policy")))
@@ -698,9 +716,19 @@ class Pipeline:
             )
 
     def _save_model(self, name: ModelName, model: LanguageModel) -> None:
-        with write_directory_atomically(self.run.model(name)) as directory:
-            model.save(directory)
-        self.manifest.add_model(name, str(self.run.model(name)), template=model.encoder.template_hash)
+        path = save_model(self.run, name, model.save, model)
+        self.manifest.add_model(name, str(path), template=model.encoder.template_hash)
+        self.manifest.add_made(STAGE_OF_MODEL[name], path)
+
+    def _save_reward_model(self, name: ModelName, model: RewardModel) -> Normalization:
+        """The directory of a reward model, and the normalisation that is stored with it."""
+        normalization, max_tokens = self._normalization(model), self.recipe.reward_model.max_tokens
+
+        def save(directory: Path) -> None:
+            model.save(directory, normalization=normalization, max_tokens=max_tokens)
+
+        self.manifest.add_made(STAGE_OF_MODEL[name], save_model(self.run, name, save, model))
+        return normalization
 
     def _tell_notes(self) -> None:
         for note in self.builder.notes:

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ __all__ = [
     "recorded_dtype",
     "refuse_other_data",
     "refuse_other_directories",
+    "refuse_other_inputs",
     "refuse_other_settings",
 ]
 
@@ -115,6 +116,35 @@ def _same_dtype(run: RunDir, before: Recipe | ControlRecipe, after: Recipe | Con
         return False
     taken = recorded_dtype(run)
     return len({taken if model.dtype == "auto" else model.dtype for model in (before.model, after.model)}) == 1
+
+
+def refuse_other_inputs(run: RunDir, inputs: Mapping[str, Sequence[Mapping[str, str]]]) -> tuple[str, ...]:
+    """What differs from the models and the code that stages have read from outside of the run.
+
+    `inputs`: stage → what it reads now, each with `use` (a setting), `path`, `sha256` and `kind` (model | code).
+    Code may be changed by who runs it, as to correct a fault, and is told.
+    Raises: CheckpointError where a stage that has begun would go on with another model than it began with.
+    """
+    stages = read_json(run.manifest).get("stages", {}) if run.manifest.exists() else {}
+    finished, changes = run.finished_stages(), []
+    for stage, entries in inputs.items():
+        if stage in finished or not _has_begun(run, stage):
+            continue
+        before = {entry["use"]: entry["sha256"] for entry in stages.get(stage, {}).get("inputs", [])}
+        for entry in entries:
+            was, now = before.get(entry["use"]), entry["sha256"]
+            if was is None or was == now:
+                continue
+            change = (
+                f"{entry['use']}: {entry['path']} has changed since the stage {stage} began (SHA-256 was "
+                f"{was[:12]}…, is now {now[:12]}…)"
+            )
+            if entry["kind"] == "model":
+                raise CheckpointError(
+                    f"{change}; put back what it was, choose another --run-dir, or start over here with --fresh"
+                )
+            changes.append(change)
+    return tuple(changes)
 
 
 def _has_begun(run: RunDir, stage: str) -> bool:

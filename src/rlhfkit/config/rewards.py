@@ -1,6 +1,8 @@
 """Where a score comes from."""
 
+import os
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -20,6 +22,8 @@ __all__ = [
     "RewardConfig",
     "RewardModelRewardConfig",
     "WeightedRewardConfig",
+    "parts_of",
+    "what_it_computes",
 ]
 
 
@@ -31,8 +35,9 @@ class RewardModelRewardConfig(Section):
     """Directory or hub id of a sequence-classification model; by default the one that this run trains."""
     label: NonNegativeInt | None = None
     """Which output to take where the model has several; by default the only one."""
-    max_tokens: PositiveInt = 2048
-    """Longer sequences lose the beginning of their prompt; never more than the model's context."""
+    max_tokens: PositiveInt | None = None
+    """Longer sequences lose the beginning of their prompt; by default as in the reward model's training, and 2048 for
+    somebody else's model."""
     batch_tokens: PositiveInt = 16384
     """Tokens per forward pass."""
 
@@ -152,4 +157,39 @@ RewardConfig = Annotated[
     | MixRewardConfig,
     Field(discriminator="type"),
 ]
+
+
+def parts_of(config: RewardConfig, name: str) -> Iterator[tuple[str, RewardConfig]]:
+    """(dotted name, source) of all that counts in a reward; a part of weight 0 does not."""
+    if not isinstance(config, MixRewardConfig):
+        yield name, config
+        return
+    for index, part in enumerate(config.parts):
+        if part.weight != 0:
+            yield from parts_of(part.source, f"{name}.parts[{index}].source")
+
+
+def what_it_computes(config: RewardConfig) -> tuple[object, ...]:
+    """The same for two sources whose scores are the same, however their settings are spelled."""
+    match config:
+        case RewardModelRewardConfig():
+            return config.type, _place(config.path), config.label or 0
+        case LexiconRewardConfig():
+            return config.type, _place(config.path), config.case_sensitive
+        case BagOfWordsRewardConfig():
+            return config.type, _place(config.path)
+        case FunctionRewardConfig():
+            return config.type, config.function
+        case HttpRewardConfig():
+            address = urlsplit(config.url)
+            return config.type, address.scheme, address.netloc.lower(), address.path.rstrip("/"), address.query
+        case _:
+            return (config.type,)
+
+
+def _place(path: str | None) -> str | None:
+    """A path without detours and links; a hub id, which is no path, as it is."""
+    return None if path is None else os.path.realpath(path)
+
+
 WeightedRewardConfig.model_rebuild()  # it names RewardConfig, which did not exist yet

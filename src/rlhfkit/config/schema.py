@@ -52,6 +52,8 @@ from rlhfkit.config.rewards import (
     RewardConfig,
     RewardModelRewardConfig,
     WeightedRewardConfig,
+    parts_of,
+    what_it_computes,
 )
 from rlhfkit.config.section import LocalPath, Section, type_or
 from rlhfkit.config.training import (
@@ -427,8 +429,8 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             yield 'the stage "evaluate" compares the model before PPO with the one after; add the stage "ppo"'
         if recipe.evaluation.judge is not None:
             yield from _faults_of_reward("evaluation.judge", recipe.evaluation.judge, recipe)
-            if recipe.uses_reward and recipe.evaluation.judge == recipe.reward:
-                yield "evaluation.judge is what PPO maximises (reward), so it cannot be independent; name another judge"
+            if recipe.uses_reward:
+                yield from _faults_of_judge(recipe.evaluation.judge, recipe.reward)
         elif not recipe.uses_reward:
             pass  # what the environment pays is the truth, and needs no second opinion
         elif "judge" not in stages and recipe.evaluation.metric == "none":
@@ -436,8 +438,18 @@ def _faults(recipe: Recipe) -> Iterator[str]:
                 'evaluation needs a judge that PPO never saw; add the stage "judge" or set evaluation.judge (or, where '
                 "the rows give the right responses, evaluation.metric)"
             )
-        elif isinstance(recipe.reward, BagOfWordsRewardConfig) and recipe.reward.path is None:
+        elif any(
+            isinstance(part, BagOfWordsRewardConfig) and part.path is None for _, part in parts_of(recipe.reward, "")
+        ):
             yield 'reward.type = "bag_of_words" without a path maximises the judge of this run; set evaluation.judge'
+
+
+def _faults_of_judge(judge: RewardConfig, reward: RewardConfig) -> Iterator[str]:
+    """Parts of the judge that PPO maximises, which are no second opinion."""
+    maximised = {what_it_computes(part): name for name, part in parts_of(reward, "reward")}
+    for name, part in parts_of(judge, "evaluation.judge"):
+        if same := maximised.get(what_it_computes(part)):
+            yield f"{name} is what PPO maximises ({same}), so it cannot be independent; name another judge"
 
 
 def _faults_of_reward(name: str, reward: object, recipe: Recipe) -> Iterator[str]:
@@ -445,6 +457,13 @@ def _faults_of_reward(name: str, reward: object, recipe: Recipe) -> Iterator[str
     if isinstance(reward, MixRewardConfig):
         for index, part in enumerate(reward.parts):
             yield from _faults_of_reward(f"{name}.parts[{index}].source", part.source, recipe)
+    if isinstance(reward, RewardModelRewardConfig) and reward.path is None and "reward_model" in recipe.stages:
+        wanted, trained = reward.max_tokens, recipe.reward_model.max_tokens
+        if wanted is not None and wanted != trained:
+            yield (
+                f"{name}.max_tokens = {wanted}, but the reward model is trained on sequences of up to "
+                f"reward_model.max_tokens = {trained}; leave {name}.max_tokens out"
+            )
     if isinstance(reward, RewardModelRewardConfig) and reward.path is None and "reward_model" not in recipe.stages:
         yield (
             f'{name}.type = "reward_model" without a path scores with the reward model of this run; '

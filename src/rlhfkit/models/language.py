@@ -14,6 +14,7 @@ from rlhfkit.errors import ModelError
 from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.models.attention import additive_masks
 from rlhfkit.models.compiling import compile_layers, compiled
+from rlhfkit.models.generation_config import set_endings
 from rlhfkit.models.inspection import context_of
 from rlhfkit.models.layers import recompute_layers, trunk_hidden
 from rlhfkit.models.loading import quiet_transformers
@@ -21,6 +22,7 @@ from rlhfkit.models.lora import merged, unwrapped
 from rlhfkit.models.policy import PolicyOutput
 from rlhfkit.models.reading import predicting_hidden
 from rlhfkit.models.reordering import ReorderedWeights
+from rlhfkit.models.saving import check_saved_language_model
 from rlhfkit.models.stem import Stem
 from rlhfkit.models.template import Encoder
 from rlhfkit.models.value import ValueHead, ValueNetwork
@@ -202,11 +204,18 @@ class LanguageModel(nn.Module):
         )
 
     def save(self, directory: Path) -> None:
-        """Write a directory that `transformers` alone can load: adapters folded in, tokenizer and template beside."""
+        """Write a directory that `transformers` alone can load: adapters folded in, tokenizer and template beside.
+
+        Raises: ModelError where what it loads computes other logits, or ends responses with other tokens.
+        """
+        set_endings(unwrapped(self.causal_lm), self.encoder)
         with quiet_transformers():
             merged(self.causal_lm).save_pretrained(directory)
             self.encoder.tokenizer.save_pretrained(directory)
         write_json(directory / "rlhfkit.json", {"template": self.encoder.template_hash})
+        check_saved_language_model(
+            directory, unwrapped(self.causal_lm), self.encoder, lambda ids: self.head(self.trunk(ids))
+        )
 
     @contextmanager
     def adapters_off(self) -> Iterator[None]:

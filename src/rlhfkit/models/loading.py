@@ -2,15 +2,19 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -23,8 +27,17 @@ from rlhfkit.config.schema import PretrainedModelConfig
 from rlhfkit.errors import ModelError
 from rlhfkit.models.activation import use_fast_activations
 from rlhfkit.models.attention import WRITTEN_OUT, implementations_for
+from rlhfkit.models.generation_config import make_generation_config_valid
+from rlhfkit.models.sequence_classification import sequence_classification_class
 
-__all__ = ["load_causal_lm", "load_classifier", "load_tokenizer", "quiet_transformers"]
+__all__ = [
+    "WHAT_LOADERS_RAISE",
+    "load_causal_lm",
+    "load_classifier",
+    "load_tokenizer",
+    "quiet_transformers",
+    "reason_of",
+]
 
 PAD_TOKEN = "<|pad|>"
 
@@ -50,9 +63,40 @@ def _explained(path: str, what: str) -> Iterator[None]:
     try:
         with quiet_transformers():
             yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot load the {what} from {path!r}: {first_line}; {_remedy(path, what)}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except WHAT_LOADERS_RAISE as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"the {what} in {path!r} needs Python code out of its directory, which does not run unless the recipe "
+                "says so; choose another model, or read that code and set model.trust_remote_code = true, which is "
+                "for model.path alone"
+            ) from error
+        raise ModelError(f"cannot load the {what} from {path!r}: {reason_of(error)}; {_remedy(path, what)}") from error
+
+
+WHAT_LOADERS_RAISE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+"""What transformers, tokenizers and torch make of files that hold nonsense, as a number of heads that is 0."""
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what a library says, with the error's name where the line alone says little."""
+    line = (str(error).strip().replace(":\n", ":").splitlines() or [""])[0].rstrip(".")
+    if isinstance(error, OSError | ValueError | ImportError) and line:
+        return line
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 class _NoSuchAttention(Exception):
@@ -148,7 +192,7 @@ def load_causal_lm(
 
     Raises: ModelError where it cannot be loaded from safetensors, or not whole.
     """
-    model, random = _load(
+    model, report = _load(
         AutoModelForCausalLM,
         config.path,
         what="model",
@@ -157,8 +201,15 @@ def load_causal_lm(
         dtype=dtype,
         attentions=implementations_for(device),
     )
-    _refuse_random(random, config.path)
-    return _ready(model, tokenizer, device)
+    _refuse_random(report.random, config.path)
+    if getattr(model, "is_quantized", False):
+        raise ModelError(
+            f"{config.path!r} has quantised weights, which cannot be trained; give the model in float32, bfloat16 or "
+            "float16, from which it was made"
+        )
+    notes = _unused_notes(report.unused, config.path) + make_generation_config_valid(model)
+    model, more = _ready(model, tokenizer, device)
+    return model, [*notes, *more]
 
 
 def load_classifier(
@@ -167,6 +218,7 @@ def load_classifier(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    trust_remote_code: bool = False,
     num_labels: int | None = None,
     fresh_head: bool = False,
 ) -> PreTrainedModel:
@@ -175,20 +227,46 @@ def load_classifier(
     Without `num_labels` it is somebody else's and only read, with the attention that its authors chose.
     Raises: ModelError where it cannot be loaded from safetensors, or not whole, apart from a fresh head.
     """
+    auto_class: Any = AutoModelForSequenceClassification
     ours: dict[str, Any] = {}
     if num_labels is not None:
+        with _explained(path, "config.json"):
+            family = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        auto_class = sequence_classification_class(family)
         ours = {"num_labels": num_labels, "attentions": implementations_for(device)}
-    model, random = _load(
-        AutoModelForSequenceClassification, path, what="sequence-classification model", dtype=dtype, **ours
+    model, report = _load(
+        auto_class,
+        path,
+        what="sequence-classification model",
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        **ours,
     )
-    _refuse_random(random - {"score.weight"} if fresh_head else random, path)
+    _refuse_random(report.random - {"score.weight"} if fresh_head else report.random, path)
+    _unused_notes(report.unused, path)
     return _ready(model, tokenizer, device)[0]
 
 
+@dataclass(frozen=True)
+class _Report:
+    """What came of the names of weights in a file."""
+
+    random: set[str]
+    """The file lacks them, or has them in another shape."""
+    unused: set[str]
+    """The file has them, and the model has not."""
+
+
 def _load(
-    auto_class: Any, path: str, *, what: str, attentions: Sequence[str | None] = (None,), **options: Any
-) -> tuple[Any, set[str]]:
-    """(the model, names of the weights that its files lack or have in another shape, so that they are random).
+    auto_class: Any,
+    path: str,
+    *,
+    what: str,
+    trust_remote_code: bool,
+    attentions: Sequence[str | None] = (None,),
+    **options: Any,
+) -> tuple[Any, _Report]:
+    """(the model, which weights would be random, and which were not used).
 
     It gets the first of `attentions` that its architecture has; None is what its authors chose.
     """
@@ -201,16 +279,42 @@ def _load(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 attn_implementation=first,
+                trust_remote_code=trust_remote_code,
                 **options,
             )
     except _NoSuchAttention as error:
         if others:
-            return _load(auto_class, path, what=what, attentions=others, **options)
+            return _load(auto_class, path, what=what, trust_remote_code=trust_remote_code, attentions=others, **options)
         raise ModelError(
             f"the architecture of {path!r} computes attention in code of its own, for which there is no substitute "
             "here; choose a model of another architecture, such as GPT-2, Llama, Qwen, Mistral or Gemma"
         ) from error
-    return model, {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"{path!r} holds an adapter, which transformers has loaded on another model; fold it in with "
+            "merge_and_unload() and save_pretrained() of peft, and give that directory"
+        )
+    random = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    return model, _Report(random, set(report["unexpected_keys"]))
+
+
+LAYER = re.compile(r"(^|\.)(layers?|h|blocks?)\.\d+\.")
+
+
+def _unused_notes(weights: set[str], path: str) -> list[str]:
+    """What to say of weights that the model has no place for.
+
+    Raises: ModelError where they are of layers, so that another network would compute than the one that was trained.
+    """
+    layers = sorted(name for name in weights if LAYER.search(name))
+    if layers:
+        raise ModelError(
+            f"{path!r} has {len(layers)} weights of layers that its config.json does not name "
+            f"({', '.join(layers[:3])}, …); they would be left out: correct num_hidden_layers in config.json, or "
+            "give a complete model"
+        )
+    names = sorted(weights)
+    return [f"{path} has {len(names)} weights that are not used ({', '.join(names[:3])})"] if names else []
 
 
 def _refuse_random(weights: set[str], path: str) -> None:

@@ -17,11 +17,13 @@ from rlhfkit.errors import ConfigError
 __all__ = ["add_lora", "merged", "merged_weights", "unwrapped"]
 
 
-def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+def add_lora(model: PreTrainedModel, config: LoraConfig, *, notes: list[str] | None = None) -> PeftModel:
     """The model with fresh adapters, which change nothing yet; only they, and the head of a classifier, are trainable.
 
-    Raises: ConfigError where `config.targets` names no module of the model.
+    What peft warns of is added to `notes`.
+    Raises: ConfigError where `config.targets` names no module of the model, or one whose weight is another's too.
     """
+    ends = _tied_ends(model)
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     head = getattr(model, "score", None)
     settings = PeftLoraConfig(
@@ -31,16 +33,42 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         exclude_modules=None if head is None else ["score"],  # small and new, so it is trained whole
     )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of which none asks the user for anything
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
             adapted = get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError(
             f"model.lora.targets = {targets!r} does not fit this model ({error}); use 'all-linear' or names of modules"
         ) from error
+    _refuse_tied(adapted, ends, targets)
+    if notes is not None:
+        notes += [f"peft: {warning.message}" for warning in warned if not issubclass(warning.category, FutureWarning)]
     if head is not None:
         head.requires_grad_(True)
     return adapted
+
+
+def _tied_ends(model: PreTrainedModel) -> tuple[Any, ...]:
+    """Embeddings and output layer where they have one weight in common."""
+    first: Any = model.get_input_embeddings()
+    last: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    is_tied = last is not None and getattr(first, "weight", None) is getattr(last, "weight", None)
+    return (first, last) if is_tied else ()
+
+
+def _refuse_tied(model: PeftModel, ends: tuple[Any, ...], targets: object) -> None:
+    """Raises: ConfigError where an adapter sits on one of `ends`: folded in, it would change the other as well."""
+    adapted = {
+        name: module
+        for name, module in unwrapped(model).named_modules()
+        if isinstance(module, LoraLayer) and any(module.get_base_layer() is end for end in ends)
+    }
+    if adapted:
+        raise ConfigError(
+            f"model.lora.targets = {targets!r} puts an adapter on {', '.join(sorted(adapted))}, and this model's "
+            "embeddings and output layer are one weight (tie_word_embeddings): the adapter would change one of them in "
+            'training, and both in the saved model; leave it out, as "all-linear" does'
+        )
 
 
 def unwrapped(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

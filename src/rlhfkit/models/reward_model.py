@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -14,12 +15,13 @@ from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.models.lora import merged, unwrapped
 from rlhfkit.models.reading import hidden_at
+from rlhfkit.models.saving import check_saved_classifier
 from rlhfkit.models.stem import Stem
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Prompt
 from rlhfkit.rundir import write_json
 
-__all__ = ["Normalization", "RewardModel", "read_normalization", "reward_ids", "score_head"]
+__all__ = ["Normalization", "RewardModel", "read_max_tokens", "read_normalization", "reward_ids", "score_head"]
 
 SETTINGS_FILE = "rlhfkit_reward.json"
 
@@ -98,19 +100,60 @@ class RewardModel(nn.Module):
         last = hidden_at(self.classifier, ids, lengths, places, stem=self.stem, below=below, paths=self.paths)
         return nn.functional.linear(last.float(), score_head(self.classifier).weight.float()).squeeze(-1)
 
-    def save(self, directory: Path, *, normalization: Normalization) -> None:
-        """Write a directory that `transformers` alone can load, with the normalisation beside it."""
+    def save(self, directory: Path, *, normalization: Normalization, max_tokens: int | None = None) -> None:
+        """Write a directory with the normalisation beside the model, and how long the sequences of training could be.
+
+        `transformers` alone can load it where it has a sequence-classification class for the family.
+        Raises: ModelError where what is loaded gives other scores.
+        """
         model = merged(self.classifier)
         model.config.pad_token_id = self.encoder.pad_id
         with quiet_transformers():
             model.save_pretrained(directory)
             self.encoder.tokenizer.save_pretrained(directory)
-        write_json(
-            directory / SETTINGS_FILE, {"normalization": asdict(normalization), "template": self.encoder.template_hash}
-        )
+        settings = {"normalization": asdict(normalization), "template": self.encoder.template_hash}
+        write_json(directory / SETTINGS_FILE, settings | {"max_tokens": max_tokens})
+
+        def scores_of(ids: Tensor) -> Tensor:
+            scores: Tensor = self(ids, torch.full((len(ids),), ids.shape[1], device=ids.device))
+            return scores
+
+        check_saved_classifier(directory, unwrapped(self.classifier), self.encoder, scores_of)
 
 
 def read_normalization(directory: str | Path) -> Normalization | None:
-    """The normalisation that is stored with a reward model of ours; None for somebody else's model."""
+    """The normalisation that is stored with a reward model of ours; None for somebody else's model.
+
+    Raises: ModelError where the file is damaged.
+    """
+    settings = _settings(directory)
+    try:
+        return None if settings is None else Normalization(**settings["normalization"])
+    except (KeyError, TypeError) as error:
+        raise _damaged(Path(directory) / SETTINGS_FILE, error) from error
+
+
+def read_max_tokens(directory: str | Path) -> int | None:
+    """Longest sequence that a reward model of ours was trained on; None where that is not stored.
+
+    Raises: ModelError where the file is damaged.
+    """
+    settings = _settings(directory) or {}
+    max_tokens = settings.get("max_tokens")
+    if max_tokens is not None and not (isinstance(max_tokens, int) and max_tokens > 0):
+        raise _damaged(Path(directory) / SETTINGS_FILE, f"max_tokens is {max_tokens!r}")
+    return max_tokens
+
+
+def _settings(directory: str | Path) -> dict[str, Any] | None:
     path = Path(directory) / SETTINGS_FILE
-    return Normalization(**json.loads(path.read_text(encoding="utf-8"))["normalization"]) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, why: object) -> ModelError:
+    return ModelError(f"{path} is damaged ({why}); put back the file that was saved with the reward model")

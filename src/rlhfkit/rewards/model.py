@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfkit.config.schema import RewardModelRewardConfig
@@ -17,7 +17,7 @@ from rlhfkit.models.reward_model import Normalization, RewardModel, reward_ids
 from rlhfkit.models.template import chosen_template
 from rlhfkit.padding import length_buckets, microbatches, pad_right
 from rlhfkit.records import Message, Prompt
-from rlhfkit.rewards.source import ScoredText, check_scores
+from rlhfkit.rewards.source import DEFAULT_MAX_TOKENS, ScoredText, check_scores
 
 __all__ = ["ClassifierReward", "RewardModelReward", "choose_output"]
 
@@ -26,7 +26,12 @@ class RewardModelReward:
     """Normalised score of a reward model that rlhfkit trained."""
 
     def __init__(
-        self, model: RewardModel, normalization: Normalization, *, max_tokens: int = 512, batch_tokens: int = 16384
+        self,
+        model: RewardModel,
+        normalization: Normalization,
+        *,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        batch_tokens: int = 16384,
     ) -> None:
         """Score with `model`; the beginning of longer sequences is lost."""
         self.model, self.normalization = model, normalization
@@ -82,6 +87,16 @@ def choose_output(model: PreTrainedConfig, config: RewardModelRewardConfig) -> i
     return config.label or 0
 
 
+def _positions_after_pad(model: PreTrainedModel) -> int | None:
+    """Longest sequence where positions are counted from behind PAD, as in RoBERTa and its kin; None elsewhere."""
+    tables = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings") and module.padding_idx is not None
+    ]
+    return min((table.num_embeddings - int(table.padding_idx or 0) - 1 for table in tables), default=None)
+
+
 class ClassifierReward:
     """One output of any sequence-classification model, such as a sentiment classifier, as its authors feed it."""
 
@@ -102,8 +117,9 @@ class ClassifierReward:
         self.model, self.tokenizer, self.config = model, tokenizer, config
         source = chosen_template(tokenizer.chat_template) or transcript_template(bos=False, eos=False)
         self._template = ChatTemplate(source, tokenizer.special_tokens_map, now)
-        context = context_of(model.config) or config.max_tokens
-        self.max_tokens = min(config.max_tokens, tokenizer.model_max_length, context)
+        wanted = config.max_tokens or DEFAULT_MAX_TOKENS
+        limits = (wanted, tokenizer.model_max_length, context_of(model.config), _positions_after_pad(model))
+        self.max_tokens = min(limit for limit in limits if limit is not None)
 
     @torch.inference_mode()
     def score(self, episodes: Sequence[ScoredText]) -> Tensor:

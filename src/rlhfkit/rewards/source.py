@@ -15,6 +15,9 @@ from rlhfkit.records import Prompt
 
 __all__ = ["RewardSource", "ScoredText", "check_scores", "references_of"]
 
+DEFAULT_MAX_TOKENS = 2048
+"""Longest sequence of a model that scores, where neither the recipe nor the model says how long it may be."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredText:
