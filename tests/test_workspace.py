@@ -1,10 +1,22 @@
+import json
+import re
+
 import pytest
+import torch
 
 from rlhfkit.config.load import LoadedRecipe, resolved_json
 from rlhfkit.config.schema import Recipe
 from rlhfkit.errors import CheckpointError
+from rlhfkit.manifest import Manifest
 from rlhfkit.rundir import RunDir
-from rlhfkit.workspace import locked, prepare, recipe_of, refuse_other_directories, refuse_other_settings
+from rlhfkit.workspace import (
+    locked,
+    prepare,
+    recipe_of,
+    refuse_other_directories,
+    refuse_other_inputs,
+    refuse_other_settings,
+)
 
 ROWS = {"path": "rows.jsonl"}
 TABLE = {
@@ -127,3 +139,51 @@ def test_one_process_at_a_time(tmp_path):
         pass
     with locked(run):
         pass
+
+
+def inputs_of(stage, sha256, kind="model"):
+    return {stage: [{"use": "model.path", "path": "some/model", "sha256": sha256 * 64, "kind": kind}]}
+
+
+@pytest.mark.parametrize(("kind", "is_refused"), [("model", True), ("code", False)])
+def test_a_model_that_was_exchanged_in_the_middle_of_a_stage_is_refused_and_code_is_told(kind, is_refused, tmp_path):
+    run = run_with(tmp_path, "sft", begun=["ppo"])
+    noted = {"ppo": {"inputs": inputs_of("ppo", "a", kind)["ppo"]}}
+    run.manifest.write_text(json.dumps({"stages": noted}))
+    assert refuse_other_inputs(run, inputs_of("ppo", "a", kind)) == ()
+    words = r"model\.path: some/model has changed since the stage ppo began \(SHA-256 was aaaaaaaaaaaa…, is now bbbbbbb"
+    if is_refused:
+        with pytest.raises(CheckpointError, match=words):
+            refuse_other_inputs(run, inputs_of("ppo", "b", kind))
+    else:
+        (told,) = refuse_other_inputs(run, inputs_of("ppo", "b", kind))
+        assert re.match(words, told)
+
+
+def test_before_a_stage_has_begun_its_model_may_be_another(tmp_path):
+    run = run_with(tmp_path, "sft")
+    run.manifest.write_text(json.dumps({"stages": {"ppo": {"inputs": inputs_of("ppo", "a")["ppo"]}}}))
+    assert refuse_other_inputs(run, inputs_of("ppo", "b")) == ()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda file: file.write_bytes(bytes(file.stat().st_size)), "its SHA-256 was"),
+        (lambda file: file.unlink(), "it is gone"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_later_stage_does_not_use_a_file_that_is_not_what_was_written(name, spoil, words, tmp_path):
+    run = run_with(tmp_path, "ppo")
+    policy = run.model("policy")
+    policy.mkdir()
+    for file in ("model.safetensors", "config.json", "tokenizer.json", "README.md"):
+        (policy / file).write_text("{} ")
+    manifest = Manifest(run, seed=0, device=torch.device("cpu"))
+    manifest.add_made("ppo", policy)
+    (policy / "README.md").write_text("what a person adds is no fault")
+    Manifest(run, seed=0, device=torch.device("cpu")).refuse_damaged()
+    spoil(policy / name)
+    with pytest.raises(CheckpointError, match=rf"{name} is not what the stage ppo wrote \({words}"):
+        Manifest(run, seed=0, device=torch.device("cpu")).refuse_damaged()

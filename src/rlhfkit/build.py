@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -49,14 +48,13 @@ from rlhfkit.machine.dtype import DtypeChoice, choose_dtype
 from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.models.attention import implementations_for, try_attention
 from rlhfkit.models.compiling import COMPILED, compile_layers, why_no_compiler
-from rlhfkit.models.inspection import context_of, inspect_model, refuse_quantized, shortened_context_note
+from rlhfkit.models.inspection import context_of, inspect_model, shortened_context_note
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import recompute_layers
 from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokenizer
 from rlhfkit.models.lora import add_lora
-from rlhfkit.models.outline import has_experts, outline_of, refuse_more_than_files
+from rlhfkit.models.outline import refuse_what_later_stages_cannot_use
 from rlhfkit.models.reward_model import RewardModel, read_max_tokens, read_normalization, score_head
-from rlhfkit.models.sequence_classification import sequence_classification_class
 from rlhfkit.models.stem import Stem, too_few_layers
 from rlhfkit.models.template import Encoder, read_template
 from rlhfkit.models.value import ValueHead, ValueNetwork
@@ -127,31 +125,8 @@ class Builder:
         self._check_lengths(context_of(config))
         self._check_layers(getattr(config, "num_hidden_layers", None))
         if not source.trust_remote_code:  # whose code is run when weights are read, and not before
-            self._check_outline(config, source, stages)
+            refuse_what_later_stages_cannot_use(config, source, self.recipe, stages)
         return self.encoder(source)
-
-    def _check_outline(
-        self, config: PreTrainedConfig, source: PretrainedModelConfig, stages: Collection[Stage]
-    ) -> None:
-        """Raises: ModelError, ConfigError where a later stage could not make what it needs of the model."""
-        subject, recipe = f'model.path = "{source.path}"', self.recipe
-        refuse_quantized(config, subject)
-        outline = outline_of(config, subject=subject)
-        refuse_more_than_files(outline, Path(source.path), subject=subject)
-        self._refuse_experts(outline)
-        scores = "reward_model" in stages or ("judge" in stages and recipe.judge.type == "reward_model")
-        has_critic = recipe.ppo.estimator == "gae" and recipe.ppo.value.network == "separate"
-        if scores or ("ppo" in stages and has_critic):
-            sequence_classification_class(config)
-        if recipe.model.lora is not None:
-            add_lora(outline, recipe.model.lora)
-
-    def _refuse_experts(self, model: PreTrainedModel) -> None:
-        if self.recipe.rollout.engine == "vllm" and has_experts(model):
-            raise ConfigError(
-                'rollout.engine = "vllm" takes no weights of a mixture of experts, whose names differ there; set '
-                'rollout.engine = "own", or choose a model without experts'
-            )
 
     def early_rewards(self, config: RewardConfig, *, setting: str) -> list[RewardSource]:
         """The parts of a reward that can be had already, models that others made among them.

@@ -216,3 +216,56 @@ def test_rows_that_are_no_slices_are_refused(rows):
 def test_stage_names_are_those_of_their_sections():
     without_section = {"evaluate"}
     assert set(typing.get_args(schema.Stage)) - without_section <= Recipe.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("reward", "judge", "words"),
+    [
+        (
+            {"type": "mix", "parts": [{"source": {"type": "function", "function": "a:b"}}]},
+            {"type": "function", "function": "a:b"},
+            "evaluation.judge is what PPO maximises (reward.parts[0].source)",
+        ),
+        (
+            {"type": "function", "function": "a:b"},
+            {"type": "mix", "parts": [{"weight": 2.0, "source": {"type": "function", "function": "a:b"}}]},
+            "evaluation.judge.parts[0].source is what PPO maximises (reward)",
+        ),
+        (
+            {"type": "lexicon", "path": "words.txt"},
+            {"type": "lexicon", "path": "./other/../words.txt"},
+            "evaluation.judge is what PPO maximises (reward)",
+        ),
+        (
+            {"type": "reward_model", "path": "rm"},
+            {"type": "reward_model", "path": "rm/", "max_tokens": 99, "batch_tokens": 7},
+            "evaluation.judge is what PPO maximises (reward)",
+        ),
+        (
+            {"type": "http", "url": "http://Localhost:8000/score"},
+            {"type": "http", "url": "http://localhost:8000/score/", "timeout_seconds": 3.0},
+            "evaluation.judge is what PPO maximises (reward)",
+        ),
+    ],
+)
+def test_a_judge_that_computes_what_ppo_maximises_is_no_judge(reward, judge, words):
+    assert words in fault(stages=["ppo", "evaluate"], reward=reward, evaluation={"judge": judge})
+
+
+def test_a_judge_of_other_words_or_another_output_is_one():
+    nothing = {"type": "mix", "parts": [{"source": {"type": "grammar"}}, {"weight": 0.0, "source": {"type": "match"}}]}
+    for reward, judge in (
+        ({"type": "lexicon", "path": "words.txt"}, {"type": "lexicon", "path": "other.txt"}),
+        ({"type": "reward_model", "path": "rm", "label": 1}, {"type": "reward_model", "path": "rm", "label": 2}),
+        (nothing, {"type": "match"}),  # what has no weight is not maximised
+    ):
+        assert recipe(stages=["ppo", "evaluate"], reward=reward, evaluation={"judge": judge})
+
+
+def test_a_reward_model_of_this_run_is_read_as_long_as_it_was_trained():
+    own = {"type": "reward_model", "max_tokens": 64}
+    stages = ["reward_model", "ppo"]
+    message = fault(stages=stages, reward=own, reward_model={"max_tokens": 128})
+    assert "reward.max_tokens = 64, but the reward model is trained on sequences of up to" in message
+    assert recipe(stages=stages, reward=own, reward_model={"max_tokens": 64})
+    assert recipe(stages=stages, reward={"type": "reward_model"}, reward_model={"max_tokens": 128})

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -92,6 +93,19 @@ def test_a_file_far_too_large_is_not_read(copy):
         file.truncate(2**31)  # which takes no room on the disk
     with pytest.raises(ModelError, match=r"tokenizer\.json has 2,147,483,648 bytes, and 1,073,741,824 are the most"):
         inspect(copy)
+
+
+@pytest.mark.parametrize("pattern", [r"([a-z]+)*[a-z]+$x", r"(a+a+)+b"])
+def test_a_pattern_that_runs_wild_is_named_within_seconds(pattern, copy):
+    file = copy / "tokenizer.json"
+    table = json.loads(file.read_text())
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    table["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, table["pre_tokenizer"]]}
+    file.write_text(json.dumps(table))
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"does not come to an end on 'a.*pattern in its tokenizer\.json runs wild"):
+        inspect(copy)
+    assert time.monotonic() - start < 60  # of which one pattern's limit is the most
 
 
 def test_an_index_of_shards_may_not_lead_out_of_the_directory(copy):

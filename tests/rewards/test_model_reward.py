@@ -229,3 +229,38 @@ def test_a_language_model_is_no_reward_model(directory_of: Directory, tmp_path):
 def test_no_episodes_have_no_scores(own, sentiment, tmp_path):
     assert source(own, tmp_path).score([]).shape == (0,)
     assert source(sentiment, tmp_path, label=0).score([]).shape == (0,)
+
+
+# ── lengths ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "longest"),
+    [
+        ("roberta", {"pad_token_id": 1}, 20),
+        ("xlm-roberta", {"pad_token_id": 1}, 20),
+        ("camembert", {"pad_token_id": 1}, 20),
+        ("mpnet", {"pad_token_id": 1}, 20),
+        ("bert", {}, 22),
+    ],
+)
+def test_a_text_of_an_encoder_is_cut_to_the_positions_that_it_has(family, settings, longest, tmp_path):
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = AutoConfig.for_model(family, vocab_size=258, max_position_embeddings=22, num_labels=1, **shape, **settings)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "judge")
+    byte_tokenizer().save_pretrained(tmp_path / "judge")
+    reward = source(tmp_path / "judge", tmp_path)
+    assert reward.max_tokens == longest
+    (ended,) = reward.score(episodes([("x" * 500, " the end of what is said", True)])).tolist()
+    (alone,) = reward.score(episodes([("", " the end of what is said"[-longest:], True)])).tolist()
+    assert ended == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_reward_model_reads_as_much_as_it_was_trained_on(own, tmp_path, directory_of: Directory):
+    made = builder(directory_of("llama"), tmp_path)
+    trained = tmp_path / "trained"
+    made.fresh_reward_model(name="reward_model").save(trained, normalization=Normalization(), max_tokens=40)
+    assert source(trained, tmp_path).max_tokens == 40
+    assert source(trained, tmp_path, max_tokens=40).max_tokens == 40
+    with pytest.raises(ConfigError, match=r"max_tokens = 16 of a reward, but .* was trained on sequences of up to 40"):
+        source(trained, tmp_path, max_tokens=16)

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,6 +147,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
+    _refuse_runaway(tokenizer, config.path)
     notes = []
     if needs_eos and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {config.path!r} has no EOS token; set eos_token in tokenizer_config.json")
@@ -173,6 +175,34 @@ def _why_no_pad(tokenizer: PreTrainedTokenizerBase) -> str:
     if any(text in template for template in ([templates] if isinstance(templates, str) else templates.values())):
         return f"PAD {text!r}, which its chat template writes"
     return ""
+
+
+RUNS = tuple(
+    unit * (48 // len(unit)) + end for unit in ("a", "aB", "a ", "1", " ", "-", "\n", "ä") for end in ("!", "x")
+)
+"""Texts on which a pattern with nested repeats takes time that doubles with each letter."""
+MOST_SECONDS = 5.0
+
+
+def _refuse_runaway(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Raises: ModelError where a pattern in the tokenizer's files never comes to an end on a short text."""
+    start = time.monotonic()
+    for text in RUNS:
+        try:
+            tokenizer(text)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # what tokenizers, which is Rust, makes of its limit
+                raise
+            raise ModelError(f"{_runaway(path, text)} ({reason_of(RuntimeError(str(error)))}); {COPY_AGAIN}") from error
+        if time.monotonic() - start > MOST_SECONDS:
+            raise ModelError(f"{_runaway(path, text)} in {MOST_SECONDS:g} seconds; {COPY_AGAIN}")
+
+
+def _runaway(path: str, text: str) -> str:
+    return f"the tokenizer in {path!r} does not come to an end on {text[:8]!r}…, {len(text)} letters,"
+
+
+COPY_AGAIN = "a pattern in its tokenizer.json runs wild: copy the tokenizer again from a source you trust"
 
 
 TOKENIZER_FILES = (

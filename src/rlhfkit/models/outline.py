@@ -1,15 +1,41 @@
 """A language model without its weights: what can be known of it before these are read."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from rlhfkit.errors import ModelError
+from rlhfkit.config.schema import PretrainedModelConfig, Recipe, Stage
+from rlhfkit.errors import ConfigError, ModelError
+from rlhfkit.models.inspection import refuse_quantized
 from rlhfkit.models.loading import WHAT_LOADERS_RAISE, quiet_transformers, reason_of
+from rlhfkit.models.lora import add_lora
+from rlhfkit.models.sequence_classification import sequence_classification_class
 
-__all__ = ["has_experts", "outline_of", "refuse_more_than_files"]
+__all__ = ["has_experts", "outline_of", "refuse_more_than_files", "refuse_what_later_stages_cannot_use"]
+
+
+def refuse_what_later_stages_cannot_use(
+    config: PreTrainedConfig, source: PretrainedModelConfig, recipe: Recipe, stages: Collection[Stage]
+) -> None:
+    """Raises: ModelError, ConfigError where one of `stages` could not make what it needs of the model in `source`."""
+    subject = f'model.path = "{source.path}"'
+    refuse_quantized(config, subject)
+    outline = outline_of(config, subject=subject)
+    refuse_more_than_files(outline, Path(source.path), subject=subject)
+    if recipe.rollout.engine == "vllm" and has_experts(outline):
+        raise ConfigError(
+            'rollout.engine = "vllm" takes no weights of a mixture of experts, whose names differ there; set '
+            'rollout.engine = "own", or choose a model without experts'
+        )
+    scores = "reward_model" in stages or ("judge" in stages and recipe.judge.type == "reward_model")
+    has_critic = recipe.ppo.estimator == "gae" and recipe.ppo.value.network == "separate"
+    if scores or ("ppo" in stages and has_critic):
+        sequence_classification_class(config)
+    if recipe.model.lora is not None:
+        add_lora(outline, recipe.model.lora)
 
 
 def outline_of(config: PreTrainedConfig, *, subject: str) -> PreTrainedModel:
