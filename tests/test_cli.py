@@ -247,6 +247,19 @@ def test_generate_prints_a_response_for_each_prompt(invoke, pipeline, monkeypatc
     ]
 
 
+def test_generate_takes_several_prompts_and_a_file_of_them(invoke, pipeline, tmp_path):
+    pipeline.generate = lambda directory, prompts, **settings: (
+        prompt if isinstance(prompt, str) else f"{prompt.content}" for prompt in prompts
+    )
+    assert invoke("generate", "m", "--prompt", "a", "--prompt", "b")[1] == "a\nb\n"
+    (tmp_path / "p.txt").write_text("c\n\nd\n")
+    assert invoke("generate", "m", "--prompt", "a", "--prompts", str(tmp_path / "p.txt"))[1] == "a\nc\nd\n"
+    (tmp_path / "p.csv").write_text("id,prompt\n1,e\n2,f\n")
+    assert invoke("generate", "m", "--prompts", str(tmp_path / "p.csv"))[1] == "e\nf\n"
+    code, _, errors = invoke("generate", "m", "--prompts", str(tmp_path / "q.csv"))
+    assert (code, errors.partition(" is not in ")[0]) == (1, f"error: --prompts: {tmp_path}/q.csv")
+
+
 def iter_stdin(text, *, terminal=False):
     import io
 

@@ -12,6 +12,7 @@ In README.md and docs/*.md
 import itertools
 import json
 import re
+import runpy
 import shlex
 import sys
 import tomllib
@@ -39,8 +40,10 @@ from rlhfkit.config.schema import (
     SftConfig,
     ValueConfig,
 )
+from rlhfkit.inputs import LOADERS
 from rlhfkit.metrics import RunLog
 from rlhfkit.progress import Progress
+from rlhfkit.records import Prompt
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rundir import RunDir
 from rlhfkit.training.checkpoint import Checkpoints
@@ -429,3 +432,48 @@ def test_every_metric_of_an_environment_is_explained():
 def test_nothing_is_left_to_be_filled_in():
     left = re.compile(r"RESULTS-|\b(TODO|FIXME|TBD|XXX)\b")
     assert [where(part) for part in PROSE if left.search(part.text)] == []
+
+
+# ── commands and scripts, on real files ──────────────────────────────────────────────────────────────────────────────
+
+QUESTIONS = [f"How many apples are {number} and 1?" for number in range(40)]
+ROWS = [{"chosen": f" {number + 1}.", "rejected": " No idea."} for number in range(40)]
+
+
+@pytest.mark.parametrize(
+    "part", [part for part in CALLS if part.page.name == "data.md" and "data.path=" in part.text], ids=where
+)
+def test_command_on_a_file_of_data_reads_every_table(part, desk):
+    """The model is not read here; the file is, by what the recipe says of each table."""
+    for name in ("prompt", "question"):
+        rows = [{name: text, **row} for text, row in zip(QUESTIONS, ROWS, strict=True)]
+        if name == "prompt":
+            Path("PAIRS.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        else:
+            lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+            Path("PAIRS.csv").write_text("\n".join(lines), encoding="utf-8")
+    command, *arguments = words_after_rlhfkit(part.text)
+    parsed = COMMANDS.commands[command].make_context(command, arguments).params
+    recipe = load_recipe(parsed["recipe"], parsed["overrides"]).recipe
+    tables = {name: getattr(recipe.data, name) for name in LOADERS if getattr(recipe.data, name) is not None}
+    read = {name: LOADERS[name](source, on_bad_row="stop") for name, source in tables.items()}
+    assert len(read) >= 5
+    assert {text for loaded in read.values() for text in map(asked, loaded.records)} == set(QUESTIONS)
+
+
+def asked(record: Any) -> str:
+    return record.content if isinstance(record, Prompt) else record.prompt.content
+
+
+def test_a_reward_in_a_script_is_found_and_used(desk, directory_of):
+    """The script of the page on rewards as it stands, but for the length of its run."""
+    (source,) = (part.text for part in blocks("python") if "__main__:brief" in part.text)
+    (desk / "MODEL").symlink_to(directory_of("llama"))
+    (desk / "PROMPTS.jsonl").write_text("".join(json.dumps({"prompt": f"Drink {n}:"}) + "\n" for n in range(40)))
+    ppo = {"iterations": 1, "rollout_episodes": 8, "minibatch_episodes": 8, "epochs": 1, "min_eos_rate": 0.0}
+    shorter = [f"ppo.{name}={value}" for name, value in ppo.items()]
+    shorter += ["rollout.max_response_tokens=16", "data.max_prompt_tokens=32", 'stages=["ppo"]', "model.dtype=float32"]
+    (desk / "brief_run.py").write_text(source.replace("settings = [", f"settings = [*{shorter!r}, "))
+    runpy.run_path(str(desk / "brief_run.py"), run_name="__main__")
+    (row,) = map(json.loads, RunDir(desk / "runs" / "brief").metrics.read_text().splitlines())
+    assert -0.5 < row["score/mean"] < 0  # up to 16 tokens, each of a few characters

@@ -8,7 +8,6 @@ import shlex
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -162,7 +161,12 @@ def generate(
         Path, typer.Argument(metavar="RUN_OR_MODEL_DIR", help="Run directory, or a model in Hugging Face format.")
     ],
     prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="The prompt; without it, each line of the input is one.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="A prompt; may be repeated. Without any, each line of the input is one."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File of prompts: lines of a .txt, or rows as of data.prompts."),
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message, not text to continue.")] = False,
     max_response_tokens: Annotated[
@@ -178,11 +182,12 @@ def generate(
 
     Of a run, the model that PPO trained answers, or the one before it where PPO has not run.
     """
+    from rlhfkit.data.given import given_prompts
     from rlhfkit.generate import generate as responses_to
 
     responses = responses_to(
         directory,
-        _prompts_from_input() if prompt is None else [prompt],
+        given_prompts(prompt or [], prompts),
         chat=chat,
         max_response_tokens=max_response_tokens,
         temperature=temperature,
@@ -620,18 +625,3 @@ def _existing_run(path: Path) -> "RunDir":
             f"make one with: rlhfkit run RECIPE --run-dir {shlex.quote(str(path))}"
         )
     return run
-
-
-def _prompts_from_input() -> Iterator[str]:
-    """Lines of stdin that are not blank; a person at a terminal is asked for each."""
-    if not sys.stdin.isatty():
-        yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-        return
-    typer.echo("One prompt a line; Ctrl-D ends.", err=True)
-    while True:
-        typer.echo("> ", err=True, nl=False)
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if line.strip():
-            yield line.rstrip("\n")

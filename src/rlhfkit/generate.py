@@ -24,7 +24,7 @@ __all__ = ["generate"]
 
 def generate(
     directory: Path,
-    prompts: Iterable[str],
+    prompts: Iterable[str | Prompt],
     *,
     chat: bool = False,
     max_response_tokens: int | None = None,
@@ -72,8 +72,11 @@ def generate(
             f"--max-response-tokens {rollout.max_response_tokens} leaves no room for a prompt in the model's context "
             f"of {context} tokens; give a smaller number"
         )
-    for number, text in enumerate(prompts):
-        prompt = Prompt((Message("user", text),) if chat else text, origin=f"prompt {number + 1}")
+    for number, given in enumerate(prompts):
+        content = given.content if isinstance(given, Prompt) else given
+        if chat and isinstance(content, str):
+            content = (Message("user", content),)
+        prompt = Prompt(content, origin=f"prompt {number + 1}")
         encoded = encoder.encode(prompt, max_tokens=room)
         if encoded.was_cut:
             Progress().warn(f"prompt {number + 1} is longer than the {room} tokens that there is room for, and was cut")

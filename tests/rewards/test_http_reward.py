@@ -1,4 +1,5 @@
 import base64
+import gzip
 import json
 import re
 import socket
@@ -162,6 +163,11 @@ def test_nobody_listening_is_an_error_with_the_address(make_episodes):
         (b'{"scores": ["a", "b"]}', "not a list of numbers"),
         (b'{"scores": [1.0, null]}', "not a list of numbers"),
         (b'{"scores": [1.0, NaN]}', "returned nan for response 1"),
+        (b'{"scores": [1.0, 1' + b"0" * 400 + b"]}", "returned inf for response 1"),
+        (b'{"scores": [1.0, {"score": 2}]}', "not a list of numbers"),
+        (b'{"scores": "12"}', 'without a list "scores"'),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"scores": [' + b" " * 20_000_000 + b"1, 2]}", "answered with more than 16 MB"),
     ],
 )
 def test_a_malformed_answer_is_an_error_at_once(endpoint: Endpoint, make_episodes, content: bytes, words: str):
@@ -169,6 +175,28 @@ def test_a_malformed_answer_is_an_error_at_once(endpoint: Endpoint, make_episode
     with pytest.raises(RewardError, match=words):
         build(endpoint.url).score(make_episodes("a", "b"))
     assert len(endpoint.requests) == 1
+
+
+def test_an_answer_that_cannot_be_unpacked_is_final_at_once(endpoint: Endpoint, make_episodes):
+    endpoint.answer = lambda number, body: (200, b"not gzip at all")
+    endpoint.more_headers = {"content-encoding": "gzip"}
+    with pytest.raises(RewardError, match=r"cannot be unpacked \(.*content-encoding"):
+        build(endpoint.url).score(make_episodes("a"))
+    assert len(endpoint.requests) == 1
+
+
+def test_an_answer_that_unpacks_without_end_is_bounded(endpoint: Endpoint, make_episodes):
+    packed = gzip.compress(b'{"scores": [' + b" " * 50_000_000 + b"1]}")
+    endpoint.answer = lambda number, body: (200, packed)
+    endpoint.more_headers = {"content-encoding": "gzip"}
+    with pytest.raises(RewardError, match="answered with more than 16 MB"):
+        build(endpoint.url).score(make_episodes("a"))
+
+
+def test_a_packed_answer_is_read(endpoint: Endpoint, make_episodes):
+    endpoint.answer = lambda number, body: (200, gzip.compress(lengths(body)))
+    endpoint.more_headers = {"content-encoding": "gzip"}
+    assert build(endpoint.url).score(make_episodes("a", "bc")).tolist() == [1.0, 2.0]
 
 
 def test_token_is_sent_and_never_shown(endpoint: Endpoint, make_episodes, monkeypatch: pytest.MonkeyPatch):

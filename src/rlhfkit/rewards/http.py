@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 LONGEST_WAIT_SECONDS = 30.0
 TRIAL_SECONDS = 3.0
+LARGEST_ANSWER = 16_000_000
+"""Bytes; a score takes some 20."""
+PACKED = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+"""Headers that say how the answer was sent, and no longer hold once it is unpacked."""
 NOTABLE_ATTEMPTS = 3
 """A single failed attempt is not worth a word."""
 
@@ -80,7 +84,7 @@ class HttpReward:
         answer = self._post(client, json.dumps(body).encode("ascii"))
         try:
             content = answer.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RewardError(
                 f"{self._public_url} answered something that is not JSON: {self._excerpt(answer)}; "
                 'expected {"scores": […]}'
@@ -101,7 +105,7 @@ class HttpReward:
         for attempt in itertools.count(1):
             asked_seconds = 0.0
             try:
-                answer = client.post(self._url, content=body, headers=headers)
+                answer = self._bounded(client.build_request("POST", self._url, content=body, headers=headers), client)
             except httpx.RequestError as error:
                 fault = hidden(f"gave no answer ({type(error).__name__}: {error})")
             else:
@@ -121,6 +125,32 @@ class HttpReward:
                 self._tell(f"{self._public_url} {fault}; trying again for up to {left:.0f} s")
             time.sleep(min(max(wait, asked_seconds), left))
         raise AssertionError("the loop above has no end of its own")
+
+    def _bounded(self, request: httpx.Request, client: httpx.Client) -> httpx.Response:
+        """The whole answer to a request, unless it is larger than any list of scores, packed or unpacked.
+
+        Raises: RewardError where it is, or cannot be unpacked; httpx.RequestError where there is none.
+        """
+        answer = client.send(request, stream=True)
+        blocks, num_bytes = [], 0
+        try:
+            for block in answer.iter_bytes():
+                blocks.append(block)
+                num_bytes += len(block)
+                if num_bytes > LARGEST_ANSWER:
+                    raise RewardError(
+                        f"{self._public_url} answered with more than {LARGEST_ANSWER / 1e6:.0f} MB; expected "
+                        f'{{"scores": […]}} with {self._config.batch_episodes} numbers at most; correct the endpoint'
+                    )
+        except httpx.DecodingError as error:
+            raise RewardError(
+                f"{self._public_url} answered something that cannot be unpacked ({error}); correct the endpoint's "
+                "content-encoding"
+            ) from error
+        finally:
+            answer.close()
+        headers = [(name, value) for name, value in answer.headers.items() if name not in PACKED]
+        return httpx.Response(answer.status_code, headers=headers, content=b"".join(blocks), request=request)
 
     def _given_up(self, fault: str, attempts: int, seconds: float) -> RewardError:
         config = self._config
