@@ -40,6 +40,7 @@ from rlhfkit.config.schema import (
     SftConfig,
     ValueConfig,
 )
+from rlhfkit.errors import TrainingError
 from rlhfkit.inputs import LOADERS
 from rlhfkit.metrics import RunLog
 from rlhfkit.progress import Progress
@@ -474,6 +475,7 @@ def test_a_reward_in_a_script_is_found_and_used(desk, directory_of):
     shorter = [f"ppo.{name}={value}" for name, value in ppo.items()]
     shorter += ["rollout.max_response_tokens=16", "data.max_prompt_tokens=32", 'stages=["ppo"]', "model.dtype=float32"]
     (desk / "brief_run.py").write_text(source.replace("settings = [", f"settings = [*{shorter!r}, "))
-    runpy.run_path(str(desk / "brief_run.py"), run_name="__main__")
-    (row,) = map(json.loads, RunDir(desk / "runs" / "brief").metrics.read_text().splitlines())
-    assert -0.5 < row["score/mean"] < 0  # up to 16 tokens, each of a few characters
+    with pytest.raises(TrainingError, match="all 8 scores are -1"):  # none of so few tokens ends by itself
+        runpy.run_path(str(desk / "brief_run.py"), run_name="__main__")
+    samples = [json.loads(line) for line in (desk / "runs/brief/samples.jsonl").read_text().splitlines()]
+    assert [round(-100 * sample["score"]) for sample in samples] == [len(sample["response"]) for sample in samples]

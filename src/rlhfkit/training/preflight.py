@@ -75,10 +75,12 @@ def check_first_experience(
 
 def _shown(experience: Experience) -> str:
     """The first responses with their prompts and scores, for somebody who looks for what the reward makes of them."""
-    return "".join(
+    shown = experience.samples[:NUM_SHOWN]
+    beginning = "; what the reward itself gave:" if shown else ""
+    return beginning + "".join(
         f"\n  prompt {_short(sample['prompt'], end=True)} → response {_short(sample['response'])} → score "
         f"{sample['score']:g}"
-        for sample in experience.samples[:NUM_SHOWN]
+        for sample in shown
     )
 
 
