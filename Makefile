@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-thorough test-all test-slow lint audit bench clean
+.PHONY: install demo test test-thorough test-all test-narrow test-lowest test-slow lint audit bench clean
 
 install: $(INSTALLED)
 
@@ -30,6 +30,21 @@ test-all: test test-thorough
 
 test-slow: install
 	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+# A short pass as on a poor machine: a CPU with AVX2 alone and no bfloat16, one thread, no compiler that works, a home
+# that cannot be written, a terminal that knows ASCII alone.
+NARROW := RLHFKIT_NO_BFLOAT16=1 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 CXX=/bin/false \
+	HOME=/nonexistent LC_ALL=C PYTHONIOENCODING=ascii:strict
+
+test-narrow: install
+	$(NARROW) $(BIN)/python -m pytest tests/machine tests/bench tests/models/test_plain_paths.py \
+		tests/models/test_reordering.py
+	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	$(NARROW) $(BIN)/rlhfkit run demo --run-dir "$$scratch/demo" ppo.iterations=2 pretrain.epochs=1 \
+		data.texts.num_rows=400 preferences.num_pairs=60 preferences.num_test_pairs=20 reward_model.epochs=1 \
+		reward_model.normalization_responses=64 evaluation.num_prompts=32 ppo.min_eos_rate=0 && \
+	$(NARROW) $(BIN)/rlhfkit generate "$$scratch/demo" --prompt "Review of the Blue Door, a pizza place:" && \
+	$(NARROW) $(BIN)/rlhfkit bench generate --size 1m --rows 8 --repeats 1 --no-compile --json
 
 lint: install
 	$(BIN)/ruff check .

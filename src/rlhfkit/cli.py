@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlhfkit.errors import CheckpointError, RlhfkitError
+from rlhfkit.machine.surroundings import make_do
 
 if TYPE_CHECKING:
     from rlhfkit.rundir import RunDir
@@ -44,6 +45,7 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory,
 def main() -> None:
     """Run the command line; exit code 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each retry of a download is a line of its own
+    make_do()
     try:
         app(prog_name="rlhfkit")
     except Exception as error:
