@@ -9,7 +9,7 @@ from rlhfkit.config.schema import PpoConfig, RolloutConfig
 from rlhfkit.errors import TrainingError
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.models.policy import PolicyOutput
-from rlhfkit.training.preflight import check_first_experience
+from rlhfkit.training.preflight import check_first_experience, slow_critic
 from tests.training import tiny
 
 CONFIG = PpoConfig(rollout_episodes=8, minibatch_episodes=8)
@@ -131,3 +131,18 @@ def test_scores_that_are_all_the_same_come_with_the_responses_that_got_them(trai
     ]
     assert shown[0].startswith("  prompt …'xx") and "ends so' → response '' → " in shown[0]
     assert all(len(line) < 300 for line in shown)
+
+
+@pytest.mark.parametrize(("scale", "clip_range", "said"), [(20.0, 0.2, True), (20.0, 0.0, False), (1.0, 0.2, False)])
+def test_a_critic_that_clipping_keeps_far_from_its_returns_is_told(scale, clip_range, said):
+    config = PpoConfig(rollout_episodes=8, minibatch_episodes=8, gamma=1.0, gae_lambda=1.0)
+    reward = tiny.Scripted(lambda text: scale)
+    experience = tiny.trainer(config, reward=reward).rollout.collect(0, kl_coef=0.0)
+    experience.old_values.zero_()
+    returns = torch.full_like(experience.rewards, scale)
+    told = slow_critic(experience, returns, clip_range)
+    if said:
+        assert told.startswith("returns are 20 away from the critic's values, which ppo.value.clip_range = 0.2 lets")
+        assert "for 100 iterations; set ppo.value.clip_range = 0" in told
+    else:
+        assert told is None

@@ -182,14 +182,16 @@ def test_learning_rates_end_with_the_last_iteration_though_epochs_were_left_out(
     )
     run(tiny.trainer(config), tmp_path)
     rows = metrics(tmp_path)
-    assert [row["ppo/num_epochs"] for row in rows] == [1.0] * 10
+    # While only the critic learns, the policy does not move, and all eight updates are made.
+    num_updates = [8] * warmup_iterations + [2] * (10 - warmup_iterations)
+    assert [2 * row["ppo/num_epochs"] for row in rows] == num_updates
     factor = {"linear": lambda left: left, "cosine": lambda left: 0.5 - 0.5 * math.cos(math.pi * left)}[schedule]
     for iteration, row in enumerate(rows):
-        # The second of the eight updates of an iteration has the last rate that is used.
-        left = {"value": 1 - (8 * iteration + 1) / 80}
+        last = num_updates[iteration] - 1  # whose rate is the one that is logged
+        left = {"value": 1 - (8 * iteration + last) / 80}
         if iteration >= warmup_iterations:
             planned = 8 * (10 - warmup_iterations)
-            left["policy"] = 1 - (8 * (iteration - warmup_iterations) + 1) / planned
+            left["policy"] = 1 - (8 * (iteration - warmup_iterations) + last) / planned
         for name in ("policy", "value"):
             rate = row.get(f"{name}/learning_rate")
             assert rate == (pytest.approx(1e-2 * factor(left[name]), rel=1e-5) if name in left else None)

@@ -46,6 +46,7 @@ from rlhfkit.training.checkpoint import (
     trainable_tensors,
 )
 from rlhfkit.training.optim import Optimizer
+from rlhfkit.training.preflight import slow_critic
 from rlhfkit.training.rates import decided_ppo
 from rlhfkit.training.watch import Watch
 from rlhfkit.watchdog import phase
@@ -197,6 +198,10 @@ def train_ppo(
         log.write_samples(stage, 0, experience.samples)  # before the check, which sends people to look at them
         if check_first is not None:
             check_first(experience)
+        if config.estimator == "gae":
+            _, returns = advantages_and_returns(experience, config)
+            if slow := slow_critic(experience, returns, config.value.clip_range):
+                progress.warn(slow)
 
     watch.recall(log.rows(stage, labels=labels) if trainer.iteration else ())
     with checkpoints, interrupts_wait("this iteration") as interrupted:

@@ -1,6 +1,7 @@
 """Checks before the first update, each of which names the cause that would have wrecked the run."""
 
 import torch
+from torch import Tensor
 
 from rlhfkit.errors import TrainingError
 from rlhfkit.models.language import TextPolicy
@@ -8,7 +9,7 @@ from rlhfkit.ppo import masked_mean
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.text import Reference, logprobs_in_parts
 
-__all__ = ["cause_of", "check_first_experience", "first_differences"]
+__all__ = ["cause_of", "check_first_experience", "first_differences", "slow_critic"]
 
 # Largest difference of a token's logprob that rounding explains: (float32, bfloat16). In bfloat16 the ratio's spread is
 # about 0.05 (figures of the RLOO authors), so a single token may differ by several times that.
@@ -18,6 +19,9 @@ MEAN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 # al. 2025 show it), which the importance weights mend, so that the mean has to tell what is rounding.
 ENGINE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 5.0, torch.float16: 2.0}
 ENGINE_MEAN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+MOST_CLIPPED_ITERATIONS = 25
+"""That a critic may need to come to its returns, where each lets it go as far as the clip range."""
 
 NUM_SHOWN, LENGTH_SHOWN = 3, 200
 
@@ -140,3 +144,19 @@ def cause_of(
 def _difference(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
     difference = (a - b).abs() * mask
     return float(difference.max()), float(masked_mean(difference, mask))
+
+
+def slow_critic(experience: Experience, returns: Tensor, clip_range: float) -> str | None:
+    """What to say where the values are further from their returns than clipping lets them go in many iterations.
+
+    `value_loss` has no gradient beyond `clip_range` from the old value, so that a critic of returns around 20 needs a
+    hundred iterations at 0.2. None where it is near enough, or nothing is clipped.
+    """
+    gap = float(masked_mean((returns - experience.old_values).abs(), experience.mask))
+    if not clip_range or gap <= MOST_CLIPPED_ITERATIONS * clip_range:
+        return None
+    return (
+        f"returns are {gap:.3g} away from the critic's values, which ppo.value.clip_range = {clip_range:g} lets move "
+        f"by about as much in an iteration, so it will learn for {gap / clip_range:.0f} iterations; set "
+        "ppo.value.clip_range = 0, which clips nothing, or scale the reward"
+    )
