@@ -450,7 +450,7 @@ def test_a_wrong_template_is_named(examine, tmp_path, template, verdict, words):
     assert words in found["model.template"].seen
 
 
-def test_a_turn_that_ends_in_another_token_than_eos_is_named(examine, desk, tmp_path):
+def test_a_turn_that_ends_in_another_token_than_eos_ends_a_response(examine, desk, tmp_path):
     model = copy_of_model(desk, tmp_path, "chat_model")
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
@@ -460,8 +460,8 @@ def test_a_turn_that_ends_in_another_token_than_eos_is_named(examine, desk, tmp_
     grown.resize_token_embeddings(len(tokenizer))
     grown.save_pretrained(model)
     found = examine("chat.toml", f"model.path={model}", "reward.function=gallery_rewards:coin")
-    assert named(found) == {"model.template": "warning"}
-    assert "ends the assistant's turn with '<|im_end|>', and EOS is '<|eos|>'" in found["model.template"].seen
+    assert named(found) == {}
+    assert "<|im_end|> ends a response" in found["model.template"].seen
 
 
 def test_a_template_that_refuses_the_data_is_named(examine, tmp_path):

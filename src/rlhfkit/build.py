@@ -1,7 +1,9 @@
 """Recipe → live objects; the only place that looks at `type`."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,7 +68,7 @@ from rlhfkit.rollout.text import Reference
 from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.rundir import RunDir
 from rlhfkit.seeding import derive_seed, seed_everything, shuffled
-from rlhfkit.workspace import recorded_dtype
+from rlhfkit.workspace import recorded_date, recorded_dtype
 
 __all__ = ["Builder", "kl_controller", "train_tokenizer"]
 
@@ -98,6 +100,12 @@ class Builder:
         if self.recipe.model.compile and (why := why_no_compiler(self.device)):
             self.paths.switch_off(COMPILED, why)
             self._note([f"{why}; layers run as plain code, which is slower"])
+
+    @cached_property
+    def now(self) -> datetime:
+        """The date for chat templates that write it: that of the run's beginning, whenever it goes on."""
+        recorded = None if self.fresh else recorded_date(self.run)
+        return recorded or datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
 
     # ── before anything is trained ───────────────────────────────────────────────────────────────────────────────────
 
@@ -149,6 +157,29 @@ class Builder:
             case _:
                 return [self.reward(config)]
 
+    def early_readers(self, config: RewardConfig, *, setting: str) -> list[Callable[[Prompt, str], object]]:
+        """What reads a prompt and a response by the chat template of each reward model that exists already.
+
+        They raise DataError where it refuses the conversation, or fails on it.
+        """
+        from rlhfkit.rewards.model import classifier_template, written_by
+
+        match config:
+            case MixRewardConfig():
+                parts = [(f"{setting}.parts[{index}].source", part.source) for index, part in enumerate(config.parts)]
+                return [reads for name, part in parts for reads in self.early_readers(part, setting=name)]
+            case RewardModelRewardConfig(path=str(path)):
+                whose = f'{setting}.path = "{path}"'
+                if read_normalization(path) is not None:
+                    encoder = self.encoder(self.source_of(Path(path)))
+                    encoder.name = whose
+                    return [encoder.conversation_text]
+                tokenizer, _ = load_tokenizer(PretrainedModelConfig(path=path), needs_eos=False)
+                template = classifier_template(tokenizer, now=self.now)
+                return [lambda prompt, response: written_by(template, prompt, response, whose=whose)]
+            case _:
+                return []
+
     # ── language models ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def source_of(self, directory: Path | None = None) -> PretrainedModelConfig:
@@ -174,8 +205,12 @@ class Builder:
         tokenizer, notes = load_tokenizer(source)
         self._note(notes)
         template = self.recipe.model.chat_template
-        encoder = Encoder(tokenizer, chat_template=None if template is None else read_template(template))
-        return encoder
+        return Encoder(
+            tokenizer,
+            chat_template=None if template is None else read_template(template),
+            name=template or source.path,
+            now=self.now,
+        )
 
     def language_model(self, source: PretrainedModelConfig, *, trainable: bool = False) -> LanguageModel:
         """A language model; with fresh adapters where it is to be trained and the recipe wants LoRA."""
@@ -223,7 +258,9 @@ class Builder:
         )
         model.set_attn_implementation(implementations_for(self.device)[0])
         encoder = Encoder(
-            tokenizer, chat_template=None if config.chat_template is None else read_template(config.chat_template)
+            tokenizer,
+            chat_template=None if config.chat_template is None else read_template(config.chat_template),
+            now=self.now,
         )
         language_model = LanguageModel(model, encoder).to(self.device, self.dtype).eval()
         language_model.paths = self.paths
@@ -443,7 +480,7 @@ class Builder:
             )
         tokenizer, _ = load_tokenizer(PretrainedModelConfig(path=str(directory)), needs_eos=False)
         model = load_classifier(str(directory), tokenizer, device=self.device, dtype=torch.float32)
-        return ClassifierReward(model, tokenizer, config)
+        return ClassifierReward(model, tokenizer, config, now=self.now)
 
 
 def _max_tokens(config: RewardModelRewardConfig, directory: Path) -> int:

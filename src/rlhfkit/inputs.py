@@ -37,10 +37,12 @@ from rlhfkit.data import (
     refuse_bad_rows,
 )
 from rlhfkit.envs.check import check_text_env
+from rlhfkit.envs.text import begin
 from rlhfkit.errors import ConfigError, DataError, RewardError, RlhfkitError, StoreError
 from rlhfkit.labelling import check_preferences, load_labels
 from rlhfkit.manifest import hash_of_file, hashes_of_files
 from rlhfkit.models.inspection import inspect_model
+from rlhfkit.models.joins import remarks_on_rows
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.chrf import ChrfReward, sacrebleu_metrics
@@ -111,6 +113,16 @@ class Inputs:
         )
         is_fixed = model.revision is not None or Path(model.path).is_dir()
         return warning if is_fixed else f"{warning}; set model.revision, or it may change at any time"
+
+    def remarks(self) -> list[str]:
+        """What to warn of in the rows that were read: where prompt and response do not join as the template would."""
+        if self._encoder is None:
+            return []
+        return [
+            f"data.{name}: {remark}"
+            for name, loaded in self._loaded.items()
+            for remark in remarks_on_rows(self._encoder, loaded.records)
+        ]
 
     def files(self) -> dict[str, dict[str, str]]:
         """Table of `data` → file → SHA-256, of what was loaded; of a store, to which votes are added, none."""
@@ -247,7 +259,10 @@ class Inputs:
         if config.type == "replay" and not dialogues:
             return  # the table itself is at fault, and told
         try:
-            check_text_env(self.builder.env_factory(config, dialogues))
+            factory = self.builder.env_factory(config, dialogues)
+            check_text_env(factory)
+            if self._encoder is not None:
+                self._encoder.observation(begin(factory(), 0), "")
         except RlhfkitError as error:
             if str(error).startswith("env."):
                 raise
@@ -265,6 +280,9 @@ class Inputs:
             if str(error).startswith(setting):
                 raise
             raise type(error)(f"{setting}: {error}") from error  # or a judge's fault would look like the reward's
+        for reads in self.builder.early_readers(config, setting=setting):
+            for name in tables:
+                self._read_by(name, reads)
         for source in sources:
             if isinstance(source, HttpReward):
                 source = source.impatient()
@@ -281,6 +299,21 @@ class Inputs:
             if isinstance(source, ClassifierReward | RewardModelReward):
                 _try_longest(source, setting)
 
+    def _read_by(self, name: str, reads: Callable[[Prompt, str], object]) -> None:
+        """Leave out the prompts of a table that the chat template of a reward model refuses.
+
+        Raises: DataError where they may not be left out.
+        """
+        if name not in self._loaded:
+            return
+        loaded = self._loaded[name]
+        try:
+            self._loaded[name] = self._without_faults(loaded, lambda prompt: reads(prompt, TRIAL_RESPONSES[1]))
+        except DataError as error:
+            raise DataError(
+                f"data.{name}: {error}; leave out these turns, or choose a reward model that reads them"
+            ) from error
+
     def _try_metric(self) -> None:
         metric = self.recipe.evaluation.metric
         if "test_prompts" in self._loaded:
@@ -295,10 +328,14 @@ class Inputs:
 
     def _readable(self, loaded: Loaded[T]) -> Loaded[T]:
         """Without the records that the chat template refuses, or whose prompt cannot be cut to its limit."""
+        return self._without_faults(loaded, self._encode)
+
+    def _without_faults(self, loaded: Loaded[T], check: Callable[[Any], object]) -> Loaded[T]:
+        """Without the records on which `check` fails. Raises: DataError where they may not be left out."""
         records, faults = [], []
         for record in loaded.records:
             try:
-                self._encode(record)
+                check(record)
                 records.append(record)
             except DataError as error:
                 faults.append(str(error))
@@ -309,10 +346,14 @@ class Inputs:
         if self._encoder is None:
             return
         match record:
-            case (Prompt() as prompt) | Demonstration(prompt=prompt) if not isinstance(prompt.content, str):
+            case Prompt(content=content) if not isinstance(content, str):
+                self._encoder.encode(record, max_tokens=self.recipe.data.prompt_limit)
+            case Demonstration(prompt=prompt, response=response) if not isinstance(prompt.content, str):
                 self._encoder.encode(prompt, max_tokens=self.recipe.data.prompt_limit)
+                self._encoder.conversation_text(prompt, response)
             case Preference(prompt=prompt):  # reward models cut whole sequences
                 self._encoder.prompt_text(prompt)
+                self._encoder.conversation_text(prompt, record.chosen)
             case _:  # text can be cut anywhere
                 pass
 

@@ -69,6 +69,8 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
     inputs.check([] if is_finished else left)
     for change in () if fresh else refuse_other_data(run_dir, inputs.files()):
         progress.warn(change)
+    for remark in inputs.remarks():
+        progress.warn(remark)
     with locked(run_dir), quiet_transformers():
         prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir, warn=progress.warn) as log:

@@ -40,11 +40,13 @@ class Manifest:
         seed: int,
         device: torch.device,
         dtype: dict[str, Any] | None = None,
+        date: str | None = None,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Continue the manifest of `run`, or begin it; `dtype` is the type that it computes in, and why.
+        """Continue the manifest of `run`, or begin it.
 
-        `warn` hears where the run will not end with the same bits.
+        `dtype` is the type that it computes in, and why; `date` is the one that chat templates are given. `warn` hears
+        where the run will not end with the same bits.
         """
         self.run = run
         self._checked: set[str] = set()
@@ -63,6 +65,7 @@ class Manifest:
             "device": str(device),
             "num_threads": now,
             **({} if dtype is None else {"dtype": dtype}),
+            **({} if date is None else {"date": date}),
             "data": known.get("data", []),
             "models": known.get("models", []),
             "stages": known.get("stages", {}),

@@ -139,6 +139,8 @@ def run(
         progress.warn(change)
     for change in () if fresh else refuse_other_inputs(run_dir, inputs.read_from_outside(left)):
         progress.warn(change)
+    for remark in inputs.remarks() if dtype is None else ():  # of a round, the whole has said it
+        progress.warn(remark)
     with locked(run_dir), quiet_transformers():
         prepare(run_dir, loaded, fresh=fresh)
         with RunLog(run_dir, warn=progress.warn) as log:
@@ -174,7 +176,10 @@ class Pipeline:
     def __post_init__(self) -> None:
         self.recipe, self.builder = self.inputs.recipe, self.inputs.builder
         dtype, device = self.builder.dtype_choice.as_facts(), self.builder.device
-        self.manifest = Manifest(self.run, seed=self.recipe.seed, device=device, dtype=dtype, warn=self.progress.warn)
+        date = self.builder.now.date().isoformat()
+        self.manifest = Manifest(
+            self.run, seed=self.recipe.seed, device=device, dtype=dtype, date=date, warn=self.progress.warn
+        )
         self._said: set[str] = set()
         self.builder.paths.tell = self.progress.warn
 
@@ -272,6 +277,7 @@ class Pipeline:
             model.encoder,
             max_prompt_tokens=self.recipe.data.prompt_limit,
             max_tokens=_within_context(self.recipe.sft.max_tokens, model),
+            turns=self.recipe.sft.turns,
         )
         if num_cut:
             self.progress.note(f"{num_cut} of {len(demonstrations)} demonstrations were cut to fit")
@@ -644,10 +650,13 @@ class Pipeline:
     def _encoded(self, prompts: Sequence[Prompt], encoder: Encoder, name: str) -> list[EncodedPrompt]:
         limit = self.recipe.data.prompt_limit
         encoded = [encoder.encode(prompt, max_tokens=limit) for prompt in prompts]
-        num_cut = sum(prompt.was_cut for prompt in encoded)
-        if num_cut:
+        lost = [prompt.share_lost for prompt in encoded if prompt.was_cut]
+        num_cut = len(lost)
+        if lost:
+            share = f"{sum(lost) / num_cut:.0%} of its tokens on average, {max(lost):.0%} at most"
             self._once(
-                self.progress.note, f"data.{name}: {num_cut} of {len(encoded)} prompts were cut to {limit} tokens"
+                self.progress.note,
+                f"data.{name}: {num_cut} of {len(encoded)} prompts were cut to {limit} tokens, a cut one by {share}",
             )
         self.manifest.add_stage("data", **{f"{name}_num": len(encoded), f"{name}_cut": num_cut})
         return encoded

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ __all__ = [
     "locked",
     "prepare",
     "recipe_of",
+    "recorded_date",
     "recorded_dtype",
     "refuse_other_data",
     "refuse_other_directories",
@@ -108,6 +110,15 @@ def recorded_dtype(run: RunDir) -> Literal["float32", "bfloat16"] | None:
     if taken is None and manifest and run.config.exists():  # a run of an older version, which knew no "auto"
         taken = (read_json(run.config).get("model") or {}).get("dtype")
     return taken if taken in ("float32", "bfloat16") else None
+
+
+def recorded_date(run: RunDir) -> datetime | None:
+    """The date that the run in this directory began with, or the whole of which it is a round; None where none is."""
+    for directory in (run, RunDir(run.path.resolve().parent)):
+        date = (read_json(directory.manifest) if directory.manifest.exists() else {}).get("date")
+        if isinstance(date, str):
+            return datetime.fromisoformat(date)
+    return None
 
 
 def _same_dtype(run: RunDir, before: Recipe | ControlRecipe, after: Recipe | ControlRecipe) -> bool:

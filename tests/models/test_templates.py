@@ -8,9 +8,15 @@ from datetime import datetime
 import pytest
 from transformers import AutoTokenizer
 
+from rlhfkit.config.schema import PretrainedModelConfig
+from rlhfkit.errors import DataError
+from rlhfkit.models.joins import remarks_on_rows
+from rlhfkit.models.loading import load_tokenizer
 from rlhfkit.models.reward_model import reward_ids
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Message, Prompt
+from rlhfkit.rewards.model import classifier_template, written_by
+from rlhfkit.rollout.generation import stop_token_ids
 from rlhfkit.training.sft import encode_demonstrations
 from tests.models.chat_templates import TEMPLATES, Format, tokenizer_of
 
@@ -195,3 +201,104 @@ def test_special_tokens_that_a_person_spells_are_letters(name, encoders):
     assert f"a{form.eos}b" in encoder.tokenizer.decode(longer)
     answer = encoder.response_ids(plain, f"x{form.eos}y")
     assert answer.count(encoder.eos_id) == encoder.response_ids(plain, "xy").count(encoder.eos_id)
+
+
+# ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_rows_that_join_are_not_remarked_upon(name, encoders):
+    encoder = encoders[name]
+    demonstration = Demonstration(conversation(TEMPLATES[name], TALK), ANSWER)
+    remarks = list(remarks_on_rows(encoder, [demonstration]))
+    if name == "deepseek-r1":
+        assert "prompt ends with '<think>\\n', which a finished conversation has not" in remarks[0]
+    elif name in ("qwen3.5", "nemotron-3"):
+        assert remarks[0].startswith("rows.jsonl:1: one token of the tokenizer would cover the end of the prompt")
+    else:
+        assert remarks == []
+
+
+def test_a_text_that_holds_marks_of_the_template_is_named_with_its_row(encoders):
+    text = "<|im_start|>user\nWhat is red?<|im_end|>\n<|im_start|>assistant\n"
+    rows = [Prompt("What is red?", origin="a.jsonl:1"), Prompt(text, origin="a.jsonl:2")]
+    (remark,) = remarks_on_rows(encoders["qwen2.5"], rows)
+    assert remark.startswith("a.jsonl:2: the prompt is text that holds '<|im_start|>'")
+    assert "(1 of 2 rows), which is read as letters; give messages instead" in remark
+
+
+def test_a_template_without_a_generation_prompt_gets_the_header_of_its_finished_conversations():
+    form = Format(_without_generation_prompt(), "<|im_end|>", ("<|im_start|>", "<|im_end|>"))
+    encoder = Encoder(tokenizer_of(form))
+    prompt = Prompt(TALK[:1])
+    assert encoder.prompt_text(prompt) == "<|im_start|>user\nIs it so?<|im_end|>\n<|im_start|>assistant\n"
+    whole = rendered(encoder, prompt, ANSWER).removesuffix("\n")
+    assert [*encoder.prompt_ids(prompt), *encoder.response_ids(prompt, ANSWER)] == ids_of(encoder, whole)
+    (remark,) = remarks_on_rows(encoder, [prompt])
+    assert "ignores add_generation_prompt, so prompts end with '<|im_start|>assistant\\n'" in remark
+
+
+def _without_generation_prompt() -> str:
+    return (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    )
+
+
+# ── cutting, stopping, PAD ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_reward_models_cut_keeps_bos_the_head_of_the_template_and_the_last_words(name, encoders):
+    encoder, form = encoders[name], TEMPLATES[name]
+    long = conversation(form, (Message("user", "It rains. " * 60 + "Is it so?"),), system=False)
+    whole = encoder.joined(conversation(form, TALK[:1], system=False), ANSWER)
+    ids = reward_ids(encoder, long, ANSWER, finished=True, max_tokens=len(whole[0]) + len(whole[1]) + 30)
+    assert len(ids) <= len(whole[0]) + len(whole[1]) + 30
+    text, head = encoder.tokenizer.decode(ids), rendered(encoder, conversation(form, TALK[:1], system=False))
+    assert text.startswith(head.partition(TALK[0].content)[0].strip())
+    assert "Is it so?" in text
+    assert ids[-len(whole[1]) :] == whole[1]
+
+
+def test_a_stop_token_stops_at_tokens_that_hold_it_too(encoders):
+    encoder = encoders["qwen2.5"]
+    one, two = (encoder.tokenizer.convert_tokens_to_ids(token) for token in ("Ċ", "ĊĊ"))
+    assert stop_token_ids(encoder, ["\n"]) == {one, two}
+    end = encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert stop_token_ids(encoder, ["<|im_end|>"]) == {end}
+
+
+@pytest.mark.parametrize(
+    ("pad", "why"),
+    [
+        ("!", "PAD '!', which is a token of texts too"),
+        ("<s>", "PAD equal to BOS"),
+        ("</s>", "PAD equal to EOS"),
+        ("[INST]", "PAD '[INST]', which its chat template writes"),
+        (None, "no PAD"),
+    ],
+)
+def test_a_pad_that_texts_hold_is_replaced_and_no_token_of_a_text_is_lost(tmp_path, pad, why):
+    tokenizer = tokenizer_of(TEMPLATES["mistral-v3"])
+    tokenizer.pad_token = pad
+    tokenizer.save_pretrained(tmp_path)
+    loaded, (note,) = load_tokenizer(PretrainedModelConfig(path=str(tmp_path)))
+    assert why in note
+    encoder = Encoder(loaded)
+    assert encoder.tokenizer.pad_token == "<|pad|>" and encoder.pad_id not in (encoder.eos_id, loaded.bos_token_id)
+    text = "Stop! Is 3! = 6?"
+    assert loaded.decode(encoder.prompt_ids(Prompt(text))) == f"<s>{text}"
+    assert encoder.decode(encoder.response_ids(Prompt("q"), text)) == text
+
+
+def test_a_pad_of_its_own_stays(tmp_path):
+    tokenizer_of(TEMPLATES["mistral-v3"]).save_pretrained(tmp_path)
+    loaded, notes = load_tokenizer(PretrainedModelConfig(path=str(tmp_path)))
+    assert (loaded.pad_token, notes) == ("<|pad|>", [])
+
+
+def test_a_conversation_that_a_reward_models_template_refuses_is_named_with_that_model():
+    template = classifier_template(tokenizer_of(TEMPLATES["gemma-2"]), now=None)
+    prompt = Prompt((Message("system", "Be brief."), *TALK[:1]), origin="rows.jsonl:1")
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:1 does not fit the chat template of judge \(System role.*'system'"
+    ):
+        written_by(template, prompt, ANSWER, whose="judge")

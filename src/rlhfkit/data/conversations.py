@@ -29,7 +29,7 @@ ROLES = {
 }
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
 TOOL_KEYS = ("tool_calls", "function_call")
-TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "tool_call", "tool_response"})
+TOOL_ROLES = frozenset({"tool", "ipython", "function", "function_call", "observation", "tool_call", "tool_response"})
 LONGEST_TEXT = 10_000_000
 """Characters: no prompt and no book has more, and a tokenizer would take minutes over it."""
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")

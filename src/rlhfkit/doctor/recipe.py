@@ -29,7 +29,7 @@ from rlhfkit.doctor.forecast import examine_forecast
 from rlhfkit.doctor.rows import examine_ends, examine_leakage, examine_lengths, examine_pairs, examine_table, spaced
 from rlhfkit.doctor.scores import examine_accuracy, examine_report, examine_scores, trial_texts
 from rlhfkit.doctor.surroundings import examine_port
-from rlhfkit.doctor.text import examine_first_prompt, examine_special_tokens, examine_template
+from rlhfkit.doctor.text import examine_first_prompt, examine_joins, examine_special_tokens, examine_template
 from rlhfkit.doctor.trial import (
     Trial,
     examine_ending,
@@ -218,6 +218,8 @@ def _data(subject: Subject) -> Iterator[Finding]:
         yield skipped("data.lengths", f"tokens cannot be counted: {why}")
     else:
         yield from checked("data.lengths", lambda: examine_lengths(tables, recipe, encoder, context=_context(subject)))
+    if encoder is not None:
+        yield from checked("data.joins", lambda: examine_joins(subject.inputs.remarks()))
     if "demonstrations" in tables and "sft" in recipe.stages and encoder is not None:
         rows = tables["demonstrations"].records
         yield from checked("data.ends", lambda: examine_ends(rows, recipe, encoder, context=_context(subject)))
@@ -260,7 +262,8 @@ def _model(subject: Subject) -> Iterator[Finding]:
     yield from checked("model.pad_and_eos", lambda: examine_special_tokens(source))
     encoder, prompts = subject.builder.encoder(source), subject.prompts()
     if any(not isinstance(prompt.content, str) for prompt in prompts):
-        yield from checked("model.template", lambda: examine_template(encoder))
+        goes_on = subject.recipe.env is not None
+        yield from checked("model.template", lambda: examine_template(encoder, goes_on=goes_on))
     elif prompts and not encoder.uses_fallback:
         yield ok("model.template", "the model has a chat template, which is not used: prompts are plain text")
     if prompts:

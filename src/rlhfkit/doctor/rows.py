@@ -133,7 +133,7 @@ def examine_ends(
     rows = spaced(demonstrations, NUM_MEASURED)
     limit = min(recipe.sft.max_tokens, context or recipe.sft.max_tokens)
     texts, _ = encode_demonstrations(rows, encoder, max_prompt_tokens=recipe.data.prompt_limit, max_tokens=limit)
-    whole = sum(text.ids[-1] == encoder.eos_id for text in texts) / len(rows)
+    whole = sum(text.ids[-1] in encoder.eos_ids for text in texts) / len(rows)
     words = f"{whole:.1%} of the demonstrations end with EOS within {limit} tokens"
     remedy = "raise sft.max_tokens, shorten the responses, or leave the longest out"
     if whole < HARDLY_ENDS:

@@ -9,7 +9,7 @@ from rlhfkit.models.loading import load_tokenizer
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Message, Prompt
 
-__all__ = ["examine_first_prompt", "examine_special_tokens", "examine_template", "shown_tokens"]
+__all__ = ["examine_first_prompt", "examine_joins", "examine_special_tokens", "examine_template", "shown_tokens"]
 
 SHOWN_TOKENS = 24
 MARK = re.compile(r"<\|[^|<>\s]+\|>|<(?:start|end)_of_turn>|\[/?INST\]|<<?/?SYS>>?|</?s>")
@@ -93,6 +93,16 @@ def _faults_of_template(name: str, encoder: Encoder, *, goes_on: bool) -> Iterat
             "responses without it, and the policy samples with it",
             "give a template that writes the same in both, if there is SFT",
         )
+
+
+def examine_joins(remarks: Sequence[str]) -> Iterator[Finding]:
+    """Rows whose prompt and response do not join as the chat template would; `remarks` are what a run warns of."""
+    name = "data.joins"
+    for remark in remarks:
+        seen, _, remedy = remark.removeprefix("data.").partition("; ")
+        yield warning(name, seen, remedy)
+    if not remarks:
+        yield ok(name, "prompt and response have the ids that the tokenizer gives to both as one")
 
 
 def _asked(encoder: Encoder) -> str:

@@ -14,6 +14,11 @@ NUM_JOINED = 64
 def remarks_on_rows(encoder: Encoder, records: Sequence[object]) -> Iterator[str]:
     """What to warn of in the rows of a table, each with the first row that it is about."""
     rows = [(_prompt_of(record), _response_of(record)) for record in records]
+    if encoder.turns.header and any(prompt is not None and not isinstance(prompt.content, str) for prompt, _ in rows):
+        yield (
+            f"the chat template ignores add_generation_prompt, so prompts end with {encoder.turns.header!r}, the "
+            "assistant's header in its finished conversations; look whether that is right"
+        )
     yield from _marks_in_texts(encoder, [prompt for prompt, _ in rows if prompt is not None])
     step = max(1, len(rows) // NUM_JOINED)
     whys: dict[str, list[str]] = {}

@@ -262,8 +262,8 @@ class Encoder:
             return self.template.render(messages, generation=generation)
         except TemplateFailure as error:
             raise DataError(
-                f"{prompt.origin or 'a conversation'} does not fit {self._whose} ({error}); its roles are "
-                f"{[message.role for message in messages]}"
+                f"{prompt.origin or 'a conversation'} does not fit {self._whose} ({error}), its roles being "
+                f"{[message.role for message in messages]}; change its turns, or give a template that takes them"
             ) from error
 
     def _asked(self, prompt: Prompt, messages: Conversation) -> str:

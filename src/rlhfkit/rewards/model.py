@@ -19,7 +19,7 @@ from rlhfkit.padding import length_buckets, microbatches, pad_right
 from rlhfkit.records import Message, Prompt
 from rlhfkit.rewards.source import DEFAULT_MAX_TOKENS, ScoredText, check_scores
 
-__all__ = ["ClassifierReward", "RewardModelReward", "choose_output"]
+__all__ = ["ClassifierReward", "RewardModelReward", "choose_output", "classifier_template", "written_by"]
 
 
 class RewardModelReward:
@@ -97,6 +97,29 @@ def _positions_after_pad(model: PreTrainedModel) -> int | None:
     return min((table.num_embeddings - int(table.padding_idx or 0) - 1 for table in tables), default=None)
 
 
+def classifier_template(tokenizer: PreTrainedTokenizerBase, *, now: datetime | None) -> ChatTemplate:
+    """What a conversation becomes for somebody else's model: its own chat template, or a transcript."""
+    source = chosen_template(tokenizer.chat_template) or transcript_template(bos=False, eos=False)
+    return ChatTemplate(source, tokenizer.special_tokens_map, now)
+
+
+def written_by(template: ChatTemplate, prompt: Prompt, response: str, *, whose: str) -> str:
+    """A conversation and the response to it as the template of `whose` model writes them.
+
+    Raises: DataError where the template refuses the conversation, or fails on it.
+    """
+    if isinstance(prompt.content, str):
+        return prompt.content + response
+    messages = (*prompt.content, Message("assistant", response))
+    try:
+        return template.render(messages, generation=False)
+    except TemplateFailure as error:
+        raise DataError(
+            f"{prompt.origin or 'a conversation'} does not fit the chat template of {whose} ({error}), its roles "
+            f"being {[message.role for message in messages]}"
+        ) from error
+
+
 class ClassifierReward:
     """One output of any sequence-classification model, such as a sentiment classifier, as its authors feed it."""
 
@@ -115,8 +138,7 @@ class ClassifierReward:
         self.label = choose_output(model.config, config)
         tokenizer.truncation_side = "left"  # what is judged stands at the end
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        source = chosen_template(tokenizer.chat_template) or transcript_template(bos=False, eos=False)
-        self._template = ChatTemplate(source, tokenizer.special_tokens_map, now)
+        self._template = classifier_template(tokenizer, now=now)
         wanted = config.max_tokens or DEFAULT_MAX_TOKENS
         limits = (wanted, tokenizer.model_max_length, context_of(model.config), _positions_after_pad(model))
         self.max_tokens = min(limit for limit in limits if limit is not None)
@@ -157,15 +179,7 @@ class ClassifierReward:
 
         Raises: DataError where the model's chat template refuses it, or fails on it.
         """
-        assert not isinstance(prompt.content, str)
-        messages = (*prompt.content, Message("assistant", response))
-        try:
-            text = self._template.render(messages, generation=False)
-        except TemplateFailure as error:
-            raise DataError(
-                f"{prompt.origin or 'a conversation'} does not fit the chat template of {self.config.path} ({error}); "
-                f"its roles are {[message.role for message in messages]}"
-            ) from error
+        text = written_by(self._template, prompt, response, whose=str(self.config.path))
         is_own = self.tokenizer.chat_template is not None
         ids: list[int] = self.tokenizer(text, add_special_tokens=not is_own, verbose=False)["input_ids"]
         return ids
