@@ -63,6 +63,19 @@ def preference(tmp_path, row, **settings):
             },
             ((SYSTEM, *ASKED), "Hello."),
         ),
+        (
+            {"instruction": "More?", "output": "Yes.", "history": [["Hi", "Hello."]], "system": "Be kind."},
+            ((SYSTEM, *ASKED, Message("assistant", "Hello."), Message("user", "More?")), "Yes."),
+        ),
+        (
+            {
+                "contents": [
+                    {"role": "user", "parts": [{"text": "Hi"}]},
+                    {"role": "model", "parts": [{"text": "Hello."}]},
+                ]
+            },
+            (ASKED, "Hello."),
+        ),
         ({"conversation": [USER, ANSWER], "system": "Be kind."}, ((SYSTEM, *ASKED), "Hello.")),
         (
             {"messages": [{"role": "system", "content": "Be kind."}, USER, ANSWER], "system": "Other."},
@@ -89,6 +102,7 @@ def test_demonstrations_of_known_data_sets_are_read_whole(tmp_path, row, expecte
         ({"instruction": "Add.", "input": "1 and 2", "chosen": "3", "rejected": "4"}, ("Add.\n\n1 and 2", "3", "4")),
         ({"history": "Hi", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 9}, ("Hi", "a", "b")),
         ({"history": "Hi", "human_ref_A": "a", "human_ref_B": "b", "labels": 0}, ("Hi", "b", "a")),
+        ({"prompt": "Hi", "response_a": "a", "response_b": "b", "preference": "B"}, ("Hi", "b", "a")),
         ({"prompt": "Hi", "response_0": "a", "response_1": "b", "better_response_id": 1}, ("Hi", "b", "a")),
         (
             {"conversation_a": [USER, ANSWER], "conversation_b": [USER, WORSE], "winner": "model_b"},
@@ -325,6 +339,24 @@ MESSAGES = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}
             {"prompt": "title", "chosen": "good", "rejected": "bad"},
         ),
         (load_texts, {"article": "Words."}, {}, {"text": "article"}),
+        (
+            load_preferences,
+            {"Prompt": "Hi", " chosen": "a", "Rejected": "b"},
+            {},
+            {"prompt": "Prompt", "chosen": " chosen", "rejected": "Rejected"},
+        ),
+        (
+            load_preferences,
+            {"input": {"messages": [USER]}, "preferred_output": [ANSWER], "non_preferred_output": [WORSE]},
+            {},
+            {"prompt": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output"},
+        ),
+        (
+            load_demonstrations,
+            {"text": "Good film.", "label": "positive"},
+            {},
+            {"prompt": "text", "completion": "label"},
+        ),
         (load_prompts, {"question": {"text": "Hi"}}, {}, {"prompt": "question.text"}),
     ],
 )
@@ -334,6 +366,17 @@ def test_a_remedy_that_is_shown_works(tmp_path, loader, row, settings, columns):
     shown = re.search(r"columns = (\{.*?\})", str(caught.value))
     assert tomllib.loads(f"columns = {shown[1]}")["columns"] == columns
     assert len(load(loader, tmp_path, row, columns=columns).records) == 1
+
+
+def test_an_answer_of_null_is_empty_and_not_missing(tmp_path):
+    with pytest.raises(DataError, match="the response is empty; expected text"):
+        load(load_demonstrations, tmp_path, {"prompt": "Hi", "completion": None})
+
+
+def test_lists_on_lines_are_named_by_their_line(tmp_path):
+    (tmp_path / "x.jsonl").write_text('["Hi", "Hello."]\n["Hu", "Ha."]\n')
+    with pytest.raises(DataError, match=r"x\.jsonl:1: a list, .*; expected an object"):
+        load_demonstrations(RowsConfig(path="x.jsonl"), directory=tmp_path)
 
 
 @pytest.mark.parametrize(

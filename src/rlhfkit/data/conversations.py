@@ -27,7 +27,7 @@ ROLES = {
     "chatbot": "assistant",
     "ai": "assistant",
 }
-ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text")
+ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value", "text", "parts")
 TOOL_KEYS = ("tool_calls", "function_call")
 TOOL_ROLES = frozenset({"tool", "ipython", "function", "function_call", "observation", "tool_call", "tool_response"})
 LONGEST_TEXT = 10_000_000
@@ -106,7 +106,7 @@ def _parsed(text: str, column: str) -> Any:
         ) from None
 
 
-BEGINS_LIKE_MESSAGES = re.compile(r"""[\[\s(]*\{\s*["'](role|from|content|value)["']\s*:""")
+BEGINS_LIKE_MESSAGES = re.compile(r"""[\[\s(]*\{\s*["'](role|from|content|value|parts)["']\s*:""")
 
 
 def read_messages(value: Any, column: str) -> Conversation:

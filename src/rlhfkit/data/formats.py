@@ -65,6 +65,8 @@ def read_answered_prompt(row: Row, *, beginning_words: tuple[int, int] | None, s
     Raises: DataError where the row has no response, or an empty one.
     """
     content, response = _read(row, beginning_words, seed)
+    if response is None and ("completion" in row.columns or "response" in row.columns):
+        raise DataError("the response is empty; expected text")
     if response is None:
         raise MissingColumnError(
             "completion",
@@ -106,6 +108,11 @@ def _read(row: Row, beginning_words: tuple[int, int] | None, seed: int) -> tuple
     if "messages" in columns:
         turns = read_messages(columns["messages"], "messages")
         return (turns[:-1], turns[-1].content) if turns[-1].role == "assistant" else (turns, None)
+    if "text" in columns and beginning_words is None and isinstance(columns.get("label"), str):
+        raise DataError(
+            "a text with a label, and no prompt; if the label is the response to the text, say so as in "
+            'columns = {prompt = "text", completion = "label"}'
+        )
     if "text" in columns:
         return _split_text(read_text(columns["text"], "text"), beginning_words, f"{seed} {row.origin}")
     return need(row, "prompt"), None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rlhfkit.config.schema import RowsConfig
 from rlhfkit.data.conversations import as_messages
-from rlhfkit.data.rows import Row
+from rlhfkit.data.rows import Row, described
 from rlhfkit.errors import DataError
 
 __all__ = ["ANSWERS", "INPUTS", "QUESTIONS", "SYSTEMS", "in_known_form", "marks_a_bad_answer", "used_columns"]
@@ -23,7 +23,7 @@ QUESTIONS = ("instruction", "question", "query")
 INPUTS = ("input", "context")
 ANSWERS = ("output", "response", "answer")
 SYSTEMS = ("system", "system_prompt")
-CONVERSATIONS = ("conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+CONVERSATIONS = ("conversations", "contents", "conversation", "dialogue", "dialog", "chat", "turns")
 
 
 class Choice(NamedTuple):
@@ -38,12 +38,13 @@ class Choice(NamedTuple):
 
 
 def _is(first: object, second: object) -> Callable[[Any], bool | None]:
-    return lambda value: {str(first): True, str(second): False}.get(str(value))
+    return lambda value: {str(first): True, str(second): False}.get(str(value).strip().casefold())
 
 
 CHOICES = (
     Choice("history", "human_ref_A", "human_ref_B", "labels", _is(1, 0)),  # SHP
     Choice("prompt", "response_0", "response_1", "better_response_id", _is(0, 1)),  # PKU-SafeRLHF
+    Choice("prompt", "response_a", "response_b", "preference", _is("a", "b")),
     Choice("", "conversation_a", "conversation_b", "winner", _is("model_a", "model_b")),  # Chatbot Arena
 )
 
@@ -94,7 +95,8 @@ def _read_choice(columns: dict[str, Any]) -> None:
         first_is_better = choice.first_is_better(columns[choice.says])
         if first_is_better is None:
             raise DataError(
-                f"{choice.says} is {columns[choice.says]!r}, which prefers neither answer; leave the row out"
+                f"{choice.says} is {columns[choice.says]!r}, which prefers neither {choice.first} nor {choice.second}; "
+                "leave the row out, or write the better one as chosen and the other as rejected"
             )
         better, worse = (choice.first, choice.second) if first_is_better else (choice.second, choice.first)
         columns |= {"chosen": columns[better], "rejected": columns[worse]}
@@ -151,6 +153,19 @@ def _read_question(columns: dict[str, Any], source: RowsConfig) -> None:
         return
     if about := next((columns[name] for name in INPUTS if _has_text(columns, name)), ""):
         columns["prompt"] = f"{columns['prompt']}\n\n{about}"
+    if isinstance(columns.get("history"), list) and columns["history"]:
+        columns["prompt"] = [*_turns(columns["history"]), {"role": "user", "content": columns["prompt"]}]
+
+
+def _turns(history: list[Any]) -> list[dict[str, Any]]:
+    """Messages of what went before a question: pairs of what was asked and answered."""
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in history):
+        raise DataError(f"history is {described(history)}; expected pairs [question, answer]; write them as messages")
+    return [
+        {"role": role, "content": text}
+        for pair in history
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
 
 
 def _read_system(columns: dict[str, Any], source: RowsConfig) -> None:

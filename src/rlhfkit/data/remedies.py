@@ -12,11 +12,22 @@ from rlhfkit.errors import DataError
 __all__ = ["remedy_for_missing"]
 
 USUAL = {
-    "prompt": (*QUESTIONS, "input", "prompts", "user", "history", "context", "source", "title", "text"),
+    "prompt": (*QUESTIONS, "input", "prompts", "user", "history", "context", "source", "title", "problem", "text"),
     "completion": (*ANSWERS, "completions", "target", "assistant", "solution", "reply", "summary", "label"),
-    "chosen": ("preferred", "better", "accepted", "good", "positive", "winner", "chosen_response", "response_chosen"),
+    "chosen": (
+        "preferred",
+        "preferred_output",
+        "better",
+        "accepted",
+        "good",
+        "positive",
+        "winner",
+        "chosen_response",
+        "response_chosen",
+    ),
     "rejected": (
         "dispreferred",
+        "non_preferred_output",
         "worse",
         "refused",
         "bad",
@@ -108,5 +119,7 @@ def _assignments(column: str, texts: list[str]) -> Iterator[dict[str, str]]:
 
 def _is_called(name: str, ours: str) -> bool:
     """Whether a column's name is one of those that others give to ours, or has it in an object."""
-    parts = name.casefold().split(".")
+    parts = name.strip().casefold().split(".")
+    if parts == [ours] and name != ours:  # "Prompt", or " prompt"
+        return True
     return any(part in USUAL[ours] for part in parts) or (len(parts) > 1 and ours in parts)

@@ -253,8 +253,11 @@ def _json_rows(name: str, text: str) -> list[Row | DataError]:
         try:
             items = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{name} is not JSON: {error}; expected a list of objects; correct it there") from error
-        return [_json_row(item, f"{name}:{number}") for number, item in enumerate(items, start=1)]
+            if not _is_a_list(text.strip().partition("\n")[0]):
+                raise DataError(f"{name} is not JSON: {error}; expected a list of objects; correct it there") from error
+            items = None
+        if items is not None:
+            return [_json_row(item, f"{name}:{number}") for number, item in enumerate(items, start=1)]
     if (items := _items_of_one_object(text)) is not None:
         return [_json_row(item, f"{name}:{number}") for number, item in enumerate(items, start=1)]
     rows: list[Row | DataError] = []
@@ -270,6 +273,14 @@ def _json_rows(name: str, text: str) -> list[Row | DataError]:
                 )
             )
     return rows
+
+
+def _is_a_list(line: str) -> bool:
+    """Whether a line is a whole list, so that its file has a list on each line."""
+    try:
+        return isinstance(json.loads(line), list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _items_of_one_object(text: str) -> list[Any] | None:
