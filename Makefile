@@ -37,7 +37,7 @@ NARROW := RLHFKIT_NO_BFLOAT16=1 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 	HOME=/nonexistent LC_ALL=C PYTHONIOENCODING=ascii:strict
 
 test-narrow: install
-	$(NARROW) $(BIN)/python -m pytest tests/machine tests/bench tests/models/test_plain_paths.py \
+	$(NARROW) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 tests/machine tests/models/test_plain_paths.py \
 		tests/models/test_reordering.py
 	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	$(NARROW) $(BIN)/rlhfkit run demo --run-dir "$$scratch/demo" ppo.iterations=2 pretrain.epochs=1 \
@@ -45,6 +45,15 @@ test-narrow: install
 		reward_model.normalization_responses=64 evaluation.num_prompts=32 ppo.min_eos_rate=0 && \
 	$(NARROW) $(BIN)/rlhfkit generate "$$scratch/demo" --prompt "Review of the Blue Door, a pizza place:" && \
 	$(NARROW) $(BIN)/rlhfkit bench generate --size 1m --rows 8 --repeats 1 --no-compile --json
+
+# The oldest versions that pyproject.toml promises, in an environment of their own; torch's is several gigabytes.
+LOWEST_TESTS := tests/config tests/models/test_attention.py tests/models/test_lora.py tests/rollout/test_one_iteration.py \
+	tests/test_pipeline.py tests/test_cli.py
+
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --constraint constraints-lowest.txt --editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(LOWEST_TESTS)
 
 lint: install
 	$(BIN)/ruff check .
@@ -61,5 +70,5 @@ bench: install
 	$(BIN)/python benchmarks/cartpole.py
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
