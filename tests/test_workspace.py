@@ -1,5 +1,6 @@
 import json
 import re
+from datetime import datetime
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rlhfkit.workspace import (
     locked,
     prepare,
     recipe_of,
+    recorded_date,
     refuse_other_directories,
     refuse_other_inputs,
     refuse_other_settings,
@@ -187,3 +189,11 @@ def test_a_later_stage_does_not_use_a_file_that_is_not_what_was_written(name, sp
     spoil(policy / name)
     with pytest.raises(CheckpointError, match=rf"{name} is not what the stage ppo wrote \({words}"):
         Manifest(run, seed=0, device=torch.device("cpu")).refuse_damaged()
+
+
+def test_a_run_and_its_rounds_keep_the_date_on_which_the_whole_began(tmp_path):
+    assert recorded_date(RunDir(tmp_path / "run")) is None
+    (tmp_path / "run" / "round-2").mkdir(parents=True)
+    (tmp_path / "run" / "manifest.json").write_text('{"date": "2021-03-04"}')
+    assert recorded_date(RunDir(tmp_path / "run")) == datetime(2021, 3, 4)
+    assert recorded_date(RunDir(tmp_path / "run" / "round-2")) == datetime(2021, 3, 4)
