@@ -166,7 +166,7 @@ def test_reward_hacking_is_a_reward_that_rose_while_the_judge_prefers_the_old_re
     assert not any("score of sampled responses rose" in line for line in diagnose(run).right)
 
 
-@pytest.mark.parametrize(("reward", "judge"), [(0.9, 0.7), (0.9, 0.48), (0.52, 0.3), (0.9, None)])
+@pytest.mark.parametrize(("reward", "judge"), [(0.9, 0.7), (0.9, 0.48), (0.9, None)])
 def test_what_an_interval_leaves_open_is_no_reward_hacking(tmp_path, reward, judge):
     run = write(tmp_path)
     write_evaluation(run, reward=reward, judge=judge)
@@ -174,12 +174,23 @@ def test_what_an_interval_leaves_open_is_no_reward_hacking(tmp_path, reward, jud
     assert diagnose(run).verdict is not None
 
 
+@pytest.mark.parametrize(("reward", "judge"), [(0.52, 0.3), (0.3, 0.7), (0.3, None)])
+def test_what_is_clearly_worse_is_a_problem_whatever_the_curves_say(tmp_path, reward, judge):
+    run = write(tmp_path)
+    write_evaluation(run, reward=reward, judge=judge)
+    (problem,) = diagnose(run).problems
+    assert problem.finding.rule == "made_worse"
+    assert problem.finding.title == diagnose(run).verdict.headline.rstrip(".")
+    assert not any("rose" in line for line in diagnose(run).right)
+
+
 @pytest.mark.parametrize(
     ("accuracy", "low", "num_pairs", "expected"),
     [
         (0.52, 0.45, 200, ["reward_model_at_chance"]),
         (0.66, 0.6, 200, []),
-        (0.52, 0.3, 12, []),  # too few to say anything
+        (0.52, 0.3, 12, ["reward_model_at_chance"]),  # so few cannot tell it from a coin
+        (0.52, None, 44, ["reward_model_at_chance"]),  # Wilson's interval of 44 pairs is 0.38 to 0.66
     ],
 )
 def test_a_reward_model_at_chance(tmp_path, accuracy, low, num_pairs, expected):
@@ -193,7 +204,9 @@ def test_demonstrations_that_lose_their_eos(tmp_path):
     write_json(run.stages, {**{name: {} for name in STAGES}, "sft": {"num_demonstrations": 100, "num_cut": 80}})
     (problem,) = diagnose(run).problems
     assert problem.finding.rule == "demonstrations_cut"
-    assert problem.finding.remedies[0].words() == "sft.max_tokens from 2048 to more than the longest demonstration"
+    assert problem.finding.remedies[0].words() == (
+        "sft.max_tokens from 2048 to 4096: more than the longest demonstration"
+    )
     write_json(run.stages, {**{name: {} for name in STAGES}, "sft": {"num_demonstrations": 100, "num_cut": 20}})
     assert rules(run) == []
 
@@ -303,7 +316,13 @@ def test_json_is_one_object_and_nothing_else(broken, monkeypatch, capsys):
         "words": "is 3, expected at most 1",
         "numbers": {"recent": 3.0, "limit": 1.0},
     }
-    assert problem["remedies"][0] == {"setting": "ppo.optim.learning_rate", "to": "1e-06", "now": "1e-05"}
+    assert problem["remedies"][0] == {
+        "setting": "ppo.optim.learning_rate",
+        "to": "1e-06",
+        "now": "1e-05",
+        "also": [],
+        "note": "",
+    }
 
 
 def test_what_is_no_run_is_one_line_and_exit_1(tmp_path, monkeypatch, capsys):

@@ -4,15 +4,19 @@ import dataclasses
 import random
 
 import pytest
+import torch
 
 from rlhfkit import pipeline
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.schema import FixedKLConfig, RewardModelConfig, SftConfig, ValueConfig
+from rlhfkit.config.ppo import AdaptiveKLConfig
+from rlhfkit.config.schema import FixedKLConfig, RewardModelConfig, RolloutConfig, SftConfig, ValueConfig
 from rlhfkit.evaluation.diagnose import diagnose
 from rlhfkit.progress import Progress
+from rlhfkit.rollout.text import TextRollout
 from rlhfkit.rundir import RunDir
 from rlhfkit.training.reward_model import EncodedPair
 from rlhfkit.training.sft import LearntText
+from tests.training import tiny
 from tests.training.runs import four_letters, ppo_config, ppo_trainer, rate, train, train_pairs, train_texts
 
 NO_LEASH = FixedKLConfig(coef=0.0)
@@ -31,10 +35,22 @@ HEALTHY = {
     "grpo": {"estimator": "grpo", "group_size": 4},
     "a shared trunk": {"value": ValueConfig(network="shared", coef=0.5)},
 }
+FURTHER_HEALTHY = {
+    "seed 1": {"seed": 1},
+    "seed 3": {"seed": 3},
+    "rloo": {"estimator": "rloo", "group_size": 4},
+    "groups of eight": {"estimator": "rloo", "group_size": 8, "seed": 1},
+    "an adaptive leash": {"kl": AdaptiveKLConfig(type="adaptive", coef=0.1, horizon_episodes=1000)},
+    "a clip range that falls": {"clip_schedule": "linear"},
+    "larger rollouts": {"rollout_episodes": 64, "minibatch_episodes": 32},
+    "a warm critic": {"value": ValueConfig(optim=rate(1e-2), warmup_iterations=3)},
+}
+CASES = [pytest.param(changes, id=name) for name, changes in HEALTHY.items()]
+CASES += [pytest.param(changes, id=name) for name, changes in FURTHER_HEALTHY.items()]
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("changes", HEALTHY.values(), ids=HEALTHY)
+@pytest.mark.parametrize("changes", CASES)
 def test_of_a_healthy_run_nothing_is_said_neither_while_it_trains_nor_afterwards(tmp_path, changes):
     seed = changes.get("seed", 0)
     config = ppo_config(**{name: value for name, value in changes.items() if name != "seed"})
@@ -185,6 +201,102 @@ def test_sampling_that_is_not_what_is_trained(tmp_path):
     trainer.rollout.reference = lambda sequences: reference(sequences) + 0.2
     run, _ = train(trainer, tmp_path)
     assert "kl_negative" in [problem.finding.rule for problem in (*diagnose(run).problems, *diagnose(run).passed)]
+
+
+# ── nothing to learn from ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class OfPrompt:
+    """A reward that never reads the response."""
+
+    def score(self, episodes):
+        return torch.tensor([float(len(episode.prompt_text)) for episode in episodes])
+
+
+def named_first(trainer, directory):
+    """What is named in a training, as its cause, and what was said in its first iterations."""
+    run, said = train(trainer, directory)
+    return named(run)[0], [problem.finding for problem in diagnose(run).problems], said
+
+
+GROUPS = {"grpo": {"estimator": "grpo", "group_size": 4}, "rloo": {"estimator": "rloo", "group_size": 4}, "gae": {}}
+
+
+@pytest.mark.parametrize("changes", GROUPS.values(), ids=GROUPS)
+def test_a_reward_of_the_prompt_alone_is_no_matter_of_the_learning_rate(tmp_path, changes):
+    trainer = tiny.trainer(ppo_config(iterations=12, **changes), reward=OfPrompt())
+    first, findings, said = named_first(trainer, tmp_path)
+    assert first == "reward_of_prompt_alone"
+    assert said[0].startswith("iteration 2: The score depends on the prompt alone")
+    rules = {finding.rule: finding for finding in findings}
+    assert "nothing_moves" not in rules
+    assert "learning rate too low" not in "".join(finding.cause for finding in findings)
+    if "estimator" in changes:
+        assert rules["zero_advantages"].follows_from == ("reward_of_prompt_alone",)
+
+
+def test_one_prompt_a_thousand_times(tmp_path):
+    trainer = ppo_trainer(ppo_config(iterations=12))
+    trainer.rollout.prompts = trainer.rollout.prompts[:1] * 1000
+    trainer.rollout.num_distinct_prompts = 1
+    first, findings, said = named_first(trainer, tmp_path)
+    assert first == "few_prompts"
+    assert findings[0].advice == ("give more different prompts in data.prompts",)
+    assert said[0].startswith("iteration 0: There are hardly any different prompts (few_prompts)")
+
+
+def test_a_rollout_counts_its_different_prompts():
+    rollout = ppo_trainer(ppo_config()).rollout
+    same = TextRollout(
+        rollout.policy,
+        rollout.reference,
+        rollout.reward,
+        tiny.prompts(3) * 7,
+        rollout=rollout.rollout,
+        ppo=rollout.ppo,
+        seed=0,
+    )
+    assert (rollout.num_distinct_prompts, same.num_distinct_prompts) == (8, 3)
+
+
+def test_a_reward_beside_which_the_leash_has_no_weight(tmp_path):
+    trainer = ppo_trainer(ppo_config(iterations=12, kl=FixedKLConfig(coef=0.05)), lambda text: 1e4 * four_letters(text))
+    first, findings, said = named_first(trainer, tmp_path)
+    assert first == "kl_weightless"
+    assert said[0].startswith("iteration 0: The KL penalty has no weight beside the reward (kl_weightless)")
+    assert float(findings[0].remedies[0].to) > 100
+
+
+def test_a_temperature_near_0(tmp_path):
+    rollout = RolloutConfig(max_response_tokens=8, temperature=0.05)
+    trainer = tiny.trainer(ppo_config(iterations=12), reward=tiny.Scripted(four_letters), rollout=rollout)
+    first, findings, said = named_first(trainer, tmp_path)
+    assert first == "temperature_extreme"
+    assert findings[0].remedies[0].overrides() == ("rollout.temperature=1.0",)
+    assert "temperature_extreme" in said[0]
+
+
+def test_a_policy_that_is_certain_before_it_learns(tmp_path):
+    trainer = tiny.trainer(
+        ppo_config(iterations=12, estimator="grpo", group_size=4), reward=tiny.Scripted(four_letters)
+    )
+    with torch.no_grad():
+        trainer.policy.language_model.causal_lm.lm_head.weight.mul_(200.0)
+    trainer.rollout.reference = lambda sequences: trainer.policy.evaluate(sequences).logprobs.detach()
+    assert named_first(trainer, tmp_path)[0] == "responses_identical"
+
+
+def test_a_run_that_its_kl_stopped(tmp_path):
+    config = ppo_config(kl=NO_LEASH, max_ref_kl=2.0, optim=rate(1e-2))
+    run, _ = train(ppo_trainer(config, lambda text: text.count("a"), max_response_tokens=16), tmp_path)
+    assert "kl_over_limit" in named(run)
+    assert "max_ref_kl = 2" in run.stages.read_text()
+
+
+def test_updates_that_clip_most_tokens_are_not_of_a_good_size(tmp_path):
+    run, _ = train(ppo_trainer(ppo_config(optim=rate(3e-2), iterations=15)), tmp_path)
+    assert {"approx_kl_high", "clip_fraction_high"} & set(named(run))
+    assert not any("of a good size" in line for line in diagnose(run).right)
 
 
 # ── control ──────────────────────────────────────────────────────────────────────────────────────────────────────────

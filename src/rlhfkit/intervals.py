@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-__all__ = ["mean_interval", "wilson_interval"]
+__all__ = ["is_clearly_lower", "mean_interval", "wilson_interval"]
 
 Z = 1.959964
 """Quantile of the normal distribution that leaves 2.5 % above."""
@@ -26,3 +26,9 @@ def wilson_interval(rate: float, num: int) -> tuple[float, float]:
     centre = (rate + Z * Z / (2 * num)) / (1 + Z * Z / num)
     half = Z / (1 + Z * Z / num) * math.sqrt(rate * (1 - rate) / num + Z * Z / (4 * num * num))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def is_clearly_lower(rate: float, other: float, num: int) -> bool:
+    """Whether a share out of `num` is below another out of as many by more than chance: the whole 95 % interval."""
+    error = math.sqrt((rate * (1 - rate) + other * (1 - other)) / max(1, num))
+    return other - rate > Z * error

@@ -428,7 +428,8 @@ class Pipeline:
         config = announced_ppo(config, policy, stage="ppo", progress=self.progress, manifest=self.manifest)
         optimizers = optimizers_for(policy, config, seed=recipe.seed)
         config = self._fitted_to_memory(policy, rollout, config)
-        trainer = PpoTrainer(policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef)
+        table = recipe.model_dump(mode="json")
+        trainer = PpoTrainer(policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef, recipe=table)
         checkpoints = self._checkpoints("ppo")
         if not trainer.resume(checkpoints, self.log):
             self.log.forget("ppo")

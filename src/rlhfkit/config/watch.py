@@ -30,6 +30,8 @@ class WatchSettings(Section):
     ends, with the weights of the best checkpoint); several in a list.
     """
 
+    zero_advantages: Reaction = WARN
+    """All advantages are zero: there is nothing to learn from."""
     nothing_moves: Reaction = WARN
     """The policy does not move: the learning rate is too low."""
     approx_kl_high: Reaction = WARN
@@ -83,10 +85,22 @@ class WatchSettings(Section):
 class WatchConfig(WatchSettings):
     """The rules for a language model."""
 
+    temperature_extreme: Reaction = WARN
+    """The temperature is far from 1."""
+    few_prompts: Reaction = WARN
+    """There are hardly any different prompts."""
+    reward_of_prompt_alone: Reaction = WARN
+    """The score depends on the prompt alone."""
+    responses_identical: Reaction = WARN
+    """All responses to a prompt are the same."""
+    kl_weightless: Reaction = WARN
+    """The KL penalty has no weight beside the reward."""
     kl_negative: Reaction = WARN
     """The KL to the reference is negative."""
     kl_exploding: Reaction = WARN
     """The policy has left its reference."""
+    kl_over_limit: Reaction = WARN
+    """The KL to the reference is above `ppo.max_ref_kl`, where PPO stops by itself."""
     length_runaway: Reaction = WARN
     """Responses grow and grow."""
     length_collapse: Reaction = WARN

@@ -1,14 +1,15 @@
 """What went right or wrong in a run, in words, and which setting to turn; of a finished, a running or a dead one."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from rlhfkit.evaluation.charts import number, percent
-from rlhfkit.evaluation.facts import STAGE_NAMES, Facts, Row, curve, ends, finite, read_facts
-from rlhfkit.evaluation.results import ControlEvaluation, read_results
-from rlhfkit.evaluation.verdict import Verdict, judge_run, rival_of_reward_model
+from rlhfkit.evaluation.charts import number
+from rlhfkit.evaluation.claims import right_of, unusual_in
+from rlhfkit.evaluation.facts import STAGE_NAMES, Facts, Row, finite, read_facts
+from rlhfkit.evaluation.result_rules import findings_of, settings_of
+from rlhfkit.evaluation.verdict import Verdict, cautions_of_reward_model, judge_run
 from rlhfkit.rundir import RunDir, read_json
 from rlhfkit.symptoms import (
     CONTROL_RULES,
@@ -19,10 +20,11 @@ from rlhfkit.symptoms import (
     Evidence,
     Finding,
     Named,
-    Remedy,
     Rule,
     replay,
 )
+from rlhfkit.symptoms.curves import WINDOW
+from rlhfkit.symptoms.limits import CHANCE
 from rlhfkit.workspace import is_locked
 
 __all__ = ["Diagnosis", "Problem", "diagnose", "problems_in_report", "problems_of"]
@@ -38,10 +40,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "control": CONTROL_RULES,
 }
 STAGES = (*STAGE_NAMES, "control")
-ENOUGH_PAIRS = 50
-"""Of fewer held-out pairs nothing can be said of a reward model."""
-MANY_CUT = 0.5
-"""Share of the demonstrations."""
 WATCH = "watch/"
 
 
@@ -104,6 +102,24 @@ class Diagnosis:
     """What the rules did while it trained."""
     right: tuple[str, ...]
     """What went right."""
+    unusual: tuple[str, ...] = ()
+    """What is outside of its usual range, and not so far that it is called wrong."""
+    cautions: tuple[str, ...] = ()
+    """What the stages measured that speaks against trusting them, where no verdict says it."""
+    too_early: str = ""
+    """Why little can be said yet."""
+
+    def conclusion(self) -> str:
+        """What is left to say where no rule names a fault; empty where one does."""
+        if self.problems:
+            return ""
+        yet = "" if self.state == "finished" else " so far"
+        if self.too_early:
+            return f"Too early to say: {self.too_early}."
+        is_open = self.verdict is not None and (self.verdict.tone != "good" or bool(self.verdict.cautions))
+        if is_open or self.cautions or self.unusual:
+            return f"No rule names a fault{yet}; what speaks against it all the same is said here."
+        return f"Nothing is wrong{yet}, as far as the rules can see."
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -117,13 +133,23 @@ class Diagnosis:
             "passed": [problem.as_dict() for problem in self.passed],
             "done": list(self.done),
             "right": list(self.right),
+            "unusual": list(self.unusual),
+            "cautions": list(self.cautions),
+            "conclusion": self.conclusion(),
         }
 
 
 def problems_in_report(facts: Facts, run: RunDir) -> list[Problem]:
     """What is wrong, for the report: the same files give the same problems."""
-    rounds = [problem for each in _rounds(facts, run) for problem in problems_of(each[1], each[0])]
-    return _sorted_out([*problems_of(facts), *rounds])[0]
+    return _sorted_out(_everything(facts, list(_rounds(facts, run)), run))[0]
+
+
+def _everything(facts: Facts, rounds: Sequence[tuple[int, Facts]], run: RunDir) -> list[Problem]:
+    """The problems of a run and of its rounds, those that have passed included."""
+    found = [*_of_ends(facts, run, None), *problems_of(facts)]
+    for at, of_round in rounds:
+        found += [*_of_ends(of_round, run.round(at), at), *problems_of(of_round, at)]
+    return found
 
 
 def diagnose(run: RunDir) -> Diagnosis:
@@ -133,21 +159,43 @@ def diagnose(run: RunDir) -> Diagnosis:
     """
     facts = read_facts(run)
     rounds = list(_rounds(facts, run))
-    everything = [*problems_of(facts), *(problem for each in rounds for problem in problems_of(each[1], each[0]))]
-    problems, passed = _sorted_out(everything)
+    problems, passed = _sorted_out(_everything(facts, rounds, run))
     state = _state(facts, run)
     judged = facts if facts.evaluation is not None or not rounds else rounds[-1][1]
+    wrong = {problem.finding.rule for problem in problems}
+    verdict = judge_run(judged) if judged.evaluation is not None else None
+    if verdict is not None and verdict.tone == "good" and problems:
+        verdict = replace(verdict, cautions=[*verdict.cautions, f"The rules find {_count(len(problems))}, below."])
     return Diagnosis(
         run=str(run.path),
         name=facts.name,
         state=state,
         progress=_progress(facts, rounds, run, state),
-        verdict=judge_run(judged) if judged.evaluation is not None else None,
+        verdict=verdict,
         problems=tuple(problems),
         passed=tuple(passed),
         done=tuple(_done([(None, facts), *rounds])),
-        right=tuple(_right(judged, run, {problem.finding.rule for problem in problems})),
+        right=tuple(right_of(judged, run, wrong=wrong, verdict=verdict)),
+        unusual=tuple(unusual_in(judged, wrong)),
+        cautions=() if verdict is not None else tuple(cautions_of_reward_model(judged)),
+        too_early=_too_early(rounds[-1][1] if rounds and not _is_before_rounds(facts) else facts),
     )
+
+
+def _count(num: int) -> str:
+    return "one fault" if num == 1 else f"{num} faults"
+
+
+def _too_early(facts: Facts) -> str:
+    """Why next to nothing can be said of the stage that is at work, or of PPO; empty where something can."""
+    stage = next((name for name in facts.setting("stages") or () if name not in facts.finished), None)
+    trained = [name for name in RULES if facts.metrics.get(name)]
+    if stage in RULES and stage not in trained:
+        return f"the stage {stage} has made no update yet"
+    for name in ("ppo", "control"):
+        if name in trained and len(facts.metrics[name]) < WINDOW:
+            return f"{len(facts.metrics[name])} iterations are too few for most rules"
+    return ""
 
 
 def _rounds(facts: Facts, run: RunDir) -> Iterator[tuple[int, Facts]]:
@@ -163,17 +211,16 @@ def problems_of(facts: Facts, round_number: int | None = None) -> list[Problem]:
     """What the rules name in a run, stage by stage, those that have passed included."""
     found: list[Problem] = []
     for stage in STAGES:
-        found += _of_results(stage, facts, round_number)
-        if stage in RULES and stage in facts.metrics:
-            found += _of_curves(stage, facts, round_number)
+        curves = list(_of_curves(stage, facts, round_number)) if stage in RULES and stage in facts.metrics else []
+        known = {problem.finding.rule for problem in curves if problem.is_present}
+        found += [*_of_results(stage, facts, round_number, known), *curves]
+    if not any(problem.stage == "ppo" and problem.is_present for problem in found):
+        found += _of_early_end(facts, round_number)
     return found
 
 
 def _of_curves(stage: str, facts: Facts, round_number: int | None) -> Iterator[Problem]:
-    section = facts.setting("ppo" if stage in ("ppo", "control") else "reward_model" if stage == "judge" else stage)
-    settings = dict(section) if isinstance(section, Mapping) else {}
-    if stage not in ("ppo", "control"):
-        settings["name"] = "reward_model" if stage == "judge" else stage
+    settings = settings_of(stage, facts)
     by_seed: dict[float | None, list[Row]] = {}
     for row in facts.metrics[stage]:
         by_seed.setdefault(finite(row.get("seed")), []).append(row)
@@ -185,88 +232,62 @@ def _of_curves(stage: str, facts: Facts, round_number: int | None) -> Iterator[P
             _, seeds = found.setdefault(f"{named.finding.rule} {named.is_present}", (named, []))
             seeds += [] if seed is None else [int(seed)]
     for named, seeds in found.values():
-        yield Problem(named.finding, stage, round_number, tuple(seeds), named.first, named.last, named.is_present)
+        if not _is_refuted(named, facts):
+            yield Problem(named.finding, stage, round_number, tuple(seeds), named.first, named.last, named.is_present)
 
 
-def _of_results(stage: str, facts: Facts, round_number: int | None) -> Iterator[Problem]:
-    checks = {"sft": _demonstrations_cut, "reward_model": _reward_model_at_chance, "ppo": _reward_hacking}
-    for finding in checks[stage](facts) if stage in checks else ():
-        yield Problem(finding, stage, round_number)
+def _is_refuted(named: Named, facts: Facts) -> bool:
+    """Whether held-out prompts show the contrary: samples of a few iterations weigh less than a whole evaluation."""
+    wins = facts.evaluation.win_rate if facts.evaluation else None
+    if wins is None or wins.reward.low <= CHANCE:
+        return False
+    numbers = named.finding.evidence[0].numbers
+    is_below_start = numbers.get("recent", 0.0) < numbers.get("start", 0.0)
+    return named.finding.rule == "reward_flat" or (named.finding.rule == "reward_falling" and is_below_start)
 
 
-def _demonstrations_cut(facts: Facts) -> Iterator[Finding]:
-    record = facts.finished.get("sft", {})
-    num, cut = finite(record.get("num_demonstrations")), finite(record.get("num_cut"))
-    if not num or not cut or cut < MANY_CUT * num:
-        return
-    limit = facts.setting("sft", "max_tokens")
-    yield Finding(
-        "demonstrations_cut",
-        "Most demonstrations are cut",
-        (Evidence("num_cut", None, f"is {number(cut)} of {number(num)} demonstrations", {"cut": cut, "of": num}),),
-        "A demonstration that is cut loses its end and with it EOS, so the model never learns where to stop.",
-        (Remedy("sft.max_tokens", "more than the longest demonstration", None if limit is None else str(limit)),),
-        "huggingface/trl#3750; Huang et al. 2023, The N Implementation Details of RLHF with PPO",
+def _of_results(stage: str, facts: Facts, round_number: int | None, known: set[str]) -> Iterator[Problem]:
+    """What is not known from the curves already."""
+    for finding in findings_of(stage, facts):
+        if finding.rule not in known:
+            yield Problem(finding, stage, round_number)
+
+
+def _of_ends(facts: Facts, run: RunDir, round_number: int | None) -> Iterator[Problem]:
+    """A stage that stopped itself, so that a run which ended badly is never without its reason."""
+    stage = next((name for name in facts.setting("stages") or () if name not in facts.finished), None)
+    if stage is not None and not is_locked(run) and (reason := _error_of(run, stage)):
+        yield Problem(_of_error(stage, reason, len(facts.metrics.get(stage, ()))), stage, round_number)
+
+
+def _of_error(stage: str, reason: str, num_rows: int) -> Finding:
+    what, semicolon, remedy = reason.rpartition("; ")
+    title = f"It stopped itself {f'after iteration {num_rows - 1}' if num_rows else 'before its first update'}"
+    evidence = Evidence("error", None, f"says: {what if semicolon else reason}")
+    cause = f"The stage {stage} saw that it could not go on, or that going on would be in vain."
+    return Finding(
+        "stopped_itself",
+        title,
+        (evidence,),
+        cause,
+        (),
+        "the run's manifest.json",
+        advice=(remedy,) if semicolon else (),
     )
 
 
-def _reward_model_at_chance(facts: Facts) -> Iterator[Finding]:
-    """Of a simple rule that is as good the verdict says a word: where the task is simple, it may be all there is."""
-    results = facts.reward_model
-    rival = rival_of_reward_model(results) if results is not None else None
-    if results is None or rival is None or rival[0] != "a coin" or results.num_pairs < ENOUGH_PAIRS:
-        return
-    low = "" if results.accuracy_low is None else f", {percent(results.accuracy_low)} at the low end of its interval"
-    words = f"is {percent(results.accuracy)} of {results.num_pairs} held-out pairs{low}; a coin has {percent(0.5)}"
-    epochs, rate = facts.setting("reward_model", "epochs"), facts.setting("reward_model", "optim", "learning_rate")
-    yield Finding(
-        "reward_model_at_chance",
-        "The reward model is no better than a coin",
-        (Evidence("accuracy", None, words, {"accuracy": results.accuracy, "num_pairs": float(results.num_pairs)}),),
-        "PPO maximises what the reward model says, so that it can only learn what the reward model knows.",
-        (
-            Remedy("data.preferences", "more pairs, of which people agree which is better"),
-            Remedy("reward_model.optim.learning_rate", "three times as much", None if rate is None else str(rate)),
-            Remedy("reward_model.epochs", "more, while validation/loss falls", None if epochs is None else str(epochs)),
-        ),
-        "Gao et al. 2023, arXiv 2210.10760; Huang et al. 2024, arXiv 2403.17031, with 63 to 69 %",
-    )
-
-
-def _reward_hacking(facts: Facts) -> Iterator[Finding]:
-    evaluation = facts.evaluation
-    wins = evaluation.win_rate if evaluation else None
-    if evaluation is None or wins is None or wins.judge is None:
-        return
-    if not (wins.reward.low > 0.5 and wins.judge.high < 0.5):
-        return
-    coef = finite(facts.setting("ppo", "kl", "coef"))
-    yield Finding(
-        "reward_hacking",
-        "Reward hacking: the reward rose, and the judge prefers the old responses",
-        (
-            Evidence(
-                "win_rate.reward",
-                None,
-                f"is {percent(wins.reward.rate)} by the {evaluation.reward_name}, which PPO was trained on",
-                wins.reward.model_dump(),
-            ),
-            Evidence(
-                "win_rate.judge",
-                None,
-                f"is {percent(wins.judge.rate)} by the judge ({evaluation.judge_name}), which PPO never saw",
-                wins.judge.model_dump(),
-            ),
-        ),
-        "The policy has found what the reward pays for beside what it was meant to. Read samples: it is often one "
-        "phrase, a length or a format.",
-        (
-            Remedy("ppo.kl.coef", number(max(2 * (coef or 0.0), 0.05)), None if coef is None else number(coef)),
-            Remedy("ppo.iterations", "as many as until the judge was best"),
-            Remedy("rounds", "2 or more, so that people see what the policy has found"),
-        ),
-        "Gao et al. 2023, arXiv 2210.10760; Skalse et al. 2022, arXiv 2209.13085",
-    )
+def _of_early_end(facts: Facts, round_number: int | None) -> Iterator[Problem]:
+    """PPO that a limit ended, where no rule has named why."""
+    stopped = facts.finished.get("ppo", {}).get("stopped")
+    if stopped:
+        what, semicolon, remedy = str(stopped).rpartition("; ")
+        evidence = Evidence("stopped", None, f"says: {what if semicolon else stopped}")
+        cause = "A limit of the recipe was passed, so that PPO ended before its last iteration."
+        advice = (remedy,) if semicolon else ()
+        finding = Finding(
+            "stopped_early", "PPO was stopped early", (evidence,), cause, (), "the run's stages.json", advice=advice
+        )
+        yield Problem(finding, "ppo", round_number)
 
 
 def _sorted_out(everything: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
@@ -382,62 +403,3 @@ def _actions(row: Row) -> Iterator[str]:
         yield f"the KL coefficient became {number(coef)}"
     if row.get("watch/stopped"):
         yield "the stage ended"
-
-
-# ── what went right ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _right(facts: Facts, run: RunDir, wrong: set[str]) -> Iterator[str]:
-    """What is well, in numbers, where no problem says otherwise."""
-    results = facts.reward_model
-    if results is not None and rival_of_reward_model(results) is None:
-        best = max(results.baselines.values(), default=0.5)
-        yield (
-            f"The reward model is right on {percent(results.accuracy)} of {results.num_pairs} held-out pairs, simple "
-            f"rules on at most {percent(best)}."
-        )
-    rows = facts.metrics.get("ppo", ())
-    if rows:
-        yield from _right_in_ppo(facts, rows, wrong)
-    if facts.metrics.get("control"):
-        yield from _right_in_control(facts, run, wrong)
-
-
-def _right_in_ppo(facts: Facts, rows: Sequence[Row], wrong: set[str]) -> Iterator[str]:
-    def both(key: str, *rules: str) -> tuple[float, float] | None:
-        _, values = curve(rows, key)
-        return None if len(values) < 2 or wrong & set(rules) else ends(values)
-
-    if (score := both("score/mean", "reward_flat", "reward_falling", "reward_hacking")) and score[1] > score[0]:
-        yield f"The score of sampled responses rose from {number(score[0])} to {number(score[1])}."
-    if kl := both("ref_kl/sequence", "kl_exploding", "kl_negative", "nothing_moves"):
-        target = finite(facts.setting("ppo", "kl", "target"))
-        aim = "" if target is None else f" (target {number(target)})"
-        yield f"The KL to the reference is {number(kl[1])} nats per sequence{aim}."
-    explained = both("ppo/explained_variance", "critic_useless", "value_loss_growing")
-    if explained and explained[1] > 0:  # it is 0 where there is no critic
-        yield f"The critic foresees {percent(explained[1])} of the differences between returns."
-    if both("ppo/clip_fraction", "clip_fraction_high", "approx_kl_high", "nothing_moves"):
-        highest = max(curve(rows, "ppo/clip_fraction")[1])
-        yield f"Updates are of a good size: PPO clipped at most {percent(highest)} of the tokens in an iteration."
-    if (eos := both("eos_rate", "eos_lost")) and eos[1] > 0.5:
-        yield f"{percent(eos[1])} of the responses end by themselves."
-    if entropy := both("ppo/entropy", "entropy_collapse", "entropy_rising"):
-        yield f"The entropy is {number(entropy[1])} nats per token, {number(entropy[0])} at the start."
-
-
-def _right_in_control(facts: Facts, run: RunDir, wrong: set[str]) -> Iterator[str]:
-    by_seed: dict[float, list[Row]] = {}
-    for row in facts.metrics["control"]:
-        by_seed.setdefault(finite(row.get("seed")) or 0.0, []).append(row)
-    returns = {seed: curve(rows, "episode_return/mean")[1] for seed, rows in by_seed.items()}
-    rises = {seed: ends(values) for seed, values in returns.items() if len(values) > 1}
-    if rises and not wrong & {"reward_flat", "reward_falling"}:
-        words = "; ".join(
-            f"seed {number(seed)} from {number(first)} to {number(last)}" for seed, (first, last) in rises.items()
-        )
-        yield f"The return rose while it trained: {words}."
-    evaluation = read_results(run.evaluation, ControlEvaluation)
-    if evaluation is not None and evaluation.seeds:
-        words = ", ".join(number(result.episode_return.mean) for result in evaluation.seeds)
-        yield f"Mean return of each seed in episodes that training never saw: {words}."

@@ -31,13 +31,15 @@ def lines_of(diagnosis: Diagnosis, *, width: int = 80) -> Iterator[Line]:
         yield from _paragraph(diagnosis.verdict.reasons, width)
         yield from _list(diagnosis.verdict.cautions, width)
     yield Line("")
-    if not diagnosis.problems:
-        yet = "" if diagnosis.state == "finished" else " so far"
-        yield Line(f"Nothing is wrong{yet}, as far as the rules can see.", "good")
+    if conclusion := diagnosis.conclusion():
+        kind: Kind = "good" if conclusion.startswith("Nothing is wrong") else "plain"
+        yield from _paragraph(conclusion, width, kind=kind)
     for place, problem in enumerate(diagnosis.problems, start=1):
         if place > 1:
             yield Line("")
         yield from _problem(place, problem, width)
+    if diagnosis.cautions or diagnosis.unusual:
+        yield from _headed("Worth a look", [*diagnosis.cautions, *diagnosis.unusual], width)
     if diagnosis.passed:
         yield from _headed("Seen for a while, gone again", [_short(problem) for problem in diagnosis.passed], width)
     if diagnosis.done:
@@ -58,6 +60,8 @@ def _problem(place: int, problem: Problem, width: int) -> Iterator[Line]:
     yield from _labelled("cause", finding.cause, width)
     for remedy in finding.remedies:
         yield from _labelled("set", remedy.words(), width)
+    for advice in finding.advice:
+        yield from _labelled("do", advice, width)
     yield from _labelled("source", finding.source, width, kind="faint")
 
 

@@ -7,22 +7,33 @@ from typing import Literal
 from rlhfkit.evaluation.charts import number, percent, score
 from rlhfkit.evaluation.facts import Facts, Row, curve, ends, finite
 from rlhfkit.evaluation.results import Evaluation, Measure, RewardModelResults, TaskResults, WinRate
+from rlhfkit.intervals import is_clearly_lower, wilson_interval
+from rlhfkit.symptoms.limits import (
+    CHANCE,
+    EOS_CAUTION_DROP,
+    FEW_COMPARED,
+    KL_CAUTION_TIMES_TARGET,
+    LENGTH_CAUTION_FACTOR,
+    PERPLEXITY_CAUTION_FACTOR,
+    VARIETY_CAUTION_FACTOR,
+)
 
-__all__ = ["BASELINE_NAMES", "Verdict", "judge_run", "name_at_start", "rival_of_reward_model"]
+__all__ = [
+    "BASELINE_NAMES",
+    "Verdict",
+    "accuracy_interval",
+    "cautions_of_reward_model",
+    "is_at_chance",
+    "judge_run",
+    "name_at_start",
+    "rival_of_reward_model",
+]
 
 BASELINE_NAMES = {
     "tfidf_logistic": "words alone (TF-IDF)",
     "shorter": "always the shorter one",
     "longer": "always the longer one",
 }
-
-# From where on a side effect of PPO is worth a warning.
-_EOS_RATE_DROP = 0.1
-_LENGTH_FACTOR = 1.5
-_DISTINCT_2_FACTOR = 0.75
-_PERPLEXITY_FACTOR = 1.5
-_KL_TARGET_FACTOR = 1.5
-_FEW_PROMPTS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +71,8 @@ def judge_run(facts: Facts) -> Verdict:
         reasons += (
             f" The independent judge ({evaluation.judge_name}), which PPO never saw, prefers it {_describe(judge)}."
         )
-    if any(win is not None and win.low <= 0.5 <= win.high for win in (reward, judge)):
-        reasons += f" An interval that includes {percent(0.5)} may be chance; more prompts would narrow it."
+    if any(win is not None and win.low <= CHANCE <= win.high for win in (reward, judge)):
+        reasons += f" An interval that includes {percent(CHANCE)} may be chance; more prompts would narrow it."
     tone, headline = _conclude(reward, judge)
     return Verdict(tone, headline, reasons, _cautions(facts, evaluation))
 
@@ -78,9 +89,9 @@ def _judge_episodes(facts: Facts, evaluation: Evaluation, reward: WinRate, judge
         )
     if not evaluation.reward_is_truth or judge is not None:
         tone, headline = _conclude(reward, judge)
-    elif reward.low > 0.5:
+    elif reward.low > CHANCE:
         tone, headline = "good", "PPO made the policy better."
-    elif reward.high < 0.5:
+    elif reward.high < CHANCE:
         tone, headline = "bad", "PPO made the policy worse."
     else:
         tone, headline = "unclear", "No clear change."
@@ -88,17 +99,17 @@ def _judge_episodes(facts: Facts, evaluation: Evaluation, reward: WinRate, judge
 
 
 def _conclude(reward: WinRate, judge: WinRate | None) -> tuple[Literal["good", "unclear", "bad"], str]:
-    if reward.high < 0.5:
+    if reward.high < CHANCE:
         return "bad", "PPO made the responses worse, even by its own reward."
-    if reward.low <= 0.5:
-        if judge is not None and judge.high < 0.5:
+    if reward.low <= CHANCE:
+        if judge is not None and judge.high < CHANCE:
             return "bad", "The reward did not clearly rise, and the judge prefers the old responses."
         return "unclear", "No clear change."
     if judge is None:
         return "unclear", "The reward rose; nobody independent has checked that this is better."
-    if judge.high < 0.5:
+    if judge.high < CHANCE:
         return "bad", "The reward rose, but the judge prefers the old responses: a sign of reward hacking."
-    if judge.low <= 0.5:
+    if judge.low <= CHANCE:
         return "unclear", "The reward rose, but the judge sees no clear difference."
     return "good", "PPO made the responses better."
 
@@ -114,7 +125,7 @@ def _judge_task(facts: Facts, evaluation: Evaluation, task: TaskResults) -> Verd
         return Verdict("bad", "PPO made the model worse at its task.", reasons, cautions)
     if first.difference.low <= 0:
         return Verdict("unclear", f"No clear change of {first.name}.", reasons, cautions)
-    if judge is not None and judge.high < 0.5:
+    if judge is not None and judge.high < CHANCE:
         return Verdict(
             "bad", f"{name_at_start(first.name)} rose, but the judge prefers the old responses.", reasons, cautions
         )
@@ -144,7 +155,7 @@ def _judge_training(facts: Facts) -> Verdict:
     _, scores = curve(facts.metrics.get("ppo", ()), "score/mean")
     if not scores:
         reasons = "PPO has not begun. Whether the responses get better is for the evaluation to say."
-        return Verdict("open", "Too early to say.", reasons, list(_reward_model_cautions(facts)))
+        return Verdict("open", "Too early to say.", reasons, list(cautions_of_reward_model(facts)))
     first, last = ends(scores)
     total = finite(facts.setting("ppo", "iterations"))
     reasons = (
@@ -153,7 +164,7 @@ def _judge_training(facts: Facts) -> Verdict:
         "Whether that holds on unseen prompts, and in the eyes of an independent judge, is for the evaluation to "
         "say."
     )
-    return Verdict("open", "Not evaluated yet.", reasons, list(_reward_model_cautions(facts)))
+    return Verdict("open", "Not evaluated yet.", reasons, list(cautions_of_reward_model(facts)))
 
 
 def _cautions(facts: Facts, evaluation: Evaluation) -> list[str]:
@@ -163,48 +174,55 @@ def _cautions(facts: Facts, evaluation: Evaluation) -> list[str]:
     before, after = evaluation.models.get("sft"), evaluation.models.get("policy")
     if before is not None and after is not None:
         # The best player says the same in every game.
-        found += _side_effects(before.model_dump(), after.model_dump(), wants_variety=not evaluation.reward_is_truth)
+        found += _side_effects(
+            before.model_dump(),
+            after.model_dump(),
+            num=evaluation.num_prompts,
+            wants_variety=not evaluation.reward_is_truth,
+        )
     target = finite(facts.setting("ppo", "kl", "target"))
-    if target and after is not None and after.ref_kl is not None and after.ref_kl > _KL_TARGET_FACTOR * target:
+    if target and after is not None and after.ref_kl is not None and after.ref_kl > KL_CAUTION_TIMES_TARGET * target:
         found.append(f"The KL to the reference is {number(after.ref_kl)} nats, far above its target {number(target)}.")
-    if evaluation.num_prompts < _FEW_PROMPTS:
+    if evaluation.num_prompts < FEW_COMPARED:
         what = "episodes" if evaluation.in_environment else "prompts"
         found.append(f"Only {evaluation.num_prompts} {what} were compared: small differences cannot show.")
-    return [*found, *_reward_model_cautions(facts)]
+    return [*found, *cautions_of_reward_model(facts)]
 
 
-def _side_effects(before: Row, after: Row, *, wants_variety: bool) -> Iterator[str]:
+def _side_effects(before: Row, after: Row, *, num: int, wants_variety: bool) -> Iterator[str]:
     def both(key: str) -> tuple[float, float] | None:
         old, new = finite(before.get(key)), finite(after.get(key))
         return None if old is None or new is None or old <= 0 else (old, new)
 
-    if (eos := both("eos_rate")) and eos[1] < eos[0] - _EOS_RATE_DROP:
+    eos = both("eos_rate")
+    if eos and eos[1] < eos[0] - EOS_CAUTION_DROP and is_clearly_lower(eos[1], eos[0], num):
         yield f"Fewer responses end by themselves: the EOS rate fell from {percent(eos[0])} to {percent(eos[1])}."
     if length := both("response_tokens"):
         change = f"from {number(length[0])} to {number(length[1])} tokens on average"
-        if length[1] > _LENGTH_FACTOR * length[0]:
+        if length[1] > LENGTH_CAUTION_FACTOR * length[0]:
             yield f"Responses grew {change}; see that the reward does not simply pay for length."
-        elif length[1] < length[0] / _LENGTH_FACTOR:
+        elif length[1] < length[0] / LENGTH_CAUTION_FACTOR:
             yield f"Responses shrank {change}; see that the reward does not simply pay for brevity."
-    if wants_variety and (variety := both("distinct_2")) and variety[1] < _DISTINCT_2_FACTOR * variety[0]:
+    if wants_variety and (variety := both("distinct_2")) and variety[1] < VARIETY_CAUTION_FACTOR * variety[0]:
         yield (
             f"Responses repeat each other more: distinct-2 fell from {number(variety[0])} to {number(variety[1])}. "
             "Look for a phrase that is everywhere."
         )
-    if (fluency := both("perplexity")) and fluency[1] > _PERPLEXITY_FACTOR * fluency[0]:
+    if (fluency := both("perplexity")) and fluency[1] > PERPLEXITY_CAUTION_FACTOR * fluency[0]:
         yield (
             f"The language became less usual: perplexity rose from {number(fluency[0])} to {number(fluency[1])}. "
             "Read some samples to see whether it is still good language."
         )
 
 
-def _reward_model_cautions(facts: Facts) -> Iterator[str]:
+def cautions_of_reward_model(facts: Facts) -> Iterator[str]:
+    """What speaks against trusting the reward model."""
     results = facts.reward_model
     if results is None:
         return
     right = f"right on {percent(results.accuracy)} of {results.num_pairs} pairs"
     rival = rival_of_reward_model(results)
-    if rival == ("a coin", 0.5):
+    if rival == ("a coin", CHANCE):
         yield f"The reward model is not clearly better than a coin: {right}."
     elif rival:
         yield (
@@ -212,10 +230,23 @@ def _reward_model_cautions(facts: Facts) -> Iterator[str]:
         )
 
 
+def accuracy_interval(results: RewardModelResults) -> tuple[float, float]:
+    """The 95 % interval of the accuracy, from the number of pairs where the report has none."""
+    if results.accuracy_low is not None and results.accuracy_high is not None:
+        return results.accuracy_low, results.accuracy_high
+    low, high = wilson_interval(results.accuracy, max(1, results.num_pairs))
+    return low if results.accuracy_low is None else results.accuracy_low, high
+
+
+def is_at_chance(results: RewardModelResults) -> bool:
+    """Whether a coin may be as good, as far as the held-out pairs can tell."""
+    return accuracy_interval(results)[0] <= CHANCE
+
+
 def rival_of_reward_model(results: RewardModelResults) -> tuple[str, float] | None:
     """What the reward model is not clearly better than, and how often that is right; None where it is."""
-    low = results.accuracy if results.accuracy_low is None else results.accuracy_low
-    if low <= 0.5:
-        return "a coin", 0.5
+    if is_at_chance(results):
+        return "a coin", CHANCE
+    low, _ = accuracy_interval(results)
     rule, best = max(results.baselines.items(), key=lambda item: item[1], default=("", 0.0))
     return (BASELINE_NAMES.get(rule, rule), best) if low <= best else None

@@ -26,6 +26,7 @@ from rlhfkit.ppo import (
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate
+from rlhfkit.rollout.variety import variety
 from rlhfkit.seeding import derive_seed, shuffled
 from rlhfkit.watchdog import phase
 
@@ -108,6 +109,7 @@ class TextRollout:
         """Sample from `prompts` in an order that follows from `seed`; with `engine`, where there is one."""
         self.policy, self.reference, self.reward, self.prompts = policy, reference, reward, prompts
         self.rollout, self.ppo, self.seed, self.engine = rollout, ppo, seed, engine
+        self.num_distinct_prompts = len({tuple(prompt.ids) for prompt in prompts})
 
     def collect(
         self, iteration: int, *, kl_coef: float, on_finished: Callable[[int], None] | None = None
@@ -146,7 +148,7 @@ class TextRollout:
         reward_seconds = time.perf_counter() - start
 
         ends = last_of_rows(inputs.mask)
-        return experience_of(
+        experience = experience_of(
             self.policy,
             self.reference,
             inputs,
@@ -169,6 +171,14 @@ class TextRollout:
                 for episode, response in zip(episodes[: self.ppo.num_samples], responses, strict=False)
             ],
         )
+        assert experience.scores is not None  # text has them
+        experience.metrics["rollout/num_distinct_prompts"] = float(self.num_distinct_prompts)
+        experience.metrics.update(
+            variety(
+                [prompt.ids for prompt in prompts], [response.ids for response in responses], experience.scores.tolist()
+            )
+        )
+        return experience
 
     def state(self) -> dict[str, Tensor]:
         """Nothing: an iteration's draws follow from its number."""
@@ -246,12 +256,14 @@ def experience_of(
             "score/max": float(totals.max()),
             "score/shaped_mean": float(shaped.sum(1).mean()),
             "score/objective": float(shaped.sum(1).mean() - ppo.kl.coef * ref_kl.mean()),
+            "score/shaped_std": float(shaped.sum(1).std()) if len(totals) > 1 else 0.0,
             "score/clipped_share": clipped_share,
             "ref_kl/sequence": float(ref_kl.mean()),
             "ref_kl/token": float(ref_kl.sum() / mask.sum()),
             "ppo/entropy": float(masked_mean(entropy, mask)),
             "response_tokens/mean": float(lengths.float().mean()),
             "eos_rate": float(finished.float().mean()),
+            "rollout/temperature": policy.temperature,
             **sampler_metrics,
             **metrics,
         },

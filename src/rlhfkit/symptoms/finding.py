@@ -9,7 +9,7 @@ from rlhfkit.symptoms.curves import Curves
 __all__ = ["Evidence", "Finding", "Remedy", "Rule", "Settings", "setting_of"]
 
 Settings = Mapping[str, Any]
-"""The section of the recipe that the training read, as a table."""
+"""The section of the recipe that the training read, as a table; under "recipe" the whole, where it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +33,28 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """A setting to turn."""
+    """A setting to turn, and what to turn it to: as an override, the recipe takes it and is another one."""
 
     setting: str
     """Dotted name in the recipe."""
     to: str
-    """What to set it to, as the recipe writes it or in words."""
+    """What to set it to, as the recipe writes it."""
     now: str | None = None
     """What it is."""
+    also: tuple[tuple[str, str], ...] = ()
+    """Settings that have to go with it."""
+    note: str = ""
+    """How far to go, or what to look at."""
 
     def words(self) -> str:
         """As "ppo.kl.coef from 0 to 0.05"."""
-        return f"{self.setting}{'' if self.now is None else f' from {self.now}'} to {self.to}"
+        changed = f"{self.setting}{'' if self.now is None else f' from {self.now}'} to {self.to}"
+        others = "".join(f", {name} to {to}" for name, to in self.also)
+        return f"{changed}{others}{f': {self.note}' if self.note else ''}"
+
+    def overrides(self) -> tuple[str, ...]:
+        """As the command `run` takes them."""
+        return tuple(f"{name}={to}" for name, to in ((self.setting, self.to), *self.also))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +66,14 @@ class Rule:
     cause: str
     source: str
     """Where it is known from."""
+    when: str
+    """When it is named, as the documents say it."""
     check: Callable[[Curves, Settings], tuple[Evidence, ...]]
     """The evidence at the end of the curves; none where there is nothing to see."""
-    remedies: Callable[[Settings], tuple[Remedy, ...]]
+    remedies: Callable[[Curves, Settings], tuple[Remedy, ...]]
+    """Settings that would change something in this recipe."""
+    advice: tuple[str, ...] = ()
+    """What else to do, where no setting does it."""
     follows_from: frozenset[str] = frozenset()
     """Rules whose trouble brings this one with it."""
 
@@ -75,6 +90,14 @@ class Finding:
     source: str
     follows_from: tuple[str, ...] = ()
     """Findings of the same training that this one probably is a consequence of."""
+    advice: tuple[str, ...] = ()
+    """What else to do."""
+
+    def first_step(self) -> str:
+        """The first thing to do, as an order."""
+        if self.remedies:
+            return f"set {self.remedies[0].words()}"
+        return self.advice[0] if self.advice else "see `rlhfkit diagnose`"
 
 
 def setting_of(settings: Settings, *path: str) -> Any:

@@ -54,9 +54,10 @@ class Replay:
             rule.title,
             seen[name],
             rule.cause,
-            rule.remedies(self._settings),
+            rule.remedies(self.curves, self._settings),
             rule.source,
             tuple(other for other in seen if other in rule.follows_from),
+            rule.advice,
         )
 
 

@@ -4,19 +4,22 @@ import math
 
 from rlhfkit.symptoms.curves import WINDOW, Column, Curves
 from rlhfkit.symptoms.finding import Evidence, Remedy, Rule, Settings, setting_of
+from rlhfkit.symptoms.limits import (
+    COIN_ACCURACY,
+    COIN_SHARE_DONE,
+    DIVERGED_FACTOR,
+    FLAT_LOSS,
+    LEAST_UPDATES,
+    OVERFITTING_FACTOR,
+    OVERFITTING_NATS,
+    OVERFITTING_ROWS,
+)
+from rlhfkit.symptoms.trends import shown
 
 __all__ = ["PRETRAIN_RULES", "REWARD_MODEL_RULES", "SUPERVISED_RULES"]
 
-# Of the lowest validation loss. Healthy: up to 1.2, as the held-out rows are few.
-OVERFITTING_FACTOR, OVERFITTING_NATS, OVERFITTING_ROWS = 1.3, 0.1, 4
-DIVERGED_FACTOR, LEAST_UPDATES = 1.5, 20
-FLAT_LOSS = 0.98
-# Healthy: a coin for the first third of the updates.
-COIN, COIN_ACCURACY, COIN_SHARE_DONE = 0.98 * math.log(2), 0.55, 0.9
-
-
-def _shown(number: float) -> str:
-    return f"{number:.3g}"
+COIN = 0.98 * math.log(2)
+"""Loss per pair of a coin."""
 
 
 def _tenth(column: Column) -> int:
@@ -37,8 +40,8 @@ def _overfitting(curves: Curves, stage: Settings) -> tuple[Evidence, ...]:
         Evidence(
             "validation/loss",
             (at, held_out.iterations[-1]),
-            f"rose from {_shown(lowest)} to {_shown(now)} while the training loss fell to "
-            f"{_shown(training.recent(_tenth(training)))}",
+            f"rose from {shown(lowest)} to {shown(now)} while the training loss fell to "
+            f"{shown(training.recent(_tenth(training)))}",
             {"lowest": lowest, "recent": now, "training": training.recent(_tenth(training))},
         ),
     )
@@ -53,7 +56,7 @@ def _diverged(curves: Curves, stage: Settings) -> tuple[Evidence, ...]:
     start = column.start(1)
     if now <= start or now <= DIVERGED_FACTOR * min(lowest, start):
         return ()
-    words = f"is {_shown(now)}, at the start {_shown(start)}, at its lowest {_shown(min(lowest, start))}"
+    words = f"is {shown(now)}, at the start {shown(start)}, at its lowest {shown(min(lowest, start))}"
     return (Evidence("loss", column.last_iterations(num), words, {"recent": now, "start": start}),)
 
 
@@ -64,7 +67,7 @@ def _not_learning(curves: Curves, stage: Settings) -> tuple[Evidence, ...]:
     num = _tenth(column)
     if column.recent(num) <= FLAT_LOSS * column.start(num):
         return ()
-    words = f"is {_shown(column.recent(num))}, at the start {_shown(column.start(num))}"
+    words = f"is {shown(column.recent(num))}, at the start {shown(column.start(num))}"
     numbers = {"start": column.start(num), "recent": column.recent(num)}
     return (Evidence("loss", (column.iterations[0], column.iterations[-1]), words, numbers),)
 
@@ -79,7 +82,7 @@ def _still_a_coin(curves: Curves, stage: Settings) -> tuple[Evidence, ...]:
     num = max(LEAST_UPDATES, len(loss) // 4)
     if loss.recent(num) < COIN or accuracy.recent(num) > COIN_ACCURACY:
         return ()
-    words = f"is {_shown(loss.recent(num))} and the accuracy {accuracy.recent(num):.0%}; a coin has 0.693 and 50 %"
+    words = f"is {shown(loss.recent(num))} and the accuracy {accuracy.recent(num):.0%}; a coin has 0.693 and 50 %"
     numbers = {"loss": loss.recent(num), "accuracy": accuracy.recent(num)}
     return (Evidence("loss", loss.last_iterations(num), words, numbers),)
 
@@ -88,13 +91,12 @@ def _rate(stage: Settings, factor: float) -> tuple[Remedy, ...]:
     now, name = setting_of(stage, "optim", "learning_rate"), stage.get("name", "sft")
     if not isinstance(now, float):  # "auto", of a run that did not note what that was
         return ()
-    return (Remedy(f"{name}.optim.learning_rate", _shown(now * factor), _shown(now)),)
+    return (Remedy(f"{name}.optim.learning_rate", shown(now * factor), shown(now)),)
 
 
-def _less_training(stage: Settings) -> tuple[Remedy, ...]:
+def _less_training(curves: Curves, stage: Settings) -> tuple[Remedy, ...]:
     epochs, name = stage.get("epochs") or 1, stage.get("name", "sft")
-    fewer = (Remedy(f"{name}.epochs", "1", str(epochs)),) if epochs > 1 else _rate(stage, 0.3)
-    return *fewer, Remedy("data", "more rows for this stage")
+    return (Remedy(f"{name}.epochs", "1", str(epochs)),) if epochs > 1 else _rate(stage, 0.3)
 
 
 OVERFITTING = Rule(
@@ -104,32 +106,38 @@ OVERFITTING = Rule(
     "rows alone.",
     "Ouyang et al. 2022, arXiv 2203.02155, appendix C; Stiennon et al. 2020, arXiv 2009.01325: one epoch for reward "
     "models",
+    f"`validation/loss` {OVERFITTING_FACTOR - 1:.0%} above its lowest while the training loss falls",
     _overfitting,
     _less_training,
+    advice=("give this stage more rows",),
 )
 DIVERGED = Rule(
     "diverged",
     "The training diverges",
     "The loss is above where it began: the learning rate is too high.",
     "Goodfellow et al. 2016, Deep Learning, section 11.4.1",
+    "the loss is above where it began",
     _diverged,
-    lambda stage: _rate(stage, 0.1),
+    lambda curves, stage: _rate(stage, 0.1),
 )
 NOT_LEARNING = Rule(
     "not_learning",
     "It does not learn",
     "The weights began at random, and the loss is where it began: the learning rate is too low.",
     "Goodfellow et al. 2016, Deep Learning, section 11.4.1",
+    "the loss is where it began",
     _not_learning,
-    lambda stage: _rate(stage, 10),
+    lambda curves, stage: _rate(stage, 10),
 )
 STILL_A_COIN = Rule(
     "not_learning",
     "The reward model is still a coin",
     "It does not even tell its training pairs apart: the learning rate is too low, or the choices are noise.",
     f"Stiennon et al. 2020, arXiv 2009.01325; in Huang et al. 2024, arXiv 2403.17031, accuracy is {0.63:.0%} and more",
+    f"the accuracy on its own training pairs is below {COIN_ACCURACY:.0%} after {COIN_SHARE_DONE:.0%} of the updates",
     _still_a_coin,
-    lambda stage: (*_rate(stage, 10), Remedy("data.preferences", "pairs of which people agree which is better")),
+    lambda curves, stage: _rate(stage, 10),
+    advice=("give pairs of which people agree which is better",),
 )
 
 PRETRAIN_RULES: tuple[Rule, ...] = (DIVERGED, NOT_LEARNING, OVERFITTING)

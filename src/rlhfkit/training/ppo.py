@@ -26,6 +26,7 @@ from rlhfkit.ppo import (
     gae,
     grpo_advantages,
     masked_mean,
+    masked_var,
     policy_loss,
     ratio_max_deviation,
     rloo_advantages,
@@ -36,6 +37,7 @@ from rlhfkit.ppo import (
 from rlhfkit.progress import StageProgress
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.seeding import derive_seed, shuffled
+from rlhfkit.symptoms.limits import KL_PATIENCE
 from rlhfkit.training.best import Ranked, end_with_best
 from rlhfkit.training.checkpoint import (
     Checkpoints,
@@ -61,9 +63,6 @@ __all__ = [
     "train_ppo",
     "update",
 ]
-
-# Iterations above `max_ref_kl` in a row before the run stops: a single rollout may be an outlier.
-KL_PATIENCE = 3
 
 
 class ActorCritic(Policy[Any], HasParameters, Protocol):
@@ -112,12 +111,14 @@ class PpoTrainer:
     """Mean return of episodes that the present weights play from beginning to end, where rollouts cut them."""
     put_back_statistics: Callable[[dict[str, Tensor]], None] | None = None
     """Has the policy read observations as in the rollout that began with what `rollout.state` gave."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The whole recipe as a table, where there is one, for remedies outside of `config`."""
     watch: Watch = field(init=False)
     """Says when training goes wrong, and does what the recipe lets it."""
 
     def __post_init__(self) -> None:
         self.config = decided_ppo(self.config, self.policy)
-        self.watch = Watch(self.config)
+        self.watch = Watch(self.config, self.recipe)
 
     @property
     def stopped(self) -> str | None:
@@ -260,6 +261,7 @@ def run_iteration(
     _keep_schedules_in_time(trainer)
     with phase("update"):
         metrics = {**experience.metrics, **update(trainer, experience, advantages, returns)}
+    metrics["ppo/advantage_std"] = _advantage_std(experience, advantages, returns, trainer.config)
     if trainer.kl is not None and experience.ref_kl is not None:
         metrics["kl_coef"] = trainer.kl_coef
         _hold_to_reference(trainer, trainer.kl, experience.ref_kl)
@@ -283,6 +285,14 @@ def _planned_updates(config: PpoConfig | ControlPpoConfig, optimizer: str, itera
     waits = optimizer == "policy" and config.value_optim is not None  # while the critic's own warms up
     learning = max(0, iterations - config.value.warmup_iterations) if waits else iterations
     return config.updates_per_iteration * learning
+
+
+def _advantage_std(
+    experience: Experience, advantages: Tensor, returns: Tensor, config: PpoConfig | ControlPpoConfig
+) -> float:
+    """Deviation of the advantages over all tokens; of GAE before whitening, which would make any of them 1."""
+    raw = returns - experience.old_values if config.estimator == "gae" else advantages
+    return math.sqrt(float(masked_var(raw, experience.mask)))
 
 
 def _hold_to_reference(trainer: PpoTrainer, kl: FixedKL | AdaptiveKL, ref_kls: Tensor) -> None:

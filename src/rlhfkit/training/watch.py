@@ -51,6 +51,8 @@ class Watch:
     """The rules over one training of PPO."""
 
     config: PpoConfig | ControlPpoConfig
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The whole recipe as a table, where it is known: remedies are often outside of `config`."""
     stopped: str | None = None
     """Why a rule has ended the stage."""
     learning_rate_factor: float = 1.0
@@ -66,7 +68,7 @@ class Watch:
     def __post_init__(self) -> None:
         is_control = isinstance(self.config, ControlPpoConfig)
         self._rules = CONTROL_RULES if is_control else PPO_RULES
-        self._replay = Replay(self._rules, self.config.model_dump())
+        self._replay = Replay(self._rules, {**self.config.model_dump(mode="json"), "recipe": self.recipe})
         self._is_healthy = True
 
     @property
@@ -270,9 +272,8 @@ def _parameters_of(trainer: Watched) -> HasParameters:
 def _warning(iteration: int, finding: Finding, done: tuple[str, ...]) -> str:
     """One line: what, the numbers, and what to do, or what was done."""
     numbers = "; ".join(f"{evidence.metric} {evidence.words}" for evidence in finding.evidence)
-    advice = f"set {finding.remedies[0].words()}" if finding.remedies else "see `rlhfkit diagnose`"
     follows = f" (may follow from {finding.follows_from[0]})" if finding.follows_from else ""
-    said = "; ".join(done) if done else f"if that is not meant, {advice}"
+    said = "; ".join(done) if done else f"if that is not meant, {finding.first_step()}"
     return f"iteration {iteration}: {finding.title} ({finding.rule}){follows}: {numbers}; {said}"
 
 

@@ -1,0 +1,94 @@
+"""The one table of limits: what is healthy, what is worth a caution, what is wrong.
+
+The rules while a run trains and afterwards, the checks before the first update, `rlhfkit doctor`, the verdict, and the
+tables in docs/diagnose.md and docs/settings.md all read it, so that none can contradict another. The limits of alarms
+are wide on purpose: a rule that speaks up in a healthy run is worse than none. Each stands with what healthy runs were
+seen to do.
+"""
+
+# ── what there is to learn from ──────────────────────────────────────────────────────────────────────────────────────
+
+SIGNAL_ROWS = 3
+"""Iterations after which it shows that there is nothing to learn from."""
+SAME_SCORES = 0.01
+"""Deviation of the scores within a prompt, in that of all scores, below which the prompt alone decides."""
+FLAT_SCORES = 1e-6
+"""Deviation of scores, or of advantages, below which they are all the same."""
+FLAT_SHARE, CLIPPED_SHARE = 0.02, 0.5
+SAME_RESPONSES = 0.05
+"""Share of different responses to the same prompt below which there is nothing to compare."""
+FEW_PROMPTS, EPISODES_OF_FEW_PROMPTS = 4, 16
+"""Different prompts in all the data at which a policy learns them by heart. Healthy: 8 and more."""
+EXCHANGES = 8
+"""Responses that are given to another prompt before the first update, to see whether the reward reads them."""
+TEMPERATURES = (0.3, 2.0)
+"""Healthy: 0.7 (Ziegler et al. 2019, Huang et al. 2024) to 1."""
+
+# ── KL to the reference ──────────────────────────────────────────────────────────────────────────────────────────────
+
+# Nats per sequence. Healthy: up to 25. The collapsed seeds of Huang et al. 2024 sit at 50 to 85.
+KL_LIMIT, KL_LIMIT_PER_TOKEN = 50.0, 0.5
+KL_TIMES_TARGET, LEAST_KL_LIMIT = 4.0, 10.0
+KL_CAUTION_TIMES_TARGET = 1.5
+KL_PATIENCE = 3
+"""Iterations in a row above `ppo.max_ref_kl` before the run stops: a single rollout may be an outlier."""
+# Below 0 by chance: 64 sequences at a KL of 0.1 have a mean with deviation 0.06.
+NEGATIVE_KL, NEGATIVE_KL_ROWS = -0.1, 3
+WEIGHTLESS_KL = 0.01
+"""What the penalty costs at `KL_LIMIT`, in deviations of the score, below which it holds nothing back."""
+USUAL_KL_COEF = 0.05
+"""Reward per nat where scores have deviation 1 (Huang et al. 2024)."""
+
+# ── how far an update goes ───────────────────────────────────────────────────────────────────────────────────────────
+
+# Nats per action. Healthy: 0.0005 to 0.07, a single iteration 0.3.
+APPROX_KL_LIMIT, APPROX_KL_SPIKE = 0.2, 1.0
+USUAL_APPROX_KL = 0.02
+# Healthy: up to 0.35; up to 0.55 where the clip range falls to 0.
+CLIP_FRACTION_LIMIT, CLIP_FRACTION_LIMIT_FALLING = 0.5, 0.75
+USUAL_CLIP_FRACTION = (0.01, 0.2)
+GRAD_NORM_FACTOR, GRAD_NORM_OVER_CLIPPING = 30.0, 10.0
+# Healthy and slow (Ziegler et al. 2019): approximate KL 0.0005.
+STILL_APPROX_KL, STILL_REF_KL, STILL_ROWS = 2e-5, 0.02, 10
+
+# ── the critic ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+VALUE_LOSS_FACTOR = 5.0
+# Healthy: up to 12 iterations until the critic foresees anything; about 0 where all that it can know is the mean.
+CRITIC_ROWS, CRITIC_WINDOW, CRITIC_SHARE, LEARNT_VALUE_LOSS = 25, 20, 0.95, 0.05
+
+# ── entropy, length, EOS, variety ────────────────────────────────────────────────────────────────────────────────────
+
+# Healthy: down to 0.014 of the start in a task that is solved, never low without a rise of the score.
+DEAD_ENTROPY, LOW_ENTROPY = 0.01, 0.25
+HIGH_ENTROPY, UNMOVED_ENTROPY = 1.5, 0.98
+# Healthy: from 0.45 to 1.3 of the start.
+LENGTH_ROWS, LENGTH_FACTOR, LEAST_GROWTH_TOKENS, SHORT_FACTOR = 2, 2.0, 8.0, 0.25
+LENGTH_CAUTION_FACTOR = 1.5
+EOS_LOST_FACTOR, HAD_EOS, NO_EOS = 0.5, 0.2, 0.02
+EOS_CAUTION_DROP = 0.1
+"""Points that the EOS rate may fall by. Healthy: responses that are cut now and then, down to 0.7 from 1."""
+VARIETY_CAUTION_FACTOR = 0.75
+PERPLEXITY_CAUTION_FACTOR = 1.5
+
+# ── the reward ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# The first returns are too low: short episodes end first.
+FLAT_ROWS, FLAT_RETURN, FLAT_SCORE = 20, 0.25, 0.1
+
+# ── the stages before, and the evaluation ────────────────────────────────────────────────────────────────────────────
+
+# Of the lowest validation loss. Healthy: up to 1.2, as the held-out rows are few.
+OVERFITTING_FACTOR, OVERFITTING_NATS, OVERFITTING_ROWS = 1.3, 0.1, 4
+DIVERGED_FACTOR, LEAST_UPDATES = 1.5, 20
+FLAT_LOSS = 0.98
+# Healthy: a coin for the first third of the updates.
+COIN_ACCURACY, COIN_SHARE_DONE = 0.55, 0.9
+CHANCE = 0.5
+"""Accuracy on pairs, and win rate, of a coin; a claim needs its whole interval on one side of it."""
+MANY_CUT = 0.5
+"""Share of the demonstrations."""
+FEW_COMPARED = 100
+"""Held-out prompts below which small differences cannot show."""
+FEW_PAIRS = 200
+"""Held-out pairs below which even an accuracy of 57 % may be chance."""

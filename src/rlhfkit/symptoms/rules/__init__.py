@@ -1,0 +1,1 @@
+"""The rules of PPO, one file for each subject: check, remedies and words together."""

@@ -1,0 +1,42 @@
+"""The documents' tables of rules and of healthy ranges are those of the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rlhfkit.config.load import load_recipe
+from rlhfkit.symptoms import PPO_RULES, PRETRAIN_RULES, REWARD_MODEL_RULES, SUPERVISED_RULES, limits
+from tests.symptoms.test_remedies import RECIPES, remedies_of
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def rows_of_page(page):
+    """First cell → the other cells, of all tables of a page."""
+    lines = [line for line in (DOCS / page).read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return {row[0]: row[1:] for row in cells}
+
+
+@pytest.mark.parametrize("rule", PPO_RULES, ids=lambda rule: rule.name)
+def test_a_rule_of_ppo_stands_in_the_documents_as_it_is(rule):
+    when, turn = rows_of_page("diagnose.md")[f"`{rule.name}`"]
+    assert when == rule.when
+    recipes = [load_recipe(name, list(overrides)).recipe for name, overrides in RECIPES.values()]
+    settings = {remedy.setting for recipe in recipes for name, remedy in remedies_of(recipe) if name == rule.name}
+    assert all(f"`{setting}`" in turn for setting in settings), (settings, turn)
+
+
+@pytest.mark.parametrize("rule", {*PRETRAIN_RULES, *SUPERVISED_RULES, *REWARD_MODEL_RULES}, ids=lambda rule: rule.name)
+def test_a_rule_of_the_other_stages_stands_in_the_documents(rule):
+    _, when = rows_of_page("diagnose.md")[f"`{rule.name}`"]
+    assert rule.when in when
+
+
+def test_usual_ranges_are_those_of_the_code():
+    rows = rows_of_page("settings.md")
+    low, high = limits.USUAL_CLIP_FRACTION
+    assert rows["`ppo/clip_fraction`"][1] == f"{low:g} to {high:g}"
+    assert f"below about {limits.USUAL_APPROX_KL:g}" in rows["`ppo/approx_kl`"][1]
+    assert f"{limits.TEMPERATURES[0]:g} to {limits.TEMPERATURES[1]:g}" in rows["`rollout/temperature`"][1]
