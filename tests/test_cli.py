@@ -9,7 +9,7 @@ import pytest
 import rlhfkit
 from rlhfkit import cli
 from rlhfkit.errors import DataError
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir import RunDir, write_json
 
 MINIMAL = """\
 name = "minimal"
@@ -201,6 +201,53 @@ def test_the_next_command_is_one_that_works(called, on_path, command, monkeypatc
     run = RunDir(tmp_path)
     run.model("policy").mkdir()
     assert cli.closing_words(run).splitlines()[-1] == f"next: {command} generate {tmp_path} --prompt '…'"
+
+
+MADE = {
+    "sft alone": (["sft"], ["sft"], "generate DIR --prompt '…'"),
+    "pre-training alone": (["pretrain"], ["base"], "generate DIR --prompt '…'"),
+    "a reward model alone": (
+        ["reward_model"],
+        ["reward_model"],
+        "run RECIPE reward.type=reward_model reward.path=DIR/reward_model   (PPO with this reward model)",
+    ),
+    "preferences alone": (
+        ["preferences"],
+        ["preferences.jsonl"],
+        "run RECIPE data.preferences.path=DIR/preferences.jsonl   (a reward model of them)",
+    ),
+    "a judge alone": (["judge"], ["judge"], "diagnose DIR"),
+    "ppo alone": (["ppo"], ["policy"], "generate DIR --prompt '…'"),
+    "rounds": (["sft", "ppo"], ["sft", "round-1"], "generate DIR --prompt '…'"),
+    "control": (["control"], ["policy", "report.html"], "open DIR/report.html in a browser"),
+}
+
+
+@pytest.mark.parametrize(("stages", "made", "step"), MADE.values(), ids=MADE)
+def test_every_kind_of_run_says_what_to_do_next(tmp_path, stages, made, step, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["rlhfkit"])
+    monkeypatch.setattr("shutil.which", lambda name: "rlhfkit")
+    run = RunDir(tmp_path)
+    write_json(run.config, {"stages": stages})
+    write_json(run.stages, {stage: {} for stage in stages})
+    run.metrics.touch()
+    for name in made:
+        (tmp_path / name).touch() if "." in name else (tmp_path / name).mkdir()
+    (first, *_) = [line for line in cli.closing_words(run).splitlines() if line.startswith("next: ")]
+    assert first == f"next: rlhfkit {step.replace('DIR', str(tmp_path))}".replace("rlhfkit open", "open")
+
+
+def test_a_run_that_was_stopped_early_is_to_be_diagnosed_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["rlhfkit"])
+    monkeypatch.setattr("shutil.which", lambda name: "rlhfkit")
+    run = RunDir(tmp_path)
+    run.model("policy").mkdir()
+    write_json(run.stages, {"ppo": {"stopped": "ppo.watch.eos_lost says stop in iteration 9; see there"}})
+    *_, first, second = cli.closing_words(run).splitlines()
+    assert first == (
+        f"next: rlhfkit diagnose {tmp_path}   (PPO was stopped early: ppo.watch.eos_lost says stop in iteration 9)"
+    )
+    assert second == f"      rlhfkit generate {tmp_path} --prompt '…'"
 
 
 def test_closing_words_of_an_empty_run(tmp_path):

@@ -598,12 +598,28 @@ def closing_words(run: "RunDir") -> str:
     names = {path: path.name + ("/" if path.is_dir() else "") for path in written if path.exists()}
     width = max(map(len, names.values()), default=0)
     lines = [f"{run.path} holds", *(f"  {name:<{width}}  {written[path]}" for path, name in names.items())]
+    steps = _next_steps(run, is_control=is_control)
+    return "\n".join([*lines, *(f"{'     ' if at else 'next:'} {step}" for at, step in enumerate(steps))])
+
+
+def _next_steps(run: "RunDir", *, is_control: bool) -> Iterator[str]:
+    """What one does with what a run has made: at least one step where it has made anything."""
     where = shlex.quote(str(run.path))
-    if not is_control and (run.model("policy") in names or run.model("sft") in names):
-        lines.append(f"next: {_program()} generate {where} --prompt '…'")
-    if run.report in names:
-        lines.append(f"{'next:' if is_control else '     '} open {where}/{run.report.name} in a browser")
-    return "\n".join(lines)
+    finished = run.finished_stages()
+    if stopped := finished.get("ppo", {}).get("stopped"):
+        yield f"{_program()} diagnose {where}   (PPO was stopped early: {str(stopped).partition(';')[0]})"
+    if not is_control and run.newest_model() is not None:
+        yield f"{_program()} generate {where} --prompt '…'"
+    elif run.model("reward_model").exists():
+        path = shlex.quote(f"reward.path={run.model('reward_model')}")
+        yield f"{_program()} run RECIPE reward.type=reward_model {path}   (PPO with this reward model)"
+    elif run.preferences.exists():
+        path = shlex.quote(f"data.preferences.path={run.preferences}")
+        yield f"{_program()} run RECIPE {path}   (a reward model of them)"
+    if run.report.exists():
+        yield f"open {where}/{run.report.name} in a browser"
+    elif not stopped and finished and run.metrics.exists():
+        yield f"{_program()} diagnose {where}"
 
 
 def _program() -> str:

@@ -17,8 +17,8 @@ FLAT_SCORES = 1e-6
 FLAT_SHARE, CLIPPED_SHARE = 0.02, 0.5
 SAME_RESPONSES = 0.05
 """Share of different responses to the same prompt below which there is nothing to compare."""
-FEW_PROMPTS, EPISODES_OF_FEW_PROMPTS = 4, 16
-"""Different prompts in all the data at which a policy learns them by heart. Healthy: 8 and more."""
+FEW_PROMPTS, EPISODES_OF_FEW_PROMPTS = 3, 16
+"""Different prompts in all the data at which a policy learns them by heart. Healthy: 4 and more, in tiny runs."""
 EXCHANGES = 8
 """Responses that are given to another prompt before the first update, to see whether the reward reads them."""
 TEMPERATURES = (0.3, 2.0)
