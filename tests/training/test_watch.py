@@ -60,7 +60,7 @@ def test_a_rule_warns_once_with_its_numbers_and_the_setting(tmp_path):
     (warning,) = said
     (iteration,) = logged(run, "watch/length_runaway")
     assert warning.startswith(f"iteration {iteration}: Responses grow and grow (length_runaway): response_tokens/mean ")
-    assert "if that is not meant, set ppo.length_penalty from 0 from 0 tokens on to 0.05" in warning
+    assert "if that is not meant, set ppo.length_penalty from 0 to 0.05, ppo.length_penalty_tokens to 13" in warning
     assert len(rows(run)) == 20
 
 

@@ -24,6 +24,7 @@ from rlhfkit.config.schema import (
     Stage,
 )
 from rlhfkit.data import Loaded
+from rlhfkit.doctor.budget import scored_within
 from rlhfkit.doctor.findings import Finding, checked, ok, skipped, warning
 from rlhfkit.doctor.forecast import examine_forecast
 from rlhfkit.doctor.rows import examine_ends, examine_leakage, examine_lengths, examine_pairs, examine_table, spaced
@@ -428,7 +429,7 @@ def _scores_of_model(subject: Subject, trial: Trial) -> Iterator[Finding]:
         yield from examine_scores(recorder.episodes, recorder.scores, of_model=True)
         return
     # A rare reward, as 1 for the right word, is not a constant one.
-    scores = recorder.source.score(texts).tolist()
+    scores = scored_within(recorder.source, texts)
     if len(set(scores)) == 1:
         yield from examine_scores(recorder.episodes, recorder.scores, of_model=True)
         return
@@ -458,7 +459,8 @@ def _data_texts(subject: Subject) -> list[ScoredText]:
 def _penalties(trial: Trial) -> Iterator[Finding]:
     """Penalties must not make equal what the reward tells apart."""
     shaped, raw = trial.experience.scores, trial.recorder.scores
-    if shaped is not None and len(set(raw)) > 1 and float(shaped.min()) == float(shaped.max()):
+    is_whole = not trial.recorder.num_skipped  # what is skipped stands as 0
+    if shaped is not None and is_whole and len(set(raw)) > 1 and float(shaped.min()) == float(shaped.max()):
         yield warning(
             "reward.penalties",
             f"scores differ, but after clip_score and penalties all {len(shaped)} are {float(shaped[0]):g}",
@@ -479,7 +481,8 @@ def _scores_of_data(subject: Subject) -> Iterator[Finding]:
     if not episodes:
         yield skipped("reward.scores", "no model can answer yet, and the data hold no responses")
         return
-    yield from examine_scores(episodes, source.score(episodes).tolist(), of_model=False)
+    scores = scored_within(source, episodes)
+    yield from examine_scores(episodes, scores, of_model=False)
     yield from _accuracy(subject, source)
 
 

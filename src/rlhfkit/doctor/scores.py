@@ -1,11 +1,12 @@
 """What a reward says of real texts: numbers, that differ, by more than length; and better than guessing on pairs."""
 
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from rlhfkit.doctor.budget import left_out, scored_within
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
 from rlhfkit.doctor.rows import spaced
 from rlhfkit.intervals import wilson_interval
@@ -14,6 +15,7 @@ from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.bag_of_words import preference_baselines, share_of_pairs_won
 from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rundir import read_json
+from rlhfkit.symptoms.limits import CHANCE
 
 __all__ = ["examine_accuracy", "examine_report", "examine_scores", "rank_correlation", "trial_texts"]
 
@@ -52,8 +54,11 @@ def _text(prompt: Prompt, encoder: Encoder | None) -> str:
 def examine_scores(
     episodes: Sequence[ScoredText], scores: Sequence[float], *, of_model: bool, name: str = "reward"
 ) -> Iterator[Finding]:
-    """Whether scores differ, and by more than the length of the response."""
+    """Whether scores differ, and by more than the length of the response; the last episodes may be without a score."""
     num = len(scores)
+    if num < len(episodes):
+        yield skipped(f"{name}.time", f"{num} responses are scored{left_out(num, len(episodes), 'responses')}")
+        episodes = episodes[:num]
     whose = "responses of the model" if of_model else "responses of the data"
     values = np.array(scores, dtype=np.float64)
     words = f"{num} {whose} score {values.min():.3g} to {values.max():.3g}, mean {values.mean():.3g}"
@@ -126,18 +131,21 @@ def examine_accuracy(
     name: str = "reward.accuracy",
 ) -> Iterator[Finding]:
     """How often a reward prefers the response that people chose, against what needs no model."""
-    pairs = spaced(test, NUM_PAIRS)
+    wanted = spaced(test, NUM_PAIRS)
+    random.Random(seed).shuffle(wanted)  # so that those for which there is time are from everywhere
     episodes = [
         ScoredText(pair.prompt, _text(pair.prompt, encoder), text)
-        for pair in pairs
+        for pair in wanted
         for text in (pair.chosen, pair.rejected)
     ]
-    scores = torch.as_tensor(reward.score(episodes)).tolist()
+    scores = scored_within(reward, episodes)
+    pairs = wanted[: len(scores) // 2]
     accuracy = share_of_pairs_won(scores[0::2], scores[1::2])
     baselines = preference_baselines(spaced(train, NUM_BASELINE_PAIRS) or pairs, pairs, seed=seed)
     if not train:
         del baselines["tfidf_logistic"]  # it has read what it is measured on
-    yield judged_accuracy(name, accuracy, len(pairs), baselines)
+    skipped_pairs = left_out(len(pairs), len(wanted), "pairs")
+    yield judged_accuracy(name, accuracy, len(pairs), baselines, skipped_pairs=skipped_pairs)
 
 
 def examine_report(path: Path) -> Iterator[Finding]:
@@ -149,28 +157,29 @@ def examine_report(path: Path) -> Iterator[Finding]:
         yield skipped("reward.accuracy", "the run has no test pairs to measure its reward model on")
 
 
-def judged_accuracy(name: str, accuracy: float, num_pairs: int, baselines: dict[str, float]) -> Finding:
+def judged_accuracy(
+    name: str, accuracy: float, num_pairs: int, baselines: dict[str, float], *, skipped_pairs: str = ""
+) -> Finding:
     """What to think of a reward that is right on a share of so many test pairs."""
     low, high = wilson_interval(accuracy, num_pairs)
     shown = ", ".join(f"{PLAIN.get(key, key)} {value:.1%}" for key, value in baselines.items())
-    words = f"right on {accuracy:.1%} of {num_pairs} test pairs ({low:.1%} to {high:.1%}); {shown}"
-    if high < 0.5:
+    words = f"right on {accuracy:.1%} of {num_pairs} test pairs{skipped_pairs} ({low:.1%} to {high:.1%}); {shown}"
+    if high < CHANCE:
         return fault(
             name,
             f"{words}: it prefers what people rejected",
             "look for a wrong sign, or for chosen and rejected taken for each other",
         )
-    if low <= 0.5:
+    if low <= CHANCE:
         return warning(
             name,
             f"{words}: not clearly better than a coin",
             "give more pairs or epochs, a higher learning rate, or a reward that fits the data",
         )
-    best = max(baselines.values(), default=0.5)
-    if accuracy + (high - low) / 4 < best:  # by more than a standard error, of which the interval has about four
+    if low <= max(baselines.values(), default=CHANCE):  # as the verdict has it
         return warning(
             name,
-            f"{words}: no better than what needs no model",
+            f"{words}: not clearly better than what needs no model",
             "give more pairs or epochs, a larger model, or another reward",
         )
     return ok(name, words)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhfkit.config.schema import PpoConfig, Recipe, RolloutConfig
+from rlhfkit.doctor.budget import scored_within
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
 from rlhfkit.doctor.weights import distributions
 from rlhfkit.envs.text import TextEnvFactory
@@ -55,13 +56,18 @@ class Recorder:
         self.source = source
         self.episodes: list[ScoredText] = []
         self.scores: list[float] = []
+        self.num_skipped = 0
 
     def score(self, episodes: Sequence[ScoredText]) -> Tensor:
-        """Scores (B,) of the source."""
-        scores = torch.zeros(len(episodes)) if self.source is None else self.source.score(episodes)
+        """Scores (B,) of the source; 0 for those for which there is no time."""
+        if self.source is None:
+            found = [0.0] * len(episodes)
+        else:
+            found = scored_within(self.source, episodes)
+            self.num_skipped += len(episodes) - len(found)
         self.episodes += episodes
-        self.scores += scores.tolist()
-        return scores
+        self.scores += found
+        return torch.tensor([*found, *[0.0] * (len(episodes) - len(found))])
 
 
 @dataclass(frozen=True)
