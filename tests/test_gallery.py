@@ -12,6 +12,7 @@ from rlhfkit.config.ppo import AdaptiveKLConfig
 from rlhfkit.config.schema import FixedKLConfig, RewardModelConfig, RolloutConfig, SftConfig, ValueConfig
 from rlhfkit.evaluation.diagnose import diagnose
 from rlhfkit.progress import Progress
+from rlhfkit.records import Prompt
 from rlhfkit.rollout.text import TextRollout
 from rlhfkit.rundir import RunDir
 from rlhfkit.training.reward_model import EncodedPair
@@ -237,6 +238,17 @@ def test_a_reward_of_the_prompt_alone_is_no_matter_of_the_learning_rate(tmp_path
     assert "learning rate too low" not in "".join(finding.cause for finding in findings)
     if "estimator" in changes:
         assert rules["zero_advantages"].follows_from == ("reward_of_prompt_alone",)
+
+
+def test_a_reward_of_the_prompt_alone_shows_at_once_where_every_prompt_is_answered_once(tmp_path):
+    trainer = tiny.trainer(ppo_config(iterations=3, rollout_episodes=16, minibatch_episodes=16), reward=OfPrompt())
+    letters = tiny.LETTERS
+    texts = [letters[at % 12] * (1 + at % 5) + letters[at // 12] for at in range(48)]
+    trainer.rollout.prompts = [tiny.encoder().encode(Prompt(text), max_tokens=8) for text in texts]
+    first, findings, said = named_first(trainer, tmp_path)
+    assert first == "reward_of_prompt_alone"
+    assert findings[0].evidence[0].metric == "score/exchange_change"
+    assert said[0].startswith("iteration 0: The score depends on the prompt alone")
 
 
 def test_one_prompt_a_thousand_times(tmp_path):

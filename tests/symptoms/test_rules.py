@@ -124,6 +124,20 @@ def test_every_rule_has_its_broken_curve():
     assert {rule.name for rule in PPO_RULES} == BROKEN.keys()
 
 
+def test_a_reward_of_the_prompt_alone_shows_in_the_first_iteration_where_responses_were_exchanged():
+    one = named({"score/exchange_change": [0.0]})["reward_of_prompt_alone"]
+    assert one.first == 0
+    assert named({"score/exchange_change": [0.125]}) == {}
+
+
+def test_zero_advantages_are_no_matter_of_the_learning_rate():
+    still = {"ppo/approx_kl": [0.0] * 40, "ref_kl/sequence": [0.0] * 40, "policy/learning_rate": [1e-4] * 40}
+    assert "nothing_moves" in named(still)
+    found = named({**still, "ppo/advantage_std": [0.0] * 40, "score/within_prompt_std": [0.0] * 40})
+    assert "nothing_moves" not in found
+    assert found["zero_advantages"].finding.follows_from == ("reward_of_prompt_alone",)
+
+
 ALLOWED = {
     "a KL that dips below 0 by chance": {"ref_kl/sequence": [-0.05, 0.02, -0.2, 0.1] * 10},
     "short responses that are far from their reference": {

@@ -27,9 +27,18 @@ from rlhfkit.data import Loaded
 from rlhfkit.doctor.budget import scored_within
 from rlhfkit.doctor.findings import Finding, checked, ok, skipped, warning
 from rlhfkit.doctor.forecast import examine_forecast
-from rlhfkit.doctor.rows import examine_ends, examine_leakage, examine_lengths, examine_pairs, examine_table, spaced
+from rlhfkit.doctor.rows import (
+    examine_ends,
+    examine_leakage,
+    examine_lengths,
+    examine_pairs,
+    examine_table,
+    plain_text,
+    spaced,
+)
 from rlhfkit.doctor.scores import examine_accuracy, examine_report, examine_scores, trial_texts
-from rlhfkit.doctor.surroundings import examine_port
+from rlhfkit.doctor.signal import examine_prompts, examine_weight
+from rlhfkit.doctor.surroundings import examine_port, examine_run_directory
 from rlhfkit.doctor.text import examine_first_prompt, examine_joins, examine_special_tokens, examine_template
 from rlhfkit.doctor.trial import (
     Trial,
@@ -41,7 +50,7 @@ from rlhfkit.doctor.trial import (
 )
 from rlhfkit.doctor.weights import examine_likelihood, examine_vocabulary
 from rlhfkit.doctor.worlds import examine_control, examine_text_episodes
-from rlhfkit.errors import CheckpointError, ConfigError, RewardError, RlhfkitError
+from rlhfkit.errors import ConfigError, RewardError, RlhfkitError
 from rlhfkit.inputs import Inputs
 from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.language import LanguageModel, TextPolicy
@@ -51,7 +60,6 @@ from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rollout.text import Reference
 from rlhfkit.rundir import RunDir
-from rlhfkit.workspace import refuse_other_directories, refuse_other_settings
 
 __all__ = ["examine_recipe"]
 
@@ -75,7 +83,7 @@ def examine_recipe(loaded: LoadedRecipe, directory: Path, *, forecast: bool = Fa
 def _examine_parts(loaded: LoadedRecipe, directory: Path) -> Iterator[Finding]:
     recipe, run = loaded.recipe, RunDir(directory)
     can_continue = False
-    for finding in checked("recipe.run_directory", lambda: _examine_run_directory(run, recipe)):
+    for finding in checked("recipe.run_directory", lambda: examine_run_directory(run, recipe)):
         can_continue |= finding.verdict == "ok"
         yield finding
     if isinstance(recipe, ControlRecipe):
@@ -97,23 +105,6 @@ def _raising(error: RlhfkitError) -> Callable[[], Iterable[Finding]]:
         raise error
 
     return raise_it
-
-
-def _examine_run_directory(run: RunDir, recipe: Recipe | ControlRecipe) -> Iterator[Finding]:
-    name, path = "recipe.run_directory", run.path
-    refuse_other_directories(run)
-    try:
-        changes = refuse_other_settings(run, recipe)
-    except CheckpointError as error:
-        seen, _, remedy = str(error).rpartition("; ")
-        yield warning(name, seen, remedy)
-        return
-    finished = [stage for stage in recipe.stages if stage in run.finished_stages()]
-    if not run.is_run():
-        yield ok(name, f"{path} is free; stages: {', '.join(recipe.stages)}")
-    else:
-        since = f"; changed since: {', '.join(changes)}" if changes else ""
-        yield ok(name, f"{path} goes on after {', '.join(finished) or 'nothing yet'}{since}")
 
 
 @dataclass
@@ -308,18 +299,14 @@ def _texts(subject: Subject) -> list[str]:
                 case str():
                     found.append(row)
                 case Demonstration():
-                    found.append(_plain(row.prompt) + row.response)
+                    found.append(plain_text(row.prompt) + row.response)
                 case Preference():
-                    found.append(_plain(row.prompt) + row.chosen)
+                    found.append(plain_text(row.prompt) + row.chosen)
                 case Prompt():
-                    found.append(_plain(row) + (row.reference or ""))
+                    found.append(plain_text(row) + (row.reference or ""))
         if found:
             break
     return found
-
-
-def _plain(prompt: Prompt) -> str:
-    return prompt.content if isinstance(prompt.content, str) else f"{prompt.content[-1].content}\n"
 
 
 def _trial(subject: Subject) -> Iterator[Finding]:
@@ -327,6 +314,7 @@ def _trial(subject: Subject) -> Iterator[Finding]:
     recipe = subject.recipe
     if "ppo" not in recipe.stages:
         return
+    yield from examine_prompts(recipe, subject.records("prompts"))
     if subject.why_no_model:  # which is told above
         pass
     elif _cannot_sample(subject):
@@ -415,6 +403,7 @@ def _scores_of(subject: Subject, trial: Trial) -> Iterator[Finding]:
     if recorder.source is not None:
         yield from checked("reward.scores", lambda: _scores_of_model(subject, trial))
         yield from checked("reward.penalties", lambda: _penalties(trial))
+        yield from examine_weight(subject.recipe, recorder.scores)
         yield from checked("reward.accuracy", lambda: _accuracy(subject, recorder.source))
     elif subject.recipe.uses_reward:
         _, why = _reward(subject, subject.recipe.reward)

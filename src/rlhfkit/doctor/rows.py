@@ -15,7 +15,15 @@ from rlhfkit.records import Demonstration, Message, Preference, Prompt
 from rlhfkit.rewards.bag_of_words import share_of_pairs_won
 from rlhfkit.training.sft import encode_demonstrations, encode_texts
 
-__all__ = ["examine_ends", "examine_leakage", "examine_lengths", "examine_pairs", "examine_table", "spaced"]
+__all__ = [
+    "examine_ends",
+    "examine_leakage",
+    "examine_lengths",
+    "examine_pairs",
+    "examine_table",
+    "plain_text",
+    "spaced",
+]
 
 NUM_MEASURED = 1000
 """Rows of a table whose tokens are counted."""
@@ -36,6 +44,11 @@ Row = Prompt | Demonstration | Preference | str
 def spaced(rows: Sequence[Any], num: int) -> list[Any]:
     """At most `num` of the rows, evenly spaced, so that every file and class has its part."""
     return [rows[index * len(rows) // num] for index in range(num)] if len(rows) > num else list(rows)
+
+
+def plain_text(prompt: Prompt) -> str:
+    """The prompt, or the last turn of a conversation."""
+    return prompt.content if isinstance(prompt.content, str) else f"{prompt.content[-1].content}\n"
 
 
 # ── one table ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,9 +14,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from rlhfkit.config.control import ControlRecipe
+from rlhfkit.config.schema import Recipe
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
+from rlhfkit.errors import CheckpointError
+from rlhfkit.rundir import RunDir
+from rlhfkit.workspace import refuse_other_directories, refuse_other_settings
 
-__all__ = ["examine_compiler", "examine_disk", "examine_hub", "examine_port", "examine_writing", "nearest"]
+__all__ = [
+    "examine_compiler",
+    "examine_disk",
+    "examine_hub",
+    "examine_port",
+    "examine_run_directory",
+    "examine_writing",
+    "nearest",
+]
 
 GIB = 1 << 30
 HUB_SECONDS = 3.0
@@ -148,3 +161,21 @@ def examine_port(port: int, *, host: str = "127.0.0.1", name: str = "machine.por
                 yield skipped(name, f"{port} at {host}: {error.strerror}")
             return
     yield ok(name, f"{port} at {host} is free")
+
+
+def examine_run_directory(run: RunDir, recipe: Recipe | ControlRecipe) -> Iterator[Finding]:
+    """Whether a run may begin, or go on, in a directory. Raises: CheckpointError where it may not."""
+    name, path = "recipe.run_directory", run.path
+    refuse_other_directories(run)
+    try:
+        changes = refuse_other_settings(run, recipe)
+    except CheckpointError as error:
+        seen, _, remedy = str(error).rpartition("; ")
+        yield warning(name, seen, remedy)
+        return
+    finished = [stage for stage in recipe.stages if stage in run.finished_stages()]
+    if not run.is_run():
+        yield ok(name, f"{path} is free; stages: {', '.join(recipe.stages)}")
+    else:
+        since = f"; changed since: {', '.join(changes)}" if changes else ""
+        yield ok(name, f"{path} goes on after {', '.join(finished) or 'nothing yet'}{since}")

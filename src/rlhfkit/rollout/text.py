@@ -26,7 +26,7 @@ from rlhfkit.ppo import (
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate
-from rlhfkit.rollout.variety import variety
+from rlhfkit.rollout.variety import change_by_exchange, variety
 from rlhfkit.seeding import derive_seed, shuffled
 from rlhfkit.watchdog import phase
 
@@ -178,6 +178,8 @@ class TextRollout:
                 [prompt.ids for prompt in prompts], [response.ids for response in responses], experience.scores.tolist()
             )
         )
+        if iteration == 0 and "score/within_prompt_std" not in experience.metrics:
+            experience.metrics.update(change_by_exchange(self.reward, episodes, raw_scores.tolist()))
         return experience
 
     def state(self) -> dict[str, Tensor]:

@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean, variance
 
-__all__ = ["variety"]
+from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
+from rlhfkit.symptoms.limits import EXCHANGES, FLAT_SCORES
+
+__all__ = ["change_by_exchange", "variety"]
 
 
 def variety(
@@ -28,3 +32,27 @@ def variety(
         "score/within_prompt_std": math.sqrt(squares / sum(len(rows) - 1 for rows in repeated)),
         "response/distinct_share": fmean(distinct),
     }
+
+
+def change_by_exchange(
+    reward: RewardSource, episodes: Sequence[ScoredText], scores: Sequence[float]
+) -> dict[str, float]:
+    """How many of a few scores change where a prompt gets another prompt's response: "score/exchange_change", a share.
+
+    0 says that the reward reads the prompt alone, which no rollout shows in which every prompt is answered once. Empty
+    where too few responses can be exchanged, or all scores are the same.
+    Raises: RewardError where the reward source fails.
+    """
+    others = [*episodes[1:], *episodes[:1]]
+    pairs = [
+        (place, replace(own, response=other.response, finished=other.finished))
+        for place, (own, other) in enumerate(zip(episodes, others, strict=True))
+        if own.prompt_text != other.prompt_text and own.response != other.response
+    ][:EXCHANGES]
+    size = max(scores, default=0.0) - min(scores, default=0.0)
+    if len(pairs) < EXCHANGES or size <= FLAT_SCORES:
+        return {}
+    exchanged = [episode for _, episode in pairs]
+    found = check_scores(reward.score(exchanged), exchanged, source="the reward source").tolist()
+    changed = sum(abs(new - scores[place]) > FLAT_SCORES * size for new, (place, _) in zip(found, pairs, strict=True))
+    return {"score/exchange_change": changed / len(pairs)}

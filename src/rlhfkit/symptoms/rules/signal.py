@@ -69,6 +69,10 @@ def _fewer_episodes(curves: Curves, ppo: Settings) -> tuple[Remedy, ...]:
 
 
 def _prompt_alone(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
+    exchange = curves["score/exchange_change"]
+    if exchange and exchange.values[0] == 0:
+        words = "is 0: no score changed where a prompt got the response to another one"
+        return (Evidence("score/exchange_change", exchange.last_iterations(1), words, {"share": 0.0}),)
     within, everywhere = curves["score/within_prompt_std"], curves["score/shaped_std"]
     if min(len(within), len(everywhere)) < SIGNAL_ROWS or _same_responses(curves, ppo):
         return ()
@@ -148,7 +152,7 @@ PROMPT_ALONE = Rule(
     "or noise, and only the KL penalty pulls. The learning rate has no part in it.",
     "Shao et al. 2024, arXiv 2402.03300, section 4.1; DAPO, Yu et al. 2025, arXiv 2503.14476, section 3.2",
     f"`score/within_prompt_std` below {SAME_SCORES:.0%} of `score/shaped_std` from the start, where prompts are "
-    "answered more than once",
+    "answered more than once; else, no score changes where a prompt gets the response to another one",
     _prompt_alone,
     lambda curves, ppo: (),
     advice=(
