@@ -787,8 +787,10 @@ def test_the_ceiling_of_a_store_stands_beside_the_accuracy(labelled):
         )
     talk = Talk()
     report = json.loads(run_on_store(progress=talk).reward_model_report.read_text())
-    assert report["ceiling"] == pytest.approx((1 + 0.75**0.5) / 2)  # agreement 7/8: (1 + sqrt(2 * 7/8 - 1)) / 2
-    assert any("people themselves at most 93.3%" in note for note in talk.notes)
+    # Agreement 7/8, so that each is right with q = (1 + sqrt(2 * 7/8 - 1)) / 2 = 0.933013; on both test pairs the two
+    # agree: q² / (q² + (1 - q)²) = 0.870513 / 0.875000.
+    assert report["ceiling"] == pytest.approx(0.994872, abs=1e-6)
+    assert any("a perfect model 99.5%, as people disagree" in note for note in talk.notes)
 
 
 def test_votes_that_come_while_it_trains_wait_for_a_fresh_start(labelled):

@@ -50,6 +50,10 @@ PATIENCE_SECONDS = 600.0
 """How long a run waits for a database that went away while people label."""
 
 
+LEAST_TEST_PROMPTS = 0.2
+"""Share of the prompts whose pairs measure, however few pairs these are: pairs of one prompt hang together."""
+
+
 @dataclass(frozen=True)
 class PairSampler:
     """Samples pairs of a model's responses to prompts."""
@@ -75,7 +79,8 @@ class PairSampler:
         """
         config, known = self.config, store.snapshot()
         num_train, num_test = max(config.num_pairs, config.num_candidates), config.num_test_pairs
-        parts = self._parts(num_test / (config.num_pairs + num_test), {pair.prompt: pair.part for pair in known.pairs})
+        share = max(LEAST_TEST_PROMPTS, num_test / (config.num_pairs + num_test)) if num_test else 0.0
+        parts = self._parts(share, {pair.prompt: pair.part for pair in known.pairs})
         train = self._sampled("train", num_train, parts["train"], on_finished, tell)
         test = self._sampled("test", num_test, parts["test"], on_finished, tell) if num_test else []
         if config.num_candidates > config.num_pairs:
@@ -391,10 +396,11 @@ def store_settings(annotators: SimulatedConfig | PeopleConfig) -> StoreSettings:
 
 
 def with_strengths(found: Aggregated) -> list[Preference]:
-    """The preferences, each with its pair and its mean degree, 1 to 4, as further columns `pair` and `strength`."""
+    """The preferences, each with further columns: `pair`, mean degree `strength` (1 to 4), and `lead` in votes."""
+    facts = zip(found.preferences, found.pair_ids, found.strengths, found.leads, strict=True)
     return [
-        replace(preference, prompt=replace(preference.prompt, columns={"pair": pair, "strength": strength}))
-        for preference, pair, strength in zip(found.preferences, found.pair_ids, found.strengths, strict=True)
+        replace(given, prompt=replace(given.prompt, columns={"pair": pair, "strength": strength, "lead": lead}))
+        for given, pair, strength, lead in facts
     ]
 
 

@@ -40,6 +40,7 @@ from rlhfkit.evaluation.evaluate import compare
 from rlhfkit.evaluation.report import report_or_warn
 from rlhfkit.evaluation.results import Evaluation, TaskResults
 from rlhfkit.evaluation.tasks import FieldMetric, classification, likeliest_responses, questions_of, translation
+from rlhfkit.feedback.agreement import ceiling_of_majorities
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Snapshot, Store
 from rlhfkit.feedback.trust import TrustReport
@@ -353,12 +354,12 @@ class Pipeline:
             with self.progress.stage("measure", total=len(test), unit="pair") as progress:
                 report |= measure(model, encoded(test), max_tokens=config.tokens_per_pass, on_finished=progress.advance)
             report["baselines"] = dict(preference_baselines(train, test, seed=self.recipe.seed))
-            report["ceiling"] = self._ceiling()
+            report["ceiling"] = self._ceiling(test)
             write_json(self.run.reward_model_report, report)
             baselines = ", ".join(f"{name} {value:.1%}" for name, value in report["baselines"].items())
             accuracy = f"{report['accuracy']:.1%}"
             if report["ceiling"] is not None:
-                baselines += f"; people themselves at most {report['ceiling']:.1%}"
+                baselines += f"; a perfect model {report['ceiling']:.1%}, as people disagree"
             self.progress.note(f"reward model: right on {accuracy} of {len(test)} held-out pairs ({baselines})")
             if report["accuracy_low"] <= 0.5:
                 self.progress.warn(
@@ -387,12 +388,13 @@ class Pipeline:
         self._note_peak(stage)
         return metrics
 
-    def _ceiling(self) -> float | None:
-        """What people's disagreement leaves to a model that is measured on their single votes."""
-        if not self.run.trust.exists():
+    def _ceiling(self, test: Sequence[Preference]) -> float | None:
+        """The accuracy of a perfect model on the labels of these pairs, where their votes and the people are known."""
+        leads = [preference.prompt.columns.get("lead") for preference in test]
+        if not self.run.trust.exists() or None in leads:
             return None
-        value = read_json(self.run.trust)["ceiling"]["one"]["value"]
-        return None if value is None else float(value)
+        one = read_json(self.run.trust)["ceiling"]["one"]["value"]
+        return None if one is None else ceiling_of_majorities(float(one), [int(lead) for lead in leads if lead])
 
     def judge(self) -> dict[str, Any]:
         """Preferences that the reward model never sees → `judge/`."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-__all__ = ["Conversation", "Demonstration", "Message", "Preference", "Prompt", "place_of_prompt"]
+__all__ = ["Conversation", "Demonstration", "Message", "Preference", "Prompt", "folded", "place_of_prompt"]
 
 
 class Message(NamedTuple):
@@ -64,11 +64,24 @@ def place_of_prompt(content: str | Conversation, *, seed: int = 0) -> float:
     """A number in [0, 1) out of the hash of a prompt: uniform over prompts, the same for ever for each of them.
 
     Of a conversation its beginning counts, up to the first turn of the user, so that a later turn of it is where the
-    earlier one is. Parts that are cut by it hold all rows of a prompt or none, whatever file it comes again in.
+    earlier one is. Blanks and capitals make no difference. Parts that are cut by it hold all rows of a prompt or none,
+    whatever file it comes again in.
     """
     text = content if isinstance(content, str) else _beginning(content)
+    text = _folded(text)
     digest = hashlib.sha256(f"{seed}\x1d{text}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:6], "big") / 2**48  # 6 bytes: exact as a float, and so never rounded up to 1
+
+
+def folded(content: str | Conversation) -> str | Conversation:
+    """A prompt without the differences that blanks and capitals make, to find it again."""
+    if isinstance(content, str):
+        return _folded(content)
+    return tuple(Message(turn.role, _folded(turn.content)) for turn in content)
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def _beginning(conversation: Conversation) -> str:

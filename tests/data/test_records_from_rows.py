@@ -253,6 +253,7 @@ def test_overlap_counts_the_test_prompts_that_were_trained_on():
     train = [Prompt("a"), Prompt(TURNS), Prompt("c")]
     assert find_overlap(train, [Prompt("a", {"x": 1}, "test:1"), Prompt(TURNS), Prompt("d"), Prompt("a")]) == 3
     assert find_overlap(train, []) == 0
+    assert find_overlap([Prompt("Say  it"), Prompt("")], [Prompt("say it\n"), Prompt("")]) == 1
 
 
 def test_written_preferences_are_read_back_identically(tmp_path):
@@ -321,10 +322,10 @@ def test_rows_of_a_prompt_are_all_in_one_share_and_shares_make_up_the_whole(tmp_
 
 
 def test_prompt_share_goes_by_the_first_bytes_of_sha256(tmp_path):
-    # printf '0\x1dGo.' | sha256sum begins with b30d: 0xb30d / 0x10000 = 0.6994
+    # printf '0\x1dgo.' | sha256sum begins with c6a8: 0xc6a8 / 0x10000 = 0.7760
     (tmp_path / "x.jsonl").write_text('{"prompt": "Go."}\n')
-    assert len(load_prompts(RowsConfig(path="x.jsonl", prompt_share="69%:70%"), directory=tmp_path).records) == 1
-    for outside in (":69%", "70%:"):
+    assert len(load_prompts(RowsConfig(path="x.jsonl", prompt_share="77%:78%"), directory=tmp_path).records) == 1
+    for outside in (":77%", "78%:"):
         with pytest.raises(DataError, match=f'prompt_share = "{outside}" leaves none of the 1 rows; widen it'):
             load_prompts(RowsConfig(path="x.jsonl", prompt_share=outside), directory=tmp_path)
 
@@ -356,3 +357,14 @@ def test_one_per_prompt_keeps_the_first_row_and_a_prompt_all_references(tmp_path
 def test_a_prompt_without_a_response_has_no_references(tmp_path):
     (prompt,) = load_prompts(source_of(tmp_path, {"prompt": "Go."}, one_per_prompt=True), directory=tmp_path).records
     assert prompt.references == ()
+
+
+def test_blanks_and_capitals_make_no_other_prompt(tmp_path):
+    rows = [{"prompt": text} for word in range(40) for text in (f"Say {word}", f"say  {word}\n", f"SAY {word} ")]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sides = [
+        {" ".join(prompt.content.split()).lower() for prompt in load_prompts(source, directory=tmp_path).records}
+        for source in (RowsConfig(path="x.jsonl", prompt_share=share) for share in (":70%", "70%:"))
+    ]
+    assert not sides[0] & sides[1]
+    assert len(sides[0] | sides[1]) == 40

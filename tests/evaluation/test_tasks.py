@@ -79,8 +79,19 @@ def test_the_same_seed_gives_the_same_interval():
 
 
 def test_equal_models_differ_by_nothing():
-    difference = classification(TRUE, BEFORE, BEFORE, seed=0).measures[0].difference
-    assert (difference.mean, difference.low, difference.high) == (0, 0, 0)
+    accuracy, macro_f1 = (measure.difference for measure in classification(TRUE, BEFORE, BEFORE, seed=0).measures)
+    assert accuracy.mean == macro_f1.mean == 0
+    assert accuracy.low == -accuracy.high < 0  # few rows that agree do not show that all would
+    assert (macro_f1.low, macro_f1.high) == (None, None)
+
+
+def test_a_class_that_a_resample_lacks_does_not_lower_macro_f1():
+    true = questions(*["good"] * 9, "bad")  # a third of the resamples has no "bad"
+    right = ["good"] * 9 + ["bad"]
+    accuracy, macro_f1 = classification(true, right, right, seed=0).measures
+    assert (macro_f1.sft.mean, macro_f1.sft.low, macro_f1.sft.high) == (1, None, None)
+    low = 10 / (10 + 1.959964**2)  # Wilson's of 10 of 10
+    assert (accuracy.sft.low, accuracy.sft.high) == pytest.approx((low, 1), abs=1e-6)
 
 
 # ── translation ──────────────────────────────────────────────────────────────────────────────────────────────────────

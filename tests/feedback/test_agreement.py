@@ -16,6 +16,7 @@ from rlhfkit.feedback.agreement import (
     accuracy_without_noise,
     annotator_accuracy,
     binomial_p_value,
+    ceiling_of_majorities,
     cohen_kappa,
     confusion,
     count_values,
@@ -440,3 +441,20 @@ def test_statistic_goes_into_json():
         "unit": "ratings",
         "reason": "",
     }
+
+
+def test_ceiling_of_majorities_by_hand():
+    assert ceiling_of_majorities(0.75, [1, 1, 1]) == pytest.approx(0.75)  # single votes
+    # Of 64 triples of votes 28 are unanimous (0.75³ + 0.25³ = 28/64): 27/28 of those are right, and 3/4 of the others.
+    assert ceiling_of_majorities(0.75, [3] * 28 + [1] * 36) == pytest.approx(0.84375)  # q³ + 3 q² (1 - q)
+    assert ceiling_of_majorities(0.75, [2]) == pytest.approx(0.9)  # q² / (q² + (1 - q)²)
+    assert ceiling_of_majorities(0.75, []) is None
+
+
+@pytest.mark.parametrize("votes", [1, 2, 3, 4, 5])
+def test_a_perfect_model_meets_the_ceiling_of_majorities(votes):
+    generator = np.random.default_rng(votes)
+    lead = 2 * generator.binomial(votes, 0.75, size=20_000) - votes  # votes for the better response less the others
+    decided = lead[lead != 0]  # the others make no preference
+    ceiling = ceiling_of_majorities(0.75, np.abs(decided).tolist())
+    assert np.mean(decided > 0) == pytest.approx(ceiling, abs=0.01)  # three standard errors

@@ -238,7 +238,7 @@ def test_accuracy_calibration_and_lengths_by_hand():
     ]
     report = measure(model, pairs, max_tokens=10)
     assert report["accuracy"] == pytest.approx(3.5 / 6)
-    assert (report["accuracy_low"], report["accuracy_high"]) == pytest.approx(wilson_interval(3.5 / 6, 6))
+    assert report["accuracy_low"] < 3.5 / 6 < report["accuracy_high"]
     assert report["num_pairs"] == 6
 
     def sigmoid(x):
@@ -302,3 +302,17 @@ def test_normalisation_goes_through_the_saved_directory(tmp_path):
     assert float(scores.mean()) == pytest.approx(0, abs=1e-5)
     assert float(scores.std(correction=0)) == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(scores, (raw - raw.mean()) / raw.std(correction=0), atol=1e-5, rtol=1e-5)
+
+
+def test_pairs_of_one_prompt_widen_the_interval_of_the_accuracy():
+    difference = [1.0] * 60 + [-1.0] * 20
+    pairs = [EncodedPair([2], [0], 0.0) if won > 0 else EncodedPair([0], [2], 0.0) for won in difference]
+    repeated = [dataclasses.replace(pair, prompt=number // 10) for number, pair in enumerate(pairs)]
+    scores = Known([0.0, 0.0, 1.0])
+    alone, together = measure(scores, pairs, max_tokens=10), measure(scores, repeated, max_tokens=10)
+    assert (alone["accuracy"], alone["num_prompts"]) == (0.75, 80)
+    assert (together["accuracy"], together["num_prompts"]) == (0.75, 8)
+    assert (alone["accuracy_low"], alone["accuracy_high"]) == pytest.approx((0.6453, 0.8320), abs=1e-3)
+    # Each prompt is all or nothing, so the design effect is 10 (79 / 80) (8 / 7) = 11.286; t of 7 degrees is 2.364624.
+    expected = wilson_interval(0.75, 80 / 11.286, 2.364624)
+    assert (together["accuracy_low"], together["accuracy_high"]) == pytest.approx(expected, abs=1e-3)

@@ -252,3 +252,17 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, kill_after):
     assert train(resumed, TEXTS, config, tmp_path / "killed") == (result, rows)
     for name, weight in whole.named_parameters():
         assert torch.equal(dict(resumed.named_parameters())[name], weight), name
+
+
+def test_rows_of_a_prompt_are_on_one_side_of_the_validation_split():
+    groups = [f"prompt {row % 25}" for row in range(100)]
+    train, held_out = split_validation(100, 0.2, seed=3, groups=groups)
+    assert sorted(train + held_out) == list(range(100))
+    assert len(held_out) == 20
+    assert not {groups[row] for row in train} & {groups[row] for row in held_out}
+    assert (train, held_out) == split_validation(100, 0.2, seed=3, groups=groups)
+    assert (train, held_out) != split_validation(100, 0.2, seed=4, groups=groups)
+
+
+def test_one_prompt_is_not_parted_for_the_validation():
+    assert split_validation(10, 0.3, seed=0, groups=["same"] * 10) == (list(range(10)), [])

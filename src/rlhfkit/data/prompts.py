@@ -11,7 +11,7 @@ from rlhfkit.data.labelled import load_labelled_prompts
 from rlhfkit.data.loading import load_rows
 from rlhfkit.data.rows import Loaded, OnBadRow, Row
 from rlhfkit.errors import DataError
-from rlhfkit.records import Prompt
+from rlhfkit.records import Prompt, folded
 
 __all__ = ["find_overlap", "load_prompts"]
 
@@ -40,6 +40,9 @@ def load_prompts(
 
 
 def find_overlap(train: Sequence[Prompt], test: Sequence[Prompt]) -> int:
-    """How many of the test prompts occur among the training prompts too; more than 0 means that the test leaks."""
-    known = {prompt.content for prompt in train}
-    return sum(prompt.content in known for prompt in test)
+    """How many of the test prompts occur among the training prompts too; more than 0 means that the test leaks.
+
+    Blanks and capitals make no difference. Prompts without any text, as of contrasted texts, are no prompts.
+    """
+    known = {folded(prompt.content) for prompt in train} - {""}
+    return sum(folded(prompt.content) in known for prompt in test)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -11,7 +10,7 @@ from rlhfkit.data import Loaded, find_overlap
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
 from rlhfkit.models.reward_model import reward_ids
 from rlhfkit.models.template import Encoder
-from rlhfkit.records import Demonstration, Message, Preference, Prompt
+from rlhfkit.records import Demonstration, Preference, Prompt, folded
 from rlhfkit.rewards.bag_of_words import share_of_pairs_won
 from rlhfkit.training.sft import encode_demonstrations, encode_texts
 
@@ -223,6 +222,7 @@ def examine_leakage(tables: Mapping[str, Loaded[Any]]) -> Iterator[Finding]:
             continue
         compared = True
         rows = tables[test].records
+        yield from _shared_prompts(test, train, tables)
         leaked = _overlap(tables[train].records, rows)
         share = leaked / len(rows)
         words = f"{leaked:,} of {len(rows):,} {_plain(test)} are among the {_plain(train)}"
@@ -238,6 +238,20 @@ def examine_leakage(tables: Mapping[str, Loaded[Any]]) -> Iterator[Finding]:
         yield skipped("data.leakage", "no two tables of which one measures what the other trains")
 
 
+def _shared_prompts(test: str, train: str, tables: Mapping[str, Loaded[Any]]) -> Iterator[Finding]:
+    """Pairs that differ, on prompts that train: a reward model knows what is liked in answer to them."""
+    pairs = [tables[name].records for name in (train, test)]
+    if not all(isinstance(row, Preference) for rows in pairs for row in rows):
+        return
+    shared = find_overlap(*([pair.prompt for pair in rows] for rows in pairs))
+    if shared > LEAK_SHARE * len(pairs[1]):
+        yield warning(
+            "data.shared_prompts",
+            f"{shared:,} of {len(pairs[1]):,} {_plain(test)} are on prompts of the {_plain(train)}",
+            "part the data by prompt: prompt_share in place of rows",
+        )
+
+
 COMPARED = (
     ("test_prompts", "prompts", "so the evaluation measures what was trained on"),
     ("test_prompts", "demonstrations", "so the evaluation measures what SFT has read"),
@@ -250,27 +264,17 @@ def _overlap(train: Sequence[Row], test: Sequence[Row]) -> int:
     if isinstance(test[0], Preference):
         known = {_folded_pair(pair) for pair in train if isinstance(pair, Preference)}
         return sum(_folded_pair(pair) in known for pair in test if isinstance(pair, Preference))
-    return find_overlap(_folded_prompts(train), _folded_prompts(test))
+    return find_overlap(_prompts(train), _prompts(test))
 
 
-def _folded_prompts(rows: Sequence[Row]) -> list[Prompt]:
+def _prompts(rows: Sequence[Row]) -> list[Prompt]:
     prompts = [row.prompt if isinstance(row, Demonstration) else row for row in rows]
-    return [replace(prompt, content=_folded(prompt)) for prompt in prompts if isinstance(prompt, Prompt)]
+    return [prompt for prompt in prompts if isinstance(prompt, Prompt)]
 
 
-def _folded_pair(pair: Preference) -> tuple[object, frozenset[str]]:
+def _folded_pair(pair: Preference) -> tuple[object, frozenset[object]]:
     """The pair whichever is chosen."""
-    return _folded(pair.prompt), frozenset((_fold(pair.chosen), _fold(pair.rejected)))
-
-
-def _folded(prompt: Prompt) -> str | tuple[Message, ...]:
-    if isinstance(prompt.content, str):
-        return _fold(prompt.content)
-    return tuple(Message(turn.role, _fold(turn.content)) for turn in prompt.content)
-
-
-def _fold(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return folded(pair.prompt.content), frozenset((folded(pair.chosen), folded(pair.rejected)))
 
 
 def _plain(table: str) -> str:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from rlhfkit.config.schema import Recipe
 from rlhfkit.envs.text import TextEnvFactory
-from rlhfkit.evaluation.evaluate import distance, distinct, estimate, win_rate
-from rlhfkit.evaluation.results import Estimate, Evaluation, ModelResults, SamplePair, WinRates
-from rlhfkit.intervals import wilson_interval
+from rlhfkit.evaluation.evaluate import distance, distinct, estimate, share_estimate, win_rate
+from rlhfkit.evaluation.results import Evaluation, ModelResults, SamplePair, WinRates
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.rewards.source import RewardSource, check_scores
 from rlhfkit.rollout.multi_turn import Episode, env_seed, join_episodes, play, score_turns
@@ -21,6 +20,8 @@ class _Played:
     """One model's episodes with what is said of them."""
 
     episodes: list[Episode]
+    groups: list[str] | None
+    """Which recorded dialogue an episode replays, as one may come again; None where all episodes are independent."""
     returns: list[float]
     judge_scores: list[float] | None
     ref_kl: float
@@ -44,6 +45,7 @@ def compare_episodes(
     Scores, and the judge's, are summed over the turns of an episode.
     Raises: EnvError, RewardError where environment, reward or judge fail.
     """
+    is_replay = recipe.env is not None and recipe.env.type == "replay"
 
     def played(model: LanguageModel) -> _Played:
         episodes = play(
@@ -64,6 +66,7 @@ def compare_episodes(
         )
         return _Played(
             episodes=episodes,
+            groups=[episode.prompt.text for episode in episodes] if is_replay else None,
             returns=_summed(score_turns(episodes, reward).tolist(), episodes),
             judge_scores=None if judge is None else _summed(_judged(judge, episodes), episodes),
             ref_kl=ref_kl,
@@ -78,8 +81,8 @@ def compare_episodes(
         reward_is_truth=reward is None,
         models={"sft": _results(before), "policy": _results(after)},
         win_rate=WinRates(
-            reward=win_rate(after.returns, before.returns),
-            judge=win_rate(after.judge_scores or (), before.judge_scores or ()) if has_judge else None,
+            reward=win_rate(after.returns, before.returns, after.groups),
+            judge=win_rate(after.judge_scores or (), before.judge_scores or (), after.groups) if has_judge else None,
         ),
         reward_name=reward_name,
         judge_name=judge_name,
@@ -115,19 +118,14 @@ def _results(played: _Played) -> ModelResults:
     texts = [turn.scored.response for turn in turns]
     won = [episode.won for episode in played.episodes if episode.won is not None]
     return ModelResults(
-        score=estimate(played.returns),
-        judge=None if played.judge_scores is None else estimate(played.judge_scores),
+        score=estimate(played.returns, played.groups),
+        judge=None if played.judge_scores is None else estimate(played.judge_scores, played.groups),
         response_tokens=sum(len(turn.response.ids) for turn in turns) / len(turns),
         eos_rate=sum(turn.response.finished for turn in turns) / len(turns),
         distinct_1=distinct(texts, 1),
         distinct_2=distinct(texts, 2),
         perplexity=played.perplexity,
         ref_kl=played.ref_kl,
-        won_share=_share(sum(won), len(won)) if won else None,
+        won_share=share_estimate(won) if won else None,
         turns=len(turns) / len(played.episodes),
     )
-
-
-def _share(count: int, num: int) -> Estimate:
-    low, high = wilson_interval(count / num, num)
-    return Estimate(mean=count / num, low=low, high=high)

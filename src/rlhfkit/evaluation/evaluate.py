@@ -1,14 +1,14 @@
 """Before and after, on held-out prompts: is it better, by how much, and what did it cost?"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from rlhfkit.config.schema import RolloutConfig
 from rlhfkit.evaluation.results import Estimate, Evaluation, ModelResults, SamplePair, WinRate, WinRates
-from rlhfkit.intervals import mean_interval, wilson_interval
+from rlhfkit.intervals import mean_interval, rate_interval
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.padding import Sequences
@@ -18,13 +18,15 @@ from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.text import as_scored_text, logprobs_in_parts
 from rlhfkit.seeding import derive_seed
 
-__all__ = ["compare", "distance", "distinct", "estimate", "win_rate"]
+__all__ = ["compare", "distance", "distinct", "estimate", "positive_share", "share_estimate", "win_rate"]
 
 
 @dataclass(frozen=True)
 class _Answers:
     """One model's responses with what is said of them."""
 
+    prompts: list[tuple[int, ...]]
+    """What tells which answers are to the same prompt."""
     responses: list[Response]
     episodes: list[ScoredText]
     scores: list[float]
@@ -68,6 +70,7 @@ def compare(
         )
         ref_kl, perplexity = distance(model, sft, sequences, temperature=rollout.temperature, max_tokens=max_tokens)
         return _Answers(
+            prompts=[tuple(prompt.ids) for prompt in prompts],
             responses=responses,
             episodes=episodes,
             scores=check_scores(reward.score(episodes), episodes, source="the reward source").tolist(),
@@ -83,8 +86,8 @@ def compare(
         num_prompts=len(prompts),
         models={"sft": _results(before), "policy": _results(after)},
         win_rate=WinRates(
-            reward=win_rate(after.scores, before.scores),
-            judge=win_rate(after.judge_scores, before.judge_scores)
+            reward=win_rate(after.scores, before.scores, after.prompts),
+            judge=win_rate(after.judge_scores, before.judge_scores, after.prompts)
             if after.judge_scores is not None and before.judge_scores is not None
             else None,
         ),
@@ -125,9 +128,9 @@ def _results(answers: _Answers) -> ModelResults:
     texts = [episode.response for episode in answers.episodes]
     num, judge_scores = len(texts), answers.judge_scores
     return ModelResults(
-        score=estimate(answers.scores),
-        judge=None if judge_scores is None else estimate(judge_scores),
-        judge_positive_share=None if judge_scores is None else positive_share(judge_scores),
+        score=estimate(answers.scores, answers.prompts),
+        judge=None if judge_scores is None else estimate(judge_scores, answers.prompts),
+        judge_positive_share=None if judge_scores is None else positive_share(judge_scores, answers.prompts),
         response_tokens=sum(len(response.ids) for response in answers.responses) / num,
         eos_rate=sum(response.finished for response in answers.responses) / num,
         distinct_1=distinct(texts, 1),
@@ -137,25 +140,28 @@ def _results(answers: _Answers) -> ModelResults:
     )
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean with its 95 % interval."""
-    mean, low, high, std = mean_interval(values)
+def estimate(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> Estimate:
+    """Mean with its 95 % interval; values of one group, as of one prompt, hang together."""
+    mean, low, high, std = mean_interval(values, groups)
     return Estimate(mean=mean, low=low, high=high, std=std)
 
 
-def positive_share(values: Sequence[float]) -> Estimate:
+def share_estimate(hits: Sequence[bool], groups: Sequence[Hashable] | None = None) -> Estimate:
+    """Share of the hits with its interval."""
+    low, high = rate_interval([float(hit) for hit in hits], groups)
+    return Estimate(mean=sum(hits) / len(hits), low=low, high=high)
+
+
+def positive_share(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> Estimate:
     """Share of the values that are above 0, with its interval."""
-    positive = sum(value > 0 for value in values) / len(values)
-    low, high = wilson_interval(positive, len(values))
-    return Estimate(mean=positive, low=low, high=high)
+    return share_estimate([value > 0 for value in values], groups)
 
 
-def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> WinRate:
-    """Share of prompts on which ours scores higher; a tie counts half."""
-    ties = sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours)
-    rate = sum(a > b for a, b in zip(ours, theirs, strict=True)) / len(ours) + ties / 2
-    low, high = wilson_interval(rate, len(ours))
-    return WinRate(rate=rate, low=low, high=high, ties=ties)
+def win_rate(ours: Sequence[float], theirs: Sequence[float], groups: Sequence[Hashable] | None = None) -> WinRate:
+    """Share of prompts on which ours scores higher; a tie counts half. Answers of one group hang together."""
+    results = [0.5 * ((a > b) + (a >= b)) for a, b in zip(ours, theirs, strict=True)]
+    low, high = rate_interval(results, groups)
+    return WinRate(rate=sum(results) / len(results), low=low, high=high, ties=results.count(0.5) / len(results))
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

@@ -186,17 +186,21 @@ def _estimate_card(
     if not estimates:
         return
     if scale is None:
-        edges = [edge for estimate, _ in estimates for edge in (estimate.low, estimate.high)]
+        edges = [edge for estimate, _ in estimates for edge in _ends(estimate)]
         margin = 0.12 * (max(edges) - min(edges)) or 1.0
         scale = min(edges) - margin, max(edges) + margin
     both = len(estimates) == 2
-    intervals = [f"{write(estimate.low)} to {write(estimate.high)} {when}" for estimate, when in estimates]
+    intervals = [f"{estimate.words(write)} {when}" for estimate, when in estimates]
     yield Card(
         title,
         after=write(estimates[-1][0].mean),
         before=write(estimates[0][0].mean) if both else None,
         note=f"{percent(0.95)} interval{'s' if both else ''}: {', '.join(intervals)}",
-        ranges=[_range(estimate.low, estimate.mean, estimate.high, colour, scale) for estimate, colour in estimates],
+        ranges=[
+            _range(low, estimate.mean, high, colour, scale)
+            for estimate, colour in estimates
+            for low, high in [_ends(estimate)]
+        ],
     )
 
 
@@ -204,9 +208,16 @@ def _measure_card(measure: Measure) -> Card:
     """What the field measures, with the interval of the difference."""
     (card,) = _estimate_card(measure.name, measure.sft, measure.policy, measure.shown)
     gain = measure.difference
-    points, low, high = (measure.shown_difference(value) for value in (gain.mean, gain.low, gain.high))
-    note = f"likeliest responses; {points} points, {percent(0.95)} interval: {low} to {high}"
+    points, interval = measure.shown_difference(gain.mean), gain.words(measure.shown_difference)
+    note = f"likeliest responses; {points} points, {percent(0.95)} interval: {interval}"
     return replace(card, title=name_at_start(measure.name), note=note)
+
+
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    """Both ends of the interval; the mean where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return estimate.mean, estimate.mean
+    return estimate.low, estimate.high
 
 
 def _win_card(title: str, win: WinRate, who: str, colour: Colour) -> Card:

@@ -1,5 +1,6 @@
 """What `reward_model.json` and `evaluation.json` hold: written by their stages, read by the report."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,10 +40,15 @@ class Estimate(Results):
     """A mean with its 95 % interval."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None = None
+    """None where one value alone, or values that are all the same, allow no interval."""
+    high: float | None = None
     std: float | None = None
     """Deviation of the single values, not of the mean."""
+
+    def words(self, write: Callable[[float], str]) -> str:
+        """The interval, as "0.1 to 0.3"."""
+        return "none" if self.low is None or self.high is None else f"{write(self.low)} to {write(self.high)}"
 
 
 class ModelResults(Results):
@@ -225,7 +231,7 @@ class RewardModelResults(Results):
     by_degree: tuple[PairGroup, ...] = ()
     """By how much better people found the chosen response."""
     ceiling: float | None = None
-    """Accuracy on single labels that no model can exceed, as people disagree; where several labelled the same pairs."""
+    """Accuracy of a perfect model on the labels of these pairs, as people disagree; where that is known."""
     normalization: Normalization | None = None
 
 

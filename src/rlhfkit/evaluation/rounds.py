@@ -156,7 +156,7 @@ def _chart(finished: list[RoundResult], judge: str) -> Chart | None:
                 "policy",
                 [float(result.number) for result in finished],
                 [estimate.mean for estimate in after],
-                spread=[(estimate.high - estimate.low) / 2 for estimate in after],
+                spread=[((estimate.high or 0.0) - (estimate.low or 0.0)) / 2 for estimate in after],
             )
         ],
         title="Score after each round",

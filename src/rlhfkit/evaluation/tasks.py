@@ -1,6 +1,6 @@
 """What a field measures: the likeliest responses of both models against those that the rows give."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -8,7 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from rlhfkit.config.schema import RolloutConfig
+from rlhfkit.evaluation.evaluate import share_estimate
 from rlhfkit.evaluation.results import Confusion, Estimate, Measure, TaskResults
+from rlhfkit.intervals import bootstrap_interval, difference_interval
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.rewards.chrf import sacrebleu_metrics
@@ -72,22 +74,22 @@ def classification(
     expected = np.array([places[label] for label in true])
     answers = [np.array([places.get(response, len(labels)) for response in side]) for side in (sft, policy)]
 
-    def accuracy(answered: np.ndarray, rows: np.ndarray) -> float:
-        return float(np.mean(answered[rows] == expected[rows]))
-
     def macro_f1(answered: np.ndarray, rows: np.ndarray) -> float:
-        classes = range(len(labels))
+        # A class that a resample lacks, and that nobody answers there, has no F1; as 0 it would lower the mean.
+        occurring = np.union1d(expected[rows], answered[rows])
+        classes = occurring[occurring < len(labels)]
         return float(f1_score(expected[rows], answered[rows], labels=classes, average="macro", zero_division=0.0))
 
     def counts(answered: np.ndarray) -> tuple[tuple[int, ...], ...]:
         matrix = confusion_matrix(expected, answered, labels=range(len(labels) + 1))
         return tuple(tuple(row) for row in matrix[: len(labels)].tolist())
 
-    draws = _draws(len(questions), seed)
+    prompts = [tuple(question.prompt.ids) for question in questions]
+    draws = _draws(prompts, seed)
     return TaskResults(
         num=len(questions),
         measures=(
-            _measure("accuracy", accuracy, answers, draws, is_share=True),
+            _accuracy([answered == expected for answered in answers], prompts),
             _measure("macro-F1", macro_f1, answers, draws, is_share=True),
         ),
         confusion=Confusion(labels=tuple(labels), sft=counts(answers[0]), policy=counts(answers[1])),
@@ -102,7 +104,7 @@ def translation(questions: Sequence[Question], sft: Sequence[str], policy: Seque
         [question.references[index] if index < len(question.references) else None for question in questions]
         for index in range(most)
     ]
-    draws = _draws(len(questions), seed)
+    draws = _draws(range(len(questions)), seed)
     measures = []
     for name, metric in (("chrF", metrics.CHRF()), ("BLEU", metrics.BLEU(force=True))):
         # What corpus_score() adds up: its own bootstrap resamples one system alone, so that a difference has none.
@@ -116,35 +118,58 @@ def _corpus_score(metric: Any, counts: np.ndarray, rows: np.ndarray) -> float:
     return float(metric._compute_score_from_stats(counts[rows].sum(0)).score)
 
 
-def _draws(num: int, seed: int) -> np.ndarray:
+@dataclass(frozen=True)
+class _Draws:
     """Rows of every resample; the same for both models, so that their difference is that on the same prompts."""
-    return np.random.default_rng(seed).integers(num, size=(NUM_RESAMPLES, num))
+
+    rows: list[np.ndarray]
+    num_rows: int
+    num_groups: int
+
+
+def _draws(groups: Sequence[Hashable], seed: int) -> _Draws:
+    """Resamples of whole groups, as of the rows of one prompt."""
+    members: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    each = [np.array(rows) for rows in members.values()]
+    drawn = np.random.default_rng(seed).integers(len(each), size=(NUM_RESAMPLES, len(each)))
+    return _Draws([np.concatenate([each[index] for index in line]) for line in drawn], len(groups), len(each))
+
+
+def _accuracy(right: Sequence[np.ndarray], prompts: Sequence[Hashable]) -> Measure:
+    """Accuracy of both models and its difference on the same prompts, with score intervals."""
+    sft, policy = (share_estimate(side.tolist(), prompts) for side in right)
+    differences = (right[1].astype(float) - right[0].astype(float)).tolist()
+    low, high = difference_interval(differences, prompts)
+    difference = Estimate(mean=policy.mean - sft.mean, low=low, high=high)
+    return Measure(name="accuracy", is_share=True, sft=sft, policy=policy, difference=difference)
 
 
 def _measure(
     name: str,
     measure: Callable[[np.ndarray, np.ndarray], float],
     answers: Sequence[np.ndarray],
-    draws: np.ndarray,
+    draws: _Draws,
     *,
     is_share: bool,
 ) -> Measure:
-    """`measure` of both models and of their difference, with percentile bootstrap intervals.
+    """`measure` of both models and of their difference, with bootstrap intervals over the same resamples.
 
     Source: Koehn 2004, "Statistical Significance Tests for Machine Translation Evaluation", sections 3 and 4.
     """
-    every = np.arange(draws.shape[1])
+    every = np.arange(draws.num_rows)
     sft, policy = (measure(side, every) for side in answers)
-    resampled = np.array([[measure(side, rows) for rows in draws] for side in answers])
+    resampled = np.array([[measure(side, rows) for rows in draws.rows] for side in answers])
     return Measure(
         name=name,
         is_share=is_share,
-        sft=_estimate(sft, resampled[0]),
-        policy=_estimate(policy, resampled[1]),
-        difference=_estimate(policy - sft, resampled[1] - resampled[0]),
+        sft=_estimate(sft, resampled[0], draws.num_groups),
+        policy=_estimate(policy, resampled[1], draws.num_groups),
+        difference=_estimate(policy - sft, resampled[1] - resampled[0], draws.num_groups),
     )
 
 
-def _estimate(value: float, resampled: np.ndarray) -> Estimate:
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Estimate(mean=value, low=float(low), high=float(high))
+def _estimate(value: float, resampled: np.ndarray, num_groups: int) -> Estimate:
+    low, high = bootstrap_interval(resampled.tolist(), num_groups)
+    return Estimate(mean=value, low=low, high=high)

@@ -121,9 +121,10 @@ def _judge_task(facts: Facts, evaluation: Evaluation, task: TaskResults) -> Verd
     if judge is not None:
         reasons += f" The judge ({evaluation.judge_name}) prefers the response after PPO {_describe(judge)}."
     cautions = _cautions(facts, evaluation)
-    if first.difference.high < 0:
+    low, high = first.difference.low, first.difference.high
+    if high is not None and high < 0:
         return Verdict("bad", "PPO made the model worse at its task.", reasons, cautions)
-    if first.difference.low <= 0:
+    if low is None or low <= 0:
         return Verdict("unclear", f"No clear change of {first.name}.", reasons, cautions)
     if judge is not None and judge.high < CHANCE:
         return Verdict(
@@ -134,10 +135,10 @@ def _judge_task(facts: Facts, evaluation: Evaluation, task: TaskResults) -> Verd
 
 def _describe_measure(measure: Measure) -> str:
     gain = measure.difference
-    points, low, high = (measure.shown_difference(value) for value in (gain.mean, gain.low, gain.high))
+    points, interval = measure.shown_difference(gain.mean), gain.words(measure.shown_difference)
     return (
         f"{measure.name} from {measure.shown(measure.sft.mean)} before PPO to {measure.shown(measure.policy.mean)} "
-        f"after it, {points} points ({percent(0.95)} interval {low} to {high})"
+        f"after it, {points} points ({percent(0.95)} interval {interval})"
     )
 
 

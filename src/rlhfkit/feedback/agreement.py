@@ -4,6 +4,7 @@ A number that is not defined is None with a reason, never NaN. All intervals are
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ __all__ = [
     "accuracy_without_noise",
     "annotator_accuracy",
     "binomial_p_value",
+    "ceiling_of_majorities",
     "cohen_kappa",
     "confusion",
     "count_values",
@@ -357,6 +359,19 @@ def majority_of_three(accuracy: Statistic) -> Statistic:
         None if q is None else q**3 + 3 * q**2 * (1 - q) for q in (accuracy.value, accuracy.low, accuracy.high)
     )
     return replace(accuracy, value=value, low=low, high=high)
+
+
+def ceiling_of_majorities(accuracy: float, leads: Sequence[int]) -> float | None:
+    """How often majorities that lead by so many votes are right, if each person is right with probability `accuracy`.
+
+    A perfect model agrees with them as often. Of a majority that leads by d votes, by Bayes with both responses as
+    likely at first: 1 / (1 + ((1 - q) / q)^d); over pairs the mean of it. Of single votes that is q; of three votes a
+    pair it is q³ + 3 q² (1 - q) in the mean. None where nothing leads.
+    """
+    if not leads:
+        return None
+    odds = (1 - accuracy) / accuracy
+    return math.fsum(1 / (1 + odds**lead) for lead in leads) / len(leads)
 
 
 def accuracy_without_noise(measured: float, accuracy: float) -> float | None:

@@ -1,6 +1,6 @@
 """Bradley-Terry reward model: training, and what it is worth on held-out pairs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from rlhfkit.config.schema import RewardModelConfig
 from rlhfkit.errors import RewardError
-from rlhfkit.intervals import wilson_interval
+from rlhfkit.intervals import rate_interval
 from rlhfkit.metrics import Metrics, RunLog
 from rlhfkit.models.reward_model import Normalization, RewardModel, reward_ids
 from rlhfkit.padding import microbatches, pad_right
@@ -40,6 +40,8 @@ class EncodedPair:
     chosen: list[int]
     rejected: list[int]
     margin: float
+    prompt: Hashable = None
+    """What tells which pairs are of the same prompt; None for one of its own."""
     strength: float | None = None
     """How much better people found the chosen one, from 1 (negligibly) to 4 (much), where the data say so."""
 
@@ -55,7 +57,7 @@ def encode_pairs(
             for response in (preference.chosen, preference.rejected)
         )
         margin = (preference.margin or 0.0) if use_margin else 0.0
-        pairs.append(EncodedPair(chosen, rejected, margin, _strength(preference)))
+        pairs.append(EncodedPair(chosen, rejected, margin, preference.prompt.content, _strength(preference)))
     return pairs
 
 
@@ -89,7 +91,7 @@ def train_reward_model(
     Raises: TrainingError where the loss or a gradient is not finite.
     """
     config = config.model_copy(update={"optim": decided(config.optim, model, "reward_model")})
-    train, held_out = split_validation(len(pairs), config.validation_share, seed)
+    train, held_out = split_validation(len(pairs), config.validation_share, seed, groups=prompts_of(pairs))
 
     def run(rows: Sequence[int], metrics: Metrics, *, denominator: int | None) -> None:
         chosen_pairs = [pairs[row] for row in rows]
@@ -143,6 +145,11 @@ def score_pairs(model: RewardModel, pairs: Sequence[EncodedPair]) -> tuple[Tenso
     return scores[: len(pairs)], scores[len(pairs) :]
 
 
+def prompts_of(pairs: Sequence[EncodedPair]) -> list[Hashable]:
+    """Which pairs are of the same prompt."""
+    return [number if pair.prompt is None else (pair.prompt,) for number, pair in enumerate(pairs)]
+
+
 @torch.no_grad()
 def measure(
     model: RewardModel,
@@ -153,6 +160,7 @@ def measure(
 ) -> dict[str, Any]:
     """Accuracy on held-out pairs with a 95 % interval, calibration, accuracy by difference in length and by degree.
 
+    The interval knows that pairs of one prompt hang together.
     Calibration compares, in bins of the stated confidence sigmoid(|difference of scores|), with the share of pairs in
     which the side that the model prefers is the chosen one.
     """
@@ -164,12 +172,13 @@ def measure(
         on_finished(len(group))
     right = (difference > 0).float() + 0.5 * (difference == 0).float()
     accuracy = float(right.mean())
-    low, high = wilson_interval(accuracy, len(pairs))
+    low, high = rate_interval(right.tolist(), prompts_of(pairs))
     return {
         "accuracy": accuracy,
         "accuracy_low": low,
         "accuracy_high": high,
         "num_pairs": len(pairs),
+        "num_prompts": len(set(prompts_of(pairs))),
         "calibration": _calibration(difference, right),
         "by_length_difference": _by_length_difference(pairs, right),
         "by_degree": _by_degree(pairs, right),

@@ -86,7 +86,10 @@ def train_sft(
     """
     optim = decided(config.optim, model, "pretrain" if stage == "pretrain" else "sft")
     config = config.model_copy(update={"optim": optim})
-    train, held_out = split_validation(len(texts), config.validation_share, seed)
+    prompts = [
+        tuple(text.ids[: text.learnt_from]) if text.learnt_from > 1 else number for number, text in enumerate(texts)
+    ]
+    train, held_out = split_validation(len(texts), config.validation_share, seed, groups=prompts)
 
     def parts(rows: Sequence[int]) -> list[PackedRows]:
         chosen = [texts[row] for row in rows]

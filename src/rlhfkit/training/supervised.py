@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -65,11 +65,24 @@ def _validation_interval(num_updates: int) -> int:
     return max(1, num_updates // NUM_VALIDATIONS)
 
 
-def split_validation(num_rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """(rows to train on, rows held out); at least one row stays on the training side."""
+def split_validation(
+    num_rows: int, share: float, seed: int, *, groups: Sequence[Hashable] | None = None
+) -> tuple[list[int], list[int]]:
+    """(rows to train on, rows held out); rows of a group, as of one prompt, are on one side.
+
+    Groups are held out in a random order while they fit into the share. At least one row stays on the training side;
+    where one group has all rows, or each is larger than the share, none is held out.
+    """
     order = shuffled(num_rows, derive_seed(seed, "validation"))
     num_held_out = num_rows - num_training_rows(num_rows, share)
-    return sorted(order[num_held_out:]), sorted(order[:num_held_out])
+    members: dict[Hashable, list[int]] = {}
+    for row in order:
+        members.setdefault(row if groups is None else groups[row], []).append(row)
+    held_out: list[int] = []
+    for rows in members.values():
+        if len(held_out) + len(rows) <= num_held_out:
+            held_out += rows
+    return sorted(set(order) - set(held_out)), sorted(held_out)
 
 
 def train_supervised(

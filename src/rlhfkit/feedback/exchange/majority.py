@@ -26,6 +26,8 @@ class Aggregated:
     """Pair of each preference."""
     strengths: list[float]
     """Mean degree of the votes that agree with each preference, from 1 to 4."""
+    leads: list[int]
+    """Votes for each preference less those for the other response, at least 1."""
     num_pairs: int
     """Pairs of the part and rounds that were asked for."""
     num_tied: int
@@ -59,7 +61,7 @@ def preferences_of(
     """
     found = votes_by_pair(pairs, votes)
     outcomes: Counter[Outcome] = Counter()
-    preferences, pair_ids, strengths, unusable = [], [], [], []
+    preferences, pair_ids, strengths, leads, unusable = [], [], [], [], []
     for pair in pairs:
         if (part is not None and pair.part != part) or (rounds is not None and pair.round not in rounds):
             continue
@@ -77,10 +79,12 @@ def preferences_of(
         preferences.append(preference)
         pair_ids.append(pair.id)
         strengths.append(strength)
+        leads.append(len(degrees) - sum(vote.choice.preferred not in (None, outcome) for vote in found[pair.id]))
     return Aggregated(
         preferences,
         pair_ids,
         strengths,
+        leads,
         num_pairs=outcomes.total(),
         num_tied=outcomes["tie"],
         num_both_bad=outcomes["both_bad"],
