@@ -49,6 +49,7 @@ from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rundir import RunDir
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import train_ppo
+from rlhfkit.training.rates import Role, auto_learning_rate
 from rlhfkit.training.reward_model import EncodedPair, train_reward_model
 from rlhfkit.training.sft import LearntText, train_sft
 from tests.training import tiny
@@ -353,13 +354,13 @@ def said(value: object) -> str:
     return json.dumps(value) if isinstance(value, str | bool | dict) else f"{value:g}"
 
 
-def test_learning_rates_in_tables_are_the_recipes():
-    rows = list(tables(r"\| recipe \| sft \|"))
-    assert rows
-    for part, (name, *rates), _ in rows:
-        recipe = load_recipe(name, ["model.path=m", "data.path=p"] if name != "demo" else []).recipe
-        optims = [recipe.sft.optim, recipe.reward_model.optim, recipe.ppo.optim, recipe.ppo.value.optim]
-        assert [float(rate) for rate in rates[:4]] == [optim.learning_rate for optim in optims], where(part)
+def test_learning_rates_in_tables_are_those_that_auto_stands_for():
+    rows = list(tables(r"\| what is trained \| rate of full training \|"))
+    sizes = (17_000_000, 124_000_000, 1_000_000_000, 8_000_000_000)
+    roles: tuple[Role, ...] = ("sft", "reward_model", "policy", "value", "pretrain")
+    for role, (part, (_, _, _, *rates), _) in zip(roles, rows, strict=True):
+        expected = [auto_learning_rate(role, num_weights=size, lora=False) for size in sizes]
+        assert [float(rate) for rate in rates] == expected, where(part)
 
 
 # ── metrics ──────────────────────────────────────────────────────────────────────────────────────────────────────────
