@@ -22,7 +22,7 @@ def prompt(text: str = "a", reference: str | None = "b") -> EncodedPrompt:
 
 
 def questions(*references: str) -> list[Question]:
-    return [Question(prompt(), (reference,)) for reference in references]
+    return [Question(prompt(f"question {number}"), (reference,)) for number, reference in enumerate(references)]
 
 
 def by_name(results) -> dict[str, Measure]:
