@@ -148,15 +148,15 @@ def test_pairs_are_prompt_response_and_eos():
     preferences = [Preference(Prompt("ab"), "cd", "e", margin=0.3), Preference(Prompt("a"), "b", "c")]
     model = tiny.reward_model()
     assert encode_pairs(preferences, model, max_tokens=12, use_margin=True) == [
-        EncodedPair([2, 3, 4, 5, 1], [2, 3, 6, 1], 0.3),
-        EncodedPair([2, 3, 1], [2, 4, 1], 0.0),
+        EncodedPair([2, 3, 4, 5, 1], [2, 3, 6, 1], 0.3, "ab"),
+        EncodedPair([2, 3, 1], [2, 4, 1], 0.0, "a"),
     ]
     assert [p.margin for p in encode_pairs(preferences, model, max_tokens=12, use_margin=False)] == [0.0, 0.0]
 
 
 def test_an_overlong_pair_loses_the_beginning_of_its_prompt():
     (pair,) = encode_pairs([Preference(Prompt("abcd"), "ef", "g")], tiny.reward_model(), max_tokens=5, use_margin=False)
-    assert pair == EncodedPair([4, 5, 6, 7, 1], [3, 4, 5, 8, 1], 0.0)
+    assert pair == EncodedPair([4, 5, 6, 7, 1], [3, 4, 5, 8, 1], 0.0, "abcd")
 
 
 # ── learning, killing ────────────────────────────────────────────────────────────────────────────────────────────────
