@@ -355,19 +355,22 @@ def test_prompt_and_response_must_fit_the_context_of_a_model_that_the_run_makes(
     assert "add up to 32, more than the model's context of 30 tokens" in desk.refused(*overrides)
 
 
-SYSTEM = {"prompt": [{"role": "system", "content": "be kind " * 9}, {"role": "user", "content": "hi"}]}
+ASKED = {"prompt": [{"role": "user", "content": "hi"}]}
+LONG_TEMPLATE = "Be kind to whoever asks you anything. {% for m in messages %}{{ m.content }}{% endfor %}"
 
 
 def test_a_prompt_that_cannot_be_cut_is_named(desk: Desk):
-    desk.write("prompts.jsonl", jsonl({"prompt": "a"}, SYSTEM))
-    message = desk.refused()
+    desk.write("prompts.jsonl", jsonl({"prompt": "a"}, ASKED))
+    desk.write("long.jinja", LONG_TEMPLATE)
+    message = desk.refused("model.chat_template=long.jinja")
     assert "data.prompts: prompts.jsonl:2 needs " in message
     assert "tokens even when cut, and data.max_prompt_tokens is 24; raise it, or" in message
 
 
 def test_prompts_that_cannot_be_cut_are_bad_rows_and_may_be_skipped(desk: Desk):
-    desk.write("prompts.jsonl", jsonl(SYSTEM, {"prompt": "a"}, {"prompt": "b"}))
-    code, _, errors = desk.run(ONLY_PPO, "data.on_bad_row=skip", "ppo.iterations=1")
+    desk.write("prompts.jsonl", jsonl(ASKED, {"prompt": "a"}, {"prompt": "b"}))
+    desk.write("long.jinja", LONG_TEMPLATE)
+    code, _, errors = desk.run(ONLY_PPO, "data.on_bad_row=skip", "ppo.iterations=1", "model.chat_template=long.jinja")
     assert code == 0
     assert errors.count("data.prompts: 1 bad rows left out, the first: prompts.jsonl:1 needs ") == 1
 
@@ -932,7 +935,9 @@ def test_a_run_goes_on_once_its_reward_is_mended(desk: Desk):
     (desk.path / "demonstrations.jsonl").unlink()  # which a finished stage read
     code, _, errors = desk.run(SFT_AND_PPO)
     assert code == 0
-    assert errors.startswith("sft: finished before\n")
+    changed, finished, *_ = errors.splitlines()
+    assert changed.startswith("warning: reward.function: ")
+    assert finished == "sft: finished before"
     assert desk.iterations() == [0, 1, 2]
     assert (desk.run_dir / "policy" / "model.safetensors").exists()
     assert half_written(desk.run_dir) == []
@@ -950,7 +955,10 @@ def test_a_run_goes_on_once_its_endpoint_is_back(desk: Desk, endpoint: Endpoint)
 
 def test_scores_that_never_differ_stop_the_run_before_its_first_update(desk: Desk):
     desk.write("rewarding.py", "def letters(prompts, responses): return [1.0 for _ in responses]\n")
-    assert "before the first update: all 4 scores are 1, so there is nothing to learn" in desk.stopped(ONLY_PPO)
+    code, _, errors = desk.run(ONLY_PPO)
+    assert code == 1
+    assert "before the first update: all 4 scores are 1, so there is nothing to learn" in errors
+    assert errors.count("→ score 1\n") == 3  # with what was scored
 
 
 # ── Ctrl-C ───────────────────────────────────────────────────────────────────────────────────────────────────────────

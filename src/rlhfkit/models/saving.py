@@ -127,7 +127,7 @@ def _as_saved(directory: Path) -> Iterator[None]:
 def _check_tokenizer(directory: Path, ours: PreTrainedTokenizerBase, *, trust_remote_code: bool) -> None:
     saved = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     # A text of its own tokens, since a tokenizer without UNK can read no others.
-    text = str(ours.decode(range(0, len(ours), max(1, len(ours) // TEXT_TOKENS)), skip_special_tokens=True))
+    text = str(ours.decode(list(range(0, len(ours), max(1, len(ours) // TEXT_TOKENS))), skip_special_tokens=True))
     expected, found = ours(text)["input_ids"], saved(text)["input_ids"]
     if found != expected:
         raise ModelError(f"the saved tokenizer reads {text!r} as {found}, and the one of training as {expected}")
