@@ -61,7 +61,7 @@ def desk(tmp_path, monkeypatch):
     """A working directory with environments and dialogues."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(pipeline, "write_report", lambda run_dir: run_dir.report.touch())
+    monkeypatch.setattr(pipeline, "report_or_warn", lambda run_dir, *_, **__: run_dir.report.touch())
     (tmp_path / "my_worlds.py").write_text(WORLDS)
     (tmp_path / "dialogues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DIALOGUES))
     yield tmp_path

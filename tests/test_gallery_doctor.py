@@ -138,7 +138,7 @@ def always(prompts, responses):
     return [0.5] * len(responses)
 
 def coin(prompts, responses):
-    return [float(zlib.crc32(response.encode()) % 1000) for response in responses]
+    return [zlib.crc32(response.encode()) % 1000 / 250 for response in responses]
 
 def nan(prompts, responses):
     return [float("nan")] * len(responses)
@@ -394,7 +394,7 @@ def test_a_model_that_is_not_there_is_named(examine):
 def test_a_context_that_is_too_small_is_named(examine):
     found = examine("reviews.toml", "rollout.max_response_tokens=200")
     assert named(found) == {"model.files": "fault"}
-    assert "more than the model's context of 128" in found["model.files"].seen
+    assert "leaves no room for a prompt in the model's context of 128" in found["model.files"].seen
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is one")
