@@ -41,6 +41,12 @@ def test_returns_of_a_late_reward_decay_with_gamma_and_lambda():
     torch.testing.assert_close(returns, torch.tensor([[0.9**3 * 0.95**2, 0.9**2 * 0.95, 0.9, 1.0]]))
 
 
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_nan_is_not_whitened_away(shift_mean):
+    x, mask = torch.tensor([[1.0, math.nan, 3.0]]), torch.ones(1, 3, dtype=torch.bool)
+    assert whiten(x, mask, shift_mean=shift_mean).isnan().all()
+
+
 def test_lambda_zero_is_the_one_step_error():
     advantages = text_gae([[0.0, 0.0, 5.0]], [[1.0, 2.0, 3.0]], gamma=1.0, gae_lambda=0.0)
     assert advantages.tolist() == [[1.0, 1.0, 2.0]]

@@ -106,11 +106,11 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     x = where_masked(x, mask)
     mean, variance = masked_mean(x, mask), masked_var(x, mask)
     whitened = (x - mean) * torch.rsqrt(variance + 1e-8)
-    # What is left of equal entries is the rounding of their mean, which the division would blow up.
-    varies = variance > rounding_of_means(x, mask).square()
+    # What is left of equal entries is the rounding of their mean, which the division would blow up. NaN stays NaN.
+    is_rounding = variance <= rounding_of_means(x, mask).square()
     if not shift_mean:
-        return where_masked(torch.where(varies, whitened + mean, x), mask)
-    return where_masked(torch.where(varies, whitened, 0.0), mask)
+        return where_masked(torch.where(is_rounding, x, whitened + mean), mask)
+    return where_masked(torch.where(is_rounding, 0.0, whitened), mask)
 
 
 def rloo_advantages(scores: Tensor, *, group_size: int) -> Tensor:

@@ -169,7 +169,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     values, returns = where_masked(values, mask), where_masked(returns, mask)
     total = masked_var(returns, mask)
     explained = 1 - masked_var(returns - values, mask) / total
-    return torch.where(total > rounding_of_means(returns, mask).square(), explained, 0.0)
+    return torch.where(total <= rounding_of_means(returns, mask).square(), 0.0, explained)
 
 
 def _ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
