@@ -53,6 +53,7 @@ def weights(run, seed):
 CONTROL = [summary.name for summary in list_recipes() if '["control"]' in recipe_text(summary.name)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("recipe", CONTROL)
 def test_a_shipped_control_recipe_runs_from_training_to_report(recipe, tmp_path):
     if recipe == "lunarlander":
@@ -276,6 +277,7 @@ def test_only_gymnasiums_own_vector_environments_are_taken_unasked(tmp_path):
     assert done.evaluation.exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "change",
     [

@@ -53,6 +53,7 @@ print(page_faults())
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's")
 @pytest.mark.parametrize(
     ("setting", "few"), [(("keep", "go on"), True), (("keep", "release"), False), (("as it is", "go on"), False)]

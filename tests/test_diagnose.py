@@ -343,6 +343,7 @@ def test_the_report_shows_what_is_wrong_with_texts_escaped(broken, tmp_path):
     assert "<script>" not in render_report(broken)
 
 
+@pytest.mark.thorough
 def test_a_copy_of_a_run_gives_the_same_report(broken, tmp_path):
     shutil.copytree(broken.path, tmp_path / "copy")
     assert render_report(RunDir(tmp_path / "copy")) == render_report(broken)

@@ -474,6 +474,7 @@ def test_this_machine_is_healthy_and_stays_as_it_is(invoke, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_json_is_the_last_line(invoke):
     code, output, _ = invoke("cartpole", "--json")
     found = json.loads(output.splitlines()[-1])

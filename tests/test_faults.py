@@ -382,6 +382,7 @@ def test_a_kind_kill_saves_and_leaves_and_the_run_goes_on(name, number, tmp_path
     assert differences(stopped, whole) == []
 
 
+@pytest.mark.thorough
 def test_sigterm_where_nothing_can_be_saved_leaves_in_good_order(tmp_path):
     process = start("sft", tmp_path / "run", die_at=(r"os.mkdir .*/\.base\..*", 1), by=signal.SIGTERM)
     process.join()
@@ -418,6 +419,7 @@ def with_file(tmp_path):
     return RECIPES["ppo"].replace(table, f'prompts = {{ path = "{prompts}" }}'), prompts
 
 
+@pytest.mark.thorough
 def test_a_stage_does_not_go_on_with_other_data_than_it_began_with(run, with_file, tmp_path):
     recipe, prompts = with_file
     directory = tmp_path / "run"

@@ -265,6 +265,7 @@ def test_a_healthy_recipe_of_all_stages_is_not_accused(examine):
     assert found["reward.length"].verdict == "ok"
 
 
+@pytest.mark.thorough
 def test_a_healthy_recipe_of_chats_is_not_accused(examine):
     found = examine("chat.toml")
     assert named(found) == {}
@@ -576,6 +577,7 @@ def test_a_reward_that_the_model_seldom_reaches_is_told_from_one_that_is_constan
     assert "while responses of the data score 0 to 1" in found["reward.scores"].seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("function", "name", "words"),
     [

@@ -131,6 +131,7 @@ def training_command(output, *, recipe):
 # ── label ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_label_pairs_serves_until_ctrl_c_and_ends_with_a_summary(desk):
     (desk / "rules.md").write_text("Be kind.")
     port = free_port()
@@ -153,6 +154,7 @@ def test_label_pairs_serves_until_ctrl_c_and_ends_with_a_summary(desk):
         assert len(store.votes()) == 3
 
 
+@pytest.mark.thorough
 def test_label_goes_on_where_it_was_and_its_last_line_trains(desk, call):
     first, code, _, _ = label_until_done(call, "--pairs", "pairs.jsonl", num=3)
     assert code == 0
@@ -182,6 +184,7 @@ def test_label_prompts_fits_the_models_context(desk, call):
         assert {pair.part for pair in store.pairs()} == {"train", "test"}
 
 
+@pytest.mark.thorough
 def test_label_run_samples_again_only_when_nothing_is_left(run, call):
     rounds = []
     for num in (2, None, None):

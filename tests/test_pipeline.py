@@ -217,6 +217,7 @@ def test_ppo_begins_at_the_reference(finished):
     assert first["ppo/ratio_first_epoch_max_deviation"] < 1e-4
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_bits(run, finished, tmp_path):
     assert_same_results(run(tmp_path / "again"), finished)
 
@@ -230,6 +231,7 @@ def test_another_seed_gives_another_policy(run, tmp_path):
     assert base(1) != base(2)
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_killed_in_every_stage_ends_with_the_same_bits(run, finished, tmp_path):
     directory = tmp_path / "killed"
     for name in ("pretrain", "sft", "pairs", "label", "reward_model", "normalise", "ppo", "evaluate"):
@@ -251,6 +253,7 @@ def test_finished_stages_are_not_done_again(run, copy):
     assert copy.report.exists()
 
 
+@pytest.mark.thorough
 def test_few_updates_are_worth_a_word(run, tmp_path):
     warned = []
     progress = Progress(quiet=True)
@@ -519,6 +522,7 @@ def test_every_shipped_recipe_parses_with_the_command_in_its_header(name):
     assert recipe.purpose
 
 
+@pytest.mark.thorough
 def test_the_demo_runs_two_iterations_at_reduced_size(tmp_path):
     loaded = load_recipe(
         "demo",
@@ -561,6 +565,7 @@ def run_shipped(name, directory, model, *overrides):
     return read_results(run_dir.evaluation, Evaluation)
 
 
+@pytest.mark.thorough
 def test_classification_runs_two_iterations_on_a_tiny_model(tmp_path, directory_of):
     for name, word in (("pos", "fine"), ("neg", "poor")):
         (tmp_path / f"rt-polarity.{name}").write_text("".join(f"a {word} film , no {row}\n" for row in range(100)))
@@ -584,6 +589,7 @@ def test_classification_runs_two_iterations_on_a_tiny_model(tmp_path, directory_
     assert evaluation.models["policy"].judge is None
 
 
+@pytest.mark.thorough
 def test_translation_runs_two_iterations_on_a_tiny_model(tmp_path, directory_of):
     lines = [f"Go {row // 2}.\tVa {row} !\tCC-BY {row}\n" for row in range(60)]
     (tmp_path / "eng-fra.txt").write_text("".join(lines))

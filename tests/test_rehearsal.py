@@ -164,6 +164,7 @@ def test_every_stage_is_forecast_in_full_though_little_is_done(tmp_path):
     assert metrics.count('"stage": "pretrain"') == rehearsal.UPDATES
 
 
+@pytest.mark.thorough
 def test_nothing_stays_and_the_run_is_not_touched(tmp_path):
     run = RunDir(tmp_path / "runs" / "mine")
     recipe = loaded(tmp_path)
@@ -178,6 +179,7 @@ def test_nothing_stays_and_the_run_is_not_touched(tmp_path):
     assert "in 2 rounds" in whole.seen
 
 
+@pytest.mark.thorough
 def test_what_a_run_has_finished_is_taken_from_it(tmp_path):
     run = tmp_path / "run"
     text = RECIPE.replace("rounds = 2\n", "")
@@ -199,6 +201,7 @@ def test_nothing_is_tried_of_a_run_that_is_finished(tmp_path):
     assert (finding.verdict, finding.seen) == ("skipped", "nothing is left to do")
 
 
+@pytest.mark.thorough
 def test_how_long_people_take_is_not_told(tmp_path):
     recipe = loaded(tmp_path, RECIPE, 'preferences.annotators = { type = "people" }')
     *stages, last = examine_forecast(recipe, RunDir(tmp_path / "run"))
@@ -207,6 +210,7 @@ def test_how_long_people_take_is_not_told(tmp_path):
     assert last.seen.startswith("it waits for people")
 
 
+@pytest.mark.thorough
 def test_a_control_task_is_forecast_for_all_its_seeds(tmp_path):
     text = RECIPES["control"].replace("env_steps = 512", "env_steps = 12800")
     stage, whole = examine_forecast(loaded(tmp_path, text), RunDir(tmp_path / "run"))
@@ -222,6 +226,7 @@ def test_too_little_memory_is_a_fault_with_numbers(tmp_path, monkeypatch):
         list(rehearse(loaded(tmp_path), RunDir(tmp_path / "run"), room))
 
 
+@pytest.mark.thorough
 def test_a_try_that_is_killed_is_a_fault_of_its_stage(tmp_path, monkeypatch):
     (tmp_path / "deadly_reward.py").write_text(DEADLY.format(parent=os.getpid()))
     monkeypatch.syspath_prepend(tmp_path)
@@ -240,6 +245,7 @@ def test_a_try_that_takes_too_long_is_given_up(tmp_path):
     assert files(tmp_path) == before | {"recipe.toml"}
 
 
+@pytest.mark.thorough
 def test_what_goes_wrong_with_a_model_that_has_learnt_nothing_is_no_fault(tmp_path):
     recipe = loaded(tmp_path)
     prompts = recipe.recipe.data.prompts.model_copy(update={"num_rows": 1})

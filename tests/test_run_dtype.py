@@ -72,7 +72,7 @@ def test_no_shipped_recipe_asks_for_a_type_that_many_machines_lack():
     tables = {name: tomllib.loads(recipe_text(name)) for name, *_ in list_recipes()}
     found = {name: table["model"].get("dtype") for name, table in tables.items() if "model" in table}
     tiny = {"demo", "demo_rounds", "guess"}  # too small to gain from bfloat16; their numbers are published
-    assert len(found) == 9
+    assert len(found) == 10
     assert found == {name: "float32" if name in tiny else "auto" for name in found}
 
 
@@ -200,6 +200,7 @@ def test_a_run_says_once_and_records_which_fast_paths_it_took(tmp_path):
     assert recorded["attention as two products"] == "taken"
 
 
+@pytest.mark.thorough
 def test_compile_without_a_compiler_is_a_note_and_the_plain_code(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     said = Said()

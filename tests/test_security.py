@@ -205,6 +205,7 @@ def watch():
     return Watch()
 
 
+@pytest.mark.thorough
 def test_whatever_the_data_say_a_run_writes_in_its_directory_alone(tmp_path, watch, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pipeline, "report_or_warn", lambda run_dir, warn: run_dir.report.touch())

@@ -42,6 +42,7 @@ def write_results(run, reward, judge, eos, reward_model):
         write_json(run.reward_model_report, reward_model)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CURVES)
 def test_no_results_make_verdict_and_diagnosis_contradict_each_other(tmp_path, name):
     grid = itertools.product(WIN_RATES, WIN_RATES, EOS, REWARD_MODELS)

@@ -220,6 +220,7 @@ def test_being_found_imports_nothing_heavy():
     assert ended.stdout == "[]\n"
 
 
+@pytest.mark.thorough
 def test_ppo_of_stable_baselines3_learns_a_task_of_one_token():
     from stable_baselines3 import PPO
 

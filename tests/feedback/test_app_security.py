@@ -369,6 +369,7 @@ def test_websockets_are_closed(store):
         pass
 
 
+@pytest.mark.thorough
 def test_who_leaves_thousands_of_pairs_makes_nobody_wait(tmp_path, monkeypatch):
     monkeypatch.setattr(app_module, "GRACE_SECONDS", 0.0)
     with open_store(tmp_path) as store:

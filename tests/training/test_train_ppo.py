@@ -155,6 +155,7 @@ def test_every_iteration_writes_its_metrics(tmp_path):
     assert rows[0]["policy/learning_rate"] > rows[-1]["policy/learning_rate"] > 0
 
 
+@pytest.mark.thorough
 def test_metrics_have_the_same_order_whatever_the_seed_of_hashes(tmp_path):
     script = (
         "import sys; from pathlib import Path; from tests.training.test_train_ppo import run, settings; "
@@ -326,6 +327,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("kill_at", [1, 2, 5])
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, variant, kill_at):

@@ -64,6 +64,7 @@ def test_a_rule_warns_once_with_its_numbers_and_the_setting(tmp_path):
     assert len(rows(run)) == 20
 
 
+@pytest.mark.thorough
 def test_a_rule_that_is_off_says_nothing_and_a_warning_changes_nothing(tmp_path):
     silent, said = train(growing(), tmp_path / "silent")
     assert said == []
@@ -73,6 +74,7 @@ def test_a_rule_that_is_off_says_nothing_and_a_warning_changes_nothing(tmp_path)
     assert without == rows(silent)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_does_not_warn_again(tmp_path):
     _, said = train(growing("warn"), tmp_path)
     assert len(said) == 1
@@ -124,6 +126,7 @@ def test_a_rule_lowers_the_learning_rates_and_waits_before_it_does_so_again(tmp_
     assert said[0].endswith("the learning rates are 0.5 of the recipe's from here on")
 
 
+@pytest.mark.thorough
 def test_a_rule_raises_the_kl_coefficient_from_nothing_to_the_least_one_and_then_by_its_factor(tmp_path):
     run, _ = train(growing("raise_kl_coef", kl_coef_factor=3.0, least_kl_coef=0.02), tmp_path)
     changes = logged(run, "watch/kl_coef")
@@ -273,12 +276,14 @@ def whole(tmp_path_factory):
     return run, trainer
 
 
+@pytest.mark.thorough
 def test_a_run_may_be_rolled_back_more_than_once(whole):
     run, trainer = whole
     assert list(logged(run, "watch/rolled_back_to").values()) == [1.0, 1.0]
     assert trainer.watch.learning_rate_factor == pytest.approx(0.81)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("checkpoint_minutes", [1e-9, 60.0])
 @pytest.mark.parametrize("kill_at", [4, 10, 11, 13, 19])
 def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(tmp_path, whole, kill_at, checkpoint_minutes):
@@ -339,6 +344,7 @@ def test_every_rule_of_ppo_and_of_control_has_its_setting():
         assert str(WatchConfig.model_fields[rule.name].description).startswith(rule.title.split(",")[0][:12])
 
 
+@pytest.mark.thorough
 def test_a_healthy_run_with_every_reaction_ends_like_one_without(tmp_path):
     everything = dict.fromkeys(("kl_exploding", "reward_falling", "eos_lost", "reward_flat"), ("roll_back", "stop"))
     config = ppo_config(watch=WatchConfig(**everything))
