@@ -72,7 +72,6 @@ def test_intervals_hold_what_the_normal_approximation_says():
         assert (estimate.low, estimate.high) == pytest.approx((p - half, p + half), abs=0.2 * half)
 
 
-@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_interval():
     first, again, other = (classification(TRUE, BEFORE, AFTER, seed=seed) for seed in (0, 0, 1))
     assert first == again

@@ -66,7 +66,7 @@ def classification(
     questions: Sequence[Question], sft: Sequence[str], policy: Sequence[str], *, seed: int
 ) -> TaskResults:
     """Accuracy and macro-F1 over the classes that the references name; a response that names none of them is wrong."""
-    from sklearn.metrics import confusion_matrix, f1_score  # type: ignore[import-untyped]
+    from sklearn.metrics import confusion_matrix  # type: ignore[import-untyped]
 
     true = np.array([question.references[0] for question in questions])
     labels = sorted(set(true.tolist()))
@@ -75,10 +75,14 @@ def classification(
     answers = [np.array([places.get(response, len(labels)) for response in side]) for side in (sft, policy)]
 
     def macro_f1(answered: np.ndarray, rows: np.ndarray) -> float:
+        # F1 = 2 right / (expected + answered), by counts: scikit-learn's takes 10 ms, a thousand times as long.
+        of_rows, said = expected[rows], answered[rows]
+        num = len(labels)
+        both = np.bincount(of_rows, minlength=num) + np.bincount(said, minlength=num + 1)[:num]
+        right = np.bincount(of_rows[of_rows == said], minlength=num)
         # A class that a resample lacks, and that nobody answers there, has no F1; as 0 it would lower the mean.
-        occurring = np.union1d(expected[rows], answered[rows])
-        classes = occurring[occurring < len(labels)]
-        return float(f1_score(expected[rows], answered[rows], labels=classes, average="macro", zero_division=0.0))
+        occurs = both > 0
+        return float((2 * right[occurs] / both[occurs]).mean())
 
     def counts(answered: np.ndarray) -> tuple[tuple[int, ...], ...]:
         matrix = confusion_matrix(expected, answered, labels=range(len(labels) + 1))
