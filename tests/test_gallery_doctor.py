@@ -317,7 +317,7 @@ def test_pad_that_is_eos_is_named(examine, desk, tmp_path):
     tokenizer.save_pretrained(model)
     found = examine("reviews.toml", f"model.path={model}")
     assert named(found) == {"model.pad_and_eos": "warning"}
-    assert "PAD is the same" in found["model.pad_and_eos"].seen
+    assert "PAD equal to EOS" in found["model.pad_and_eos"].seen
 
 
 @pytest.mark.thorough
@@ -426,7 +426,7 @@ def test_a_model_that_never_ends_is_named(examine, desk, tmp_path):
     short = ("ppo.min_eos_rate=0.05", "rollout.max_response_tokens=2", "reward.function=gallery_rewards:coin")
     found = examine("chat.toml", f"model.path={model}", *short)
     assert named(found) == {"model.ending": "warning"}
-    assert found["model.ending"].seen.startswith("0% of 16 responses end within 2 tokens")
+    assert "% of 24 responses end within 2 tokens" in found["model.ending"].seen
 
 
 # ── templates ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -437,8 +437,8 @@ def test_a_model_that_never_ends_is_named(examine, desk, tmp_path):
     ("template", "verdict", "words"),
     [
         (CHATML, "fault", "<|im_start|>, <|im_end|> are no token of this tokenizer"),
-        (f"{EACH}{{{{ m['role'] }}}}:{END}assistant:", "fault", "what the user says is not in the prompt"),
-        (f"{EACH}{{% if m['role'] == 'user' %}}{SAID}{{% endif %}}{END}\nA:", "fault", "nothing of it can be learnt"),
+        (f"{EACH}{{{{ m['role'] }}}}:{END}assistant:", "fault", "what the user says is not in what it writes"),
+        (f"{EACH}{{% if m['role'] == 'user' %}}{SAID}{{% endif %}}{END}\nA:", "fault", "what the assistant says is not in what it writes"),
         (f"{EACH}{SAID}\n{END}", "warning", "may go on as the user"),
     ],
     ids=["another model's", "without the user", "without the assistant", "without a beginning"],
