@@ -438,7 +438,11 @@ def test_a_model_that_never_ends_is_named(examine, desk, tmp_path):
     [
         (CHATML, "fault", "<|im_start|>, <|im_end|> are no token of this tokenizer"),
         (f"{EACH}{{{{ m['role'] }}}}:{END}assistant:", "fault", "what the user says is not in what it writes"),
-        (f"{EACH}{{% if m['role'] == 'user' %}}{SAID}{{% endif %}}{END}\nA:", "fault", "what the assistant says is not in what it writes"),
+        (
+            f"{EACH}{{% if m['role'] == 'user' %}}{SAID}{{% endif %}}{END}\nA:",
+            "fault",
+            "what the assistant says is not in what it writes",
+        ),
         (f"{EACH}{SAID}\n{END}", "warning", "may go on as the user"),
     ],
     ids=["another model's", "without the user", "without the assistant", "without a beginning"],
