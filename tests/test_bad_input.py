@@ -857,6 +857,7 @@ def test_a_place_where_no_run_can_be_is_named(desk: Desk, directory: str, words:
     assert (code, the_error(errors)) == (1, words)
 
 
+@pytest.mark.thorough
 def test_a_mistake_spares_the_run_that_would_have_been_replaced(desk: Desk):
     assert desk.run(ONLY_PPO, "ppo.iterations=1")[0] == 0
     before = sorted(desk.run_dir.rglob("*"))
@@ -924,6 +925,7 @@ def letters(prompts, responses):
 """
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_once_its_reward_is_mended(desk: Desk):
     desk.write("rewarding.py", FAILS_LATER.format("return [0.0]"))
     assert desk.stopped(SFT_AND_PPO) == (
@@ -943,6 +945,7 @@ def test_a_run_goes_on_once_its_reward_is_mended(desk: Desk):
     assert half_written(desk.run_dir) == []
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_once_its_endpoint_is_back(desk: Desk, endpoint: Endpoint):
     endpoint.status, endpoint.content, endpoint.fails_from = 503, b"busy", 2
     assert "answered 503 Service Unavailable: 'busy' at the last of 2 attempts" in desk.stopped(
@@ -964,6 +967,7 @@ def test_scores_that_never_differ_stop_the_run_before_its_first_update(desk: Des
 # ── Ctrl-C ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_an_interrupted_run_says_how_to_go_on_and_does(desk: Desk):
     desk.write("rewarding.py", FAILS_LATER.format("raise KeyboardInterrupt"))
     code, output, errors = desk.run(ONLY_PPO)

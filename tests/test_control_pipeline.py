@@ -108,6 +108,7 @@ def untimed(run):
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
+@pytest.mark.thorough
 def test_a_seed_without_a_checkpoint_begins_anew_and_leaves_the_others_alone(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole")
     update = pipeline.ControlPipeline._train
@@ -125,6 +126,7 @@ def test_a_seed_without_a_checkpoint_begins_anew_and_leaves_the_others_alone(tmp
     assert untimed(run(tmp_path / "killed")) == untimed(whole)
 
 
+@pytest.mark.thorough
 def test_evaluate_measures_again_with_the_same_result(tmp_path):
     done = run(tmp_path / "run")
     before = done.evaluation.read_text()

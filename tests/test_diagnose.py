@@ -331,6 +331,7 @@ def test_what_is_no_run_is_one_line_and_exit_1(tmp_path, monkeypatch, capsys):
     assert err.startswith(f"error: {tmp_path} is not a run directory")
 
 
+@pytest.mark.thorough
 def test_the_report_shows_what_is_wrong_with_texts_escaped(broken, tmp_path):
     page = render_report(broken)
     assert "3 things are wrong</h2>" in page

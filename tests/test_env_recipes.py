@@ -117,6 +117,7 @@ def test_a_run_in_an_environment_that_is_killed_ends_with_the_same_bits(desk):
     assert (killed.model("policy") / weights).read_bytes() == (whole.model("policy") / weights).read_bytes()
 
 
+@pytest.mark.thorough
 def test_evaluating_again_plays_the_same_episodes(desk):
     run_dir = run(desk / "run")
     before = run_dir.evaluation.read_text()
@@ -190,6 +191,7 @@ def test_an_environment_of_ones_own_is_cut_off_at_its_limit(desk):
     assert [row["episode/turns"] for row in ppo_metrics(run_dir)] == [2.0, 2.0]
 
 
+@pytest.mark.thorough
 def test_a_reward_may_be_paid_on_top(desk):
     add = 'reward={type="function", function="my_worlds:long"}'
     without = run(desk / "without", *own("Vowels"), 'stages=["pretrain", "ppo"]')

@@ -299,6 +299,7 @@ def test_healthy_shipped_recipes_are_not_accused(examine, recipe):
     assert named(examine(recipe)) == {}
 
 
+@pytest.mark.thorough
 def test_a_finished_run_is_looked_at_where_it_stands(examine, desk):
     found = examine("pretrain.toml", run_dir=desk / "run")
     assert named(found) == {}

@@ -212,6 +212,7 @@ def test_every_round_is_a_run_of_its_own(finished):
     assert [path.name for path in finished.path.rglob(".*")] == []
 
 
+@pytest.mark.thorough
 def test_the_second_round_asks_about_the_policy_of_the_first(finished):
     pairs = snapshot_of(finished.simulated_labels).pairs
     models = {number: {pair.model_a for pair in pairs if pair.round == number} for number in (1, 2)}

@@ -290,6 +290,7 @@ def test_fresh_takes_other_settings(run, tmp_path):
     assert json.loads(run_dir.config.read_text())["model"]["width"] == 8
 
 
+@pytest.mark.thorough
 def test_why_a_run_stopped_itself_is_kept_until_it_goes_on(run, copy):
     copy.stages.write_text(json.dumps({stage: {} for stage in STAGES[:5]}))
     shutil.rmtree(copy.checkpoints / "ppo")
@@ -405,6 +406,7 @@ def test_damaged_checkpoints_of_ppo_are_an_error_and_not_a_silent_new_beginning(
 # ── settings that take other ways ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_without_test_pairs_the_reward_model_is_trained_all_the_same(run, tmp_path):
     stages = 'stages=["pretrain", "sft", "preferences", "reward_model"]'
     # The only prompt is then for training.

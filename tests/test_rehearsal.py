@@ -141,6 +141,7 @@ def test_responses_are_cut_to_lengths_drawn_from_the_demonstrations(monkeypatch)
 # ── recipes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_every_stage_is_forecast_in_full_though_little_is_done(tmp_path):
     recipe, room = loaded(tmp_path), tmp_path / "room"
     room.mkdir()

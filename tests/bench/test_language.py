@@ -35,6 +35,7 @@ def test_sampling_is_measured_with_responses_of_one_length():
     assert result["tokens_per_second"] > 0
 
 
+@pytest.mark.thorough
 def test_random_lengths_have_the_mean_that_was_asked_for():
     result = bench_generate(
         "1m", rows=64, prompt_tokens=2, response_tokens=60, mean_tokens=8, dtype="float32", compiled=False, repeats=1

@@ -224,6 +224,7 @@ class Walk(gymnasium.Env[np.ndarray, np.int64]):
         return np.array([self.place], dtype=np.float32)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [

@@ -66,6 +66,7 @@ def test_report_of_a_whole_run_has_every_section(fake_run: RunDir):
     assert links == [f"#{name}" for name in expected]
 
 
+@pytest.mark.thorough
 def test_report_is_small_and_the_same_run_gives_the_same_bytes(fake_run: RunDir):
     first = write_report(fake_run).read_bytes()
     assert len(first) < 500_000

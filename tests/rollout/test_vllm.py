@@ -414,6 +414,7 @@ def test_an_environment_is_played_with_the_engine_and_loads_its_weights_once():
     torch.testing.assert_close(experience.importance_weights, torch.ones(experience.mask.shape), atol=1e-4, rtol=0)
 
 
+@pytest.mark.thorough
 def test_a_recipe_runs_with_the_engine_and_closes_it(tmp_path):
     (tmp_path / "tiny.toml").write_text(RECIPE)
     stages = 'stages=["pretrain", "ppo"]'

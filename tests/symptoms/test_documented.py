@@ -1,6 +1,7 @@
 """The documents' tables of rules and of healthy ranges are those of the code."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,22 @@ def rows_of_page(page):
     return {row[0]: row[1:] for row in cells}
 
 
+@cache
+def settings_by_rule():
+    """Rule → the settings that its remedies change, in any of the recipes."""
+    recipes = [load_recipe(name, list(overrides)).recipe for name, overrides in RECIPES.values()]
+    settings = {}
+    for recipe in recipes:
+        for name, remedy in remedies_of(recipe):
+            settings.setdefault(name, set()).add(remedy.setting)
+    return settings
+
+
 @pytest.mark.parametrize("rule", PPO_RULES, ids=lambda rule: rule.name)
 def test_a_rule_of_ppo_stands_in_the_documents_as_it_is(rule):
     when, turn = rows_of_page("diagnose.md")[f"`{rule.name}`"]
     assert when == rule.when
-    recipes = [load_recipe(name, list(overrides)).recipe for name, overrides in RECIPES.values()]
-    settings = {remedy.setting for recipe in recipes for name, remedy in remedies_of(recipe) if name == rule.name}
+    settings = settings_by_rule().get(rule.name, set())
     assert all(f"`{setting}`" in turn for setting in settings), (settings, turn)
 
 

@@ -182,6 +182,7 @@ def test_a_rule_rolls_back_to_the_best_checkpoint(tmp_path):
         assert all(torch.equal(state[key], expected[key]) for key in expected)
 
 
+@pytest.mark.thorough
 def test_what_was_taken_back_no_longer_counts_for_the_rules(tmp_path):
     run, said = train(growing("roll_back", "raise_kl_coef", least_kl_coef=2.0), tmp_path)
     (iteration,) = logged(run, "watch/rolled_back_to")  # the leash holds, so that it is once
