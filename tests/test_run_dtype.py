@@ -94,7 +94,7 @@ def test_a_run_continues_in_its_type_where_the_machine_would_choose_another(tmp_
     whole = 'stages=["pretrain"]'
     builder = Builder(recipe(tmp_path, whole).recipe, RunDir(tmp_path / "run"))
     assert builder.dtype == torch.bfloat16
-    assert "slow here" in builder.dtype_choice.told()
+    assert "slow here" in builder.dtype_choice.words()
     _, entry, dtype = run(tmp_path, fresh=True)
     assert (entry["taken"], dtype) == ("float32", torch.float32)
 

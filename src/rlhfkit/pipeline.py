@@ -219,12 +219,12 @@ class Pipeline:
         """Say in which type the run computes, where nobody has said it for the whole of which this is a part."""
         choice = self.builder.dtype_choice
         if self.builder.given_dtype is None and (choice.asked == "auto" or choice.is_slow):
-            self._once(self.progress.warn if choice.is_slow else self.progress.note, choice.told())
+            self._once(self.progress.warn if choice.is_slow else self.progress.note, choice.words())
 
     def _tell_paths(self) -> None:
         """Say and record which fast paths the run takes, and why not the others, as far as they have been tried."""
         self.manifest.add("fast_paths", self.builder.paths.as_facts())
-        if self.builder.given_dtype is None and (words := self.builder.paths.told()):
+        if self.builder.given_dtype is None and (words := self.builder.paths.words()):
             self._once(self.progress.note, words)
 
     # ── stages ───────────────────────────────────────────────────────────────────────────────────────────────────────

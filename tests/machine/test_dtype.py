@@ -35,16 +35,16 @@ def test_auto_takes_bfloat16_only_where_its_products_are_clearly_faster(bfloat16
 
 
 def test_the_line_at_the_start_says_the_type_and_the_measured_factor():
-    slow = choose_dtype("auto", CPU, measure=times(float32=2.0, bfloat16=84.0)).told()
+    slow = choose_dtype("auto", CPU, measure=times(float32=2.0, bfloat16=84.0)).words()
     assert slow == "computing in float32: products in bfloat16 take 42 times as long as in float32 on this CPU"
-    fast = choose_dtype("auto", CPU, measure=times(float32=5.0, bfloat16=1.0)).told()
+    fast = choose_dtype("auto", CPU, measure=times(float32=5.0, bfloat16=1.0)).words()
     assert fast == "computing in bfloat16: products in bfloat16 are 5 times as fast as in float32 on this CPU"
 
 
 def test_a_type_asked_for_by_name_is_taken_and_told_where_it_is_slow():
     slow = choose_dtype("bfloat16", CPU, measure=times(float32=2.0, bfloat16=84.0))
     assert (slow.taken, slow.is_slow) == ("bfloat16", True)
-    assert "slow here" in slow.told() and "42 times as long" in slow.told()
+    assert "slow here" in slow.words() and "42 times as long" in slow.words()
     quick = choose_dtype("bfloat16", CPU, measure=times(float32=2.0, bfloat16=1.0))
     assert (quick.taken, quick.is_slow) == ("bfloat16", False)
 
@@ -57,7 +57,7 @@ def test_a_run_that_goes_on_keeps_its_type_on_a_machine_that_would_choose_anothe
     slow_here = times(float32=1.0, bfloat16=50.0)
     kept = choose_dtype("auto", CPU, recorded="bfloat16", measure=slow_here)
     assert (kept.taken, kept.is_slow) == ("bfloat16", True)
-    assert "50 times as long" in kept.told() and "--fresh" in kept.told()
+    assert "50 times as long" in kept.words() and "--fresh" in kept.words()
     other = choose_dtype("auto", CPU, recorded="float32", measure=times(float32=1.0, bfloat16=0.1))
     assert (other.taken, other.is_slow) == ("float32", False)
 

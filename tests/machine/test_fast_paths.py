@@ -23,7 +23,7 @@ def test_a_path_that_agrees_is_taken_and_compared_once():
     assert paths.attempt("p", lambda: plain + 100, slow)  # tried already
     assert calls == ["plain"]
     assert paths.as_facts() == {"p": "taken"}
-    assert paths.told() == "fast paths: p"
+    assert paths.words() == "fast paths: p"
 
 
 def test_each_case_of_a_path_is_compared():
@@ -50,7 +50,7 @@ def test_a_path_that_raises_is_switched_off_with_one_line(error):
     assert not paths.attempt("reordered weights", broken(error), lambda: torch.ones(1))
     assert len(said) == 1
     assert said[0].startswith("reordered weights: switched off") and str(error).splitlines()[0] in said[0]
-    assert paths.told() == f"fast paths: without reordered weights ({str(error).splitlines()[0]})"
+    assert paths.words() == f"fast paths: without reordered weights ({str(error).splitlines()[0]})"
 
 
 @pytest.mark.parametrize(

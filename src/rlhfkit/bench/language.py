@@ -86,7 +86,7 @@ def bench_ppo(
     """
     shape, where = SIZES[size], choose_device(device)
     choice = choose_dtype(dtype or ("float32" if like_for_like else "auto"), where)
-    tell(choice.told())
+    tell(choice.words())
     episodes = episodes or shape.episodes
     trainer = _trainer(
         shape,
@@ -300,7 +300,7 @@ def bench_generate(
     encoder = word_encoder(shape.vocabulary)
     where = choose_device(device)
     choice = choose_dtype(dtype, where)
-    tell(choice.told())
+    tell(choice.words())
     model = language_model(shape, encoder, where, choice.dtype)
     num = rows
     if mean_tokens is not None:

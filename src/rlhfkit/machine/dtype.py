@@ -83,7 +83,7 @@ class DtypeChoice:
             return "the run began with it: continue it where it began, or start over with --fresh"
         return 'set model.dtype = "auto" in a new run directory'
 
-    def told(self) -> str:
+    def words(self) -> str:
         """One line for the user."""
         return "; ".join(part for part in (self.seen, self.advice) if part)
 

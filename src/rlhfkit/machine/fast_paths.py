@@ -93,7 +93,7 @@ class FastPaths:
         taken = {name: f"taken{f': {why}' if why else ''}" for name, why in self._taken.items()}
         return taken | {name: f"not taken: {why}" for name, why in self._off.items()}
 
-    def told(self) -> str:
+    def words(self) -> str:
         """One line for the user; empty where nothing was tried."""
         parts = [", ".join(f"{name} ({why})" if why else name for name, why in self._taken.items())]
         parts += [f"without {name} ({why})" for name, why in self._off.items()]
