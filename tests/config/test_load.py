@@ -84,8 +84,10 @@ def test_recipes_for_models_of_any_size_fix_no_learning_rate(name):
 
 
 @pytest.mark.parametrize("name", ["pairs", "hh", "dialogue", "function"])
-def test_recipes_of_free_answers_pay_little_for_one_that_does_not_end(name):
-    assert load_recipe(name, OWN_PATHS).recipe.ppo.missing_eos_score == -1.0
+def test_recipes_of_free_answers_charge_for_one_that_does_not_end(name):
+    """A score in its place, or a deviation subtracted; both would be refused by the schema."""
+    ppo = load_recipe(name, OWN_PATHS).recipe.ppo
+    assert ppo.missing_eos_score == -1.0 or ppo.missing_eos_penalty == 1.0
 
 
 def test_header_comment_gives_the_summary():
