@@ -243,7 +243,7 @@ def test_broken_ids_and_fields_are_told(tmp_path):
         read_argilla(write(tmp_path / "x", [flat(id=None)]))
     record = flat()
     del record["response_b"]
-    with pytest.raises(DataError, match='there is no field "response_b"; the record has prompt, response_a; say'):
+    with pytest.raises(DataError, match='no field "response_b"; the record has round, topic, prompt, response_a; say'):
         read_argilla(write(tmp_path / "x", [record]))
 
 

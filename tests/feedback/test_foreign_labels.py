@@ -51,7 +51,7 @@ def studio(*results, data=DATA):
     return [
         {
             "id": number,
-            "data": {**data, next(iter(data)): f"{next(iter(data.values()))} {number}"},
+            "data": data if data is TALKS else {**data, next(iter(data)): f"{next(iter(data.values()))} {number}"},
             "annotations": [
                 {"id": number, "completed_by": 1, "was_cancelled": False, "created_at": TIME, "lead_time": 4.2}
                 | {"result": result}
@@ -79,12 +79,24 @@ NESTED = [
         "responses": {"preference": [{"value": "a_better", "user_id": "u1"}]},
     }
 ]
+TALKS = {
+    name: [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": answer}]
+    for name, answer in (("answer1", "Blue."), ("answer2", "Dog."))
+}
 OTHER_TEXTS = {"question": "Why?", "text1": "Blue.", "text2": "Dog."}
 REMEDIES = {
     "columns of Label Studio": ("label-studio", studio([pairwise()], data=OTHER_TEXTS), 1),
-    "template without a prompt": (
-        "label-studio",
-        studio([pairwise("pw", to_name="text1,text2")], data={"text1": "Blue.", "text2": "Dog."}),
+    "conversations without a prompt": ("label-studio", studio([pairwise()], data=TALKS), 1),
+    "conversations of Argilla without a prompt": (
+        "argilla",
+        argilla({"preference": "a_better"}, prompt=None, response_a=TALKS["answer1"], response_b=TALKS["answer2"]),
+        1,
+    ),
+    "a pairwise with blanks in its name": ("label-studio", studio([pairwise("my pw"), pairwise("other pw")]), 1),
+    "a question with blanks in its name": ("argilla", argilla({"notes": "fine", "my choice": "a_better"}), 1),
+    "transcripts as preferences": (
+        "preferences",
+        [{"chosen": "\n\nHuman: q\n\nAssistant: x", "rejected": "\n\nHuman: q\n\nAssistant: y"}],
         1,
     ),
     "choices": ("label-studio", studio([choices("Answer 1")], [choices("Answer 2")]), 2),
@@ -124,7 +136,7 @@ GUESSES = {
 }
 
 
-OPTION = r"--(?:name|label|without-status) (?:'[^']*'|[^\s'=]+)(?:=(?:'[^']*'|[^\s,;]*))?"
+OPTION = r"--(?:name|label|without-status|format) (?:'[^']*'|[^\s'=]+)(?:=(?:'[^']*'|[^\s,;]*))?"
 
 
 def filled(remedy, known):
@@ -148,8 +160,6 @@ def test_who_follows_the_remedies_gets_the_votes(call, tmp_path, case):
         assert error.startswith("error: in.json"), error
         remedies = re.findall(OPTION, error.replace("=…", "=a_better"))
         assert remedies, error
-        if "--name prompt=" in remedies and "--name prompt=COLUMN" in remedies:
-            remedies = ["--name prompt="] if filled("--name prompt=COLUMN", known).endswith("COLUMN") else remedies[:1]
         if "--without-status submitted" in remedies:
             remedies = ["--without-status submitted"]
         if "--name question=which" in remedies:
@@ -162,6 +172,51 @@ def test_who_follows_the_remedies_gets_the_votes(call, tmp_path, case):
     with Store.open("new.db") as store:
         assert len(store.votes()) == num_votes
         assert not any(vote.is_surplus for vote in store.votes())
+
+
+@pytest.mark.parametrize(
+    ("format", "content"),
+    [
+        ("label-studio", studio([pairwise("pw", to_name="text1,text2")], data={"text1": "Blue.", "text2": "Dog."})),
+        ("label-studio", studio([pairwise()], data={"answer1": "Blue.", "answer2": "Dog."})),
+        ("argilla", argilla({"preference": "a_better"}, prompt=None)),
+        ("preferences", [{"chosen": "x", "rejected": "y"}]),
+    ],
+)
+def test_texts_without_a_prompt_are_no_labels_and_no_option_says_otherwise(call, tmp_path, format, content):
+    write(tmp_path / "in.json", content)
+    code, _, error = call("labels", "import", "new.db", "in.json", "--format", format)
+    assert code == 1
+    assert 'add it as "prompt"' in error
+    assert "--name prompt" not in error
+    code, _, error = call("labels", "import", "new.db", "in.json", "--format", format, "--name", "prompt=")
+    assert code == 1
+    assert 'add it as "prompt"' in error
+
+
+@pytest.mark.parametrize(
+    ("format", "content", "words", "absent"),
+    [
+        ("argilla", argilla({"preference": None}), "label it again, or remove the response", "--label"),
+        ("argilla", argilla({"preference": True}), "label it again, or remove the response", "--label"),
+        ("argilla", argilla({"notes": "x", "why": "y"}), "--name question=notes", "rating_a"),
+        ("label-studio", studio([{"type": "taxonomy", "from_name": "t", "value": {}}]), "label with one", "--name"),
+        ("label-studio", [{"annotation_id": 1, "id": 1, **DATA}], "export it as JSON", "--name"),
+        ("label-studio", studio([pairwise()], data={"prompt": "q", "answer1": "x"}), 'add it as "answer2"', "--name"),
+    ],
+)
+def test_an_option_is_named_only_where_it_can_help(call, tmp_path, format, content, words, absent):
+    write(tmp_path / "in.json", content)
+    code, _, error = call("labels", "import", "new.db", "in.json", "--format", format)
+    assert code == 1
+    assert words in error
+    assert absent not in error
+
+
+def test_an_empty_name_is_for_a_missing_prompt_only(call, tmp_path):
+    write(tmp_path / "in.json", studio([pairwise()]))
+    code, _, error = call("labels", "import", "new.db", "in.json", "--format", "label-studio", "--name", "answer1=")
+    assert (code, "--name answer1= is empty" in error) == (1, True)
 
 
 # ── answers that are understood ──────────────────────────────────────────────────────────────────────────────────────

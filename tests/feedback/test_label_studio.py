@@ -238,7 +238,10 @@ def test_broken_annotation_is_named(tmp_path, annotation, why):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"data": {"prompt": "q", "answer1": "x"}}, 'the data has no "answer2"; it has prompt, answer1; say'),
+        (
+            {"data": {"prompt": "q", "answer1": "x"}},
+            'no "answer2"; it has prompt, answer1; add it as "answer2"',
+        ),
         ({"data": {"prompt": "q", "answer1": "x", "answer2": 3}}, '"answer2" of the data is the number 3'),
         ({"data": None}, '"data" is empty; expected an object'),
         ({"annotations": {}}, '"annotations" is an object'),

@@ -190,7 +190,7 @@ def row(**changes):
         (row(chosen=None), 'there is no "chosen"'),
         (row(chosen=True), 'column "chosen" is true'),
         (row(chosen=[{"role": "assistant", "content": "x"}]), "one response is text and the other a list"),
-        (row(prompt=None), "say how it is called: --name prompt=COLUMN, or read transcripts with --format hh"),
+        (row(prompt=None), 'the row has prompt, chosen, rejected; add it as "prompt"'),
         (row(prompt=True), 'column "prompt" is true'),
         (row(margin="much"), "\"margin\" is the text 'much'"),
         (row(margin=True), '"margin" is true'),

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from rlhfkit.data.rows import described
 from rlhfkit.errors import DataError
+from rlhfkit.feedback.exchange.argilla_answers import read_choice, read_rating
 from rlhfkit.feedback.exchange.argilla_records import as_flat, as_nested, deciding, user_id_of
 from rlhfkit.feedback.exchange.files import (
     Record,
@@ -30,6 +31,7 @@ from rlhfkit.feedback.exchange.labels import (
     Labels,
     Split,
     Written,
+    check_responses_hold_prompt,
     content_as_json,
     content_from_json,
     labels_of,
@@ -41,7 +43,13 @@ from rlhfkit.feedback.exchange.labels import (
     vote_from_json,
     votes_by_pair,
 )
-from rlhfkit.feedback.exchange.names import LABELS, ArgillaNames, changed, choice_of, named, shown_options
+from rlhfkit.feedback.exchange.names import (
+    LABELS,
+    ArgillaNames,
+    changed,
+    how_it_is_called,
+    named,
+)
 from rlhfkit.feedback.votes import Choice, Pair, Vote
 
 __all__ = ["WithoutStatus", "read_argilla", "user_id_of", "write_argilla"]
@@ -120,7 +128,8 @@ def read_argilla(
                 raise DataError(f'a user has two responses to "{names.question}"; expected one; remove the other')
             left_out.update(one.why_none for one in said if one.choice is None)
             left_out["degrees, read as 3"] += sum(one.choice is not None for one in said) if names.rating_a else 0
-            pair, votes, number = _read_pair(pair_id, nested, said, reading, origin=record.origin)
+            is_flat = nested is not record.content
+            pair, votes, number = _read_pair(pair_id, nested, said, reading, is_flat=is_flat, origin=record.origin)
             needed.update({} if number is None else {pair_id: number})
             return pair, votes
         except DataError as error:
@@ -186,15 +195,12 @@ def _sound(records: Sequence[Record], names: ArgillaNames) -> list[dict[str, Any
 
 
 def _read_pair(
-    pair_id: str, nested: dict[str, Any], said: list[_Said], reading: _Reading, *, origin: str
+    pair_id: str, nested: dict[str, Any], said: list[_Said], reading: _Reading, *, is_flat: bool, origin: str
 ) -> tuple[Pair, list[tuple[float, Vote]], int | None]:
     names, users = reading.names, reading.users
-    fields = object_of(nested, "fields")
-    prompt, one, other = (
-        _read_field(fields, name, own)
-        for own, name in zip(("prompt", "response_a", "response_b"), names.texts, strict=True)
-    )
     metadata = object_of(nested, "metadata", default={})
+    fields = object_of(nested, "fields")
+    prompt, one, other = _read_fields(fields, names, columns=metadata | fields if is_flat else fields)
     details = _read_details(metadata)
     votes: list[tuple[float, Vote]] = []
     foreign = []
@@ -262,16 +268,23 @@ def _read_details(metadata: dict[str, Any]) -> _Details:
     return _Details(pair, votes, needed_of(details))
 
 
-def _read_field(fields: dict[str, Any], name: str, own: str) -> Content:
-    if not name:
-        return ""
-    if name not in fields:
-        none = ", or --name prompt= where there is none" if own == "prompt" else ""
-        raise DataError(
-            f'there is no field "{name}"; the record has {", ".join(fields) or "none"}; say how it is called: '
-            f"--name {own}=FIELD{none}"
+def _read_fields(
+    fields: dict[str, Any], names: ArgillaNames, *, columns: Mapping[str, Any]
+) -> tuple[Content, Content, Content]:
+    """Prompt and responses; `columns` are all that may be a field, which in the flat form nothing tells."""
+    contents: list[Content] = []
+    for own, name in zip(("prompt", "response_a", "response_b"), names.texts, strict=True):
+        if name and name not in fields:
+            raise DataError(
+                f'there is no field "{name}"; the record has {", ".join(columns) or "none"}; '
+                f"{how_it_is_called(own, names.texts, columns, place='FIELD')}"
+            )
+        contents.append(content_from_json(fields[name], name) if name else "")
+    if not names.prompt:
+        check_responses_hold_prompt(
+            *contents[1:], remedy=how_it_is_called("prompt", names.texts, columns, place="FIELD")
         )
-    return content_from_json(fields[name], name)
+    return contents[0], contents[1], contents[2]
 
 
 def _responses(nested: dict[str, Any], reading: _Reading) -> list[_Said]:
@@ -297,16 +310,10 @@ def _ratings(nested: dict[str, Any], reading: _Reading) -> list[_Said]:
                 rated[-1][user] = kind
                 continue
             rated[-1][user] = _Said(user, LABELS["tie"], "", raw)
-            values[-1][user] = _rating(raw.get("value"), question)
+            values[-1][user] = read_rating(raw.get("value"), question)
     return [
         _compared(one, rated[0].get(one), rated[1].get(one), values) for one in dict.fromkeys([*rated[0], *rated[1]])
     ]
-
-
-def _rating(value: Any, question: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f'a response to "{question}" is {described(value)}; expected a number')
-    return float(value)
 
 
 def _compared(user: str, one: _Said | None, other: _Said | None, values: list[dict[str, float]]) -> _Said:
@@ -344,46 +351,7 @@ def _read_response(raw: Any, reading: _Reading) -> _Said:
         raise DataError(f'a response to "{reading.names.question}" is {described(raw)}; expected an object')
     user = id_key(raw, "user_id")
     said = _status(raw, reading)
-    return said or _Said(user, _read_choice(raw.get("value"), user, reading), "", raw)
-
-
-def _read_choice(value: Any, user: str, reading: _Reading) -> Choice:
-    if isinstance(value, list) and not any(isinstance(item, str) for item in value):
-        return _read_ranking(value, user, reading.names)
-    label = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    choice = None if value is None or isinstance(value, bool | dict) else choice_of(label, reading.labels)
-    if choice is not None:
-        return choice
-    if isinstance(value, list):
-        raise DataError(
-            f'the ranking of user "{user}" is {described(value)}, without ranks, so that its ties and perhaps its '
-            f"order are lost; expected ranks; say what it means if you know: {shown_options([label])}"
-        )
-    raise DataError(
-        f'the choice of user "{user}" is {described(value)}; expected one of {", ".join(LABELS)}; say what yours '
-        f"mean: {shown_options([label])}"
-    )
-
-
-def _read_ranking(value: list[Any], user: str, names: ArgillaNames) -> Choice:
-    ranks: dict[str, int] = {}
-    for item in value:
-        rank = item.get("rank") if isinstance(item, dict) else None
-        if isinstance(rank, bool) or not isinstance(rank, int):
-            raise DataError(
-                f'the ranking of user "{user}" is {described(value)}, without ranks, so that its ties and perhaps its '
-                'order are lost; expected [{"rank": 1, "value": "…"}, …]'
-            )
-        ranks[str(item.get("value"))] = rank
-    if len(value) != 2 or ranks.keys() != {names.response_a, names.response_b}:
-        raise DataError(
-            f'the ranking of user "{user}" is {described(value)}; expected one of {names.response_a} and '
-            f"{names.response_b}"
-        )
-    difference = ranks[names.response_b] - ranks[names.response_a]
-    if difference == 0:
-        return LABELS["tie"]
-    return LABELS["a_better" if difference > 0 else "b_better"]
+    return said or _Said(user, read_choice(raw.get("value"), user, reading.names, reading.labels), "", raw)
 
 
 def _vote_id(pair_id: str, user: str, choice: Choice) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.exchange.files import items_of, object_of
 from rlhfkit.feedback.exchange.label_studio_answers import paired
-from rlhfkit.feedback.exchange.names import ArgillaNames
+from rlhfkit.feedback.exchange.names import ArgillaNames, choice_of, name_option
 
 __all__ = ["as_flat", "as_nested", "deciding", "user_id_of"]
 
@@ -93,16 +93,21 @@ def deciding(records: Sequence[dict[str, Any]], names: ArgillaNames) -> ArgillaN
     """
     found: Counter[str] = Counter()
     numbers: dict[str, bool] = {}
+    texts: dict[str, list[str]] = {}
     for record in records:
         for question, responses in object_of(record, "responses", default={}).items():
             values = [one.get("value") for one in responses or () if isinstance(one, dict)]
             found[question] += len(values)
+            texts.setdefault(question, []).extend(value for value in values if isinstance(value, str))
             are_numbers = all(isinstance(value, int | float) for value in values if value is not None)
             numbers[question] = numbers.get(question, True) and are_numbers
     found = +found
     if names.rating_a or names.rating_b:
         if missing := {names.rating_a, names.rating_b} - found.keys():
-            raise DataError(f"no responses to {', '.join(sorted(missing)) or 'a second rating'}; {_has(found)}")
+            raise DataError(
+                f"no responses to {', '.join(sorted(missing)) or 'a second rating'}; {_has(found)}; mend "
+                "--name rating_a=NAME --name rating_b=NAME"
+            )
         return names
     if names.question:
         if found and names.question not in found:
@@ -115,9 +120,11 @@ def deciding(records: Sequence[dict[str, Any]], names: ArgillaNames) -> ArgillaN
         return replace(names, rating_a=both[0], rating_b=both[1])
     if len(found) == 1:
         return replace(names, question=next(iter(found)))
+    likely = max(found, key=lambda question: sum(choice_of(value, {}) is not None for value in texts[question]))
+    two = ", or which two rate the answers: --name rating_a=NAME --name rating_b=NAME" if len(rated) > 1 else ""
     raise DataError(
         f'no responses to "{USUAL}"; {_has(found)}; say which question holds the preference: '
-        f"--name question={next(iter(found))}, or which two rate the answers: --name rating_a=NAME --name rating_b=NAME"
+        f"{name_option('question', likely)}{two}"
     )
 
 

@@ -112,7 +112,8 @@ def turns_of_transcript(text: str, column: str) -> Conversation:
     if start or not turns:
         raise DataError(
             f'"{column}" is no transcript: it begins with {text.strip()[:40]!r}; expected "Human: …" and '
-            f'"Assistant: …", each after an empty line; if the file has a column "prompt", read it as "preferences"'
+            '"Assistant: …", each after an empty line; add it, or, where the prompt has a column of its own, read the '
+            "file with --format preferences"
         )
     return tuple(
         Message(ROLES[speaker], words.removeprefix(" ")) for speaker, words in zip(turns[::2], turns[1::2], strict=True)

@@ -32,6 +32,7 @@ from rlhfkit.feedback.exchange.labels import (
     Labels,
     Split,
     Written,
+    check_responses_hold_prompt,
     content_from_json,
     content_id,
     labels_of,
@@ -43,7 +44,7 @@ from rlhfkit.feedback.exchange.labels import (
     vote_from_json,
     votes_by_pair,
 )
-from rlhfkit.feedback.exchange.names import LabelStudioNames, changed, named
+from rlhfkit.feedback.exchange.names import LabelStudioNames, changed, how_it_is_called, named
 from rlhfkit.feedback.votes import Choice, Pair, Vote
 
 __all__ = ["read_label_studio", "write_label_studio"]
@@ -251,10 +252,9 @@ def _read_texts(data: dict[str, Any], names: LabelStudioNames, pair: Pair | None
             contents.append("")
             continue
         if name not in data:
-            none = ", or --name prompt= where there is none" if own == "prompt" else ""
             raise DataError(
-                f'the data has no "{name}"; it has {", ".join(data) or "nothing"}; say how it is called: '
-                f"--name {own}=COLUMN{none}"
+                f'the data has no "{name}"; it has {", ".join(data) or "nothing"}; '
+                f"{how_it_is_called(own, names.texts, data, place='COLUMN')}"
             )
         if isinstance(data[name], list):
             contents.append(content_from_json(data[name], name))
@@ -262,6 +262,9 @@ def _read_texts(data: dict[str, Any], names: LabelStudioNames, pair: Pair | None
         if not isinstance(data[name], str):
             raise DataError(f'"{name}" of the data is {described(data[name])}; expected text')
         contents.append(content if _as_text(content) == data[name] else data[name])
+    if not names.prompt:
+        remedy = how_it_is_called("prompt", names.texts, data, place="COLUMN")
+        check_responses_hold_prompt(*contents[1:], remedy=remedy)
     return contents[0], contents[1], contents[2]
 
 

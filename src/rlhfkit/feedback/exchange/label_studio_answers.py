@@ -10,7 +10,7 @@ from rlhfkit.data.rows import described
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.exchange.files import Record, items_of, number_of, object_of
 from rlhfkit.feedback.exchange.labels import UNKNOWN_DEGREE
-from rlhfkit.feedback.exchange.names import LABELS, LabelStudioNames, choice_of, shown_options
+from rlhfkit.feedback.exchange.names import LABELS, LabelStudioNames, choice_of, name_option, shown_options
 from rlhfkit.feedback.votes import Choice
 
 __all__ = ["Answers", "answers_of", "as_tasks"]
@@ -126,7 +126,10 @@ def _deciding(
     """The names with the tag that decides, or the two that rate."""
     if names.rating1 or names.rating2:
         if missing := {names.rating1, names.rating2} - {name for _, name in found}:
-            raise DataError(f"no answer is called {', '.join(sorted(missing)) or 'so'}; {_has(found)}")
+            raise DataError(
+                f"no answer is called {', '.join(sorted(missing)) or 'so'}; {_has(found)}; mend "
+                "--name rating1=NAME --name rating2=NAME"
+            )
         return names
     by_kind = {kind: [name for of, name in found if of == kind] for kind, _ in found}
     pairwise, choices = by_kind.get("pairwise", []), by_kind.get("choices", [])
@@ -143,14 +146,16 @@ def _deciding(
         if candidates:
             raise DataError(
                 f"{len(candidates)} answers may decide; {_has(found)}; say which one does: "
-                f"--name comparison={candidates[0]}"
+                f"{name_option('comparison', candidates[0])}"
             )
     if ratings:
         return replace(names, rating1=ratings[0], rating2=ratings[1])
     if found:
+        rated = by_kind.get("rating", []) + by_kind.get("number", [])
+        remedy = "say which two rate the answers: --name rating1=NAME --name rating2=NAME"
         raise DataError(
             f"its answers are not understood; {_has(found)}; expected <Pairwise>, <Choices>, or a <Rating> of each "
-            "answer: --name rating1=NAME --name rating2=NAME"
+            f"answer; {remedy if len(rated) > 1 else 'label with one of these'}"
         )
     return names
 
@@ -238,9 +243,10 @@ def _answer_columns(rows: Sequence[dict[str, Any]], names: LabelStudioNames) -> 
             found[column] = kind
     if rows and not found:
         has = [name for name in rows[0] if name not in MIN_COLUMNS]
+        may_hold_it = len(has) > len(set(has) & set(names.texts))
+        remedy = "say which one holds the answer: --name comparison=COLUMN" if may_hold_it else "export it as JSON"
         raise DataError(
-            f"its rows are annotations, but no column holds left or right; it has {', '.join(has)}; say which one "
-            "holds the answer: --name comparison=COLUMN"
+            f"its rows are annotations, but no column holds left or right; it has {', '.join(has)}; {remedy}"
         )
     return found
 

@@ -23,6 +23,7 @@ __all__ = [
     "Labels",
     "Split",
     "Written",
+    "check_responses_hold_prompt",
     "content_as_json",
     "content_from_json",
     "content_id",
@@ -213,6 +214,15 @@ def content_from_json(value: Any, name: str) -> Content:
     if isinstance(value, list):
         return read_messages(value, name) if value else ()
     return read_text(value, name, expected="text or a list of messages")
+
+
+def check_responses_hold_prompt(one: Content, other: Content, *, remedy: str) -> None:
+    """Nothing, if both responses are whole conversations. Raises: DataError, as text alone answers nothing."""
+    if isinstance(one, str) or isinstance(other, str):
+        raise DataError(
+            f"--name prompt= says that there is no prompt, and the responses are text, which cannot be trained on "
+            f"without one; expected lists of messages; {remedy}"
+        )
 
 
 def pair_as_json(pair: Pair, *, without_setting: str | None = None) -> dict[str, Any]:

@@ -155,5 +155,7 @@ def _last_turns(one: Conversation, other: Conversation) -> tuple[Conversation, s
 
 def _preference(pair: Pair, preferred: Side | Outcome, margin: float | None) -> Preference:
     content, one, other = split_pair(pair)
+    if isinstance(content, str) and not content.strip():
+        raise DataError("the prompt is blank; expected text that the responses answer")
     chosen, rejected = (one, other) if preferred == "a" else (other, one)
     return Preference(Prompt(content, origin=pair.origin or f"pair {pair.id}"), chosen, rejected, margin)

@@ -16,6 +16,8 @@ __all__ = [
     "PreferenceNames",
     "choice_of",
     "configuration",
+    "how_it_is_called",
+    "name_option",
     "named",
     "shown_options",
 ]
@@ -62,7 +64,7 @@ class ArgillaNames:
     """Names in the dataset."""
 
     prompt: str = "prompt"
-    """Empty where the records have none."""
+    """Empty where the responses are whole conversations, and the records have none."""
     response_a: str = "response_a"
     response_b: str = "response_b"
     question: str = ""
@@ -82,7 +84,7 @@ class LabelStudioNames:
     """Names in the project."""
 
     prompt: str = "prompt"
-    """Empty where the tasks have none."""
+    """Empty where the responses are whole conversations, and the tasks have none."""
     answer1: str = "answer1"
     answer2: str = "answer2"
     comparison: str = ""
@@ -104,6 +106,11 @@ class PreferenceNames:
     prompt: str = "prompt"
     chosen: str = "chosen"
     rejected: str = "rejected"
+
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """The columns with prompt and responses."""
+        return self.prompt, self.chosen, self.rejected
 
     def renamed(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with our names for its columns."""
@@ -133,7 +140,28 @@ def named(kind: type[Names], given: Mapping[str, str]) -> Names:
     found = {name if name in known else both.get(name, name): value for name, value in given.items()}
     if unknown := [name for name in found if name not in known]:
         raise DataError(f"--name {unknown[0]}=… names nothing of this format; expected one of {', '.join(known)}")
+    if empty := [name for name, value in found.items() if not value and name != "prompt"]:
+        raise DataError(f"--name {empty[0]}= is empty; expected a name of the file; leave it out")
     return kind(**found)
+
+
+def how_it_is_called(own: str, texts: tuple[str, str, str], columns: Mapping[str, Any], *, place: str) -> str:
+    """What to do about one of our `texts` that is not among the `columns`: an option only where it can help.
+
+    `texts` are the names of prompt and responses, `place` stands for a name of the file.
+    """
+    free = [name for name, value in columns.items() if name not in texts and value and isinstance(value, str | list)]
+    asked = texts if own == "prompt" else texts[1:]
+    missing = [name for name in asked if name and columns.get(name) is None]
+    ways = [f"say how it is called: --name {own}={place}"] if len(free) >= max(1, len(missing)) else []
+    if own == "prompt" and all(isinstance(columns.get(name), list) for name in texts[1:]):
+        ways.append("say that there is none, as the responses are whole conversations: --name prompt=")
+    return ", or ".join(ways) or f'add it as "{own}"'
+
+
+def name_option(own: str, theirs: str) -> str:
+    """The option of the command line that names what the file calls it."""
+    return f"--name {own}={shlex.quote(theirs)}"
 
 
 def changed(names: Any) -> dict[str, str]:

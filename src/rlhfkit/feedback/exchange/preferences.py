@@ -1,6 +1,7 @@
 """The ecosystem's preferences: {"prompt", "chosen", "rejected"} as text or messages, optional "margin"; JSON lines."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +32,7 @@ from rlhfkit.feedback.exchange.labels import (
     votes_by_pair,
 )
 from rlhfkit.feedback.exchange.majority import Aggregated, Ties, preferences_of, split_pair
-from rlhfkit.feedback.exchange.names import PreferenceNames
+from rlhfkit.feedback.exchange.names import PreferenceNames, how_it_is_called
 from rlhfkit.feedback.votes import LARGEST_STRENGTH, Choice, Pair, Part, Side, Vote
 from rlhfkit.records import Preference
 
@@ -48,6 +49,9 @@ __all__ = [
 
 DETAILS = "rlhfkit"
 """Column with everything that the format itself has no place for, as JSON in a text."""
+
+
+TRANSCRIPT = re.compile(r"\s*(Human|Assistant):")
 
 
 def read_preferences(
@@ -68,8 +72,8 @@ def read_preferences(
         expect_columns(row, "chosen", "rejected")
         if row.get("prompt") is None and isinstance(row["chosen"], str):
             raise DataError(
-                f'there is no "prompt", and the responses are text; the row has {", ".join(row)}; say how it is '
-                "called: --name prompt=COLUMN, or read transcripts with --format hh"
+                f'there is no "prompt", and the responses are text; the row has {", ".join(row)}; '
+                f"{_remedy_for_prompt(row)}"
             )
         return split_row(row.get("prompt"), row["chosen"], row["rejected"])
 
@@ -77,13 +81,19 @@ def read_preferences(
     return labels_of_rows(records, parse, annotator=annotator, split=split or Split(), setting="preferences")
 
 
+def _remedy_for_prompt(row: Mapping[str, Any]) -> str:
+    if all(TRANSCRIPT.match(str(row[name])) for name in ("chosen", "rejected")):
+        return "these are transcripts, so read them with --format hh"
+    return how_it_is_called("prompt", PreferenceNames().texts, row, place="COLUMN")
+
+
 def expect_columns(row: Mapping[str, Any], *columns: str) -> None:
     """Nothing, if the row has something in these columns. Raises: DataError."""
     for column in columns:
         if row.get(column) is None:
             raise DataError(
-                f'there is no "{column}"; the row has {", ".join(row) or "nothing"}; add it, or say how it is called: '
-                f"--name {column}=COLUMN"
+                f'there is no "{column}"; the row has {", ".join(row) or "nothing"}; '
+                f"{how_it_is_called(column, PreferenceNames().texts, row, place='COLUMN')}"
             )
 
 
