@@ -206,7 +206,7 @@ ROLE = {"prompt": [{"role": "robot", "content": "hi"}]}
             "judge_preferences.jsonl",
             '{"prompt": "a"}\n{"prompt": "café"}\n'.encode("latin-1"),
             "judge_preferences.jsonl:2: byte 31 (0xe9) is not utf-8; save the file as UTF-8, or say in its "
-            "table how it is written, perhaps encoding =",
+            "table, or by data.encoding for all, how it is written, perhaps encoding =",
         ),
         (
             "prompts.jsonl",
@@ -279,8 +279,8 @@ def test_whole_texts_need_the_number_of_words_that_are_the_prompt(desk: Desk):
     desk.write("texts.txt", "one two three four five\n")
     message = desk.refused("data.demonstrations.path=texts.txt")
     assert (
-        "texts.txt:1: a whole text, of which nothing says where the prompt ends; set beginning_words = [4, 8]"
-        in message
+        "texts.txt:1: a whole text, of which nothing says where the prompt ends; to make its first 4 to 8 words the "
+        "prompt, set beginning_words = [4, 8]" in message
     )
 
 

@@ -47,7 +47,7 @@ def preference(tmp_path, row, **settings):
             ("Who?\n\nAda wrote.", "Ada"),
         ),
         ({"system_prompt": "Be kind.", "question": "Hi", "response": "Hello."}, ((SYSTEM, *ASKED), "Hello.")),
-        ({"system_prompt": "", "question": "Hi", "response": "Hello."}, ("Hi", "Hello.")),
+        ({"system_prompt": "", "question": "Hi", "response": "Hello."}, (ASKED, "Hello.")),
         ({"question": "1+1?", "answer": "2"}, ("1+1?", "2")),
         (
             {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]},
@@ -154,7 +154,7 @@ def test_preferences_of_known_data_sets_are_read_whole(tmp_path, row, expected):
         (
             load_preferences,
             {"prompt": "Hi", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]},
-            "all 2 answers have the rank 1",
+            "all 2 answers are ranked alike",
         ),
         (
             load_demonstrations,
@@ -396,10 +396,10 @@ def test_where_nothing_works_no_column_is_proposed(tmp_path, row, words):
 
 
 def test_text_that_takes_no_part_is_named(tmp_path):
-    row = {"prompt": "Hi", "completion": "Hello.", "background": "The user is four years old.", "id": "x-1"}
+    row = {"prompt": "Hi\n", "completion": "Hello.", "background": "The user is four years old.", "id": "x-1"}
     (note,) = load(load_demonstrations, tmp_path, row, row).notes
     assert note.startswith("the text of background takes no part in what the model reads")
-    known = {"instruction": "Add the two numbers.", "input": "the numbers 1 and 2", "output": "They make 3."}
+    known = {"instruction": "Add the two numbers.", "input": "the numbers 1 and 2\n", "output": "They make 3."}
     assert load(load_demonstrations, tmp_path, known).notes == ()
 
 
@@ -412,5 +412,5 @@ def test_text_that_takes_no_part_is_named(tmp_path):
     ],
 )
 def test_signs_of_a_wrong_conversion_are_told(tmp_path, text, words):
-    notes = load(load_demonstrations, tmp_path, {"prompt": "Hi", "completion": text}).notes
+    notes = load(load_demonstrations, tmp_path, {"prompt": "Hi\n", "completion": text}).notes
     assert [bool(re.search(words, note)) for note in notes] == [True] if words else notes == ()

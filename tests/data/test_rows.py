@@ -147,7 +147,9 @@ def test_other_encodings_are_read(tmp_path):
         ("x.csv", b'a,b\n"1,3\n', {}, "x.csv:2: not CSV"),
         ("x.parquet", b"PAR1 is not enough", {}, "x.parquet is not Parquet"),
         ("x.txt.gz", gzip.compress(b"some text", mtime=0)[:-6], {}, "x.txt.gz is damaged: .*copy it again"),
-        ("x.txt", b"one\ncaf\xe9\n", {}, r'x.txt:2: byte 7 \(0xe9\) is not utf-8; .*encoding = "latin-1"'),
+        ("x.txt", b"one\ncaf\xe9\n", {}, r'x.txt:2: byte 7 \(0xe9\) is not utf-8; .*encoding = "windows-1252"'),
+        ("x.txt", b"\xe9\x81", {}, 'x.txt:1: .*encoding = "latin-1"'),
+        ("x.jsonl", b"PAR1\x15\x04", {}, 'x.jsonl is a Parquet file; set data.format = "parquet"'),
         ("x.txt", "one two".encode("utf-16-be"), {}, 'x.txt is full of zero bytes; .*encoding = "utf-16-be"'),
         ("x.csv", b"\x28\xb5\x2f\xfd\x04", {}, "x.csv is compressed with zstd; unpack it first"),
         ("x.xlsx", b"PK\x03\x04\x14", {}, "x.xlsx is a zip archive or an Excel workbook; .* save the sheet as CSV"),
@@ -268,7 +270,7 @@ def test_directory_of_datasets_gives_the_rows_of_its_split(tmp_path):
     with pytest.raises(DataError, match='one has no splits, so split = "test" cannot be taken'):
         read_rows(RowsConfig(path="one", split="test"), directory=tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty is no directory of `datasets`.*name them"):
+    with pytest.raises(DataError, match=r"empty is no directory of `datasets`.*no file of rows is in it"):
         read_rows(RowsConfig(path="empty"), directory=tmp_path)
     with pytest.raises(DataError, match="nowhere is not in"):
         read_rows(RowsConfig(path="nowhere", format="datasets"), directory=tmp_path)

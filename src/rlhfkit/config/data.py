@@ -22,6 +22,7 @@ __all__ = [
     "SourceConfig",
     "StoreConfig",
     "TextsConfig",
+    "has_formats",
 ]
 
 ROWS_PATTERN = r"^\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*$"
@@ -113,6 +114,11 @@ class LabelledConfig(Section):
         return self
 
 
+def has_formats(source: RowsConfig | LabelledConfig) -> bool:
+    """Whether anything stands around prompts or responses, which are text then."""
+    return (source.prompt_format, source.response_format) != ("{prompt}", "{response}")
+
+
 class GrammarConfig(Section):
     """Synthetic restaurant reviews that the package writes itself; see `data/grammar.py`."""
 
@@ -175,6 +181,10 @@ TextsConfig = Annotated[
 ]
 
 
+COMMON = ("path", "format", "split", "encoding", "prompt_format", "response_format")
+"""Settings of rows that `data` may say for every table at once."""
+
+
 def _with_columns(table: str, source: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
     """A table with the names of columns that hold for all; whole texts have the one column `text`."""
     own = source.get("columns", {})
@@ -189,6 +199,16 @@ class DataConfig(Section):
     """Where relative paths start; itself relative to the working directory."""
     path: str | tuple[str, ...] | None = None
     """File(s) that every table below reads which names no `path` of its own."""
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet", "datasets", "hub", "text"] | None = None
+    """How every table's file is read; a table's own `format` goes first, as with the next four."""
+    split: str | None = None
+    """Split that every table reads."""
+    encoding: str | None = None
+    """Text encoding of every table's file."""
+    prompt_format: PromptFormat | None = None
+    """What stands around the prompts of every table."""
+    response_format: ResponseFormat | None = None
+    """What stands around the responses of every table."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name → the files' name, for every table; a table's own `columns` go first."""
     on_bad_row: Literal["stop", "skip"] = "stop"
@@ -219,7 +239,7 @@ class DataConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_common(cls, tables: Any) -> Any:
-        """Give `path` and `columns` to the sources of rows, so that nobody else needs to know of them."""
+        """Give what holds for all to the sources of rows, so that nobody else needs to know of it."""
         if not isinstance(tables, dict):
             return tables
         rows = {
@@ -230,12 +250,11 @@ class DataConfig(Section):
         if isinstance(common := tables.get("columns"), dict):
             rows = {name: _with_columns(name, source, common) for name, source in rows.items()}
             tables = tables | rows
-        if "path" in tables:
-            return tables | {name: {"path": tables["path"], **source} for name, source in rows.items()}
-        if rows and all("path" not in source for source in rows.values()):
+        for_all = {key: tables[key] for key in COMMON if tables.get(key) is not None}
+        if "path" not in for_all and rows and all("path" not in source for source in rows.values()):
             # Said by the check of the whole, so that a misspelt `path` is told first.
-            return tables | {name: {"path": UNNAMED, **source} for name, source in rows.items()}
-        return tables
+            for_all["path"] = UNNAMED
+        return tables | {name: {**for_all, **source} for name, source in rows.items()}
 
     @model_validator(mode="after")
     def _files_are_named(self) -> "DataConfig":

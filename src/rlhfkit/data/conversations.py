@@ -7,7 +7,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from rlhfkit.data.rows import described
+from rlhfkit.data.rows import MissingColumnError, described
 from rlhfkit.errors import DataError
 from rlhfkit.records import Conversation, Message
 
@@ -164,13 +164,14 @@ def read_transcript(text: str, column: str) -> Conversation:
 
     Where a speaker has two turns in a row they become one, because chat templates want speakers to alternate; only the
     last turn, the response, stays as it is.
-    Raises: DataError where it does not begin with a speaker.
+    Raises: MissingColumnError where it does not begin with a speaker.
     """
     start, *turns = TURN.split(text)
     if start or not turns:
-        raise DataError(
+        raise MissingColumnError(
+            "prompt",
             f'there is no column "prompt", and "{column}" is no dialogue that holds it; expected messages, or a '
-            'transcript that begins with "Human:"; add the prompt, or name it as in columns = {prompt = "question"}'
+            'transcript that begins with "Human:"',
         )
     messages = [
         Message(ROLES[role.lower()], words.strip()) for role, words in zip(turns[::2], turns[1::2], strict=True)

@@ -127,5 +127,15 @@ def decode(name: str, data: bytes, encoding: str) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{name}:{line}: byte {error.start} (0x{data[error.start]:02x}) is not {encoding}; "
-            'save the file as UTF-8, or say in its table how it is written, perhaps encoding = "latin-1"'
+            "save the file as UTF-8, or say in its table, or by data.encoding for all, how it is written, perhaps "
+            f'encoding = "{_likely_encoding(data)}"'
         ) from None
+
+
+def _likely_encoding(data: bytes) -> str:
+    """Of two that look alike: Latin-1 has no quotation marks and dashes, and reads those of Windows as nothing."""
+    try:
+        data.decode("windows-1252")
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "windows-1252"

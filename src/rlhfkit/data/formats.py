@@ -14,6 +14,7 @@ import random
 import re
 from typing import Any
 
+from rlhfkit.config.data import has_formats
 from rlhfkit.config.schema import LabelledConfig, RowsConfig
 from rlhfkit.data.conversations import as_messages, part_dialogues, read_messages, read_text, read_transcript
 from rlhfkit.data.rows import MissingColumnError, Row, listed
@@ -39,7 +40,7 @@ def make_prompt(content: Content, row: Row, *, formats: Formats, response: str |
         raise DataError(f"the prompt ends with a turn of the {content[-1].role}; expected the user")
     if isinstance(content, str):
         content = formats.prompt_format.replace("{prompt}", content)
-    elif (formats.prompt_format, formats.response_format) != ("{prompt}", "{response}"):
+    elif has_formats(formats):
         raise DataError(
             "prompt_format and response_format are for text, and this prompt is a conversation; leave them out, the "
             "chat template does their work"
@@ -56,7 +57,7 @@ def make_response(response: str, *, formats: Formats) -> str:
 
 def read_prompt(row: Row, *, beginning_words: tuple[int, int] | None, seed: int) -> tuple[Content, str | None]:
     """The prompt in a row of any shape, and the (chosen) response of a row that has one. Raises: DataError."""
-    return _read(row, beginning_words, seed)
+    return _read(row, beginning_words, seed, is_prompt=True)
 
 
 def read_answered_prompt(row: Row, *, beginning_words: tuple[int, int] | None, seed: int) -> tuple[Content, str]:
@@ -64,7 +65,7 @@ def read_answered_prompt(row: Row, *, beginning_words: tuple[int, int] | None, s
 
     Raises: DataError where the row has no response, or an empty one.
     """
-    content, response = _read(row, beginning_words, seed)
+    content, response = _read(row, beginning_words, seed, is_prompt=False)
     if response is None and ("completion" in row.columns or "response" in row.columns):
         raise DataError("the response is empty; expected text")
     if response is None:
@@ -96,7 +97,9 @@ def need(row: Row, column: str) -> Any:
     return row.columns[column]
 
 
-def _read(row: Row, beginning_words: tuple[int, int] | None, seed: int) -> tuple[Content, str | None]:
+def _read(
+    row: Row, beginning_words: tuple[int, int] | None, seed: int, *, is_prompt: bool
+) -> tuple[Content, str | None]:
     columns = {name: value for name, value in row.columns.items() if value is not None}
     if "chosen" in columns and "rejected" in columns:
         content, chosen, _ = _split_pair(row)
@@ -113,7 +116,13 @@ def _read(row: Row, beginning_words: tuple[int, int] | None, seed: int) -> tuple
             "a text with a label, and no prompt; if the label is the response to the text, say so as in "
             'columns = {prompt = "text", completion = "label"}'
         )
-    if "text" in columns:
+    if "text" in columns and not beginning_words:
+        whole = 'if a text is a whole prompt, set columns = {prompt = "text"}; ' if is_prompt else ""
+        raise DataError(
+            f"a whole text, of which nothing says where the prompt ends; {whole}to make its first 4 to 8 words the "
+            "prompt, set beginning_words = [4, 8]"
+        )
+    if "text" in columns and beginning_words:
         return _split_text(read_text(columns["text"], "text"), beginning_words, f"{seed} {row.origin}")
     return need(row, "prompt"), None
 
@@ -156,13 +165,8 @@ def _join(content: Content, answer: Any, column: str) -> tuple[Content, str]:
     return tuple(before), last.content
 
 
-def _split_text(text: str, beginning_words: tuple[int, int] | None, seed: str) -> tuple[str, str]:
+def _split_text(text: str, beginning_words: tuple[int, int], seed: str) -> tuple[str, str]:
     """The first words of a text, and the rest with the blank before it; drawn by the row alone, whatever the others."""
-    if beginning_words is None:
-        raise DataError(
-            "a whole text, of which nothing says where the prompt ends; set beginning_words = [4, 8] to make its first "
-            "4 to 8 words the prompt"
-        )
     ends = [word.end() for word in re.finditer(r"\S+", text)]
     low, high = beginning_words
     if len(ends) <= low:

@@ -3,8 +3,9 @@
 instruction, input, output                  Alpaca, Dolly: the input follows the instruction
 system, question, response or a pair        Orca: the system prompt is the first message
 conversations                               ShareGPT: {"from", "value"}, or messages; the prompt where there is a pair
-history, human_ref_A, human_ref_B, labels   SHP; PKU-SafeRLHF, WebGPT and Chatbot Arena likewise: which of two is better
-prompt, answers with ranks                  Nectar: the best against the worst
+history, human_ref_A, human_ref_B, labels   SHP; PKU-SafeRLHF, WebGPT, Chatbot Arena, HelpSteer and AlpacaFarm likewise:
+                                            which of two is better
+prompt, answers with ranks or scores        Nectar, UltraFeedback before it was made pairs: the best against the worst
 
 A column that is one of ours already is left as it is.
 """
@@ -12,6 +13,7 @@ A column that is one of ours already is left as it is.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from rlhfkit.config.data import has_formats
 from rlhfkit.config.schema import RowsConfig
 from rlhfkit.data.conversations import as_messages
 from rlhfkit.data.rows import Row, described
@@ -41,12 +43,30 @@ def _is(first: object, second: object) -> Callable[[Any], bool | None]:
     return lambda value: {str(first): True, str(second): False}.get(str(value).strip().casefold())
 
 
+def _is_negative(value: Any) -> bool | None:
+    """Of a strength of preference: below 0 the first, above 0 the second."""
+    try:
+        strength = float(value)
+    except (TypeError, ValueError):
+        return None
+    return strength < 0 if strength else None
+
+
 CHOICES = (
     Choice("history", "human_ref_A", "human_ref_B", "labels", _is(1, 0)),  # SHP
     Choice("prompt", "response_0", "response_1", "better_response_id", _is(0, 1)),  # PKU-SafeRLHF
     Choice("prompt", "response_a", "response_b", "preference", _is("a", "b")),
+    Choice("prompt", "response_a", "response_b", "winner", _is("model_a", "model_b")),
+    Choice("prompt", "response_1", "response_2", "preference_strength", _is_negative),  # HelpSteer2
+    Choice("context", "response1", "response2", "overall_preference", _is_negative),  # HelpSteer3
+    Choice("", "output_1", "output_2", "preference", _is(1, 2)),  # AlpacaFarm
     Choice("", "conversation_a", "conversation_b", "winner", _is("model_a", "model_b")),  # Chatbot Arena
 )
+SCORED = ("answer_0", "answer_1", "score_0", "score_1")  # WebGPT
+LISTS_OF_ANSWERS = ("answers", "completions", "responses")
+TEXTS_OF_ANSWERS = ("answer", "response", "text")
+SCORES_OF_ANSWERS = ("overall_score", "score", "rating")
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 
 
 def in_known_form(row: Row, source: RowsConfig) -> Row:
@@ -55,11 +75,22 @@ def in_known_form(row: Row, source: RowsConfig) -> Row:
     Raises: DataError where the form is known and the row cannot be read.
     """
     columns = dict(row.columns)
-    if columns.get("parent_id", columns.get("message_tree_id")) is not None and {"role", "text"} <= columns.keys():
+    if {"parent_id", "message_tree_id"} & columns.keys() and {"role", "text"} <= columns.keys():
         raise DataError(
             "the row is one message of a tree (message_id, parent_id); expected a whole conversation; join each path "
             'from the root into "messages"'
         )
+    if isinstance(columns.get("prompt"), dict) and columns["prompt"].get("replies") is not None:
+        raise DataError(
+            'the row is a tree of messages (a prompt with "replies"); expected one conversation; write each path from '
+            'the root as "messages", or, of two replies to the same message, the better one as chosen'
+        )
+    for name in MEDIA:
+        if columns.get(name) and isinstance(columns[name], list | dict | bytes):
+            raise DataError(
+                f'column "{name}" holds what is no text, and only text can be read; leave such rows out, or describe '
+                "in words what it shows, and leave out the column"
+            )
     _read_choice(columns)
     _read_ranks(columns)
     _read_conversation(columns)
@@ -68,9 +99,11 @@ def in_known_form(row: Row, source: RowsConfig) -> Row:
     return row if columns == row.columns else Row(columns, row.origin)
 
 
-def used_columns(columns: Mapping[str, Any]) -> set[str]:
+def used_columns(columns: Mapping[str, Any], source: RowsConfig) -> set[str]:
     """Names of those columns that a known form puts into prompt or answers, or that say what the others are."""
-    used = {*SYSTEMS, *CONVERSATIONS, "labels", "label"}
+    used = {*CONVERSATIONS, *SCORED, "labels", "label"}
+    if not has_formats(source):
+        used.update(SYSTEMS)
     if any(name in columns for name in QUESTIONS):
         used |= {*QUESTIONS, *INPUTS, *ANSWERS}
     return used | {name for choice in CHOICES for name in choice[:4]}
@@ -103,27 +136,47 @@ def _read_choice(columns: dict[str, Any]) -> None:
         if choice.prompt and columns.get("prompt") is None:
             columns["prompt"] = columns[choice.prompt]
         return
-    scored = ("answer_0", "answer_1", "score_0", "score_1")  # WebGPT
-    if all(isinstance(columns.get(name), float | int) for name in scored[2:]) and set(scored) <= columns.keys():
+    if all(isinstance(columns.get(name), float | int) for name in SCORED[2:]) and set(SCORED) <= columns.keys():
         if columns["score_0"] == columns["score_1"]:
             raise DataError(f"score_0 and score_1 are both {columns['score_0']:g}: no preference; leave the row out")
-        better, worse = scored[:2] if columns["score_0"] > columns["score_1"] else (scored[1], scored[0])
+        better, worse = SCORED[:2] if columns["score_0"] > columns["score_1"] else (SCORED[1], SCORED[0])
         columns |= {"chosen": columns[better], "rejected": columns[worse]}
         if isinstance(columns.get("question"), dict):
             columns["prompt"] = columns["question"].get("full_text")
 
 
 def _read_ranks(columns: dict[str, Any]) -> None:
-    """Nectar: of several answers with ranks, the best and the worst."""
-    answers = columns.get("answers")
-    if "chosen" in columns or "completion" in columns or not isinstance(answers, list) or len(answers) < 2:
+    """Nectar, UltraFeedback: of several answers with ranks or scores, the best and the worst."""
+    if "chosen" in columns or "completion" in columns:
         return
-    if not all(isinstance(answer, dict) and isinstance(answer.get("rank"), int | float) for answer in answers):
+    for name in LISTS_OF_ANSWERS:
+        answers = _ranked(columns.get(name), columns.get("scores"))
+        if len(answers) < 2:
+            continue
+        (best_rank, best), *_, (worst_rank, worst) = sorted(answers, key=lambda answer: answer[0])
+        if best_rank == worst_rank:
+            raise DataError(f"all {len(answers)} {name} are ranked alike: no preference; leave the row out")
+        columns |= {"chosen": best, "rejected": worst}
         return
-    best, *_, worst = sorted(answers, key=lambda answer: answer["rank"])
-    if best["rank"] == worst["rank"]:
-        raise DataError(f"all {len(answers)} answers have the rank {best['rank']}: no preference; leave the row out")
-    columns |= {"chosen": best.get("answer"), "rejected": worst.get("answer")}
+
+
+def _ranked(answers: Any, scores: Any) -> list[tuple[float, str]]:
+    """Rank, the lower the better, and text of each answer; nothing where one of them has not both."""
+    if not isinstance(answers, list):
+        return []
+    ranked = []
+    for index, answer in enumerate(answers):
+        if isinstance(answer, dict):
+            text = next((answer[name] for name in TEXTS_OF_ANSWERS if name in answer), None)
+            score = next((answer[name] for name in SCORES_OF_ANSWERS if name in answer), None)
+            rank = answer.get("rank", -score if isinstance(score, int | float) else None)
+        else:
+            has_score = isinstance(scores, list) and len(scores) == len(answers)
+            text, rank = answer, -scores[index] if has_score and isinstance(scores[index], int | float) else None
+        if not isinstance(text, str) or not isinstance(rank, int | float):
+            return []
+        ranked.append((rank, text))
+    return ranked
 
 
 def _read_conversation(columns: dict[str, Any]) -> None:
@@ -135,6 +188,14 @@ def _read_conversation(columns: dict[str, Any]) -> None:
         if as_messages(columns.get(name), name) is not None:
             columns[ours] = columns[name]
             return
+        turns = columns.get(name)  # Capybara
+        if ours == "messages" and isinstance(turns, list) and turns and all(_is_exchange(turn) for turn in turns):
+            columns[ours] = _turns([(turn["input"], turn["output"]) for turn in turns])
+            return
+
+
+def _is_exchange(turn: object) -> bool:
+    return isinstance(turn, dict) and {"input", "output"} <= turn.keys()
 
 
 def _read_question(columns: dict[str, Any], source: RowsConfig) -> None:
@@ -169,15 +230,21 @@ def _turns(history: list[Any]) -> list[dict[str, Any]]:
 
 
 def _read_system(columns: dict[str, Any], source: RowsConfig) -> None:
-    """A system prompt in a column of its own becomes the first message."""
+    """A system prompt in a column of its own becomes the first message.
+
+    Where it is blank, the prompt is a conversation all the same, as in the other rows of its file.
+    """
+    if has_formats(source):
+        return
     system = next((columns[name] for name in SYSTEMS if _has_text(columns, name)), None)
-    if system is None or (source.prompt_format, source.response_format) != ("{prompt}", "{response}"):
+    if system is None and not any(name in columns and columns[name] in (None, "") for name in SYSTEMS):
         return
     for name in ("prompt", "messages"):
         messages = as_messages(columns.get(name), name)
         if messages is None and name == "prompt" and _has_text(columns, name):
             messages = [{"role": "user", "content": columns[name]}]
         if messages:
-            if messages[0].get("role", messages[0].get("from")) != "system":
-                columns[name] = [{"role": "system", "content": system}, *messages]
+            if system is not None and messages[0].get("role", messages[0].get("from")) != "system":
+                messages = [{"role": "system", "content": system}, *messages]
+            columns[name] = messages
             return

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rlhfkit.config.schema import RowsConfig
-from rlhfkit.data.notes import notes_on
+from rlhfkit.data.notes import notes_on, notes_on_joins
 from rlhfkit.data.remedies import remedy_for_missing
 from rlhfkit.data.rows import Loaded, MissingColumnError, OnBadRow, Row, read_rows
 from rlhfkit.errors import DataError
@@ -43,7 +43,7 @@ def load_rows(
             faults.append(f"{row.origin}: {error}")
     refuse_bad_rows(faults, num_rows=len(rows), on_bad_row=on_bad_row)
     kept = _in_share(records, source.prompt_share)
-    notes = notes_on([row for row in rows if isinstance(row, Row)], source)
+    notes = (*notes_on([row for row in rows if isinstance(row, Row)], source), *notes_on_joins(records))
     return Loaded(_one_per_prompt(kept) if source.one_per_prompt else kept, tuple(faults), sources, notes)
 
 

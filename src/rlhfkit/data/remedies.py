@@ -1,7 +1,7 @@
 """What to set where a row lacks a column: only what was tried on that row, and works."""
 
 from collections.abc import Callable, Iterator
-from itertools import islice, product
+from itertools import combinations, islice, product
 from typing import Any
 
 from rlhfkit.data.conversations import as_messages
@@ -24,6 +24,8 @@ USUAL = {
         "winner",
         "chosen_response",
         "response_chosen",
+        "response_j",
+        "win",
     ),
     "rejected": (
         "dispreferred",
@@ -35,6 +37,8 @@ USUAL = {
         "loser",
         "rejected_response",
         "response_rejected",
+        "response_k",
+        "lose",
     ),
     "text": ("content", "body", "document", "article", "sentence", "review"),
 }
@@ -50,22 +54,43 @@ def remedy_for_missing(row: Row, parse: Callable[[Row], object], column: str, na
     `named` is what the table's `columns` say so far, by which the row is renamed already.
     """
     texts = list(_columns_with_text(row.columns))
-    for columns in islice(_assignments(column, texts), MOST_TRIED):
+    dialogues = [name for name in texts if _is_messages(row.columns.get(name))]
+    for columns in islice(_assignments(column, texts, dialogues), MOST_TRIED):
         if _works(row, parse, columns):
             kept = {ours: theirs for ours, theirs in named.items() if ours not in {*columns, *columns.values()}}
             all_of_them = kept | {ours: named.get(theirs, theirs) for ours, theirs in columns.items()}
             setting = ", ".join(f'{ours} = "{theirs}"' for ours, theirs in all_of_them.items())
             return f"if it has another name, say so as in columns = {{{setting}}}"
-    if column in ("chosen", "rejected") and {"completion", "label"} <= row.columns.keys():
-        return (
-            "its answers are single ones that are marked as good or bad, and a preference has two to one prompt: write "
-            "a good and a bad answer to the same prompt into one row, or take the good ones as demonstrations, with "
-            "where = {label = true}"
-        )
+    if row.columns.keys() == {"text"} and "\t" in row.columns["text"]:
+        return 'it was read as one text a line, and its lines hold tabs: if it is a table, set data.format = "tsv"'
+    if column in ("chosen", "rejected"):
+        if twins := _twins(texts):
+            return (
+                f"{listed(twins)} look like two answers of which another column may say which is better: write the "
+                "better one as chosen and the other as rejected"
+            )
+        if {"completion", "response"} & row.columns.keys():
+            marked, where = "", ""
+            if "label" in row.columns:
+                marked, where = " that are marked as good or bad", ", with where = {label = true}"
+            return (
+                f"its answers are single ones{marked}, and a preference has two to one prompt: write a good and a bad "
+                f"answer to the same prompt into one row, or take the good ones as demonstrations{where}"
+            )
     if not texts:
         return f'none of its columns holds text; add a column "{column}" to the file'
     which = f"; there is text in {listed(texts)}" if len(texts) > 1 else ""
     return f'add it to the file, or say which column it is, as in columns = {{{column} = "NAME"}}{which}'
+
+
+def _twins(names: list[str]) -> tuple[str, str] | None:
+    """Two columns whose names differ in one letter or digit, the first or the second of its kind."""
+    for first, second in combinations(names, 2):
+        others = [pair for pair in zip(first, second, strict=False) if pair[0] != pair[1]]
+        are_twins = len(first) == len(second) and others in ([("0", "1")], [("1", "2")], [("a", "b")], [("A", "B")])
+        if are_twins and not first.casefold().startswith(("model", "winner")):
+            return first, second
+    return None
 
 
 def _works(row: Row, parse: Callable[[Row], object], columns: dict[str, str]) -> bool:
@@ -99,22 +124,26 @@ def _is_messages(value: Any) -> bool:
         return False
 
 
-def _assignments(column: str, texts: list[str]) -> Iterator[dict[str, str]]:
+def _assignments(column: str, texts: list[str], dialogues: list[str]) -> Iterator[dict[str, str]]:
     """What may be tried, the likeliest first."""
-    known = {ours: [name for name in texts if _is_called(name, ours)] for ours in USUAL}
+    known = {
+        ours: sorted((name for name in texts if _is_called(name, ours)), key=lambda name, ours=ours: _rank(name, ours))  # type: ignore[misc]
+        for ours in USUAL
+    }
     yield from ({column: name} for name in known.get(column, ()))
     yield from ({"messages": name} for name in texts)
     for group in GROUPS:
         if column in group:
             yield from (
-                dict(zip(group, names, strict=True))
-                for names in product(*(known[ours] for ours in group))
+                {ours: name for ours, name in zip(group, names, strict=True) if name != ours}
+                for names in product(*([ours] if ours in texts else known[ours] for ours in group))
                 if len(set(names)) == len(names)
             )
     ours = set() if column == "text" else {*USUAL, "response", "messages"}
     free = [name for name in texts if name not in ours]
-    if len(free) == 1:
-        yield {column: free[0]}
+    for left in (free, [name for name in dialogues if name in free]):
+        if len(left) == 1:
+            yield {column: left[0]}
 
 
 def _is_called(name: str, ours: str) -> bool:
@@ -123,3 +152,9 @@ def _is_called(name: str, ours: str) -> bool:
     if parts == [ours] and name != ours:  # "Prompt", or " prompt"
         return True
     return any(part in USUAL[ours] for part in parts) or (len(parts) > 1 and ours in parts)
+
+
+def _rank(name: str, ours: str) -> int:
+    """How likely a column that is called so is ours: where its name stands among the usual ones."""
+    parts = name.strip().casefold().split(".")
+    return min((USUAL[ours].index(part) for part in parts if part in USUAL[ours]), default=-1)

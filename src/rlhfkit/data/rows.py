@@ -30,7 +30,7 @@ FORMATS = {
     ".txt": "text",
 }
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-NAMES_OF_ROWS = {"data", "rows", "examples", "items", "instances", "train"}
+NAMES_OF_ROWS = ("data", "rows", "examples", "items", "instances")
 LONGEST_CSV_FIELD = 2**31 - 1
 MOST_COLUMNS = 10_000
 """A file with more is on its side, or no table."""
@@ -131,12 +131,14 @@ def _read(name: str, source: RowsConfig, directory: Path) -> tuple[list[Row | Da
     data = unpacked(name, data)
     if form == "parquet":
         return _parquet_rows(name, data), sha256
+    if data.startswith(b"PAR1"):
+        raise DataError(f'{name} is a Parquet file; set data.format = "parquet", or end its name with .parquet')
     text = decode(name, data, source.encoding)
     if form in ("csv", "tsv"):
         is_tsv = form == "tsv" or _ending(name) == ".tsv"
         delimiter = "\t" if is_tsv else "," if source.column_names else _delimiter(text)
         return _csv_rows(name, text, delimiter=delimiter, column_names=source.column_names), sha256
-    return (_json_rows if form == "jsonl" else _text_rows)(name, text), sha256
+    return (_json_rows(name, text, source.split) if form == "jsonl" else _text_rows(name, text)), sha256
 
 
 def _ending(name: str) -> str:
@@ -248,7 +250,7 @@ def _text_rows(name: str, text: str) -> list[Row | DataError]:
     return [Row({"text": line}, f"{name}:{number}") for number, line in _lines(text)]
 
 
-def _json_rows(name: str, text: str) -> list[Row | DataError]:
+def _json_rows(name: str, text: str, split: str) -> list[Row | DataError]:
     if text.lstrip().startswith("["):
         try:
             items = json.loads(text)
@@ -258,7 +260,7 @@ def _json_rows(name: str, text: str) -> list[Row | DataError]:
             items = None
         if items is not None:
             return [_json_row(item, f"{name}:{number}") for number, item in enumerate(items, start=1)]
-    if (items := _items_of_one_object(text)) is not None:
+    if (items := _items_of_one_object(text, split)) is not None:
         return [_json_row(item, f"{name}:{number}") for number, item in enumerate(items, start=1)]
     rows: list[Row | DataError] = []
     for number, line in _lines(text):
@@ -283,8 +285,8 @@ def _is_a_list(line: str) -> bool:
         return False
 
 
-def _items_of_one_object(text: str) -> list[Any] | None:
-    """The rows of a file that is one object: under one name, or by column or "split" as pandas writes them."""
+def _items_of_one_object(text: str, split: str) -> list[Any] | None:
+    """The rows of a file that is one object: under one name, or by column, number or "split" as pandas writes them."""
     first, _, rest = text.strip().partition("\n")
     if not first.startswith("{") or (rest.strip() and first.rstrip().endswith("}")):
         return None
@@ -294,7 +296,7 @@ def _items_of_one_object(text: str) -> list[Any] | None:
         return None
     if not isinstance(whole, dict):
         return None
-    for name in NAMES_OF_ROWS & whole.keys():
+    for name in (name for name in (split, *NAMES_OF_ROWS) if name in whole):
         items = whole[name]
         if isinstance(items, list) and all(isinstance(item, dict) for item in items):
             return items
@@ -305,6 +307,12 @@ def _items_of_one_object(text: str) -> list[Any] | None:
         numbers = columns[0].keys()
         if all(number.isdecimal() for number in numbers):
             return [{name: column[number] for name, column in whole.items()} for number in numbers]
+        if all(number.isdecimal() for number in whole):
+            return columns
+    if columns and all(isinstance(column, list) for column in columns) and len({*map(len, columns)}) == 1:
+        is_row = any(isinstance(column[0], dict) for column in columns if column)  # a list of messages
+        if len(columns[0]) > 1 and not is_row:
+            return [dict(zip(whole, values, strict=True)) for values in zip(*columns, strict=True)]
     return [whole]
 
 
@@ -347,6 +355,10 @@ def _json_fault(error: Exception) -> str:
     return f"character {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
+SEPARATOR = re.compile(r"sep=(.)\r?\n")
+"""A first line by which Excel is told what parts the columns."""
+
+
 def _delimiter(text: str) -> str:
     """What parts the columns of a CSV file: a comma, unless its first line has none and a semicolon, tab or bar."""
     first = text.partition("\n")[0]
@@ -356,9 +368,12 @@ def _delimiter(text: str) -> str:
 def _csv_rows(name: str, text: str, *, delimiter: str, column_names: Sequence[str]) -> list[Row | DataError]:
     """Rows under the names in the first line, or under `column_names`, with which the first line is a row."""
     rows: list[Row | DataError] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    named = SEPARATOR.match(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=named[1] if named else delimiter, strict=True)
     limit = csv.field_size_limit(LONGEST_CSV_FIELD)
     try:
+        if named:
+            next(reader)
         header = list(column_names) or next(reader, [])
         if len(header) > MOST_COLUMNS:
             raise DataError(f"{name}:1: {len(header):,} columns; expected one row a line; is the table on its side?")
@@ -418,11 +433,11 @@ def _directory_rows(name: str, path: Path, split: str) -> tuple[list[Row | DataE
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{name} is no directory of `datasets` ({_first_line(error)}); expected one that save_to_disk() wrote; "
-            "to read files in it, name them"
+            f"{_files_in(name, path)}"
         ) from error
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:
-            raise DataError(f'{name} has no split "{split}"; it has {", ".join(dataset)}; set split')
+            raise DataError(f'{name} has no split "{split}"; it has {", ".join(dataset)}; set data.split')
         return _dataset_rows(name, dataset[split])
     if split != "train" and str(dataset.split) != split:
         raise DataError(f'{name} has no splits, so split = "{split}" cannot be taken from it; leave split out')
@@ -440,6 +455,16 @@ def _hub_rows(name: str, source: RowsConfig) -> tuple[list[Row | DataError], str
             "check the path, the id, split and subset, and the connection, or download its files and name them"
         ) from error
     return _dataset_rows(name, dataset)
+
+
+def _files_in(name: str, path: Path) -> str:
+    """What to do with a directory that holds files of rows."""
+    found = sorted(file for file in path.rglob("*") if file.is_file() and _ending(file.name) in FORMATS)
+    if not found:
+        return "no file of rows is in it; correct the path"
+    shown = [f"{name}/{file.relative_to(path).as_posix()}" for file in found[:3]]
+    more = f"; {len(found) - 3} more lie there" if len(found) > 3 else ""
+    return f"to read files in it, name them, as in data.path = {json.dumps(shown, ensure_ascii=False)}{more}"
 
 
 def _dataset_rows(name: str, dataset: Any) -> tuple[list[Row | DataError], str]:
