@@ -1,10 +1,15 @@
 """What the rules would name in the first iterations is named before it, by the same limits."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from rlhfkit.config.load import load_recipe
+from rlhfkit.doctor.scores import examine_scores
 from rlhfkit.doctor.signal import examine_prompts, examine_weight
+from rlhfkit.doctor.trial import Recorder, Trial, examine_ending
 from rlhfkit.records import Prompt
+from rlhfkit.rewards.source import ScoredText
 
 
 def recipe(*overrides):
@@ -37,3 +42,17 @@ def test_a_kl_penalty_without_weight_is_named_before_the_run(coef, size, verdict
 
 def test_no_leash_at_all_is_what_the_recipe_says():
     assert list(examine_weight(recipe("ppo.kl.coef=0"), [-1e4, 1e4])) == []
+
+
+def test_scores_that_the_rules_call_the_same_are_a_fault_before_the_run():
+    episodes = [ScoredText(Prompt("p"), "p", text) for text in ("one", "two", "three", "four")]
+    first, *_ = examine_scores(episodes, [2.0, 2.0, 2.0, 2.0 + 5e-7], of_model=True)
+    assert (first.name, first.verdict) == ("reward.scores", "fault")
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.25, "warning"), (0.5, "ok"), (0.75, "ok")])
+def test_fewer_ends_than_ppo_demands_are_named_before_the_run(rate, verdict):
+    said = recipe("ppo.min_eos_rate=0.5")
+    trial = Trial(None, None, SimpleNamespace(metrics={"eos_rate": rate}), Recorder(None), said.rollout)
+    (finding,) = examine_ending(trial, said, comes_after_sft=False)
+    assert finding.verdict == verdict

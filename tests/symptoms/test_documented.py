@@ -54,3 +54,26 @@ def test_usual_ranges_are_those_of_the_code():
     assert rows["`ppo/clip_fraction`"][1] == f"{low:g} to {high:g}"
     assert f"below about {limits.USUAL_APPROX_KL:g}" in rows["`ppo/approx_kl`"][1]
     assert f"{limits.TEMPERATURES[0]:g} to {limits.TEMPERATURES[1]:g}" in rows["`rollout/temperature`"][1]
+    (single, _), (half, _) = limits.ROUNDING_NATS["float32"], limits.ROUNDING_NATS["bfloat16"]
+    assert f"at most {single:g} in float32, {half:g} in bfloat16" in rows["`sampler/logprob_max_difference`"][1]
+    assert f"below {single:g} in float32" in rows["`ppo/ratio_first_epoch_max_deviation`"][1]
+
+
+def sentences_of(page):
+    return " ".join((DOCS / page).read_text(encoding="utf-8").split())
+
+
+def test_limits_of_the_first_checks_are_those_of_the_code():
+    (single, mean), (half, half_mean) = limits.ROUNDING_NATS["float32"], limits.ROUNDING_NATS["bfloat16"]
+    said = sentences_of("method.md")
+    assert f"in float32, {single:g} nats for a token and {mean:g} in the mean; in bfloat16, {half:g} and" in said
+    assert f"; in bfloat16, {half:g} and {half_mean:g}." in said
+    (single, mean), (half, half_mean) = (limits.ENGINE_ROUNDING_NATS[name] for name in ("float32", "bfloat16"))
+    said = sentences_of("vllm.md")
+    assert f"{single:g} nats for a token and {mean:g} in the mean in float32, {half:g} and {half_mean:g} in bf" in said
+
+
+def test_limits_of_the_doctor_are_those_of_the_code():
+    said = sentences_of("doctor.md")
+    assert f"{limits.SOMEWHAT_LENGTH:g} is a warning, {limits.LITTLE_ELSE:g} a fault" in said
+    assert limits.LEAK_SHARE == 1 / 20 and "up to one in twenty may be chance" in said

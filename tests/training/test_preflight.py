@@ -110,6 +110,13 @@ def test_scores_that_are_all_the_same_are_named(trainer):
         check(trainer, scores=torch.full((8,), 2.0))
 
 
+def test_scores_that_the_rules_would_call_flat_are_refused_before_the_first_update(trainer):
+    almost = torch.full((8,), 2.0, dtype=torch.float64)
+    almost[0] += 5e-7
+    with pytest.raises(TrainingError, match="all 8 scores are 2, so there is nothing to learn"):
+        check(trainer, scores=almost)
+
+
 def test_rounding_in_bfloat16_passes():
     trainer = tiny.trainer(CONFIG)
     trainer.policy.language_model.to(torch.bfloat16)

@@ -12,6 +12,17 @@ from rlhfkit.models.reward_model import reward_ids
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Preference, Prompt, folded
 from rlhfkit.rewards.bag_of_words import share_of_pairs_won
+from rlhfkit.symptoms.limits import (
+    CHANCE,
+    ENOUGH_SIDES,
+    FEW_ENDS,
+    HARDLY_ENDS,
+    LEAK_SHARE,
+    MANY_CONTRARY,
+    MANY_DOUBLES,
+    MUCH_LOST,
+    SAME_SIDE,
+)
 from rlhfkit.training.sft import encode_demonstrations, encode_texts
 
 __all__ = [
@@ -26,16 +37,6 @@ __all__ = [
 
 NUM_MEASURED = 1000
 """Rows of a table whose tokens are counted."""
-
-MUCH_LOST = 3.0
-"""A limit that leaves less than this part of a typical row is worth a word; cutting as such is usual."""
-MANY_DOUBLES = 0.1
-MANY_CONTRARY = 0.1
-LEAK_SHARE = 0.05
-"""Short prompts may come twice by chance; a larger share of the test rows was copied."""
-SAME_SIDE = 0.8
-"""Where people choose the longer response this often, length is most of what a reward model can learn."""
-FEW_ENDS, HARDLY_ENDS = 0.8, 0.5
 
 Row = Prompt | Demonstration | Preference | str
 
@@ -200,8 +201,8 @@ def examine_pairs(name: str, pairs: Sequence[Preference]) -> Iterator[Finding]:
         )
     longer = share_of_pairs_won([len(pair.chosen) for pair in pairs], [len(pair.rejected) for pair in pairs])
     words = f"{_plain(name)}: the longer response is chosen in {longer:.1%}"
-    if len(pairs) >= 20 and not 1 - SAME_SIDE < longer < SAME_SIDE:
-        side = "longer" if longer > 0.5 else "shorter"
+    if len(pairs) >= ENOUGH_SIDES and not 1 - SAME_SIDE < longer < SAME_SIDE:
+        side = "longer" if longer > CHANCE else "shorter"
         yield warning(
             "data.choice_by_length",
             f"{words} of {len(pairs):,} pairs, so a reward model can learn length and little else",

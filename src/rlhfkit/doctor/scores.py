@@ -15,13 +15,11 @@ from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.bag_of_words import preference_baselines, share_of_pairs_won
 from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rundir import read_json
-from rlhfkit.symptoms.limits import CHANCE
+from rlhfkit.symptoms.limits import CHANCE, COMMON_SCORE, FLAT_SCORES, LITTLE_ELSE, SOMEWHAT_LENGTH
 
 __all__ = ["examine_accuracy", "examine_report", "examine_scores", "rank_correlation", "trial_texts"]
 
 FEW_TEXTS = 8
-SOMEWHAT_LENGTH, LITTLE_ELSE = 0.8, 0.95
-"""Rank correlation of score and length from which length explains much, or next to everything."""
 NUM_TEXTS = 32
 NUM_PAIRS = 128
 NUM_BASELINE_PAIRS = 2000
@@ -65,7 +63,7 @@ def examine_scores(
     if len({episode.response for episode in episodes}) < 2:
         yield skipped(f"{name}.scores", f"{words}; the responses are all the same, so nothing can be said")
         return
-    if values.min() == values.max():
+    if values.std() <= FLAT_SCORES:
         yield fault(
             f"{name}.scores",
             f"all {num} {whose} score {values[0]:g}, so there is nothing to learn",
@@ -73,7 +71,7 @@ def examine_scores(
         )
         return
     commonest = max(np.unique(values, return_counts=True)[1]) / num
-    if commonest > 0.95:
+    if commonest > COMMON_SCORE:
         yield warning(
             f"{name}.scores",
             f"{words}; {commonest:.0%} are the same, so little is learnt from each rollout",

@@ -20,7 +20,8 @@ from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rollout.text import Reference, TextRollout
 from rlhfkit.seeding import derive_seed
-from rlhfkit.training.preflight import MEAN_TOLERANCE, cause_of, first_differences
+from rlhfkit.symptoms.limits import OTHER_TEMPERATURE, STRANGE_DEVIATIONS, STRANGE_NATS
+from rlhfkit.training.preflight import cause_of, first_differences, rounding_of
 
 __all__ = ["Recorder", "Trial", "examine_ending", "examine_numbers", "examine_temperature", "try_env", "try_prompts"]
 
@@ -28,8 +29,6 @@ NUM_EPISODES = 16
 LONGEST_RESPONSE = 48
 NUM_TEMPERATURE = 64
 """Prompts (the same ones again) whose responses tell the temperature."""
-STRANGE_DEVIATIONS = 5.0
-"""A mean is this many standard errors off in one of two million cases."""
 
 
 class Sampler(Protocol):
@@ -194,7 +193,7 @@ def examine_temperature(trial: Trial, *, sample: Sampler = generate) -> Iterator
         right = log_p[start + steps - 1, inputs.ids[row, start + steps]]
         off += float((right - trial.experience.old_logprobs[row, steps]).abs().sum())
         num += len(steps)
-    if off / num > 10 * MEAN_TOLERANCE[dtype]:
+    if off / num > OTHER_TEMPERATURE * rounding_of(dtype)[1]:
         yield fault(
             name,
             f"training's logprobs are not those of the logits divided by {temperature:g} (mean difference "
@@ -213,7 +212,7 @@ def examine_temperature(trial: Trial, *, sample: Sampler = generate) -> Iterator
         f"sampled tokens are as unlikely as temperature {temperature:g} says: {surprise:.2f} nats each, expected "
         f"{expected:.2f} ± {error:.2f}"
     )
-    if abs(surprise - expected) > STRANGE_DEVIATIONS * error + 1e-3:
+    if abs(surprise - expected) > STRANGE_DEVIATIONS * error + STRANGE_NATS:
         yield fault(
             name,
             f"sampled tokens carry {surprise:.2f} nats each, and temperature {temperature:g} gives {expected:.2f} "
@@ -250,7 +249,7 @@ def examine_ending(trial: Trial, recipe: Recipe, *, comes_after_sft: bool) -> It
         yield skipped(name, f"{words}; SFT, which comes first, teaches it")
     elif not trial.is_whole:
         yield skipped(name, f"{words}; PPO allows {recipe.rollout.max_response_tokens}, which are not tried here")
-    elif rate == 0 and recipe.ppo.min_eos_rate > 0:
+    elif rate < recipe.ppo.min_eos_rate:
         yield warning(
             name,
             f"{words}, and PPO refuses to start below {recipe.ppo.min_eos_rate:.1%}",

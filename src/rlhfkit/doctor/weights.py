@@ -9,15 +9,12 @@ from torch import Tensor
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.lora import unwrapped
+from rlhfkit.symptoms.limits import ORDER_NATS, SPARE_TOKENS
 
 __all__ = ["distributions", "examine_likelihood", "examine_vocabulary"]
 
-SPARE_TOKENS = 0.2
-"""Models round their number of embeddings up, which leaves a few spare ones; this share is no rounding."""
 LONGEST_TEXT = 64
 FEWEST_TOKENS = 32
-ORDER_NATS = 0.1
-"""How much likelier a text must be than its own tokens in another order, in nats per token."""
 
 
 def examine_vocabulary(model: LanguageModel, *, num_rows: int, num_added: int) -> Iterator[Finding]:

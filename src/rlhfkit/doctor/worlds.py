@@ -14,6 +14,7 @@ from rlhfkit.doctor.findings import Finding, ok, warning
 from rlhfkit.envs.check import TRIAL_RESPONSES
 from rlhfkit.envs.control import make_raw_env
 from rlhfkit.envs.text import TextEnvFactory, begin, proceed
+from rlhfkit.symptoms.limits import LARGE_OBSERVATION
 
 __all__ = ["examine_control", "examine_text_episodes"]
 
@@ -21,7 +22,6 @@ BLIND_RESPONSES = (*TRIAL_RESPONSES, " 2\n", "4", "yes", "no", "a")
 NUM_SEEDS, NUM_TEXT_SEEDS = 8, 16
 MOST_SECONDS = 5.0
 MOST_STEPS = 200
-LARGE_OBSERVATION = 1000.0
 
 ALIKE = "set what differs by reset's seed; if every episode shall be the same, nothing has to be done"
 

@@ -15,6 +15,7 @@ from rlhfkit.symptoms.limits import (
     CHANCE,
     EOS_CAUTION_DROP,
     KL_CAUTION_TIMES_TARGET,
+    MOST_END,
     USUAL_APPROX_KL,
     USUAL_CLIP_FRACTION,
 )
@@ -109,7 +110,7 @@ def _in_ppo(facts: Facts, rows: Sequence[Row], wrong: set[str], verdict: Verdict
         highest = max(curve(rows, "ppo/clip_fraction")[1])
         if 0 < highest <= USUAL_CLIP_FRACTION[1]:
             yield f"Updates are of a good size: PPO clipped at most {percent(highest)} of the tokens in an iteration."
-    if (eos := both("eos_rate", "eos_lost")) and eos[1] > 0.5 and eos[1] >= eos[0] - EOS_CAUTION_DROP:
+    if (eos := both("eos_rate", "eos_lost")) and eos[1] > MOST_END and eos[1] >= eos[0] - EOS_CAUTION_DROP:
         yield f"{percent(eos[1])} of the responses end by themselves."
     if entropy := both("ppo/entropy", "entropy_collapse", "entropy_rising"):
         yield f"The entropy is {number(entropy[1])} nats per token, {number(entropy[0])} at the start."

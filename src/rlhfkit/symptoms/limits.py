@@ -6,6 +6,44 @@ are wide on purpose: a rule that speaks up in a healthy run is worse than none. 
 seen to do.
 """
 
+# ── the data, before anything is trained ─────────────────────────────────────────────────────────────────────────────
+
+MUCH_LOST = 3.0
+"""A limit that leaves less than this part of a typical row is worth a word; cutting as such is usual."""
+MANY_DOUBLES = 0.1
+MANY_CONTRARY = 0.1
+LEAK_SHARE = 0.05
+"""Short prompts may come twice by chance; a larger share of the test rows was copied."""
+SAME_SIDE, ENOUGH_SIDES = 0.8, 20
+"""Where people choose the longer response this often, length is most of what a reward model can learn."""
+FEW_ENDS, HARDLY_ENDS = 0.8, 0.5
+"""Share of the demonstrations that keep their EOS."""
+
+# ── the model and the reward, before anything is trained ─────────────────────────────────────────────────────────────
+
+SPARE_TOKENS = 0.2
+"""Models round their number of embeddings up, which leaves a few spare ones; this share is no rounding."""
+ORDER_NATS = 0.1
+"""How much likelier a text must be than its own tokens in another order, in nats per token."""
+# (largest, mean) difference of a token's logprob, in nats, that rounding explains. In bfloat16 the ratio's spread is
+# about 0.05 (figures of the RLOO authors), so a single token may differ by several times that.
+ROUNDING_NATS = {"float32": (1e-3, 1e-4), "bfloat16": (0.5, 0.05)}
+# The same for another engine, whose kernels add up in another order; single tokens stray far in half precision (Yao et
+# al. 2025 show it), which the importance weights mend, so that the mean has to tell what is rounding.
+ENGINE_ROUNDING_NATS = {"float32": (1e-2, 1e-3), "bfloat16": (5.0, 0.1), "float16": (2.0, 0.02)}
+OTHER_TEMPERATURE = 10.0
+"""Times the mean difference that rounding explains, beyond which logprobs are those of another temperature."""
+STRANGE_DEVIATIONS, STRANGE_NATS = 5.0, 1e-3
+"""A mean is this many standard errors off in one of two million cases."""
+MOST_CLIPPED_ITERATIONS = 25
+"""That a critic may need to come to its returns, where each lets it go as far as the clip range."""
+COMMON_SCORE = 0.95
+"""Share of the responses that may have the same score: the others alone teach something."""
+SOMEWHAT_LENGTH, LITTLE_ELSE = 0.8, 0.95
+"""Rank correlation of score and length from which length explains much, or next to everything."""
+LARGE_OBSERVATION = 1000.0
+"""Beyond which a network learns badly from observations that are not normalised."""
+
 # ── what there is to learn from ──────────────────────────────────────────────────────────────────────────────────────
 
 SIGNAL_ROWS = 3
@@ -34,8 +72,8 @@ KL_PATIENCE = 3
 """Iterations in a row above `ppo.max_ref_kl` before the run stops: a single rollout may be an outlier."""
 # Below 0 by chance: 64 sequences at a KL of 0.1 have a mean with deviation 0.06.
 NEGATIVE_KL, NEGATIVE_KL_ROWS = -0.1, 3
-WEIGHTLESS_KL = 0.01
-"""What the penalty costs at `KL_LIMIT`, in deviations of the score, below which it holds nothing back."""
+WEIGHTLESS_KL, LIGHT_KL = 0.01, 0.1
+"""What the penalty costs at `KL_LIMIT`, in deviations of the score, below which it holds nothing back, or little."""
 USUAL_KL_COEF = 0.05
 """Reward per nat where scores have deviation 1 (Huang et al. 2024)."""
 
@@ -61,11 +99,12 @@ CRITIC_ROWS, CRITIC_WINDOW, CRITIC_SHARE, LEARNT_VALUE_LOSS = 25, 20, 0.95, 0.05
 
 # Healthy: down to 0.014 of the start in a task that is solved, never low without a rise of the score.
 DEAD_ENTROPY, LOW_ENTROPY = 0.01, 0.25
-HIGH_ENTROPY, UNMOVED_ENTROPY = 1.5, 0.98
+HIGH_ENTROPY, UNMOVED_ENTROPY, UNMOVED_SHARE_DONE = 1.5, 0.98, 0.3
 # Healthy: from 0.45 to 1.3 of the start.
 LENGTH_ROWS, LENGTH_FACTOR, LEAST_GROWTH_TOKENS, SHORT_FACTOR = 2, 2.0, 8.0, 0.25
 LENGTH_CAUTION_FACTOR = 1.5
 EOS_LOST_FACTOR, HAD_EOS, NO_EOS = 0.5, 0.2, 0.02
+MOST_END = 0.5
 EOS_CAUTION_DROP = 0.1
 """Points that the EOS rate may fall by. Healthy: responses that are cut now and then, down to 0.7 from 1."""
 VARIETY_CAUTION_FACTOR = 0.75
@@ -75,6 +114,11 @@ PERPLEXITY_CAUTION_FACTOR = 1.5
 
 # The first returns are too low: short episodes end first.
 FLAT_ROWS, FLAT_RETURN, FLAT_SCORE = 20, 0.25, 0.1
+FLAT_SHARE_DONE, HALF_DONE = 0.9, 0.5
+"""Share of the training after which a score that has not risen is flat; returns show it at half."""
+# In deviations of the score, or in the spread of the returns: a fall below the start, and a rise of which so much is
+# left.
+FALLEN_SCORE, FALLEN_RETURN, HAD_RISEN, LEFT_OF_RISE = 0.5, 0.2, 0.5, 0.3
 
 # ── the stages before, and the evaluation ────────────────────────────────────────────────────────────────────────────
 

@@ -18,7 +18,7 @@ from rlhfkit.symptoms.trends import shown
 
 __all__ = ["PRETRAIN_RULES", "REWARD_MODEL_RULES", "SUPERVISED_RULES"]
 
-COIN = 0.98 * math.log(2)
+COIN = FLAT_LOSS * math.log(2)
 """Loss per pair of a coin."""
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from rlhfkit.symptoms.curves import WINDOW, Column, Curves
 from rlhfkit.symptoms.finding import Evidence, Remedy, Settings, setting_of
-from rlhfkit.symptoms.limits import FLAT_SCORES, KL_LIMIT, USUAL_KL_COEF
+from rlhfkit.symptoms.limits import FLAT_SCORES, KL_LIMIT, LIGHT_KL, USUAL_KL_COEF
 
 __all__ = [
     "above",
@@ -110,7 +110,7 @@ def kl_remedies(curves: Curves, ppo: Settings) -> tuple[Remedy, ...]:
     coef = setting_of(ppo, "kl", "coef") or 0.0
     size = shaped_scale(curves, ppo)
     # What is usual where scores have deviation 1 holds nothing back where they have 10,000.
-    least = USUAL_KL_COEF if 0.1 * size <= USUAL_KL_COEF * KL_LIMIT else USUAL_KL_COEF * size
+    least = USUAL_KL_COEF if LIGHT_KL * size <= USUAL_KL_COEF * KL_LIMIT else USUAL_KL_COEF * size
     target = setting_of(ppo, "kl", "target")
     nearer = () if target is None else (Remedy("ppo.kl.target", shown(target / 2), shown(target)),)
     return Remedy("ppo.kl.coef", shown(max(2 * coef, least)), shown(coef)), *nearer, *slower(ppo, 2)

@@ -8,20 +8,9 @@ from rlhfkit.models.language import TextPolicy
 from rlhfkit.ppo import masked_mean
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.text import Reference, logprobs_in_parts
+from rlhfkit.symptoms.limits import ENGINE_ROUNDING_NATS, FLAT_SCORES, MOST_CLIPPED_ITERATIONS, ROUNDING_NATS
 
-__all__ = ["cause_of", "check_first_experience", "first_differences", "slow_critic"]
-
-# Largest difference of a token's logprob that rounding explains: (float32, bfloat16). In bfloat16 the ratio's spread is
-# about 0.05 (figures of the RLOO authors), so a single token may differ by several times that.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
-MEAN_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-# The same for another engine, whose kernels add up in another order; single tokens stray far in half precision (Yao et
-# al. 2025 show it), which the importance weights mend, so that the mean has to tell what is rounding.
-ENGINE_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 5.0, torch.float16: 2.0}
-ENGINE_MEAN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-
-MOST_CLIPPED_ITERATIONS = 25
-"""That a critic may need to come to its returns, where each lets it go as far as the clip range."""
+__all__ = ["cause_of", "check_first_experience", "first_differences", "rounding_of", "slow_critic"]
 
 NUM_SHOWN, LENGTH_SHOWN = 3, 200
 
@@ -69,7 +58,7 @@ def check_first_experience(
         )
     scores = experience.scores
     assert scores is not None  # text has them
-    if len(scores) > 1 and scores.min() == scores.max():
+    if len(scores) > 1 and scores.std() <= FLAT_SCORES:
         raise TrainingError(
             f"before the first update: all {len(scores)} scores are {float(scores[0]):g}, so there is nothing to "
             f"learn; look at the reward source, and at penalties that may hide it{_shown(experience)}"
@@ -128,17 +117,26 @@ def cause_of(
     `engine_dtype` is the type that another engine sampled in; None where the own one did.
     """
     largest, mean = difference
-    cause, allowed, allowed_mean = CAUSES[name], TOLERANCE[dtype], MEAN_TOLERANCE[dtype]
+    cause, (allowed, allowed_mean) = CAUSES[name], rounding_of(dtype)
     if name == "sampler" and engine_dtype is not None:
         cause = CAUSE_OF_ENGINE
-        allowed = max(ENGINE_TOLERANCE[dtype], ENGINE_TOLERANCE[engine_dtype])
-        allowed_mean = max(ENGINE_MEAN_TOLERANCE[dtype], ENGINE_MEAN_TOLERANCE[engine_dtype])
+        both = [ENGINE_ROUNDING_NATS[_name(each)] for each in (dtype, engine_dtype)]
+        allowed, allowed_mean = (max(values) for values in zip(*both, strict=True))
     if largest <= allowed and mean <= allowed_mean:  # NaN is not
         return ""
     return (
         f"{cause} (largest difference {largest:.2g} nats, mean {mean:.2g}; rounding explains {allowed:g} and "
         f"{allowed_mean:g})"
     )
+
+
+def rounding_of(dtype: torch.dtype) -> tuple[float, float]:
+    """(largest, mean) difference of logprobs in nats that rounding explains."""
+    return ROUNDING_NATS[_name(dtype)]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:

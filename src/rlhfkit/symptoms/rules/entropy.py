@@ -2,7 +2,14 @@
 
 from rlhfkit.symptoms.curves import WINDOW, Curves
 from rlhfkit.symptoms.finding import Evidence, Remedy, Rule, Settings
-from rlhfkit.symptoms.limits import DEAD_ENTROPY, HIGH_ENTROPY, LOW_ENTROPY, UNMOVED_ENTROPY
+from rlhfkit.symptoms.limits import (
+    DEAD_ENTROPY,
+    HAD_RISEN,
+    HIGH_ENTROPY,
+    LOW_ENTROPY,
+    UNMOVED_ENTROPY,
+    UNMOVED_SHARE_DONE,
+)
 from rlhfkit.symptoms.rules.sources import SCHULMAN, TOO_FAST
 from rlhfkit.symptoms.trends import change, has_risen, kl_remedies, objective, rise, share_done, shown, slower
 
@@ -22,9 +29,9 @@ def _collapse(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
 
 def _rising(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
     column = curves["ppo/entropy"]
-    if len(column) < 3 * WINDOW or column.start() <= 0 or not objective(curves)[1] or has_risen(curves, by=0.5):
+    if len(column) < 3 * WINDOW or column.start() <= 0 or not objective(curves)[1] or has_risen(curves, by=HAD_RISEN):
         return ()
-    has_bonus = bool(ppo.get("entropy_coef")) and share_done(curves, ppo) >= 0.3
+    has_bonus = bool(ppo.get("entropy_coef")) and share_done(curves, ppo) >= UNMOVED_SHARE_DONE
     is_high = column.recent() > HIGH_ENTROPY * column.start()
     is_held_up = has_bonus and column.recent() > UNMOVED_ENTROPY * column.start()
     return (change(column, "ppo/entropy"), rise(curves)) if is_high or is_held_up else ()

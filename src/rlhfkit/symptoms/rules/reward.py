@@ -4,11 +4,17 @@ from rlhfkit.symptoms.curves import WINDOW, Curves
 from rlhfkit.symptoms.finding import Evidence, Remedy, Rule, Settings, setting_of
 from rlhfkit.symptoms.limits import (
     CLIPPED_SHARE,
+    FALLEN_RETURN,
+    FALLEN_SCORE,
     FLAT_RETURN,
     FLAT_ROWS,
     FLAT_SCORE,
     FLAT_SCORES,
     FLAT_SHARE,
+    FLAT_SHARE_DONE,
+    HAD_RISEN,
+    HALF_DONE,
+    LEFT_OF_RISE,
 )
 from rlhfkit.symptoms.rules.sources import HUANG, TOO_FAST
 from rlhfkit.symptoms.trends import (
@@ -58,12 +64,12 @@ def _rose(curves: Curves) -> bool:
 def _falling(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
     name, column = objective(curves)
     is_text = name == "score/mean"
-    if len(column) < 3 * WINDOW or (not is_text and share_done(curves, ppo) < 0.5):
+    if len(column) < 3 * WINDOW or (not is_text and share_done(curves, ppo) < HALF_DONE):
         return ()
     smoothed = column.smoothed()
     start, now, peak = smoothed[0], smoothed[-1], max(smoothed)
-    is_below_start = now < start - (0.5 if is_text else 0.2) * scale(curves)
-    is_lost = peak - start > 0.5 * scale(curves) and now < start + 0.3 * (peak - start)
+    is_below_start = now < start - (FALLEN_SCORE if is_text else FALLEN_RETURN) * scale(curves)
+    is_lost = peak - start > HAD_RISEN * scale(curves) and now < start + LEFT_OF_RISE * (peak - start)
     if not (is_below_start or is_lost):
         return ()
     at = column.iterations[smoothed.index(peak) + WINDOW - 1]
@@ -75,7 +81,7 @@ def _falling(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
 def _flat(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
     name, column = objective(curves)
     is_text = name == "score/mean"
-    if len(column) < FLAT_ROWS or share_done(curves, ppo) < (0.9 if is_text else 0.5):
+    if len(column) < FLAT_ROWS or share_done(curves, ppo) < (FLAT_SHARE_DONE if is_text else HALF_DONE):
         return ()
     num = max(WINDOW, len(column) // 10)
     start, now = column.start(num), column.recent(num)
