@@ -193,11 +193,23 @@ def test_evaluate_of_an_old_run_takes_the_type_that_was_recorded(tmp_path, machi
 def test_a_run_says_once_and_records_which_fast_paths_it_took(tmp_path):
     said = Said()
     loop.run(recipe(tmp_path, 'stages=["pretrain", "sft"]'), tmp_path / "run", progress=said)
-    lines = [line for line in said.lines if line.startswith("fast paths: ")]
-    assert len(lines) >= 1 and len(set(lines)) == len(lines)
-    assert "attention as two products" in lines[-1]
+    (line,) = (line for line in said.lines if line.startswith("fast paths: "))
+    assert "attention as two products" in line
     recorded = json.loads((tmp_path / "run" / "manifest.json").read_text())["fast_paths"]
     assert recorded["attention as two products"] == "taken"
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_run_with_ppo_says_its_fast_paths_once_when_all_have_been_tried(tmp_path, rounds):
+    said = Said()
+    stages = ["pretrain", "sft", "preferences", "reward_model", "ppo", "evaluate"]
+    few = ("ppo.iterations=2", "ppo.min_eos_rate=0", f"rounds={rounds}", f"stages={json.dumps(stages)}")
+    loop.run(recipe(tmp_path, *few), tmp_path / "run", progress=said)
+    (line,) = (line for line in said.lines if line.startswith("fast paths: "))
+    home = tmp_path / "run" / "round-1" if rounds > 1 else tmp_path / "run"
+    for name in json.loads((home / "manifest.json").read_text())["fast_paths"]:
+        assert name in line
 
 
 @pytest.mark.thorough

@@ -207,7 +207,9 @@ class Pipeline:
         watchdog = Watchdog(self.recipe.watchdog, self.run.stacks, warn=self.progress.warn)
         with self.manifest.error_noted(stage), watchdog, memory_told(stage, self.recipe), phase(stage):
             record = stages[stage]()
-        self._tell_paths()
+        self.manifest.add("fast_paths", self.builder.paths.as_facts())
+        if "ppo" not in self.recipe.stages and stage == self.recipe.stages[-1]:
+            self._tell_paths()
         seconds = round(time.monotonic() - start, 1)
         self.manifest.add_stage(stage, seconds=seconds)
         self.run.finish_stage(stage, {"seconds": seconds, **record})
@@ -222,10 +224,10 @@ class Pipeline:
             self._once(self.progress.warn if choice.is_slow else self.progress.note, choice.words())
 
     def _tell_paths(self) -> None:
-        """Say and record which fast paths the run takes, and why not the others, as far as they have been tried."""
-        self.manifest.add("fast_paths", self.builder.paths.as_facts())
-        if self.builder.given_dtype is None and (words := self.builder.paths.words()):
-            self._once(self.progress.note, words)
+        """Say which fast paths the run takes, and why not the others, once all have been tried; of rounds the first."""
+        is_first = self.builder.given_dtype is None or self.recipe.preferences.round == 1
+        if is_first and (words := self.builder.paths.words()):
+            self.progress.note(words)
 
     # ── stages ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -450,7 +452,14 @@ class Pipeline:
             engine or nullcontext(),
             self.progress.stage("ppo", total=config.iterations, unit="iteration", completed=trainer.iteration) as stage,
         ):
-            stopped = train_ppo(trainer, log=self.log, checkpoints=checkpoints, progress=stage, check_first=check_first)
+            stopped = train_ppo(
+                trainer,
+                log=self.log,
+                checkpoints=checkpoints,
+                progress=stage,
+                check_first=check_first,
+                after_first=self._tell_paths,
+            )
         if stopped:
             self.progress.warn(f"stopped after {trainer.iteration} iterations: {stopped}")
         self._note_peak("ppo")

@@ -182,18 +182,20 @@ def train_ppo(
     checkpoints: Checkpoints,
     progress: StageProgress,
     check_first: Callable[[Experience], None] | None = None,
+    after_first: Callable[[], None] = lambda: None,
     stage: str = "ppo",
     labels: Mapping[str, int] = MappingProxyType({}),
 ) -> str | None:
     """Run all iterations that are left; why it stopped before the last, if it did.
 
-    `check_first` sees the very first experience and raises TrainingError where the run is doomed. `labels` tell
-    the log's lines of one training from those of another in the same stage.
+    `check_first` sees the very first experience and raises TrainingError where the run is doomed. `after_first` is
+    called after the first iteration of this start. `labels` tell the log's lines of one training from those of another
+    in the same stage.
     Raises: TrainingError where something is not finite; the last checkpoint is from before. KeyboardInterrupt after
     Ctrl-C, once the iteration is saved.
     """
     config, watch = trainer.config, trainer.watch
-    last_save, saved = time.monotonic(), trainer.iteration or None
+    last_save, saved, first = time.monotonic(), trainer.iteration or None, trainer.iteration
 
     def seen_first(experience: Experience) -> None:
         log.write_samples(stage, 0, experience.samples)  # before the check, which sends people to look at them
@@ -220,6 +222,8 @@ def train_ppo(
             if iteration:
                 log.write_samples(stage, iteration, experience.samples)
             progress.advance(1, experience.headline)
+            if iteration == first:
+                after_first()
             if ranked is not None:
                 ranked.keep_if_best(iteration, taken, checkpoints)
             is_last = trainer.stopped is not None or trainer.iteration == config.iterations
