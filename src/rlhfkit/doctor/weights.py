@@ -20,7 +20,8 @@ FEWEST_TOKENS = 32
 def examine_vocabulary(model: LanguageModel, *, num_rows: int, num_added: int) -> Iterator[Finding]:
     """Whether the tokenizer has as many tokens as the model's files have embeddings (`num_rows`), and the same EOS.
 
-    `num_added` tokens, such as PAD, are rlhfkit's own, for which the files can have none.
+    `num_added` tokens, such as PAD, are rlhfkit's own, for which the files can have none. An EOS that the chat template
+    itself names was chosen for it, whatever the model's files say: what is trained is written into what is saved.
     """
     name, num_tokens = "model.vocabulary", len(model.encoder.tokenizer) - num_added
     remedy = "give the tokenizer that the model was trained with: copy its files beside config.json"
@@ -32,7 +33,7 @@ def examine_vocabulary(model: LanguageModel, *, num_rows: int, num_added: int) -
         yield warning(
             name, f"{words}, so {1 - num_tokens / num_rows:.0%} of what the model can say is no token", remedy
         )
-    elif endings and model.encoder.eos_id not in endings:
+    elif endings and not endings & {*model.encoder.eos_ids} and not _template_names_eos(model):
         listed = ", ".join(map(str, sorted(endings)))
         yield warning(
             name,
@@ -41,6 +42,10 @@ def examine_vocabulary(model: LanguageModel, *, num_rows: int, num_added: int) -
         )
     else:
         yield ok(name, words)
+
+
+def _template_names_eos(model: LanguageModel) -> bool:
+    return str(model.encoder.tokenizer.eos_token) in model.encoder.chat_template
 
 
 def _configured_eos(model: LanguageModel) -> set[int]:
