@@ -14,6 +14,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
@@ -204,13 +205,20 @@ class Builder:
         """Tokenizer and chat template of a model."""
         tokenizer, notes = load_tokenizer(source)
         self._note(notes)
-        template = self.recipe.model.chat_template
-        return Encoder(
-            tokenizer,
-            chat_template=None if template is None else read_template(template),
-            name=template or source.path,
-            now=self.now,
-        )
+        return self._encoder_of(tokenizer, name=source.path)
+
+    def _encoder_of(self, tokenizer: PreTrainedTokenizerBase, *, name: str = "") -> Encoder:
+        file = self.recipe.model.chat_template
+        template = None if file is None else read_template(file)
+        encoder = Encoder(tokenizer, chat_template=template, name=file or name, now=self.now)
+        if encoder.ends_turns_itself:
+            self._note(
+                [
+                    f"the chat template writes nothing that ends a turn: {tokenizer.eos_token} ends the assistant's, "
+                    "in the saved template too"
+                ]
+            )
+        return encoder
 
     def language_model(self, source: PretrainedModelConfig, *, trainable: bool = False) -> LanguageModel:
         """A language model; with fresh adapters where it is to be trained and the recipe wants LoRA."""
@@ -257,12 +265,7 @@ class Builder:
             )
         )
         model.set_attn_implementation(implementations_for(self.device)[0])
-        encoder = Encoder(
-            tokenizer,
-            chat_template=None if config.chat_template is None else read_template(config.chat_template),
-            now=self.now,
-        )
-        language_model = LanguageModel(model, encoder).to(self.device, self.dtype).eval()
+        language_model = LanguageModel(model, self._encoder_of(tokenizer)).to(self.device, self.dtype).eval()
         language_model.paths = self.paths
         return language_model
 

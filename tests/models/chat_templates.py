@@ -22,6 +22,8 @@ class Format:
     """Added tokens that are not special, as <think>."""
     ending: str | None = None
     """What the template ends the assistant's turn with; None: nothing."""
+    next_turn: str | None = None
+    """The mark of the next turn, which is then all that ends the assistant's."""
     spaced: bool = False
     """The tokenizer puts a space before a text, as Llama 2's does."""
     system: bool = True
@@ -215,7 +217,7 @@ TEMPLATES: dict[str, Format] = {
     "deepseek-r1": Format(
         _DEEPSEEK, "<|eos|>", ("<|User|>", "<|Assistant|>"), "<|bos|>", tags=_THINK, ending="<|eos|>"
     ),
-    "glm-4-moe": Format(_GLM, "<|endoftext|>", (*_ROLES, "[gMASK]", "<sop>"), tags=_THINK),
+    "glm-4-moe": Format(_GLM, "<|endoftext|>", (*_ROLES, "[gMASK]", "<sop>"), tags=_THINK, next_turn="<|user|>"),
     "gpt-oss": Format(_GPT_OSS, "<|return|>", _HARMONY, ending="<|return|>", keeps=False),
     "cohere-2": Format(_COHERE2, "<|END_OF_TURN_TOKEN|>", _COHERE_MARKS, "<BOS>", ending="<|END_OF_TURN_TOKEN|>"),
     "granite": Format(_GRANITE, "<|end_of_text|>", _GRANITE_MARKS, ending="<|end_of_text|>"),
@@ -228,7 +230,7 @@ TEMPLATES: dict[str, Format] = {
         tags=_THINK,
         ending="<|im_end|>",
     ),
-    "falcon": Format(_FALCON, "<|endoftext|>"),
+    "falcon": Format(_FALCON, "<|endoftext|>", ending="<|endoftext|>"),  # the encoder has it write EOS
     "vicuna": Format(_VICUNA, "</s>", bos="<s>", ending="</s>", spaced=True),
     "tulu": Format(_TULU, "</s>", bos="<s>", ending="</s>"),
 }

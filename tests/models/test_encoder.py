@@ -11,6 +11,7 @@ CHATML = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+PLAIN = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
 STRICT = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
     "{{ m['content'] }}{% endfor %}"
@@ -98,13 +99,13 @@ def test_response_gets_the_space_that_a_chat_template_puts_before_it():
 
 def test_the_tokenizers_own_template_comes_before_transcripts():
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = CHATML
-    assert Encoder(tokenizer).chat_template == CHATML
-    assert Encoder(tokenizer, chat_template=STRICT).chat_template == STRICT
+    tokenizer.chat_template = PLAIN
+    assert Encoder(tokenizer).chat_template == PLAIN
+    assert Encoder(tokenizer, chat_template=STRICT).chat_template.endswith(STRICT)
 
 
 def test_template_stays_with_the_saved_tokenizer(tmp_path):
-    for template in (CHATML, None):
+    for template in (PLAIN, None):
         encoder = Encoder(byte_tokenizer(), chat_template=template)
         encoder.tokenizer.save_pretrained(tmp_path)
         again = Encoder(PreTrainedTokenizerFast.from_pretrained(tmp_path))
@@ -293,12 +294,14 @@ def test_conversation_loses_its_oldest_turns_in_pairs_and_keeps_system_and_tail(
     prompt = conversation(
         ("system", "S"), ("user", "u1"), ("assistant", "a1"), ("user", "u2"), ("assistant", "a2"), ("user", "u3")
     )
-    whole = "<system>S</s><user>u1</s><assistant>a1</s><user>u2</s><assistant>a2</s><user>u3</s><assistant>"
-    assert chat.encode(prompt, max_tokens=len(whole)).text == whole
-    cut = chat.encode(prompt, max_tokens=len(whole) - 1)
-    assert cut.text == "<system>S</s><user>u2</s><assistant>a2</s><user>u3</s><assistant>"
+    first, second = (f"<user>u{at}</s><assistant>a{at}<|endoftext|></s>" for at in (1, 2))
+    whole = f"<system>S</s>{first}{second}<user>u3</s><assistant>"
+    num = len(whole) - 2 * len("<|endoftext|>") + 2  # each letter is a token, and EOS is one
+    assert chat.encode(prompt, max_tokens=num).text == whole
+    cut = chat.encode(prompt, max_tokens=num - 1)
+    assert cut.text == f"<system>S</s>{second}<user>u3</s><assistant>"
     assert cut.was_cut
-    assert chat.encode(prompt, max_tokens=len(cut.text) - 1).text == "<system>S</s><user>u3</s><assistant>"
+    assert chat.encode(prompt, max_tokens=len(cut.ids) - 1).text == "<system>S</s><user>u3</s><assistant>"
 
 
 def test_last_turn_that_is_too_long_loses_its_middle_at_words(chat):

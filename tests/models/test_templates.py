@@ -56,7 +56,7 @@ def finished(encoder: Encoder, form: Format, prompt: Prompt, answer: str) -> lis
     """The whole conversation up to the end of the assistant's turn, as transformers renders and encodes it."""
     text = rendered(encoder, prompt, answer)
     if form.ending is None:
-        return [*ids_of(encoder, text), encoder.eos_id]
+        return ids_of(encoder, f"{text}{form.next_turn}")
     last = text.index(form.ending, text.rindex(answer)) + len(form.ending)
     return ids_of(encoder, text[:last])
 
@@ -99,7 +99,7 @@ def test_a_response_that_is_not_finished_is_the_same_without_its_ending(name, en
 
 def test_a_response_ends_with_the_templates_ending(name, encoders):
     encoder, form = encoders[name], TEMPLATES[name]
-    expected = [form.ending or form.eos, form.eos]
+    expected = [form.ending or form.next_turn, form.eos]
     assert encoder.eos_ids == tuple(dict.fromkeys(encoder.tokenizer.convert_tokens_to_ids(expected)))
 
 
@@ -120,7 +120,7 @@ def test_sft_learns_all_turns_of_the_assistant_and_their_endings(name, encoders)
     (text,), _ = encode_demonstrations([demonstration], encoder, max_prompt_tokens=500, max_tokens=600)
     ((start, end),) = text.earlier
     said = encoder.tokenizer.decode(text.ids[start:end])
-    ending = {"gpt-oss": "<|end|>", "llama-2": " </s>"}.get(name, form.ending or "")
+    ending = {"gpt-oss": "<|end|>", "llama-2": " </s>"}.get(name, form.ending or form.next_turn)
     ending = "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>" if name == "cohere-2" else ending
     head = {"gpt-oss": "<|channel|>final<|message|>", "cohere-2": "<|START_RESPONSE|>"}.get(name, "")
     head = {"glm-4-moe": "\n<think></think>\n", "smollm3": "<think>\n\n</think>\n\n"}.get(name, head)
@@ -143,9 +143,57 @@ def test_a_conversation_in_an_environment_reads_as_the_template_writes_it(name, 
         text, expected = (part.replace("<think>\n\n</think>\n\n", "", 1) for part in (text, expected))
     if name == "deepseek-r1":
         text = text.replace("<think>\n", "", 1)
-    if form.ending is None:  # then EOS is what the policy ends its turn with
-        text = text.replace(form.eos, "", 1)
     assert text == expected
+
+
+# A template without endings, a conversation of three turns as it has to be read, and where the response in it ends.
+WITHOUT_ENDINGS = {
+    "glm-4-moe": (
+        "[gMASK]<sop><|user|>\nIs it so?<|assistant|>\n<think></think>\nIt is, yes.<|user|>\nAnd\nnow?<|assistant|>",
+        "<|user|>",
+    ),
+    "falcon": (
+        "User: Is it so?\nAssistant: It is, yes.<|endoftext|>\nUser: And\nnow?\nAssistant:",
+        "<|endoftext|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_ENDINGS)
+def test_where_a_template_writes_no_ending_all_that_reads_a_conversation_ends_turns_alike(name, encoders, tmp_path):
+    encoder = encoders[name]
+    whole, end = WITHOUT_ENDINGS[name]
+    expected = ids_of(encoder, whole)
+    first, longer = Prompt(TALK[:1]), Prompt(TALK)
+    sampled = encoder.response_ids(first, TALK[1].content)
+    in_an_environment = [
+        *encoder.prompt_ids(first),
+        *sampled,
+        *encoder.observation_ids(first, "And\nnow?", after=sampled),
+    ]
+    (text,), _ = encode_demonstrations([Demonstration(longer, ANSWER)], encoder, max_prompt_tokens=500, max_tokens=600)
+    encoder.tokenizer.save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    served = saved.apply_chat_template([turn._asdict() for turn in TALK], add_generation_prompt=True, return_dict=False)
+    assert encoder.prompt_ids(longer) == expected  # as PPO and the evaluation prompt
+    assert in_an_environment == expected
+    assert text.ids[: text.learnt_from] == expected
+    assert served == expected
+    (end_id,) = ids_of(encoder, end)
+    assert sampled[-1] == text.ids[-1] == encoder.eos_ids[0] == end_id
+    ((_, stop),) = text.earlier
+    assert text.ids[stop - 1] == end_id
+    assert Encoder(saved).chat_template == encoder.chat_template  # what has endings gets no others
+
+
+def test_a_template_that_gets_endings_keeps_what_is_not_said():
+    tokenizer = tokenizer_of(
+        Format("\n{% for m in messages %}{{ m['content'] }}.{{ m['tool_calls'] }}\n{% endfor %}", "E")
+    )
+    Encoder(tokenizer)
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "c", "tool_calls": "t"}]
+    turns += [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": None}]
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == "\nq.\nc.t\naE.\n.\n"
 
 
 def test_a_conversation_goes_on_where_a_response_reached_the_limit_or_ended_with_eos(name, encoders):

@@ -50,7 +50,7 @@ def examine_template(encoder: Encoder, *, goes_on: bool = False) -> Iterator[Fin
     faults = list(_faults_of_template(name, encoder, goes_on=goes_on))
     yield from faults
     if not faults:
-        ending = encoder.turns.ending.strip()
+        ending = encoder.turns.closing.strip()
         how = f"{ending} ends a response" if ending else "it writes no ending, so that EOS ends a response"
         yield ok(name, f"turns are marked by {_listed(_marks(encoder)) or 'words alone'}; {how}")
 

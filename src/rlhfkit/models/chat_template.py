@@ -30,6 +30,7 @@ __all__ = [
     "parse_template",
     "read_template",
     "transcript_template",
+    "with_endings",
 ]
 
 
@@ -51,6 +52,21 @@ def transcript_template(*, bos: bool, eos: bool = True) -> str:
 
 
 TRANSCRIPT_TEMPLATE = transcript_template(bos=False)
+
+
+def with_endings(source: str) -> str:
+    """The template, with EOS after what the assistant says, for one that writes nothing between turns but words.
+
+    The line break is no output: Jinja, as transformers sets it up, drops it after a tag.
+    """
+    return (
+        "{% set ended = namespace(turns=[]) %}{% for m in messages %}"
+        "{% if m['role'] == 'assistant' and m['content'] is string and not m['tool_calls'] %}"
+        "{% set ended.turns = ended.turns + [dict(m, content=m['content'] + eos_token)] %}"
+        "{% else %}{% set ended.turns = ended.turns + [m] %}{% endif %}{% endfor %}"
+        f"{{% set messages = ended.turns %}}\n{source}"
+    )
+
 
 MOST_TEMPLATE_BYTES = 2**20
 MOST_STEPS = 200_000

@@ -46,7 +46,7 @@ def why_not_joined(encoder: Encoder, prompt: Prompt, response: str) -> str | Non
     before, after = encoder.joined(prompt, response)
     joined = [*before, *after]
     if not encoder.turns.ending:
-        joined = joined[:-1]  # EOS, where the template writes no ending
+        joined = joined[:-1]  # what begins the next turn, where the template writes no ending
     if encoder.turns.opened:
         return (
             f"the prompt ends with {encoder.turns.opened!r}, which a finished conversation has not: it is trained "

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import takewhile
@@ -17,9 +17,10 @@ from rlhfkit.models.chat_template import (
     TemplateFailure,
     read_template,
     transcript_template,
+    with_endings,
 )
 from rlhfkit.models.cutting import cut
-from rlhfkit.models.turns import ANSWERED, Turns, read_turns
+from rlhfkit.models.turns import ANSWERED, read_turns
 from rlhfkit.records import Conversation, Message, Prompt
 
 __all__ = ["TRANSCRIPT_TEMPLATE", "EncodedPrompt", "Encoder", "chosen_template", "read_template"]
@@ -82,8 +83,14 @@ class Encoder:
         own = chat_template or chosen_template(tokenizer.chat_template)
         self.chat_template: str = own or transcript_template(bos=self._begins_with_bos)
         self.uses_fallback = self.chat_template in {transcript_template(bos=bos) for bos in (False, True)}
-        tokenizer.chat_template = self.chat_template
         self.template = ChatTemplate(self.chat_template, tokenizer.special_tokens_map, now)
+        self.turns = read_turns(self.template, self._marks)
+        self.ends_turns_itself = self._lacks_endings()
+        if self.ends_turns_itself:
+            self.chat_template = with_endings(self.chat_template)
+            self.template = replace(self.template, source=self.chat_template)
+            self.turns = read_turns(self.template, self._marks)
+        tokenizer.chat_template = self.chat_template
         # Tokenizers like Llama 2's put a space before a text and take it away again when they decode; others put one
         # there and leave it. A response is no beginning, so there it is encoded and decoded after this.
         once = self._raw_ids("a")
@@ -95,15 +102,17 @@ class Encoder:
 
     # ── what the template says ───────────────────────────────────────────────────────────────────────────────────────
 
-    @cached_property
-    def turns(self) -> Turns:
-        """What the template writes around turns."""
-        return read_turns(self.template, self._marks)
+    def _lacks_endings(self) -> bool:
+        """Whether nothing tells where an assistant's turn ends in what the template writes, so that EOS has to."""
+        turns = self.turns
+        is_read = not turns.fault and not turns.earlier_fault
+        has_marks = bool(self._marks.search(turns.tail + turns.between))
+        return is_read and not has_marks and bool(self._marks.fullmatch(str(self.tokenizer.eos_token)))
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end a response: first the one that the template ends the assistant's turn with, then EOS."""
-        return tuple(dict.fromkeys([*self._last_mark(self.turns.ending), self.eos_id]))
+        return tuple(dict.fromkeys([*self._last_mark(self.turns.closing), self.eos_id]))
 
     @property
     def template_hash(self) -> str:
@@ -172,7 +181,7 @@ class Encoder:
 
         response = the whole conversation - what it begins with in common with the prompt
         A response holds what the template writes around the assistant's words. It ends with what the template ends a
-        turn with, or with EOS where it writes no ending; without either where it is not `finished`. Where a finished
+        turn with, or else begins the next one with; without either where it is not `finished`. Where a finished
         conversation lacks what the prompt ends with, as a "<think>", so do the ids of the prompt.
         Raises: DataError where the template refuses the conversation, or fails on it.
         """
@@ -182,7 +191,7 @@ class Encoder:
         asked = self._asked(prompt, prompt.content)
         text, has_ending = self._answered(prompt, prompt.content, response, finished=finished)
         prompt_ids = self._ids(asked)
-        eos = [self.eos_id] if finished and not has_ending else []
+        eos = [self.eos_ids[0]] if finished and not has_ending else []
         if not text.startswith(asked):
             ids = self._ids(text)
             shared = _num_shared(prompt_ids, ids)
@@ -226,7 +235,7 @@ class Encoder:
         """Token ids of `observation(…)` where a response with the ids `after` stands before it.
 
         They are made of this text alone: what was sampled is never encoded again. The ending of the turn is not said
-        twice; an EOS that the template does not write stays.
+        twice.
         Raises: as `observation`.
         """
         if isinstance(prompt.content, str):
@@ -235,7 +244,7 @@ class Encoder:
         if not after:
             return ids
         written = self._last_mark(self.turns.earlier_ending)
-        if written and after[-1] in self._last_mark(self.turns.ending) and written[0] in ids:
+        if written and after[-1] in self._last_mark(self.turns.closing) and written[0] in ids:
             return ids[ids.index(written[0]) + 1 :]
         return ids[1:] if ids[:1] == list(after[-1:]) and self._is_special(ids[0]) else ids
 

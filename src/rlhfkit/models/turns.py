@@ -5,7 +5,7 @@ template writes there. Nothing of the template's source is looked at.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from rlhfkit.models.chat_template import ChatTemplate, TemplateFailure
@@ -29,6 +29,8 @@ class Turns:
     """All that follows the assistant's last words."""
     ending: str = ""
     """The beginning of `tail` that ends the turn; empty where the template writes no ending."""
+    closing: str = ""
+    """What ends the turn, here and in training: `ending`, or the mark that begins the next turn where there is none."""
     opened: str = ""
     """What the prompt ends with and a finished conversation has not, as a "<think>" that is opened for the model."""
     fault: str = ""
@@ -72,33 +74,34 @@ def read_turns(template: ChatTemplate, marks: re.Pattern[str]) -> Turns:
     header = head if asked == unprompted and head.strip() and not opened else ""
     if header:
         head = ""
-    return _with_next_turn(template, marks, Turns(header, head, tail, _run(marks, tail), opened), asked + header)
+    ending = _run(marks, tail)
+    return _with_next_turn(template, marks, Turns(header, head, tail, ending, ending, opened), asked + header)
 
 
 def _with_next_turn(template: ChatTemplate, marks: re.Pattern[str], turns: Turns, asked: str) -> Turns:
     """`turns` with what the template writes between two of them."""
-    said = {name: getattr(turns, name) for name in ("header", "head", "tail", "opened")}
     try:
         longer = template.render(TALK[:3], generation=True) + turns.header
         longest = template.render(TALK, generation=True) + turns.header
     except TemplateFailure as error:
-        return Turns(**said, ending=turns.ending, earlier_fault=f"it fails on a second question: {error}")
+        return replace(turns, earlier_fault=f"it fails on a second question: {error}")
     parts, later = _parted(longer, ANSWERED, ASKED_AGAIN), _parted(longest, ANSWERED_AGAIN, ASKED_LAST)
     if parts is None or later is None:
-        return Turns(**said, ending=turns.ending, earlier_fault="it drops or rewrites earlier turns")
+        return replace(turns, earlier_fault="it drops or rewrites earlier turns")
     if parts[1:] != later[1:]:
-        return Turns(
-            **said, ending=turns.ending, earlier_fault="what it writes around a turn depends on the turns before"
-        )
+        return replace(turns, earlier_fault="what it writes around a turn depends on the turns before")
     start, between, after = parts
     run = _run(marks, between)
     ending = _shared_run(marks, turns.ending, run) or turns.ending
     earlier = _shared_run(marks, turns.ending, run)
-    if not earlier and turns.ending and run and _first(marks, run) == _first(marks, after):
-        earlier = run[: run.index(_first(marks, run)) + len(_first(marks, run))]  # as both speakers' turns end
-    return Turns(
-        **said,
+    first = _first(marks, run)
+    if not earlier and run and (not turns.ending or first == _first(marks, after)):
+        # As both speakers' turns end; or what begins the next turn is all that ends this one.
+        earlier = run[: run.index(first) + len(first)]
+    return replace(
+        turns,
         ending=ending,
+        closing=ending or earlier,
         between=between,
         after=after,
         earlier_head=start[common_prefix(asked, start) :],
