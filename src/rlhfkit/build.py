@@ -211,6 +211,13 @@ class Builder:
         file = self.recipe.model.chat_template
         template = None if file is None else read_template(file)
         encoder = Encoder(tokenizer, chat_template=template, name=file or name, now=self.now)
+        if encoder.template.reads_the_date:
+            self._note(
+                [
+                    f"the chat template writes the date: {self.now:%Y-%m-%d}, when the run began, while it trains; "
+                    "the saved template still writes that of the day on which it is used"
+                ]
+            )
         if encoder.ends_turns_itself:
             self._note(
                 [

@@ -18,6 +18,7 @@ from rlhfkit.records import Demonstration, Message, Prompt
 from rlhfkit.rewards.model import classifier_template, written_by
 from rlhfkit.rollout.generation import stop_token_ids
 from rlhfkit.training.sft import encode_demonstrations
+from tests import tiny
 from tests.models.chat_templates import TEMPLATES, Format, tokenizer_of
 
 TALK = (Message("user", "Is it so?"), Message("assistant", "It is, yes."), Message("user", "And\nnow?"))
@@ -194,6 +195,34 @@ def test_a_template_that_gets_endings_keeps_what_is_not_said():
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "c", "tool_calls": "t"}]
     turns += [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": None}]
     assert tokenizer.apply_chat_template(turns, tokenize=False) == "\nq.\nc.t\naE.\n.\n"
+
+
+def test_the_saved_template_is_the_models_own_and_writes_the_day_of_its_use(tmp_path):
+    form = TEMPLATES["llama-3"]
+    encoder = Encoder(tokenizer_of(form), now=datetime(2021, 3, 4))
+    assert "Today Date: 04 Mar 2021" in encoder.prompt_text(Prompt(TALK[:1]))
+    encoder.tokenizer.save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert saved.chat_template == form.template
+    served = saved.apply_chat_template([TALK[0]._asdict()], tokenize=False)
+    assert f"Today Date: {datetime.now():%d %b %Y}" in served
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("llama-3", ["the chat template writes the date: ", "; the saved template still writes that of the day"]),
+        ("falcon", ["nothing that ends a turn: <|endoftext|> ends the assistant's, in the saved template too"]),
+        ("qwen2.5", []),
+    ],
+)
+def test_what_differs_between_training_and_the_saved_template_is_said_once(name, words, tmp_path):
+    tokenizer_of(TEMPLATES[name]).save_pretrained(tmp_path / "model")
+    building = tiny.builder(tmp_path / "model", tmp_path / "run")
+    for _ in range(2):
+        building.encoder(PretrainedModelConfig(path=str(tmp_path / "model")))
+    assert len(building.notes) == bool(words)
+    assert all(part in building.notes[0] for part in words)
 
 
 def test_a_conversation_goes_on_where_a_response_reached_the_limit_or_ended_with_eos(name, encoders):
