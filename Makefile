@@ -48,7 +48,7 @@ test-narrow: install
 
 # The oldest versions that pyproject.toml promises, in an environment of their own; torch's is several gigabytes.
 LOWEST_TESTS := tests/config tests/models/test_attention.py tests/models/test_lora.py tests/rollout/test_one_iteration.py \
-	tests/test_pipeline.py tests/test_cli.py
+	tests/pipeline/test_run.py tests/test_cli.py
 
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest

@@ -102,7 +102,7 @@ record = false
 WRITES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"}
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["rlhfkit.pipeline", "rlhfkit.config.load", "tests.killing"])
+processes.set_forkserver_preload(["rlhfkit.pipeline.run", "rlhfkit.config.load", "tests.killing"])
 
 
 def start(
@@ -130,8 +130,9 @@ HALF_LINE, HALF_TENSORS = "half a line", "half the tensors"
 def _run(name: str, directory: str, die_at: tuple[str, int] | None, by: int, slow_disk: bool) -> None:
     import torch
 
-    from rlhfkit import cli, metrics, pipeline
+    from rlhfkit import cli, metrics
     from rlhfkit.config.load import load_recipe
+    from rlhfkit.pipeline import run as pipeline
     from rlhfkit.progress import Progress
     from rlhfkit.training import checkpoint
 

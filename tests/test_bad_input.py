@@ -985,7 +985,7 @@ def test_other_commands_can_be_interrupted_too(desk: Desk, monkeypatch: pytest.M
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlhfkit.generate.load_tokenizer", interrupt)
+    monkeypatch.setattr("rlhfkit.pipeline.generate.load_tokenizer", interrupt)
     code, output, errors = desk.call("generate", "model", "--prompt", "a")
     assert (code, output) == (130, "")
     assert "Traceback" not in errors

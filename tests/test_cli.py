@@ -45,10 +45,9 @@ def recipe(tmp_path):
 @pytest.fixture
 def pipeline(monkeypatch):
     """A pipeline that trains nothing, so that only the command line is tested."""
-    fake = ModuleType("rlhfkit.pipeline")
-    for name in ("pipeline", "loop", "generate"):
-        monkeypatch.setitem(sys.modules, f"rlhfkit.{name}", fake)
-        monkeypatch.setattr(rlhfkit, name, fake, raising=False)
+    fake = ModuleType("rlhfkit.pipeline.fake")
+    for name in ("run", "rounds", "generate"):
+        monkeypatch.setitem(sys.modules, f"rlhfkit.pipeline.{name}", fake)
     return fake
 
 

@@ -41,8 +41,8 @@ from rlhfkit.config.schema import (
     ValueConfig,
 )
 from rlhfkit.errors import TrainingError
-from rlhfkit.inputs import LOADERS
 from rlhfkit.metrics import RunLog
+from rlhfkit.pipeline.inputs import LOADERS
 from rlhfkit.progress import Progress
 from rlhfkit.records import Prompt
 from rlhfkit.rollout.multi_turn import MultiTurnRollout

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from rlhfkit import pipeline
 from rlhfkit.config.load import load_recipe
 from rlhfkit.errors import CheckpointError
 from rlhfkit.metrics import RunLog
+from rlhfkit.pipeline import run as pipeline
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir, write_atomically, write_directory_atomically
 from rlhfkit.training.checkpoint import Checkpoints

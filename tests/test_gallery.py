@@ -6,11 +6,11 @@ import random
 import pytest
 import torch
 
-from rlhfkit import pipeline
 from rlhfkit.config.load import load_recipe
 from rlhfkit.config.ppo import AdaptiveKLConfig
 from rlhfkit.config.schema import FixedKLConfig, OptimConfig, RewardModelConfig, RolloutConfig, SftConfig, ValueConfig
 from rlhfkit.evaluation.diagnose import diagnose
+from rlhfkit.pipeline import run as pipeline
 from rlhfkit.progress import Progress
 from rlhfkit.records import Prompt
 from rlhfkit.rollout.text import TextRollout

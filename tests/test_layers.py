@@ -35,12 +35,9 @@ LAYERS = [
     ["data", "models", "envs", "rewards"],
     ["rollout"],
     ["training", "evaluation", "feedback"],
-    ["build"],
-    ["labelling", "control_pipeline"],
-    ["inputs"],
-    ["pipeline", "bench", "label", "generate"],
-    ["loop", "rehearsal"],
-    ["doctor"],
+    ["labelling"],
+    ["pipeline"],
+    ["doctor", "bench"],
     ["cli", "__main__"],
 ]
 EXCEPTIONS = {

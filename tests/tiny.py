@@ -12,7 +12,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rlhfkit.build import Builder, kl_controller
 from rlhfkit.config.schema import (
     DataConfig,
     LoraConfig,
@@ -26,6 +25,7 @@ from rlhfkit.config.schema import (
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_tokenizer
 from rlhfkit.models.template import Encoder
+from rlhfkit.pipeline.build import Builder, kl_controller
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rollout.text import TextRollout

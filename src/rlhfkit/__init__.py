@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlhfkit.config.load import LoadedRecipe, load_recipe
     from rlhfkit.config.schema import Recipe
-    from rlhfkit.control_pipeline import load_control_policy
     from rlhfkit.errors import (
         CheckpointError,
         ConfigError,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
         StoreError,
         TrainingError,
     )
+    from rlhfkit.pipeline.control import load_control_policy
     from rlhfkit.rundir import RunDir
 
     __version__: str
@@ -55,7 +55,7 @@ _MODULES = {
     "LoadedRecipe": "rlhfkit.config.load",
     "Recipe": "rlhfkit.config.schema",
     "RunDir": "rlhfkit.rundir",
-    "load_control_policy": "rlhfkit.control_pipeline",
+    "load_control_policy": "rlhfkit.pipeline.control",
     "load_recipe": "rlhfkit.config.load",
 }
 

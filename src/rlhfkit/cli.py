@@ -118,11 +118,11 @@ def run(
     loaded = load_recipe(recipe, overrides or [])
     directory = run_dir or default_run_dir(loaded.recipe.name, loaded.recipe.seed)
     try:
-        from rlhfkit import loop
         from rlhfkit.interrupts import ends_like_interrupts
+        from rlhfkit.pipeline.rounds import run as run_recipe
 
         with ends_like_interrupts():
-            loop.run(loaded, directory, fresh=fresh)
+            run_recipe(loaded, directory, fresh=fresh)
     except KeyboardInterrupt:
         command = f"{_program()} {shlex.join(word for word in sys.argv[1:] if word != '--fresh')}"
         typer.echo(f"\nstopped; to go on from the last checkpoint: {command}", err=True)
@@ -186,7 +186,7 @@ def generate(
     Of a run, the model that PPO trained answers, or the one before it where PPO has not run.
     """
     from rlhfkit.data.given import given_prompts
-    from rlhfkit.generate import generate as responses_to
+    from rlhfkit.pipeline.generate import generate as responses_to
 
     responses = responses_to(
         directory,
@@ -207,9 +207,9 @@ def evaluate(run: RunArgument, debug: Debug = False) -> None:
     Writes evaluation.json and report.html.
     """
     existing = _existing_run(run)
-    from rlhfkit import pipeline
+    from rlhfkit.pipeline.run import evaluate as evaluate_run
 
-    pipeline.evaluate(run)
+    evaluate_run(run)
     print(closing_words(existing))
 
 
@@ -423,8 +423,8 @@ def label(
         raise typer.BadParameter(f"give one of RUN, --prompts and --pairs; there is {' and '.join(given) or 'none'}")
     if (prompts is None) != (model is None):
         raise typer.BadParameter("--prompts FILE and --model DIR belong together")
-    from rlhfkit import label as session
     from rlhfkit.config.schema import PeopleConfig
+    from rlhfkit.pipeline import label_session as session
     from rlhfkit.progress import Progress
 
     options = session.LabelOptions(
@@ -465,7 +465,7 @@ def dashboard(
 
     Curves, samples and labels, on a page that only this machine can open; it reads files and disturbs nothing.
     """
-    from rlhfkit.label import watch
+    from rlhfkit.pipeline.label_session import watch
     from rlhfkit.progress import Progress
 
     watch(directory, port=port, opens_browser=browser and sys.stdout.isatty(), progress=Progress())
@@ -485,7 +485,7 @@ def labels_report(
     debug: Debug = False,
 ) -> None:
     """Agreement, biases, every annotator, and the ceiling for reward models."""
-    from rlhfkit.label import report_of
+    from rlhfkit.pipeline.label_session import report_of
 
     report = report_of(store)
     if as_json:
@@ -507,7 +507,7 @@ def labels_export(
     debug: Debug = False,
 ) -> None:
     """Write labels for other tools, whole or not at all."""
-    from rlhfkit.label import export_store
+    from rlhfkit.pipeline.label_session import export_store
 
     for line in export_store(store, file, format=format, part=part, use_margin=margin, min_votes=min_votes):
         print(line)
@@ -540,7 +540,7 @@ def labels_import(
 
     All but the options --annotator and --chosen-is may come more than once.
     """
-    from rlhfkit.label import import_into_store
+    from rlhfkit.pipeline.label_session import import_into_store
 
     # A name of ours has no "=", a label or an id of theirs may.
     names = dict(_parted(text, "--name", text.partition("=")) for text in name or ())

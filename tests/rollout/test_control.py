@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from rlhfkit.config.control import ControlPpoConfig, ControlRecipe, EnvConfig, NetworkConfig
-from rlhfkit.control_pipeline import control_trainer
 from rlhfkit.envs.control import make_envs
 from rlhfkit.errors import EnvError
 from rlhfkit.models.control import ControlPolicy
+from rlhfkit.pipeline.control import control_trainer
 from rlhfkit.rollout.control import ControlRollout, RunningMoments
 from rlhfkit.training.ppo import advantages_and_returns, run_iteration
 from tests.envs import scripted

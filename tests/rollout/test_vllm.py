@@ -6,19 +6,19 @@ import sys
 import pytest
 import torch
 
-from rlhfkit import pipeline
 from rlhfkit.config.load import load_recipe
 from rlhfkit.config.schema import LoraConfig, OptimConfig, PpoConfig, RolloutConfig, ValueConfig, VllmConfig
 from rlhfkit.errors import ConfigError, GenerationError, MissingDependencyError, TrainingError
 from rlhfkit.padding import Sequences
+from rlhfkit.pipeline import run as pipeline
 from rlhfkit.rollout.generation import generate
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rollout.vllm import VllmEngine, require_vllm
 from rlhfkit.training.ppo import run_iteration
 from rlhfkit.training.preflight import check_first_experience
+from tests.pipeline.test_run import RECIPE
 from tests.rollout import fake_vllm
 from tests.rollout.fake_vllm import LLM
-from tests.test_pipeline import RECIPE
 from tests.tiny import PAD, Directory, builder, load, ppo_trainer
 from tests.training import tiny
 

@@ -10,16 +10,16 @@ import os
 import pytest
 import torch
 
-from rlhfkit import pipeline
 from rlhfkit.config.load import load_recipe
 from rlhfkit.config.schema import LoraConfig, OptimConfig, PpoConfig, RolloutConfig, ValueConfig, VllmConfig
 from rlhfkit.errors import GenerationError
 from rlhfkit.padding import Sequences
+from rlhfkit.pipeline import run as pipeline
 from rlhfkit.rollout.generation import generate
 from rlhfkit.rollout.vllm import ENVIRONMENT, VllmEngine
 from rlhfkit.training.ppo import run_iteration
 from rlhfkit.training.preflight import check_first_experience
-from tests.test_pipeline import RECIPE
+from tests.pipeline.test_run import RECIPE
 from tests.tiny import PAD, builder, load, ppo_trainer, save_family
 
 pytestmark = [

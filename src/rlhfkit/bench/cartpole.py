@@ -9,9 +9,9 @@ import torch
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import load_recipe
-from rlhfkit.control_pipeline import control_trainer
 from rlhfkit.evaluation.control import episode_returns
 from rlhfkit.models.control import ControlPolicy
+from rlhfkit.pipeline.control import control_trainer
 from rlhfkit.rollout.control import ControlRollout
 from rlhfkit.training.ppo import run_iteration
 

@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from rlhfkit.build import Builder
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.schema import Recipe
 from rlhfkit.doctor.findings import Finding, fault, finding_of_error, ok, skipped
+from rlhfkit.doctor.rehearsal import StageForecast, rehearse
 from rlhfkit.doctor.surroundings import nearest
 from rlhfkit.errors import ConfigError, RlhfkitError
-from rlhfkit.loop import STAGES_OF_ROUND
 from rlhfkit.machine.dtype import DtypeChoice
+from rlhfkit.pipeline.build import Builder
+from rlhfkit.pipeline.rounds import STAGES_OF_ROUND
 from rlhfkit.progress import duration
-from rlhfkit.rehearsal import StageForecast, rehearse
 from rlhfkit.rundir import RunDir
 
 __all__ = ["examine_forecast"]

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rlhfkit.build import Builder
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.schema import (
@@ -51,11 +50,12 @@ from rlhfkit.doctor.trial import (
 from rlhfkit.doctor.weights import examine_likelihood, examine_vocabulary
 from rlhfkit.doctor.worlds import examine_control, examine_text_episodes
 from rlhfkit.errors import ConfigError, RewardError, RlhfkitError
-from rlhfkit.inputs import Inputs
 from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import load_tokenizer, quiet_transformers
 from rlhfkit.padding import Sequences
+from rlhfkit.pipeline.build import Builder
+from rlhfkit.pipeline.inputs import Inputs
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rollout.text import Reference

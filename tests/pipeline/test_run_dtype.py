@@ -9,8 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhfkit import loop
-from rlhfkit.build import Builder
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
 from rlhfkit.config.schema import PretrainedModelConfig, ScratchModelConfig
 from rlhfkit.doctor.hardware import examine_dtypes
@@ -18,9 +16,11 @@ from rlhfkit.doctor.recipe import examine_recipe
 from rlhfkit.errors import CheckpointError
 from rlhfkit.machine import dtype as dtypes
 from rlhfkit.machine.dtype import NO_BFLOAT16, ProductTimes
+from rlhfkit.pipeline import rounds as loop
+from rlhfkit.pipeline.build import Builder
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
-from tests.test_rehearsal import RECIPE
+from tests.doctor.test_rehearsal import RECIPE
 
 SHORT = ('stages=["pretrain"]', "rounds=1", "data.texts.num_rows=16", "pretrain.epochs=1")
 
@@ -149,7 +149,7 @@ def test_the_rehearsal_computes_in_the_type_of_the_run(tmp_path, machine, monkey
 
     monkeypatch.setattr(Builder, "__post_init__", noted)
     found = recipe(tmp_path)
-    from rlhfkit.rehearsal import rehearse
+    from rlhfkit.doctor.rehearsal import rehearse
 
     machine(0.3)
     room = tmp_path / "room"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from rlhfkit import labelling, loop, pipeline
+from rlhfkit import labelling
 from rlhfkit.config.load import load_recipe
 from rlhfkit.config.schema import PreferencesConfig, RolloutConfig, RowsConfig
 from rlhfkit.data import load_preferences
@@ -20,8 +20,10 @@ from rlhfkit.feedback import simulated
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote, pair_id
-from rlhfkit.generate import generate
 from rlhfkit.labelling import PairSampler, new_pairs, nobody_can_go_on
+from rlhfkit.pipeline import rounds as loop
+from rlhfkit.pipeline import run as pipeline
+from rlhfkit.pipeline.generate import generate
 from rlhfkit.progress import Progress
 from rlhfkit.records import Prompt
 from rlhfkit.rundir import RunDir

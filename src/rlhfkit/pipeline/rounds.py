@@ -10,8 +10,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rlhfkit import pipeline
-from rlhfkit.build import Builder
 from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.schema import (
     BagOfWordsRewardConfig,
@@ -22,12 +20,14 @@ from rlhfkit.config.schema import (
     Stage,
 )
 from rlhfkit.evaluation.report import report_or_warn
-from rlhfkit.inputs import Inputs
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.loading import quiet_transformers
-from rlhfkit.pipeline import Pipeline
+from rlhfkit.pipeline.build import Builder
+from rlhfkit.pipeline.inputs import Inputs
+from rlhfkit.pipeline.run import Pipeline, compare_with_last
+from rlhfkit.pipeline.run import run as run_stages
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import ModelName, RunDir, read_json, write_directory_atomically, write_json
 from rlhfkit.workspace import locked, prepare, refuse_other_data, refuse_other_directories, refuse_other_settings
@@ -54,7 +54,7 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
     """
     recipe, progress = loaded.recipe, progress or Progress()
     if not isinstance(recipe, Recipe) or recipe.rounds == 1:
-        pipeline.run(loaded, directory, fresh=fresh, progress=progress)
+        run_stages(loaded, directory, fresh=fresh, progress=progress)
         return
     run_dir = RunDir(directory)
     refuse_other_directories(run_dir)
@@ -114,10 +114,10 @@ def _run_round(recipe: Recipe, run_dir: RunDir, number: int, progress: Progress,
     _follow(directory, _own_paths(own, run_dir))
     # The text is of the whole; what this round is made of stands in its config.json.
     text = run_dir.recipe.read_text(encoding="utf-8")
-    pipeline.run(LoadedRecipe(own, text, ()), directory.path, progress=progress, dtype=dtype)
+    run_stages(LoadedRecipe(own, text, ()), directory.path, progress=progress, dtype=dtype)
     if is_compared and not directory.against_last.exists():
         last = run_dir.round(number - 1).model("policy")
-        pipeline.compare_with_last(own, directory, last, progress=progress)
+        compare_with_last(own, directory, last, progress=progress)
 
 
 def _own_paths(recipe: Recipe, run_dir: RunDir) -> dict[str, str]:

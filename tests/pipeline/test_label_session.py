@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from rlhfkit import cli, label, loop
+from rlhfkit import cli
 from rlhfkit.config.load import load_recipe
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote
+from rlhfkit.pipeline import label_session as label
+from rlhfkit.pipeline import rounds as loop
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from tests.feedback.labelling import numbered_pairs

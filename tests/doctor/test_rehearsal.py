@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from rlhfkit import pipeline, rehearsal
 from rlhfkit.config.load import load_recipe
 from rlhfkit.config.ppo import PpoConfig, RolloutConfig
+from rlhfkit.doctor import rehearsal
 from rlhfkit.doctor.forecast import examine_forecast
+from rlhfkit.doctor.rehearsal import Loop, Shortened, Stopwatch, rehearse
 from rlhfkit.errors import ConfigError
+from rlhfkit.pipeline import run as pipeline
 from rlhfkit.progress import Progress
-from rlhfkit.rehearsal import Loop, Shortened, Stopwatch, rehearse
 from rlhfkit.rollout.generation import Response
 from rlhfkit.rundir import RunDir
 from tests.killing import RECIPES

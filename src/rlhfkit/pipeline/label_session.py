@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhfkit.build import Builder
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.feedback import usable_database
 from rlhfkit.config.load import load_recipe
@@ -38,7 +37,6 @@ from rlhfkit.feedback.server import Address, serve
 from rlhfkit.feedback.store import Store, StoreSettings, Undo
 from rlhfkit.feedback.trust import TrustReport
 from rlhfkit.feedback.votes import Pair, Part
-from rlhfkit.inputs import Inputs
 from rlhfkit.labelling import (
     PairSampler,
     is_missing,
@@ -53,6 +51,8 @@ from rlhfkit.labelling import (
 )
 from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.loading import quiet_transformers
+from rlhfkit.pipeline.build import Builder
+from rlhfkit.pipeline.inputs import Inputs
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from rlhfkit.workspace import recipe_of

@@ -15,14 +15,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhfkit import pipeline
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
 from rlhfkit.data import load_prompts
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from rlhfkit.evaluation.diagnose import diagnose
 from rlhfkit.evaluation.results import Evaluation, RewardModelResults, read_results
-from rlhfkit.generate import generate
 from rlhfkit.models.reward_model import read_normalization
+from rlhfkit.pipeline import run as pipeline
+from rlhfkit.pipeline.generate import generate
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from tests.training import tiny

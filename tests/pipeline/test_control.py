@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhfkit import cli, pipeline
+from rlhfkit import cli
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
-from rlhfkit.control_pipeline import load_control_policy
 from rlhfkit.errors import CheckpointError, EnvError, TrainingError
+from rlhfkit.pipeline import run as pipeline
+from rlhfkit.pipeline.control import load_control_policy
 from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from rlhfkit.seeding import derive_seed
@@ -137,8 +138,8 @@ def test_evaluate_measures_again_with_the_same_result(tmp_path):
 
 def test_a_recorded_episode_has_the_return_that_is_said(tmp_path):
     from rlhfkit.config.control import EnvConfig
-    from rlhfkit.control_pipeline import load_control_policy
     from rlhfkit.evaluation.control import episode_returns
+    from rlhfkit.pipeline.control import load_control_policy
 
     done = run(tmp_path / "run", "evaluation.num_episodes=5")
     evaluation = json.loads(done.evaluation.read_text())

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rlhfkit.build import Builder, kl_controller
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.schema import (
@@ -22,7 +21,6 @@ from rlhfkit.config.schema import (
     StoreConfig,
 )
 from rlhfkit.config.training import SupervisedConfig
-from rlhfkit.control_pipeline import ControlPipeline, check_control
 from rlhfkit.data import (
     Loaded,
     find_overlap,
@@ -45,7 +43,6 @@ from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Snapshot, Store
 from rlhfkit.feedback.trust import TrustReport
 from rlhfkit.feedback.votes import Part
-from rlhfkit.inputs import Inputs
 from rlhfkit.labelling import PairSampler, label, new_pairs, open_existing, store_settings, trust_in, with_strengths
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.manifest import Manifest
@@ -58,6 +55,9 @@ from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.models.saving import save_model, try_saving
 from rlhfkit.models.template import EncodedPrompt, Encoder
 from rlhfkit.padding import largest_microbatch
+from rlhfkit.pipeline.build import Builder, kl_controller
+from rlhfkit.pipeline.control import ControlPipeline, check_control
+from rlhfkit.pipeline.inputs import Inputs
 from rlhfkit.progress import Progress
 from rlhfkit.records import Preference, Prompt
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines

@@ -10,7 +10,6 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from rlhfkit.build import Builder
 from rlhfkit.config.rewards import parts_of
 from rlhfkit.config.schema import (
     DATA_OF_STAGE,
@@ -44,6 +43,7 @@ from rlhfkit.manifest import hash_of_file, hashes_of_files
 from rlhfkit.models.inspection import inspect_model
 from rlhfkit.models.joins import remarks_on_rows
 from rlhfkit.models.template import Encoder
+from rlhfkit.pipeline.build import Builder
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.chrf import ChrfReward, sacrebleu_metrics
 from rlhfkit.rewards.function import FunctionReward
