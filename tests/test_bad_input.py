@@ -726,6 +726,27 @@ def test_without_sacrebleu_the_install_line_is_shown(
     )
 
 
+@pytest.mark.parametrize("place", ["run/reward_model", "./run/../run/reward_model", "link/reward_model"])
+def test_the_reward_model_that_the_run_will_make_is_no_independent_judge_of_it(desk: Desk, place: str):
+    (desk.path / "link").symlink_to(desk.run_dir)
+    stages = 'stages=["sft", "reward_model", "ppo", "evaluate"]'
+    judge = f'evaluation.judge={{type="reward_model", path="{place}"}}'
+    message = desk.refused(stages, 'reward={type="reward_model"}', judge)
+    assert message.endswith(
+        "evaluation.judge is what PPO maximises (reward), so it cannot be independent; name another judge"
+    )
+
+
+def test_the_judge_that_the_run_will_make_is_no_judge_where_ppo_maximises_it(desk: Desk):
+    code, _, message = desk.run(
+        'stages=["sft", "judge", "ppo", "evaluate"]',
+        'judge.type="reward_model"',
+        'reward={type="mix", parts=[{weight=1.0, source={type="reward_model", path="run/judge"}}]}',
+    )
+    assert code == 1 and "evaluation.judge is what PPO maximises (reward.parts[0].source)" in message
+    assert not desk.run_dir.exists()
+
+
 def test_the_judge_is_checked_too(desk: Desk):
     judge = 'evaluation.judge={type="reward_model", path="./nowhere"}'
     assert 'evaluation.judge.path = "./nowhere": there is no such directory' in desk.refused(judge)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ __all__ = [
     "RewardModelRewardConfig",
     "WeightedRewardConfig",
     "parts_of",
+    "shared_parts",
     "what_it_computes",
 ]
 
@@ -170,15 +171,26 @@ def parts_of(config: RewardConfig, name: str) -> Iterator[tuple[str, RewardConfi
             yield from parts_of(part.source, f"{name}.parts[{index}].source")
 
 
-def what_it_computes(config: RewardConfig) -> tuple[object, ...]:
-    """The same for two sources whose scores are the same, however their settings are spelled."""
+def shared_parts(judge: RewardConfig, reward: RewardConfig, made: Mapping[str, str]) -> Iterator[str]:
+    """What of a judge PPO maximises, as faults: it is no second opinion. `made` as for `what_it_computes`."""
+    maximised = {what_it_computes(part, made): name for name, part in parts_of(reward, "reward")}
+    for name, part in parts_of(judge, "evaluation.judge"):
+        if same := maximised.get(what_it_computes(part, made)):
+            yield f"{name} is what PPO maximises ({same}), so it cannot be independent; name another judge"
+
+
+def what_it_computes(config: RewardConfig, made: Mapping[str, str]) -> tuple[object, ...]:
+    """The same for two sources whose scores are the same, however their settings are spelled.
+
+    `made` has the places of the models that a run makes, by type, for sources without a path; empty where unknown.
+    """
     match config:
         case RewardModelRewardConfig():
-            return config.type, _place(config.path), config.label or 0
+            return config.type, _place(config.path or made.get(config.type)), config.label or 0
         case LexiconRewardConfig():
             return config.type, _place(config.path), config.case_sensitive
         case BagOfWordsRewardConfig():
-            return config.type, _place(config.path)
+            return config.type, _place(config.path or made.get(config.type))
         case FunctionRewardConfig():
             return config.type, config.function
         case HttpRewardConfig():

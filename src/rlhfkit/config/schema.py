@@ -53,7 +53,7 @@ from rlhfkit.config.rewards import (
     RewardModelRewardConfig,
     WeightedRewardConfig,
     parts_of,
-    what_it_computes,
+    shared_parts,
 )
 from rlhfkit.config.section import LocalPath, Section, type_or
 from rlhfkit.config.training import (
@@ -430,7 +430,7 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         if recipe.evaluation.judge is not None:
             yield from _faults_of_reward("evaluation.judge", recipe.evaluation.judge, recipe)
             if recipe.uses_reward:
-                yield from _faults_of_judge(recipe.evaluation.judge, recipe.reward)
+                yield from shared_parts(recipe.evaluation.judge, recipe.reward, {})
         elif not recipe.uses_reward:
             pass  # what the environment pays is the truth, and needs no second opinion
         elif "judge" not in stages and recipe.evaluation.metric == "none":
@@ -442,14 +442,6 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             isinstance(part, BagOfWordsRewardConfig) and part.path is None for _, part in parts_of(recipe.reward, "")
         ):
             yield 'reward.type = "bag_of_words" without a path maximises the judge of this run; set evaluation.judge'
-
-
-def _faults_of_judge(judge: RewardConfig, reward: RewardConfig) -> Iterator[str]:
-    """Parts of the judge that PPO maximises, which are no second opinion."""
-    maximised = {what_it_computes(part): name for name, part in parts_of(reward, "reward")}
-    for name, part in parts_of(judge, "evaluation.judge"):
-        if same := maximised.get(what_it_computes(part)):
-            yield f"{name} is what PPO maximises ({same}), so it cannot be independent; name another judge"
 
 
 def _faults_of_reward(name: str, reward: object, recipe: Recipe) -> Iterator[str]:

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rlhfkit.config.rewards import shared_parts
 from rlhfkit.config.schema import (
     AdaptiveKLConfig,
     BagOfWordsRewardConfig,
@@ -427,16 +428,27 @@ class Builder:
 
     def judge(self) -> tuple[RewardSource | None, str]:
         """The independent judge, if the recipe has one, and what to call it."""
-        configured = self.recipe.evaluation.judge
-        if configured is not None:
-            name = "the true rule" if configured.type == "grammar" else configured.type.replace("_", " ")
-            return self.reward(configured), name
-        if "judge" not in self.recipe.stages:
+        config = self._judge_config()
+        if config is None:
             return None, "judge"
+        is_made = self.recipe.evaluation.judge is None
+        names = {"grammar": "the true rule", "reward_model": "second reward model" if is_made else "reward model"}
+        return self.reward(config), names.get(config.type, config.type.replace("_", " "))
+
+    def _judge_config(self) -> RewardConfig | None:
+        if self.recipe.evaluation.judge is not None or "judge" not in self.recipe.stages:
+            return self.recipe.evaluation.judge
         if self.recipe.judge.type == "bag_of_words":
-            return self.reward(BagOfWordsRewardConfig(type="bag_of_words")), "bag of words"
-        own = RewardModelRewardConfig(type="reward_model", path=str(self.run.model("judge")))
-        return self.reward(own), "second reward model"
+            return BagOfWordsRewardConfig(type="bag_of_words")
+        return RewardModelRewardConfig(type="reward_model", path=str(self.run.model("judge")))
+
+    def check_judge(self) -> None:
+        """Raises: ConfigError where the judge is what PPO maximises, wherever the run's own models were named."""
+        made = {"reward_model": str(self.run.model("reward_model")), "bag_of_words": str(self.run.model("judge"))}
+        judge = self._judge_config()
+        if judge is not None and self.recipe.uses_reward:
+            for fault in shared_parts(judge, self.recipe.reward, made):
+                raise ConfigError(fault)
 
     def reward(self, config: RewardConfig, *, stem: Stem | None = None) -> RewardSource:
         """The reward source that `config` describes; a reward model begins with `stem` where it can."""

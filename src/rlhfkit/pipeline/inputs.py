@@ -230,8 +230,8 @@ class Inputs:
         if recipe.uses_reward and {"ppo", "evaluate"} & set(stages):
             prompts = [name for name in ("prompts", "test_prompts") if name in named]
             yield "reward", lambda: self._try_reward(recipe.reward, "reward", prompts)
-        if "evaluate" in stages and (judge := recipe.evaluation.judge) is not None:
-            yield "evaluation.judge", lambda: self._try_reward(judge, "evaluation.judge", ["test_prompts"])
+        if "evaluate" in stages:
+            yield "evaluation.judge", self._check_judge
         if "evaluate" in stages and recipe.evaluation.metric != "none":
             yield "evaluation.metric", self._try_metric
 
@@ -245,6 +245,11 @@ class Inputs:
                 "preferences",
                 lambda: self._try_reward(GrammarRewardConfig(type="grammar"), "preferences", ["prompts"]),
             )
+
+    def _check_judge(self) -> None:
+        self.builder.check_judge()
+        if (judge := self.recipe.evaluation.judge) is not None:
+            self._try_reward(judge, "evaluation.judge", ["test_prompts"])
 
     def _check_start(self, stages: Collection[Stage]) -> None:
         self._encoder = self.builder.check_start(stages)
