@@ -154,6 +154,27 @@ def test_a_stopped_run_ends_with_the_same_weights_when_it_is_started_again(tmp_p
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_best_of_iterations_that_were_lost_is_forgotten_where_the_run_goes_on_before_them(tmp_path):
+    checkpoints = Checkpoints(RunDir(tmp_path).checkpoints / "ppo", warn=lambda text: None)
+    trainer = limited([0] * 8)
+
+    def save(iteration, best=None):
+        state = {**trainer.state(), "log": {"metrics_bytes": 0, "samples_bytes": 0}}
+        checkpoints.save(iteration, trainer.tensors(), state, best=best)
+        checkpoints.wait()
+
+    save(2)
+    save(5, best=9.0)
+    (checkpoints.directory / f"{5:08d}" / "tensors.safetensors").write_bytes(b"damaged")
+    with RunLog(RunDir(tmp_path)) as log:
+        assert trainer.resume(checkpoints, log)
+    assert (trainer.iteration, trainer.watch.best, checkpoints.load_best()) == (2, None, None)
+    save(6, best=1.0)
+    for iteration in (7, 8, 9):
+        save(iteration)
+    assert checkpoints.load_best().iteration == 6
+
+
 def test_without_weights_within_the_limit_the_last_ones_are_kept_and_it_is_said(tmp_path):
     said, _ = train(limited([9, 9, 9]), tmp_path)
     assert said.endswith("none of its weights were ranked before, so they are the last ones")

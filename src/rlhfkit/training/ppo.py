@@ -160,10 +160,14 @@ class PpoTrainer:
         }
 
     def resume(self, checkpoints: Checkpoints, log: RunLog) -> bool:
-        """Put everything back to the newest checkpoint, if there is one; the log forgets what came after it."""
+        """Put everything back to the newest checkpoint that is whole, if there is one.
+
+        The log forgets what came after it, and so do the checkpoints: the best of a future that is lost is no more.
+        """
         checkpoint = checkpoints.load_newest()
         if checkpoint is None:
             return False
+        checkpoints.drop_after(checkpoint.iteration)
         load_trainable(self.policy, subset("policy", checkpoint.tensors))
         self.rollout.load_state(subset("rollout", checkpoint.tensors))
         for name, optimizer in self.optimizers.items():
