@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, stdtrit  # type: ignore[import-untyped]
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "is_clearly_lower",
     "mean_interval",
     "rate_interval",
+    "share_interval",
     "wilson_interval",
 ]
 
@@ -29,9 +30,10 @@ STEPS = 60
 def mean_interval(values: Sequence[float], groups: Groups = None) -> tuple[float, float | None, float | None, float]:
     """(mean, low, high, deviation of the single values); no interval where there is one group (or value) only.
 
-    mean ± t sqrt(v), with Student's t of G - 1 degrees for G groups, and v the jackknife's variance of a ratio:
-    (G - 1) / G sum over groups of ((sum of the group - mean x its size) / (number - its size))². With groups of one
-    value each that is the usual interval of a mean.
+    mean ± t sqrt(v), with Student's t of K - 1 degrees, K = (sum of the sizes of the groups)² / sum of their squares,
+    which is the number of groups where all have one size (Kish 1965); and v the jackknife's variance of a ratio:
+    (G - 1) / G sum over the G groups of ((sum of the group - mean x its size) / (number - its size))². With groups of
+    one value each that is the usual interval of a mean.
     Source: Cochran 1977, Sampling Techniques, section 6.17.
     """
     num = len(values)
@@ -40,7 +42,7 @@ def mean_interval(values: Sequence[float], groups: Groups = None) -> tuple[float
     sums, sizes = _by_group(values, groups)
     if len(sums) == 1:
         return mean, None, None, std
-    half = _student(len(sums)) * math.sqrt(_variance_of_mean(sums, sizes, mean))
+    half = _student(_effective_number(sizes)) * math.sqrt(_variance_of_mean(sums, sizes, mean))
     return mean, mean - half, mean + half, std
 
 
@@ -64,34 +66,37 @@ def rate_interval(values: Sequence[float], groups: Groups = None) -> tuple[float
     """(low, high) of the mean of values that are 1 (won, right), 0 (lost, wrong) or one half (a tie).
 
     As `difference_interval` of the wins and losses, of which the rate is (1 + difference) / 2. Without ties and groups
-    that is Wilson's interval.
+    that is Wilson's interval with half the correction for continuity.
     """
     low, high = difference_interval([2 * value - 1 for value in values], groups)
+    return (1 + low) / 2, (1 + high) / 2
+
+
+def share_interval(won: ArrayLike, total: ArrayLike) -> tuple[float, float]:
+    """(low, high) of sum(won) / sum(total), both by group: as `rate_interval` of as many values of 1 and 0."""
+    sums, sizes = np.asarray(won, dtype=np.float64), np.asarray(total, dtype=np.float64)
+    wins = float(sums.sum())
+    low, high = _by_score(wins, float(sizes.sum()) - wins, 2 * sums - sizes, sizes)
     return (1 + low) / 2, (1 + high) / 2
 
 
 def difference_interval(values: Sequence[float], groups: Groups = None) -> tuple[float, float]:
     """(low, high) of the mean of values that are 1, 0 or -1: of the difference of two shares on the same rows.
 
-    The differences d that a score test at 5 % does not refuse: |(w - l) - n d| <= 1.96 sqrt(n (2 q + d (1 - d))), with
-    w values of 1, l of -1, n in all, and q the likeliest share of -1 if the difference is d. It has its level with few
-    rows, with ties, and where all values are the same. For values that hang together w, l and n are divided by the
-    design effect, the variance of the mean over groups in that over single values, and 1.96 becomes Student's t.
-    Source: Tango 1998, Statistics in Medicine 17; design effect: Rao & Scott 1992, Biometrics 48.
+    The differences d that a score test at 5 % does not refuse: |(w - l) - n d| - c <= z sqrt(n (2 q + d (1 - d))), with
+    w values of 1, l of -1, n in all, and q the likeliest share of -1 if the difference is d; c is 1/2 where no value is
+    0, as w - l goes in steps of 2 then (half of Yates' correction), otherwise 0. z is 1.96 where all values are
+    independent; for groups as `_critical` says.
+
+    Share of samples whose interval holds the truth, by enumeration and simulation (tests/test_intervals.py): 0.94 to
+    0.99 for 10 to 100 values without ties and a rate of 0.05 to 0.95, 0.94 to 0.98 with 30 % of ties. More than 0.965
+    is because few values have few different means: 0.98 for 10 values at a rate of one half, 0.99 for 20 values of
+    which 90 % are ties; a narrower interval would hold the truth too rarely elsewhere. Groups: 0.94 to 0.98 for 13 or
+    more; above that where groups are fewer, or of very different sizes and hardly alike.
+    Source: Tango 1998, Statistics in Medicine 17.
     """
     given = np.asarray(values, dtype=np.float64)
-    sums, sizes = _by_group(values, groups)
-    if len(sums) == len(given):
-        effect, z = 1.0, Z
-    elif len(sums) == 1:
-        return -1.0, 1.0  # it says nothing of other groups
-    else:
-        effect, z = _design_effect(given, sums, sizes), _student(len(sums))
-    wins, losses = float((given > 0).sum()) / effect, float((given < 0).sum()) / effect
-    num, mean = len(given) / effect, float(given.mean())
-    low = _crossing(lambda d: _score(wins, losses, num, d) > z, -1.0, mean)
-    high = _crossing(lambda d: _score(wins, losses, num, d) >= -z, mean, 1.0)
-    return low, high
+    return _by_score(float((given > 0).sum()), float((given < 0).sum()), *_by_group(values, groups))
 
 
 def bootstrap_interval(resampled: Sequence[float], num_groups: int) -> tuple[float | None, float | None]:
@@ -108,6 +113,37 @@ def bootstrap_interval(resampled: Sequence[float], num_groups: int) -> tuple[flo
     return float(low), float(high)
 
 
+def _by_score(wins: float, losses: float, sums: Floats, sizes: Floats) -> tuple[float, float]:
+    num = float(sizes.sum())
+    if len(sums) == 1 and num > 1:
+        return -1.0, 1.0  # it says nothing of other groups
+    z, mean = _critical(wins, losses, sums, sizes), (wins - losses) / num
+    low = _crossing(lambda d: _score(wins, losses, num, d) > z, -1.0, mean)
+    high = _crossing(lambda d: _score(wins, losses, num, d) >= -z, mean, 1.0)
+    return low, high
+
+
+def _critical(wins: float, losses: float, sums: Floats, sizes: Floats) -> float:
+    """How many deviations of independent values a mean may be off; 1.96 where each group has one value.
+
+    t sqrt(e), at most 1.96 sqrt(m). e is the design effect, the variance of the mean over groups in that over single
+    values, at least 1; t Student's of as many degrees as groups tell of it, less 1: of groups that hold something else
+    than wins, or than losses, whichever are fewer, and at most K (see `mean_interval`). m = number / K is the design
+    effect if all values of a group are alike, and so its bound: each group counts once.
+    Source: Rao & Scott 1992, Biometrics 48; t and its degrees: Korn & Graubard 1998, Survey Methodology 24. That plain
+    design effects have too little coverage: Franco et al. 2019, PMC6690503.
+    """
+    num = float(sizes.sum())
+    mean, effective = (wins - losses) / num, _effective_number(sizes)
+    bound = Z * math.sqrt(num / effective)
+    single = ((wins + losses) / num - mean**2) / max(1.0, num - 1)
+    if single <= 0:
+        return bound
+    effect = max(1.0, _variance_of_mean(sums, sizes, mean) / single)
+    telling = min((sums < sizes).sum(), (sums > -sizes).sum())
+    return min(_student(min(effective, telling)) * math.sqrt(effect), bound)
+
+
 def _score(wins: float, losses: float, num: float, difference: float) -> float:
     """How many deviations wins - losses is above what `difference` lets expect."""
     linear = -wins - losses + (2 * num - wins + losses) * difference
@@ -115,6 +151,7 @@ def _score(wins: float, losses: float, num: float, difference: float) -> float:
     lost = min(max((root - linear) / (4 * num), max(0.0, -difference)), (1 - difference) / 2)
     variance = num * (2 * lost + difference * (1 - difference))
     above = wins - losses - num * difference
+    above = math.copysign(max(0.0, abs(above) - (0.5 if wins + losses == num else 0.0)), above)
     if variance <= 0:
         return math.copysign(math.inf, above) if abs(above) > 1e-9 * num else 0.0
     return above / math.sqrt(variance)
@@ -143,16 +180,11 @@ def _variance_of_mean(sums: Floats, sizes: Floats, mean: float) -> float:
     return (num - 1) / num * math.fsum(((sums - mean * sizes) / (sizes.sum() - sizes)) ** 2)
 
 
-def _design_effect(values: Floats, sums: Floats, sizes: Floats) -> float:
-    """Variance of the mean over groups / that over single values, at least 1.
-
-    Where no value differs nothing is known of it, and each group counts once, to be on the safe side.
-    """
-    most = float((sizes**2).sum() / sizes.sum())
-    single = float(values.var(ddof=1)) / len(values)
-    return most if single == 0 else max(1.0, _variance_of_mean(sums, sizes, float(values.mean())) / single)
+def _effective_number(sizes: Floats) -> float:
+    """How many groups of one size tell as much as these. Source: Kish 1965, Survey Sampling."""
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
-def _student(num: int) -> float:
-    """Quantile of Student's t with `num` - 1 degrees that leaves 2.5 % above."""
-    return float(stdtrit(num - 1, 0.975))
+def _student(num: float) -> float:
+    """Quantile of Student's t with `num` - 1 degrees, at least 1, that leaves 2.5 % above."""
+    return float(stdtrit(max(1.0, num - 1), 0.975))
