@@ -14,7 +14,6 @@ __all__ = [
     "mean_interval",
     "rate_interval",
     "share_interval",
-    "wilson_interval",
 ]
 
 Floats = NDArray[np.float64]
@@ -44,16 +43,6 @@ def mean_interval(values: Sequence[float], groups: Groups = None) -> tuple[float
         return mean, None, None, std
     half = _student(_effective_number(sizes)) * math.sqrt(_variance_of_mean(sums, sizes, mean))
     return mean, mean - half, mean + half, std
-
-
-def wilson_interval(rate: float, num: float, z: float = Z) -> tuple[float, float]:
-    """(low, high) of a share `rate` out of `num`.
-
-    Source: Wilson 1927, doi 10.1080/01621459.1927.10502953.
-    """
-    centre = (rate + z * z / (2 * num)) / (1 + z * z / num)
-    half = z / (1 + z * z / num) * math.sqrt(rate * (1 - rate) / num + z * z / (4 * num * num))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def is_clearly_lower(rate: float, other: float, num: int) -> bool:
@@ -93,7 +82,7 @@ def difference_interval(values: Sequence[float], groups: Groups = None) -> tuple
     is because few values have few different means: 0.98 for 10 values at a rate of one half, 0.99 for 20 values of
     which 90 % are ties; a narrower interval would hold the truth too rarely elsewhere. Groups: 0.94 to 0.98 for 13 or
     more; above that where groups are fewer, or of very different sizes and hardly alike.
-    Source: Tango 1998, Statistics in Medicine 17.
+    Source: Tango 1998, Statistics in Medicine 17; without ties Wilson 1927, doi 10.1080/01621459.1927.10502953.
     """
     given = np.asarray(values, dtype=np.float64)
     return _by_score(float((given > 0).sum()), float((given < 0).sum()), *_by_group(values, groups))

@@ -1,5 +1,6 @@
 """What doctor says of machines, packages and surroundings, and how it shows what it found."""
 
+import dataclasses
 import io
 import json
 import re
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from rlhfkit import cli
@@ -31,7 +33,7 @@ from rlhfkit.doctor.hardware import (
     memory_facts,
 )
 from rlhfkit.doctor.packages import Installed, examine_extras, examine_packages, examine_python
-from rlhfkit.doctor.scores import judged_accuracy, rank_correlation
+from rlhfkit.doctor.scores import examine_accuracy, examine_report, judged_accuracy, rank_correlation
 from rlhfkit.doctor.surroundings import (
     examine_compiler,
     examine_disk,
@@ -41,6 +43,7 @@ from rlhfkit.doctor.surroundings import (
     nearest,
 )
 from rlhfkit.errors import ConfigError, DataError
+from rlhfkit.records import Preference, Prompt
 
 GIB = 1 << 30
 H100 = Gpu("NVIDIA H100", 80 * GIB, (9, 0))
@@ -357,17 +360,41 @@ def test_rank_correlation_is_spearmans():
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "num", "baselines", "verdict"),
+    ("accuracy", "interval", "baselines", "verdict"),
     [
-        (0.30, 100, {"longer": 0.5}, "fault"),
-        (0.50, 100, {"longer": 0.5}, "warning"),
-        (0.75, 400, {"longer": 0.55, "tfidf_logistic": 0.7}, "ok"),
-        (0.60, 400, {"longer": 0.70}, "warning"),
-        (0.68, 400, {"longer": 0.70}, "warning"),  # not clearly better than the simple rule
+        (0.30, (0.22, 0.40), {"longer": 0.5}, "fault"),
+        (0.50, (0.40, 0.60), {"longer": 0.5}, "warning"),
+        (0.75, (0.705, 0.79), {"longer": 0.55, "tfidf_logistic": 0.7}, "ok"),
+        (0.60, (0.55, 0.65), {"longer": 0.70}, "warning"),
+        (0.68, (0.63, 0.72), {"longer": 0.70}, "warning"),  # not clearly better than the simple rule
     ],
 )
-def test_accuracy_is_held_against_a_coin_and_against_baselines(accuracy, num, baselines, verdict):
-    assert judged_accuracy("reward.accuracy", accuracy, num, baselines).verdict == verdict
+def test_accuracy_is_held_against_a_coin_and_against_baselines(accuracy, interval, baselines, verdict):
+    assert judged_accuracy("reward.accuracy", accuracy, interval, 400, baselines).verdict == verdict
+
+
+class Longer:
+    def score(self, episodes):
+        return torch.tensor([float(len(episode.response)) for episode in episodes])
+
+
+def test_pairs_of_one_prompt_do_not_count_as_so_many_witnesses():
+    # 60 of 80 pairs are won, of 8 prompts all or none: no better than 6 of 8, and so not clearly better than a coin.
+    won, lost = ("a longer answer", "short"), ("short", "a longer answer")
+    pairs = [Preference(Prompt(f"prompt {at // 10}"), *(won if at < 60 else lost)) for at in range(80)]
+    (finding,) = examine_accuracy(Longer(), [], pairs, None, seed=0)
+    assert "not clearly better than a coin" in finding.seen
+    alone = [dataclasses.replace(pair, prompt=Prompt(f"prompt {at}")) for at, pair in enumerate(pairs)]
+    (finding,) = examine_accuracy(Longer(), [], alone, None, seed=0)
+    assert "a coin" not in finding.seen
+
+
+def test_a_report_of_a_reward_model_is_judged_by_the_interval_that_it_holds(tmp_path):
+    report = {"accuracy": 0.75, "accuracy_low": 0.41, "accuracy_high": 0.93, "num_pairs": 80, "baselines": {}}
+    (tmp_path / "reward_model.json").write_text(json.dumps(report))
+    (finding,) = examine_report(tmp_path / "reward_model.json")
+    assert "41.0% to 93.0%" in finding.seen
+    assert finding.verdict == "warning"
 
 
 # ── findings and how they are shown ──────────────────────────────────────────────────────────────────────────────────

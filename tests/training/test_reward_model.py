@@ -9,7 +9,6 @@ import torch
 
 from rlhfkit.config.schema import OptimConfig, RewardModelConfig
 from rlhfkit.errors import RewardError, TrainingError
-from rlhfkit.intervals import wilson_interval
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.loading import load_classifier
 from rlhfkit.models.reward_model import Normalization, RewardModel, read_normalization
@@ -312,7 +311,7 @@ def test_pairs_of_one_prompt_widen_the_interval_of_the_accuracy():
     alone, together = measure(scores, pairs, max_tokens=10), measure(scores, repeated, max_tokens=10)
     assert (alone["accuracy"], alone["num_prompts"]) == (0.75, 80)
     assert (together["accuracy"], together["num_prompts"]) == (0.75, 8)
-    assert (alone["accuracy_low"], alone["accuracy_high"]) == pytest.approx((0.6453, 0.8320), abs=1e-3)
-    # Each prompt is all or nothing, so the design effect is 10 (79 / 80) (8 / 7) = 11.286; t of 7 degrees is 2.364624.
-    expected = wilson_interval(0.75, 80 / 11.286, 2.364624)
-    assert (together["accuracy_low"], together["accuracy_high"]) == pytest.approx(expected, abs=1e-3)
+    # Wilson's of 60 of 80 is 0.6453 to 0.8320, and a correction of 1 / 320 is made for steps.
+    assert (alone["accuracy_low"], alone["accuracy_high"]) == pytest.approx((0.6420, 0.8347), abs=3e-4)
+    # Each prompt is all or nothing, so it is as good as 6 of 8, of which Wilson's is 0.4093 to 0.9285.
+    assert (together["accuracy_low"], together["accuracy_high"]) == pytest.approx((0.4093, 0.9285), abs=4e-3)

@@ -9,10 +9,12 @@ import numpy as np
 from rlhfkit.doctor.budget import left_out, scored_within
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
 from rlhfkit.doctor.rows import spaced
-from rlhfkit.intervals import wilson_interval
+from rlhfkit.evaluation.results import RewardModelResults, read_results
+from rlhfkit.evaluation.verdict import accuracy_interval
+from rlhfkit.intervals import rate_interval
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Preference, Prompt
-from rlhfkit.rewards.bag_of_words import preference_baselines, share_of_pairs_won
+from rlhfkit.rewards.bag_of_words import pairs_won, preference_baselines
 from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rundir import read_json
 from rlhfkit.symptoms.limits import CHANCE, COMMON_SCORE, FLAT_SCORES, LITTLE_ELSE, SOMEWHAT_LENGTH
@@ -138,28 +140,35 @@ def examine_accuracy(
     ]
     scores = scored_within(reward, episodes)
     pairs = wanted[: len(scores) // 2]
-    accuracy = share_of_pairs_won(scores[0::2], scores[1::2])
+    won = pairs_won(scores[0::2], scores[1::2])
+    interval = rate_interval(won.tolist(), [pair.prompt.content for pair in pairs])
     baselines = preference_baselines(spaced(train, NUM_BASELINE_PAIRS) or pairs, pairs, seed=seed)
     if not train:
         del baselines["tfidf_logistic"]  # it has read what it is measured on
     skipped_pairs = left_out(len(pairs), len(wanted), "pairs")
-    yield judged_accuracy(name, accuracy, len(pairs), baselines, skipped_pairs=skipped_pairs)
+    yield judged_accuracy(name, float(won.mean()), interval, len(pairs), baselines, skipped_pairs=skipped_pairs)
 
 
 def examine_report(path: Path) -> Iterator[Finding]:
     """The same of the reward model that a run has trained already, out of its own report."""
-    report = read_json(path)
-    if "accuracy" in report:
-        yield judged_accuracy("reward.accuracy", report["accuracy"], report["num_pairs"], report["baselines"])
+    if "accuracy" in read_json(path) and (found := read_results(path, RewardModelResults)):
+        interval = accuracy_interval(found)
+        yield judged_accuracy("reward.accuracy", found.accuracy, interval, found.num_pairs, found.baselines)
     else:
         yield skipped("reward.accuracy", "the run has no test pairs to measure its reward model on")
 
 
 def judged_accuracy(
-    name: str, accuracy: float, num_pairs: int, baselines: dict[str, float], *, skipped_pairs: str = ""
+    name: str,
+    accuracy: float,
+    interval: tuple[float, float],
+    num_pairs: int,
+    baselines: dict[str, float],
+    *,
+    skipped_pairs: str = "",
 ) -> Finding:
-    """What to think of a reward that is right on a share of so many test pairs."""
-    low, high = wilson_interval(accuracy, num_pairs)
+    """What to think of a reward that is right on a share, with its 95 % interval, of so many test pairs."""
+    low, high = interval
     shown = ", ".join(f"{PLAIN.get(key, key)} {value:.1%}" for key, value in baselines.items())
     words = f"right on {accuracy:.1%} of {num_pairs} test pairs{skipped_pairs} ({low:.1%} to {high:.1%}); {shown}"
     if high < CHANCE:

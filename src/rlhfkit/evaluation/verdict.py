@@ -7,7 +7,7 @@ from typing import Literal
 from rlhfkit.evaluation.charts import number, percent, score
 from rlhfkit.evaluation.facts import Facts, Row, curve, ends, finite
 from rlhfkit.evaluation.results import Evaluation, Measure, RewardModelResults, TaskResults, WinRate
-from rlhfkit.intervals import is_clearly_lower, wilson_interval
+from rlhfkit.intervals import is_clearly_lower, share_interval
 from rlhfkit.symptoms.limits import (
     CHANCE,
     EOS_CAUTION_DROP,
@@ -235,7 +235,8 @@ def accuracy_interval(results: RewardModelResults) -> tuple[float, float]:
     """The 95 % interval of the accuracy, from the number of pairs where the report has none."""
     if results.accuracy_low is not None and results.accuracy_high is not None:
         return results.accuracy_low, results.accuracy_high
-    low, high = wilson_interval(results.accuracy, max(1, results.num_pairs))
+    num = max(1, results.num_pairs)
+    low, high = share_interval([results.accuracy] * num, [1] * num)
     return low if results.accuracy_low is None else results.accuracy_low, high
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhfkit.errors import ShapeError
-from rlhfkit.intervals import wilson_interval
+from rlhfkit.intervals import share_interval
 
 __all__ = [
     "Level",
@@ -108,27 +108,14 @@ def count_values(ratings: ArrayLike, *, values: ArrayLike | None = None) -> Valu
 
 
 def share(successes: ArrayLike, totals: ArrayLike, *, unit: str) -> Statistic:
-    """sum(successes) / sum(totals) over items, with an interval that knows that answers to one item hang together.
-
-    Wilson's interval for as many independent answers as have the variance seen between items (a ratio estimator's).
-    """
+    """sum(successes) / sum(totals) over items, with an interval that knows that answers to one item hang together."""
     won, total = np.asarray(successes, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     won, total = won[total > 0], total[total > 0]
     n = total.sum()
     if n == 0:
         return Statistic(None, unit=unit, reason=f"there are no {unit}")
-    rate = float(won.sum() / n)
-    low, high = wilson_interval(rate, _effective_number(won, total, rate))
-    return Statistic(rate, low, high, round(n), unit)
-
-
-def _effective_number(won: Floats, total: Floats, rate: float) -> int:
-    num_items, n = len(total), float(total.sum())
-    if num_items == 1 or rate in (0.0, 1.0):
-        # No spread is seen between items; each of them counts once, to be on the safe side.
-        return num_items
-    variance = num_items / (num_items - 1) * float(((won - rate * total) ** 2).sum()) / n**2
-    return max(1, math.floor(min(n, rate * (1 - rate) / variance if variance else n)))
+    low, high = share_interval(won, total)
+    return Statistic(float(won.sum() / n), low, high, round(n), unit)
 
 
 def raw_agreement(ratings: ValueCounts, *, ties: Ties = "count") -> Statistic:

@@ -17,7 +17,7 @@ from rlhfkit.rundir import read_json, write_json
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]
 
-__all__ = ["BagOfWords", "preference_baselines", "share_of_pairs_won"]
+__all__ = ["BagOfWords", "pairs_won", "preference_baselines", "share_of_pairs_won"]
 
 _FORMAT = "rlhfkit bag of words 1"
 
@@ -128,15 +128,20 @@ def preference_baselines(train: Sequence[Preference], test: Sequence[Preference]
     }
 
 
-def share_of_pairs_won(scores: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> float:
-    """Share of pairs in which `scores` is above `others`; equal ones count half.
+def pairs_won(scores: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Of each pair 1 where `scores` is above `others`, 0 where it is below, one half where they are equal.
 
     Raises: DataError where there is no pair.
     """
     difference = np.asarray(scores, dtype=np.float64) - np.asarray(others, dtype=np.float64)
     if not difference.size:
         raise DataError("there is no pair to measure accuracy on; give at least one")
-    return float(np.mean((np.sign(difference) + 1) / 2))
+    return np.asarray((np.sign(difference) + 1) / 2)
+
+
+def share_of_pairs_won(scores: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray) -> float:
+    """Share of pairs in which `scores` is above `others`; equal ones count half. Raises: as `pairs_won`."""
+    return float(pairs_won(scores, others).mean())
 
 
 def _new_vectorizer(vocabulary: Sequence[str] | None = None) -> "TfidfVectorizer":
