@@ -1,3 +1,4 @@
+import json
 import re
 import socket
 from pathlib import Path
@@ -300,25 +301,70 @@ def test_large_requests_in_pieces_are_refused_too(store):
     assert reply.status_code == 413
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b'{"pair_id": 1}', b"[" * 20_000]
+NO_OBJECTS = (
+    b'{"\\ud83d": 1}',
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'"text"',
+    b"7",
+    b"\xff\xfe",
+    b"[" * 20_000,
+    b"1" * 5000,
+    b'{"id": "\xc3\x28"}',
 )
-def test_nonsense_is_refused(store, content):
-    visitor = Visitor(store, "Ada")
-    reply = visitor.http.post(
-        "/api/heartbeat", content=content, headers={"X-Rlhfkit": "1", "Content-Type": "application/json"}
-    )
-    assert reply.status_code in (400, 422)
-    assert reply.json()["error"]["message"]
+NOT_JSON = "an object in JSON, sent with the content type application/json"
 
 
-def test_forms_of_other_pages_are_not_read_as_json(store):
-    visitor = Visitor(store, "Ada")
-    visitor.task()
-    for kind in ("text/plain", "application/x-www-form-urlencoded"):
-        headers = {"X-Rlhfkit": "1", "Content-Type": kind}
-        reply = visitor.http.post("/api/release", content=b'{"pair_id": "pair-1"}', headers=headers)
-        assert reply.status_code == 422
+def sent(visitor, path, content, kind="application/json"):
+    """The code and the words that a request is refused with, and its status."""
+    headers = {"X-Rlhfkit": "1"} | ({"Content-Type": kind} if kind else {})
+    reply = visitor.http.post(f"/api/{path}", content=content, headers=headers)
+    error = reply.json()["error"]
+    assert not re.search(r"\{[a-z]+\}", error["message"]), "a gap was not filled"
+    return reply.status_code, error["code"], error["message"]
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("content", NO_OBJECTS)
+def test_a_body_that_is_no_object_of_json_is_refused_in_words(store, path, content):
+    status, code, message = sent(Visitor(store, "Ada"), path, content)
+    assert (status, code) == (422, "not_json")
+    assert NOT_JSON in message
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"pair_id": 1, "id": 1, "name": 1},
+        {"pair_id": None, "id": None, "name": None},
+        {"pair_id": ["x"], "id": {"x": []}, "name": [[]]},
+        {"pair_id": "\ud83d", "id": "\ud83d", "name": "\ud83d"},
+        {"pair_id": "x" * 501, "id": "x" * 501, "name": "x" * 1001},
+        {"what is this": True},
+    ],
+)
+def test_values_of_a_wrong_type_are_refused_by_name(store, path, content):
+    status, code, message = sent(Visitor(store, "Ada"), path, json.dumps(content))
+    assert (status, code) == (422, "invalid")
+    assert any(name in message for name in (*content, "pair_id", "id", "name"))
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x", ""])
+def test_forms_of_other_pages_are_not_read_as_json(store, path, kind):
+    status, code, message = sent(Visitor(store, "Ada"), path, b'{"pair_id": "pair-1"}', kind)
+    assert (status, code) == (415, "not_json")
+    assert NOT_JSON in message
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_a_body_that_is_too_large_is_refused_wherever_it_goes(store, path):
+    status, code, message = sent(Visitor(store, "Ada"), path, b" " * (LARGEST_BODY_BYTES + 1))
+    assert (status, code) == (413, "too_large")
+    assert "at most 64 KB" in message
 
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>'\"; DROP TABLE votes; --"

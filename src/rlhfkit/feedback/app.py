@@ -222,14 +222,24 @@ def _refused(request: Request, error: Exception) -> Response:
 def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["loc"] == ("body",) or first["type"] == "json_invalid":
+        return _told(request, _no_object(request))
     where = ".".join(str(part) for part in first["loc"][1:])
     return _told(request, Refusal(422, "invalid", detail=f"{where}: {first['msg']}" if where else first["msg"]))
 
 
 def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # the framework's word for a body that could not even be read
+        return _told(request, _no_object(request))
     codes = {404: "not_found", 405: "not_allowed"}
-    return _told(request, Refusal(error.status_code, codes.get(error.status_code, "not_found")))
+    code = codes.get(error.status_code, "invalid")
+    return _told(request, Refusal(error.status_code, code, detail=error.detail))
+
+
+def _no_object(request: Request) -> Refusal:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return Refusal(422 if kind == "application/json" else 415, "not_json")
 
 
 def _conflict(request: Request, error: Exception) -> Response:
