@@ -132,8 +132,8 @@ def _run(name: str, directory: str, die_at: tuple[str, int] | None, by: int, slo
 
     from rlhfkit import cli, metrics
     from rlhfkit.config.load import load_recipe
+    from rlhfkit.machine.progress import Progress
     from rlhfkit.pipeline import run as pipeline
-    from rlhfkit.progress import Progress
     from rlhfkit.training import checkpoint
 
     torch.set_num_threads(1)

@@ -41,9 +41,9 @@ from rlhfkit.config.schema import (
     ValueConfig,
 )
 from rlhfkit.errors import TrainingError
+from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import RunLog
 from rlhfkit.pipeline.inputs import LOADERS
-from rlhfkit.progress import Progress
 from rlhfkit.records import Prompt
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rundir import RunDir

@@ -13,14 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from rlhfkit import interrupts
 from rlhfkit.config.load import load_recipe
 from rlhfkit.config.watchdog import WatchdogConfig
 from rlhfkit.errors import CheckpointError, OutOfMemoryError, RewardError
+from rlhfkit.machine import interrupts
+from rlhfkit.machine.progress import Progress
+from rlhfkit.machine.watchdog import Watchdog, failed_phases, phase, sign_of_life, unwatched
 from rlhfkit.pipeline import run as pipeline
-from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
-from rlhfkit.watchdog import Watchdog, failed_phases, phase, sign_of_life, unwatched
 from tests.killing import RECIPES, differences, start
 
 PPO = RECIPES["ppo"].replace(

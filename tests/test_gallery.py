@@ -10,8 +10,8 @@ from rlhfkit.config.load import load_recipe
 from rlhfkit.config.ppo import AdaptiveKLConfig
 from rlhfkit.config.schema import FixedKLConfig, OptimConfig, RewardModelConfig, RolloutConfig, SftConfig, ValueConfig
 from rlhfkit.evaluation.diagnose import diagnose
+from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
-from rlhfkit.progress import Progress
 from rlhfkit.records import Prompt
 from rlhfkit.rollout.text import TextRollout
 from rlhfkit.rundir import RunDir

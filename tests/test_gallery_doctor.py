@@ -20,11 +20,11 @@ from rlhfkit.config.load import load_recipe
 from rlhfkit.data import grammar
 from rlhfkit.doctor.recipe import examine_recipe
 from rlhfkit.doctor.trial import examine_numbers, examine_temperature, try_prompts
+from rlhfkit.machine.progress import Progress
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.models.policy import PolicyOutput
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.build import train_tokenizer
-from rlhfkit.progress import Progress
 from rlhfkit.records import Prompt
 from rlhfkit.rollout.generation import generate
 from tests import tiny

@@ -14,22 +14,7 @@ PACKAGE = Path(rlhfkit.__file__).parent
 # In L0 and L1 each name may import the names before it; from L2 on, only the layers above, apart from EXCEPTIONS.
 ORDERED_LAYERS = [
     ["errors", "records", "config", "recipes", "rundir", "workspace"],
-    [
-        "ppo",
-        "importing",
-        "device",
-        "machine",
-        "seeding",
-        "padding",
-        "intervals",
-        "manifest",
-        "metrics",
-        "watchdog",
-        "progress",
-        "interrupts",
-        "symptoms",
-        "distributed",
-    ],
+    ["padding", "machine", "stats", "manifest", "metrics", "ppo", "symptoms", "distributed"],
 ]
 LAYERS = [
     ["data", "models", "envs", "rewards"],

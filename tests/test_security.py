@@ -15,8 +15,8 @@ from rlhfkit.config.load import load_recipe
 from rlhfkit.config.schema import PretrainedModelConfig
 from rlhfkit.errors import RlhfkitError
 from rlhfkit.evaluation.report import write_report
+from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
-from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from tests.evaluation.conftest import write_fake_run
 from tests.killing import RECIPES

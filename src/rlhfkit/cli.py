@@ -118,7 +118,7 @@ def run(
     loaded = load_recipe(recipe, overrides or [])
     directory = run_dir or default_run_dir(loaded.recipe.name, loaded.recipe.seed)
     try:
-        from rlhfkit.interrupts import ends_like_interrupts
+        from rlhfkit.machine.interrupts import ends_like_interrupts
         from rlhfkit.pipeline.rounds import run as run_recipe
 
         with ends_like_interrupts():
@@ -424,8 +424,8 @@ def label(
     if (prompts is None) != (model is None):
         raise typer.BadParameter("--prompts FILE and --model DIR belong together")
     from rlhfkit.config.schema import PeopleConfig
+    from rlhfkit.machine.progress import Progress
     from rlhfkit.pipeline import label_session as session
-    from rlhfkit.progress import Progress
 
     options = session.LabelOptions(
         database=None if database is None else session.usable(database),
@@ -465,8 +465,8 @@ def dashboard(
 
     Curves, samples and labels, on a page that only this machine can open; it reads files and disturbs nothing.
     """
+    from rlhfkit.machine.progress import Progress
     from rlhfkit.pipeline.label_session import watch
-    from rlhfkit.progress import Progress
 
     watch(directory, port=port, opens_browser=browser and sys.stdout.isatty(), progress=Progress())
 

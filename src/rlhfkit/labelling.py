@@ -18,14 +18,14 @@ from rlhfkit.feedback.simulated import SimulatedAnnotators
 from rlhfkit.feedback.store import Snapshot, Store, StoreSettings
 from rlhfkit.feedback.trust import TrustReport, is_random, trust_report
 from rlhfkit.feedback.votes import Pair, Part, Vote, pair_id, part_of_prompt
+from rlhfkit.machine.progress import Progress
+from rlhfkit.machine.seeding import derive_seed, shuffled
+from rlhfkit.machine.watchdog import unwatched
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import EncodedPrompt
-from rlhfkit.progress import Progress
 from rlhfkit.records import Conversation, Preference, Prompt
 from rlhfkit.rewards.grammar import GrammarReward
 from rlhfkit.rollout.generation import generate
-from rlhfkit.seeding import derive_seed, shuffled
-from rlhfkit.watchdog import unwatched
 
 __all__ = [
     "PairSampler",

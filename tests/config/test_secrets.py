@@ -17,7 +17,7 @@ from rlhfkit.config.schema import HttpRewardConfig
 from rlhfkit.config.secrets import filled, hidden, hidden_in, remember, secret_in
 from rlhfkit.errors import ConfigError, RewardError, StoreError
 from rlhfkit.feedback.database import Database
-from rlhfkit.progress import Progress
+from rlhfkit.machine.progress import Progress
 from rlhfkit.records import Prompt
 from rlhfkit.rewards import ScoredText
 from rlhfkit.rewards.http import HttpReward

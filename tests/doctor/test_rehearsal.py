@@ -13,8 +13,8 @@ from rlhfkit.doctor import rehearsal
 from rlhfkit.doctor.forecast import examine_forecast
 from rlhfkit.doctor.rehearsal import Loop, Shortened, Stopwatch, rehearse
 from rlhfkit.errors import ConfigError
+from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
-from rlhfkit.progress import Progress
 from rlhfkit.rollout.generation import Response
 from rlhfkit.rundir import RunDir
 from tests.killing import RECIPES

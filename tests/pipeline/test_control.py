@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from rlhfkit import cli
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
 from rlhfkit.errors import CheckpointError, EnvError, TrainingError
+from rlhfkit.machine.progress import Progress
+from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.control import load_control_policy
-from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
-from rlhfkit.seeding import derive_seed
 from rlhfkit.training.checkpoint import Checkpoints
 from tests.envs import scripted
 

@@ -8,8 +8,8 @@ import pytest
 from rlhfkit.config.load import load_recipe
 from rlhfkit.errors import ConfigError, DataError, EnvError
 from rlhfkit.evaluation.results import Evaluation, read_results
+from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
-from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from tests.tiny import Directory
 from tests.training import tiny

@@ -16,9 +16,9 @@ from rlhfkit.config.load import load_recipe
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote
+from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import label_session as label
 from rlhfkit.pipeline import rounds as loop
-from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from tests.feedback.labelling import numbered_pairs
 from tests.people import Person, ctrl_c, free_port

@@ -21,10 +21,10 @@ from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote, pair_id
 from rlhfkit.labelling import PairSampler, new_pairs, nobody_can_go_on
+from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import rounds as loop
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.generate import generate
-from rlhfkit.progress import Progress
 from rlhfkit.records import Prompt
 from rlhfkit.rundir import RunDir
 from tests import tiny

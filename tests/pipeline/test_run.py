@@ -20,10 +20,10 @@ from rlhfkit.data import load_prompts
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from rlhfkit.evaluation.diagnose import diagnose
 from rlhfkit.evaluation.results import Evaluation, RewardModelResults, read_results
+from rlhfkit.machine.progress import Progress
 from rlhfkit.models.reward_model import read_normalization
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.generate import generate
-from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from tests.training import tiny
 

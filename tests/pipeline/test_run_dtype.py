@@ -16,9 +16,9 @@ from rlhfkit.doctor.recipe import examine_recipe
 from rlhfkit.errors import CheckpointError
 from rlhfkit.machine import dtype as dtypes
 from rlhfkit.machine.dtype import NO_BFLOAT16, ProductTimes
+from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import rounds as loop
 from rlhfkit.pipeline.build import Builder
-from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from tests.doctor.test_rehearsal import RECIPE
 

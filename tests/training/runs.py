@@ -15,8 +15,8 @@ from rlhfkit.config.schema import (
     SftConfig,
     ValueConfig,
 )
+from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import RunLog
-from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir, write_json
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import PpoTrainer, train_ppo

@@ -9,9 +9,9 @@ from rlhfkit.config.load import load_recipe
 from rlhfkit.config.schema import FixedKLConfig, PpoConfig
 from rlhfkit.config.watch import WatchConfig
 from rlhfkit.evaluation.control import quick_return
+from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import RunLog
 from rlhfkit.pipeline.control import control_trainer
-from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from rlhfkit.training.checkpoint import Checkpoints, load_trainable, subset
 from rlhfkit.training.ppo import train_ppo

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from rlhfkit.config.schema import AdaptiveKLConfig, FixedKLConfig, OptimConfig, PpoConfig, ValueConfig
+from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import RunLog
 from rlhfkit.pipeline.build import kl_controller
-from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import train_ppo

@@ -10,8 +10,8 @@ from torch import nn
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.schema import OptimConfig, PpoConfig, SftConfig, ValueConfig
 from rlhfkit.evaluation.facts import read_facts
+from rlhfkit.machine.progress import Progress
 from rlhfkit.manifest import Manifest
-from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir, write_json
 from rlhfkit.training.rates import announced_ppo, announced_supervised, auto_learning_rate, decided, decided_ppo
 

@@ -9,10 +9,10 @@ import torch
 
 from rlhfkit.config.schema import OptimConfig, RewardModelConfig
 from rlhfkit.errors import RewardError, TrainingError
+from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.loading import load_classifier
 from rlhfkit.models.reward_model import Normalization, RewardModel, read_normalization
-from rlhfkit.progress import Progress
 from rlhfkit.records import Preference, Prompt
 from rlhfkit.rewards.model import RewardModelReward
 from rlhfkit.rewards.source import ScoredText

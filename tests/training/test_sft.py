@@ -8,10 +8,10 @@ import torch
 
 from rlhfkit.config.schema import OptimConfig, SftConfig
 from rlhfkit.errors import DataError, TrainingError
+from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.template import Encoder
 from rlhfkit.padding import pack
-from rlhfkit.progress import Progress
 from rlhfkit.records import Demonstration, Message, Prompt
 from rlhfkit.rundir import RunDir
 from rlhfkit.training.checkpoint import Checkpoints

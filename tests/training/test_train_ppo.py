@@ -14,9 +14,9 @@ import torch
 
 from rlhfkit.config.schema import AdaptiveKLConfig, FixedKLConfig, OptimConfig, PpoConfig, ValueConfig
 from rlhfkit.errors import RewardError, TrainingError
+from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import RunLog
 from rlhfkit.ppo import AdaptiveKL
-from rlhfkit.progress import Progress
 from rlhfkit.rewards.source import check_scores
 from rlhfkit.rundir import RunDir
 from rlhfkit.training.checkpoint import Checkpoints, subset, trainable_tensors

@@ -10,9 +10,9 @@ from rlhfkit.config.control import ControlWatchConfig
 from rlhfkit.config.schema import AdaptiveKLConfig, FixedKLConfig, OptimConfig, RewardModelConfig
 from rlhfkit.config.watch import WatchConfig
 from rlhfkit.errors import ConfigError
+from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import RunLog
 from rlhfkit.ppo import AdaptiveKL
-from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import train_ppo

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
 from rlhfkit.envs.text import TextStep
+from rlhfkit.machine.progress import Progress, StageProgress
 from rlhfkit.models.attention import WRITTEN_OUT
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.reward_model import RewardModel
@@ -16,7 +17,6 @@ from rlhfkit.models.template import EncodedPrompt, Encoder
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import FixedKL
-from rlhfkit.progress import Progress, StageProgress
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rollout.text import TextRollout

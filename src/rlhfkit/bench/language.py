@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 
 from rlhfkit.bench.limit import Work, generate_work, limit_seconds, ppo_work
 from rlhfkit.config.schema import OptimConfig, PpoConfig, RolloutConfig, ValueConfig
-from rlhfkit.device import choose_device, keep_freed_memory
+from rlhfkit.machine.device import choose_device, keep_freed_memory
 from rlhfkit.machine.dtype import choose_dtype
 from rlhfkit.models.activation import use_fast_activations
 from rlhfkit.models.attention import implementations_for

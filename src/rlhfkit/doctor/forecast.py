@@ -20,9 +20,9 @@ from rlhfkit.doctor.rehearsal import StageForecast, rehearse
 from rlhfkit.doctor.surroundings import nearest
 from rlhfkit.errors import ConfigError, RlhfkitError
 from rlhfkit.machine.dtype import DtypeChoice
+from rlhfkit.machine.progress import duration
 from rlhfkit.pipeline.build import Builder
 from rlhfkit.pipeline.rounds import STAGES_OF_ROUND
-from rlhfkit.progress import duration
 from rlhfkit.rundir import RunDir
 
 __all__ = ["examine_forecast"]

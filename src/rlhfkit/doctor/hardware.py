@@ -276,7 +276,7 @@ def examine_cpu(cpu: CpuFacts) -> Iterator[Finding]:
 
 def examine_dtypes(environment: Mapping[str, str]) -> Iterator[Finding]:
     """How fast matrix products are in float32 and in bfloat16, measured, and which type "auto" takes."""
-    from rlhfkit.device import choose_device
+    from rlhfkit.machine.device import choose_device
     from rlhfkit.machine.dtype import NO_BFLOAT16, SHAPE, choose_dtype, measured_products
 
     name, device = "machine.dtype", choose_device("auto")

@@ -21,9 +21,10 @@ from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.schema import PeopleConfig, PpoConfig, PreferencesConfig, Recipe, RolloutConfig, Stage
 from rlhfkit.config.training import SupervisedConfig
 from rlhfkit.data import load_prompts
-from rlhfkit.device import available_bytes
 from rlhfkit.errors import ConfigError
+from rlhfkit.machine.device import available_bytes
 from rlhfkit.machine.dtype import DtypeChoice, bfloat16_saves
+from rlhfkit.machine.progress import Progress, StageProgress
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import quiet_transformers
@@ -31,7 +32,6 @@ from rlhfkit.pipeline.build import Builder
 from rlhfkit.pipeline.control import ControlPipeline
 from rlhfkit.pipeline.inputs import Inputs
 from rlhfkit.pipeline.run import Pipeline
-from rlhfkit.progress import Progress, StageProgress
 from rlhfkit.records import Preference
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.text import Engine, Reference, Sample

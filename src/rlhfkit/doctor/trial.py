@@ -12,6 +12,7 @@ from rlhfkit.doctor.budget import scored_within
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
 from rlhfkit.doctor.weights import distributions
 from rlhfkit.envs.text import TextEnvFactory
+from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
@@ -19,7 +20,6 @@ from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rollout.text import Reference, TextRollout
-from rlhfkit.seeding import derive_seed
 from rlhfkit.symptoms.limits import OTHER_TEMPERATURE, STRANGE_DEVIATIONS, STRANGE_NATS
 from rlhfkit.training.preflight import cause_of, first_differences, rounding_of
 

@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from rlhfkit.config.callables import import_named
 from rlhfkit.envs.text import TextEnvFactory, guarded, name_of
 from rlhfkit.errors import ConfigError, EnvError
-from rlhfkit.importing import import_named
 
 __all__ = ["load_factory"]
 

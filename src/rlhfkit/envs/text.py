@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rlhfkit.config.callables import told_error
 from rlhfkit.errors import EnvError, RlhfkitError
-from rlhfkit.importing import told_error
 from rlhfkit.records import Message, Prompt
 
 __all__ = [

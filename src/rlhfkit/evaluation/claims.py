@@ -8,8 +8,8 @@ from rlhfkit.evaluation.charts import number, percent
 from rlhfkit.evaluation.facts import Facts, Row, curve, ends, finite
 from rlhfkit.evaluation.results import ControlEvaluation, read_results
 from rlhfkit.evaluation.verdict import Verdict, accuracy_interval, rival_of_reward_model
-from rlhfkit.intervals import Z
 from rlhfkit.rundir import RunDir
+from rlhfkit.stats.intervals import Z
 from rlhfkit.symptoms.curves import WINDOW
 from rlhfkit.symptoms.limits import (
     CHANCE,

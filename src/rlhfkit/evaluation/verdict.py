@@ -7,7 +7,7 @@ from typing import Literal
 from rlhfkit.evaluation.charts import number, percent, score
 from rlhfkit.evaluation.facts import Facts, Row, curve, ends, finite
 from rlhfkit.evaluation.results import Evaluation, Measure, RewardModelResults, TaskResults, WinRate
-from rlhfkit.intervals import is_clearly_lower, share_interval
+from rlhfkit.stats.intervals import is_clearly_lower, share_interval
 from rlhfkit.symptoms.limits import (
     CHANCE,
     EOS_CAUTION_DROP,

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhfkit.errors import ConfigError, DataError, ShapeError
-from rlhfkit.feedback.agreement import Statistic
 from rlhfkit.feedback.votes import Pair
-from rlhfkit.intervals import mean_interval
 from rlhfkit.records import Conversation
+from rlhfkit.stats.agreement import Statistic
+from rlhfkit.stats.intervals import mean_interval
 
 __all__ = [
     "FEWEST_LABELS",

@@ -10,9 +10,9 @@ from rlhfkit.config.schema import SimulatedConfig
 from rlhfkit.errors import ShapeError
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote
+from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
-from rlhfkit.seeding import derive_seed
 
 __all__ = ["SimulatedAnnotators"]
 

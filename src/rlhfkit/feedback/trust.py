@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhfkit.errors import DataError
-from rlhfkit.feedback.agreement import (
+from rlhfkit.feedback.votes import DEGREES, LARGEST_STRENGTH, Pair, Vote
+from rlhfkit.records import Conversation
+from rlhfkit.stats.agreement import (
     Statistic,
     ValueCounts,
     accuracy_without_noise,
@@ -31,8 +33,6 @@ from rlhfkit.feedback.agreement import (
     raw_agreement,
     share,
 )
-from rlhfkit.feedback.votes import DEGREES, LARGEST_STRENGTH, Pair, Vote
-from rlhfkit.records import Conversation
 
 __all__ = [
     "Accuracy",

@@ -1,1 +1,1 @@
-"""The hardware that a run computes on: the type of its numbers, and which fast paths it takes."""
+"""The process and its hardware: device, type of numbers, fast paths, seeds, interrupts, hangs, progress."""

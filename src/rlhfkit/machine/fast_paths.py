@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rlhfkit.device import is_out_of_memory
+from rlhfkit.machine.device import is_out_of_memory
 
 __all__ = ["FastPaths", "agree", "is_about_memory", "reason"]
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfkit.errors import CheckpointError, ModelError
+from rlhfkit.machine.seeding import capture_rng, restore_rng
 from rlhfkit.models.generation_config import endings
 from rlhfkit.models.loading import WHAT_LOADERS_RAISE, quiet_transformers, reason_of
 from rlhfkit.models.sequence_classification import sequence_classification_class
 from rlhfkit.models.template import Encoder
 from rlhfkit.rundir import ModelName, RunDir, write_directory_atomically, writing
-from rlhfkit.seeding import capture_rng, restore_rng
 
 __all__ = ["check_saved_classifier", "check_saved_language_model", "save_model", "try_saving"]
 

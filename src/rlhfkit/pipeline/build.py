@@ -42,14 +42,15 @@ from rlhfkit.config.schema import (
     Stage,
     TextEnvConfig,
 )
-from rlhfkit.device import choose_device, keep_freed_memory
 from rlhfkit.envs.function import load_factory
 from rlhfkit.envs.guess import GuessEnv
 from rlhfkit.envs.replay import ReplayEnv
 from rlhfkit.envs.text import TextEnvFactory, TurnLimit
 from rlhfkit.errors import ConfigError
+from rlhfkit.machine.device import choose_device, keep_freed_memory
 from rlhfkit.machine.dtype import DtypeChoice, choose_dtype
 from rlhfkit.machine.fast_paths import FastPaths
+from rlhfkit.machine.seeding import derive_seed, seed_everything, shuffled
 from rlhfkit.models.attention import implementations_for, try_attention
 from rlhfkit.models.compiling import COMPILED, compile_layers, why_no_compiler
 from rlhfkit.models.inspection import context_of, inspect_model, shortened_context_note
@@ -69,7 +70,6 @@ from rlhfkit.rewards.source import DEFAULT_MAX_TOKENS, RewardSource
 from rlhfkit.rollout.text import Reference
 from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.rundir import RunDir
-from rlhfkit.seeding import derive_seed, seed_everything, shuffled
 from rlhfkit.workspace import recorded_date, recorded_dtype
 
 __all__ = ["Builder", "kl_controller", "train_tokenizer"]

@@ -15,18 +15,18 @@ from rlhfkit.envs.control import make_envs, make_raw_env, needs_new_each_episode
 from rlhfkit.errors import CheckpointError
 from rlhfkit.evaluation.control import episode_returns, quick_return, record_episode, summarize
 from rlhfkit.evaluation.results import ControlEvaluation, SeedResult
+from rlhfkit.machine.progress import Progress
+from rlhfkit.machine.seeding import derive_seed, seed_everything
+from rlhfkit.machine.watchdog import Watchdog, phase
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.control import ControlPolicy
-from rlhfkit.progress import Progress
 from rlhfkit.rollout.control import ControlRollout
 from rlhfkit.rundir import RunDir, read_json, write_atomically, write_directory_atomically, write_json
-from rlhfkit.seeding import derive_seed, seed_everything
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.out_of_memory import memory_told
 from rlhfkit.training.ppo import PpoTrainer, optimizers_for, train_ppo
 from rlhfkit.training.rates import announced_ppo
-from rlhfkit.watchdog import Watchdog, phase
 
 __all__ = ["ControlPipeline", "check_control", "control_trainer", "load_control_policy"]
 

@@ -49,11 +49,11 @@ from rlhfkit.labelling import (
     trust_in,
     with_calibration,
 )
+from rlhfkit.machine.progress import Progress
 from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline.build import Builder
 from rlhfkit.pipeline.inputs import Inputs
-from rlhfkit.progress import Progress
 from rlhfkit.rundir import RunDir
 from rlhfkit.workspace import recipe_of
 

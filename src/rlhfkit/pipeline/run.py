@@ -30,7 +30,6 @@ from rlhfkit.data import (
     load_texts,
     write_preferences,
 )
-from rlhfkit.device import PeakMeter, release_memory
 from rlhfkit.envs.text import TextEnvFactory
 from rlhfkit.errors import CheckpointError, ConfigError, DataError
 from rlhfkit.evaluation.episodes import compare_episodes
@@ -38,13 +37,16 @@ from rlhfkit.evaluation.evaluate import compare
 from rlhfkit.evaluation.report import report_or_warn
 from rlhfkit.evaluation.results import Evaluation, TaskResults
 from rlhfkit.evaluation.tasks import FieldMetric, classification, likeliest_responses, questions_of, translation
-from rlhfkit.feedback.agreement import ceiling_of_majorities
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Snapshot, Store
 from rlhfkit.feedback.trust import TrustReport
 from rlhfkit.feedback.votes import Part
 from rlhfkit.labelling import PairSampler, label, new_pairs, open_existing, store_settings, trust_in, with_strengths
+from rlhfkit.machine.device import PeakMeter, release_memory
 from rlhfkit.machine.dtype import DtypeChoice
+from rlhfkit.machine.progress import Progress
+from rlhfkit.machine.seeding import derive_seed, seed_everything, shuffled
+from rlhfkit.machine.watchdog import Watchdog, phase
 from rlhfkit.manifest import Manifest
 from rlhfkit.metrics import RunLog
 from rlhfkit.models.inspection import context_of
@@ -58,7 +60,6 @@ from rlhfkit.padding import largest_microbatch
 from rlhfkit.pipeline.build import Builder, kl_controller
 from rlhfkit.pipeline.control import ControlPipeline, check_control
 from rlhfkit.pipeline.inputs import Inputs
-from rlhfkit.progress import Progress
 from rlhfkit.records import Preference, Prompt
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines
 from rlhfkit.rewards.model import RewardModelReward
@@ -68,7 +69,7 @@ from rlhfkit.rollout.generation import generate as sample
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rollout.text import Engine, Reference, TextRollout, as_scored_text
 from rlhfkit.rundir import ModelName, RunDir, read_json, write_atomically, write_directory_atomically, write_json
-from rlhfkit.seeding import derive_seed, seed_everything, shuffled
+from rlhfkit.stats.agreement import ceiling_of_majorities
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.memory import MemoryPlan, fits, plan_of_ppo, plan_of_supervised, tokens_that_fit
 from rlhfkit.training.out_of_memory import memory_told
@@ -78,7 +79,6 @@ from rlhfkit.training.rates import Role, announced_ppo, announced_supervised
 from rlhfkit.training.reward_model import EncodedPair, encode_pairs, measure, normalization_of, train_reward_model
 from rlhfkit.training.sft import LearntText, encode_demonstrations, encode_texts, train_sft
 from rlhfkit.training.supervised import num_supervised_updates, num_training_rows
-from rlhfkit.watchdog import Watchdog, phase
 from rlhfkit.workspace import (
     locked,
     prepare,

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import torch
 
+from rlhfkit.config.callables import import_named, told_error
 from rlhfkit.config.schema import FunctionRewardConfig
 from rlhfkit.errors import ConfigError, RewardError
-from rlhfkit.importing import import_named, told_error
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.binding import Binding, bind
 from rlhfkit.rewards.source import ScoredText, check_scores

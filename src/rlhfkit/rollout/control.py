@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhfkit.envs.control import ControlEnvs
+from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.models.control import ControlPolicy, ControlSteps
 from rlhfkit.rollout.experience import Experience
-from rlhfkit.seeding import derive_seed
 
 __all__ = ["ControlRollout", "RunningMoments"]
 

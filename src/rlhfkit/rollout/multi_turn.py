@@ -17,6 +17,8 @@ from torch import Tensor
 
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
 from rlhfkit.envs.text import TextEnv, TextEnvFactory, TextStep, begin, proceed
+from rlhfkit.machine.seeding import derive_seed
+from rlhfkit.machine.watchdog import phase
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.template import EncodedPrompt, Encoder
 from rlhfkit.padding import Sequences
@@ -34,8 +36,6 @@ from rlhfkit.rollout.text import (
     last_of_rows,
     sample_of,
 )
-from rlhfkit.seeding import derive_seed
-from rlhfkit.watchdog import phase
 
 __all__ = ["Episode", "MultiTurnRollout", "Turn", "env_seed", "join_episodes", "play", "score_turns"]
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
+from rlhfkit.machine.seeding import derive_seed, shuffled
+from rlhfkit.machine.watchdog import phase
 from rlhfkit.models.language import LanguageModel, TextPolicy, spread
 from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.padding import Sequences, microbatches
@@ -27,8 +29,6 @@ from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.variety import change_by_exchange, variety
-from rlhfkit.seeding import derive_seed, shuffled
-from rlhfkit.watchdog import phase
 
 __all__ = [
     "Engine",

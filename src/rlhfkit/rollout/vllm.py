@@ -19,11 +19,11 @@ import torch
 
 from rlhfkit.config.schema import RolloutConfig
 from rlhfkit.errors import ConfigError, GenerationError, MissingDependencyError
+from rlhfkit.machine.seeding import capture_rng, restore_rng
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.lora import merged_weights, unwrapped
 from rlhfkit.rollout.generation import Response, stop_ids
 from rlhfkit.rollout.text import Sample
-from rlhfkit.seeding import capture_rng, restore_rng
 
 __all__ = ["VllmEngine", "require_vllm"]
 

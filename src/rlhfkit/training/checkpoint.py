@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlhfkit.errors import CheckpointError, RlhfkitError, TrainingError
+from rlhfkit.machine.seeding import capture_rng, restore_rng
+from rlhfkit.machine.watchdog import phase
 from rlhfkit.rundir import read_json, write_atomically, write_directory_atomically, write_json
-from rlhfkit.seeding import capture_rng, restore_rng
-from rlhfkit.watchdog import phase
 
 __all__ = [
     "Checkpoint",

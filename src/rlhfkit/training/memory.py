@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhfkit.config.schema import PpoConfig, RolloutConfig
-from rlhfkit.device import available_bytes, held_bytes
 from rlhfkit.errors import ConfigError
+from rlhfkit.machine.device import available_bytes, held_bytes
 from rlhfkit.machine.dtype import bfloat16_saves
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import trunk_hidden

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rlhfkit.config.schema import OptimConfig
 from rlhfkit.errors import TrainingError
-from rlhfkit.seeding import derive_seed
+from rlhfkit.machine.seeding import derive_seed
 
 __all__ = ["Optimizer", "dithered", "learning_rate_factor"]
 

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.schema import Recipe
-from rlhfkit.device import choose_device, is_out_of_memory
 from rlhfkit.errors import OutOfMemoryError
+from rlhfkit.machine.device import choose_device, is_out_of_memory
 from rlhfkit.machine.dtype import bfloat16_saves
-from rlhfkit.watchdog import failed_phases
+from rlhfkit.machine.watchdog import failed_phases
 
 __all__ = ["is_out_of_memory", "memory_told"]
 

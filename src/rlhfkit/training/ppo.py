@@ -13,7 +13,10 @@ from torch import Tensor
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.schema import PpoConfig
 from rlhfkit.errors import ConfigError, TrainingError
-from rlhfkit.interrupts import interrupts_wait
+from rlhfkit.machine.interrupts import interrupts_wait
+from rlhfkit.machine.progress import StageProgress
+from rlhfkit.machine.seeding import derive_seed, shuffled
+from rlhfkit.machine.watchdog import phase
 from rlhfkit.metrics import Metrics, RunLog
 from rlhfkit.models.policy import Policy, PolicyOutput
 from rlhfkit.padding import microbatches
@@ -34,9 +37,7 @@ from rlhfkit.ppo import (
     value_loss,
     whiten,
 )
-from rlhfkit.progress import StageProgress
 from rlhfkit.rollout.experience import Experience
-from rlhfkit.seeding import derive_seed, shuffled
 from rlhfkit.symptoms.limits import KL_PATIENCE
 from rlhfkit.training.best import Ranked, end_with_best
 from rlhfkit.training.checkpoint import (
@@ -51,7 +52,6 @@ from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.preflight import slow_critic
 from rlhfkit.training.rates import decided_ppo
 from rlhfkit.training.watch import Watch
-from rlhfkit.watchdog import phase
 
 __all__ = [
     "ActorCritic",

@@ -10,12 +10,12 @@ from torch.nn.functional import logsigmoid
 
 from rlhfkit.config.schema import RewardModelConfig
 from rlhfkit.errors import RewardError
-from rlhfkit.intervals import rate_interval
+from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import Metrics, RunLog
 from rlhfkit.models.reward_model import Normalization, RewardModel, reward_ids
 from rlhfkit.padding import microbatches, pad_right
-from rlhfkit.progress import Progress
 from rlhfkit.records import Preference
+from rlhfkit.stats.intervals import rate_interval
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.rates import decided

@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 
 from rlhfkit.config.schema import SftConfig
+from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import Metrics, RunLog
 from rlhfkit.models.attention import additive_masks
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import Encoder
 from rlhfkit.padding import PackedRows, pack
-from rlhfkit.progress import Progress
 from rlhfkit.records import Demonstration, Prompt
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.optim import Optimizer

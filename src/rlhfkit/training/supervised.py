@@ -9,10 +9,10 @@ from torch import nn
 
 from rlhfkit.config.training import SupervisedConfig
 from rlhfkit.errors import DataError, TrainingError
-from rlhfkit.interrupts import interrupts_wait
+from rlhfkit.machine.interrupts import interrupts_wait
+from rlhfkit.machine.progress import StageProgress
+from rlhfkit.machine.seeding import derive_seed, shuffled
 from rlhfkit.metrics import Metrics, RunLog
-from rlhfkit.progress import StageProgress
-from rlhfkit.seeding import derive_seed, shuffled
 from rlhfkit.training.checkpoint import Checkpoints, load_trainable, prefixed, subset, trainable_tensors
 from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.watch import SupervisedWatch

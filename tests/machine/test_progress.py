@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from rlhfkit.progress import Progress
+from rlhfkit.machine.progress import Progress
 
 
 class Clock:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from rlhfkit.intervals import (
+from rlhfkit.stats.intervals import (
     bootstrap_interval,
     difference_interval,
     mean_interval,

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from rlhfkit.config.secrets import hidden
-from rlhfkit.watchdog import sign_of_life
+from rlhfkit.machine.watchdog import sign_of_life
 
 __all__ = ["Progress", "StageProgress", "duration"]
 

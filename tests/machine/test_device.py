@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from rlhfkit import device
-from rlhfkit.device import PeakMeter, available_bytes, held_bytes
+from rlhfkit.machine import device
+from rlhfkit.machine.device import PeakMeter, available_bytes, held_bytes
 
 CPU = torch.device("cpu")
 SIZE = 200 * 2**20
@@ -37,7 +37,7 @@ def test_an_earlier_peak_that_the_kernel_keeps_is_not_given_for_a_later_one(monk
 
 FAULTS_OF_ONE_MORE_TENSOR = """
 import resource, sys, torch
-from rlhfkit.device import held_bytes, keep_freed_memory
+from rlhfkit.machine.device import held_bytes, keep_freed_memory
 
 def page_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
 from rlhfkit.errors import ShapeError
-from rlhfkit.feedback.agreement import (
+from rlhfkit.stats.agreement import (
     Statistic,
     ValueCounts,
     accuracy_without_noise,
@@ -371,7 +371,7 @@ def test_full_share_has_an_interval_all_the_same():
 
 
 def test_a_share_has_the_interval_that_the_same_answers_have_everywhere():
-    from rlhfkit.intervals import rate_interval
+    from rlhfkit.stats.intervals import rate_interval
 
     result = share([2, 1, 0, 3], [3, 1, 2, 3], unit="votes")
     values, items = [1, 1, 0, 1, 0, 0, 1, 1, 1], [0, 0, 0, 1, 2, 2, 3, 3, 3]

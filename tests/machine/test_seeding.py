@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from rlhfkit.seeding import capture_rng, derive_seed, restore_rng, seed_everything, shuffled
+from rlhfkit.machine.seeding import capture_rng, derive_seed, restore_rng, seed_everything, shuffled
 
 
 def test_derived_seeds_are_the_same_in_every_process_and_version():

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhfkit.errors import ShapeError
-from rlhfkit.intervals import share_interval
+from rlhfkit.stats.intervals import share_interval
 
 __all__ = [
     "Level",

@@ -1,0 +1,1 @@
+"""Statistics of what was measured: intervals, and how far people agree; pure functions."""
