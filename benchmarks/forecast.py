@@ -28,7 +28,8 @@ from rlhfkit.config.load import load_recipe
 from rlhfkit.doctor.forecast import examine_forecast
 from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.pipeline.run import save_language_model
-from rlhfkit.rundir import RunDir, read_json
+from rlhfkit.rundir.atomic import read_json
+from rlhfkit.rundir.directory import RunDir
 
 WORKLOADS = {"p1": ("6m", 64, 8), "p2": ("124m", 16, 4)}
 RECIPE = """

@@ -9,7 +9,8 @@ import pytest
 import rlhfkit
 from rlhfkit import cli
 from rlhfkit.errors import DataError
-from rlhfkit.rundir import RunDir, write_json
+from rlhfkit.rundir.atomic import write_json
+from rlhfkit.rundir.directory import RunDir
 
 MINIMAL = """\
 name = "minimal"

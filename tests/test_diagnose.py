@@ -13,8 +13,9 @@ from rlhfkit.errors import CheckpointError
 from rlhfkit.evaluation.diagnose import diagnose
 from rlhfkit.evaluation.diagnosis_text import lines_of
 from rlhfkit.evaluation.report import render_report
-from rlhfkit.rundir import RunDir, write_json
-from rlhfkit.workspace import locked
+from rlhfkit.rundir.atomic import write_json
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.lock import locked
 from tests.symptoms.test_rules import CONTROL, HEALTHY, HEALTHY_CONTROL, line, rows_of
 
 STAGES = ["sft", "reward_model", "judge", "ppo", "evaluate"]

@@ -42,11 +42,11 @@ from rlhfkit.config.schema import (
 )
 from rlhfkit.errors import TrainingError
 from rlhfkit.machine.progress import Progress
-from rlhfkit.metrics import RunLog
 from rlhfkit.pipeline.inputs import LOADERS
 from rlhfkit.records import Prompt
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import train_ppo
 from rlhfkit.training.rates import Role, auto_learning_rate

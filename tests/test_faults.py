@@ -20,7 +20,7 @@ from rlhfkit.machine import interrupts
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.watchdog import Watchdog, failed_phases, phase, sign_of_life, unwatched
 from rlhfkit.pipeline import run as pipeline
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 from tests.killing import RECIPES, differences, start
 
 PPO = RECIPES["ppo"].replace(

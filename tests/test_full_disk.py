@@ -10,9 +10,10 @@ import torch
 from rlhfkit.config.load import load_recipe
 from rlhfkit.errors import CheckpointError
 from rlhfkit.machine.progress import Progress
-from rlhfkit.metrics import RunLog
 from rlhfkit.pipeline import run as pipeline
-from rlhfkit.rundir import RunDir, write_atomically, write_directory_atomically
+from rlhfkit.rundir.atomic import write_atomically, write_directory_atomically
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
 from tests.killing import RECIPES, differences
 

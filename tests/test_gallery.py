@@ -14,7 +14,7 @@ from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.records import Prompt
 from rlhfkit.rollout.text import TextRollout
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 from rlhfkit.training.reward_model import EncodedPair
 from rlhfkit.training.sft import LearntText
 from tests.training import tiny

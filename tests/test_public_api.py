@@ -25,7 +25,7 @@ def test_all_names_every_error():
 def test_names_are_the_ones_of_their_modules():
     from rlhfkit.config.load import load_recipe
     from rlhfkit.pipeline.control import load_control_policy
-    from rlhfkit.rundir import RunDir
+    from rlhfkit.rundir.directory import RunDir
 
     assert rlhfkit.load_recipe is load_recipe
     assert rlhfkit.load_control_policy is load_control_policy

@@ -17,7 +17,7 @@ from rlhfkit.errors import RlhfkitError
 from rlhfkit.evaluation.report import write_report
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 from tests.evaluation.conftest import write_fake_run
 from tests.killing import RECIPES
 from tests.tiny import save_family

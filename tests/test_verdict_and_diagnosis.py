@@ -7,7 +7,7 @@ import pytest
 
 from rlhfkit.evaluation.claims import rise_of_returns, rise_of_scores
 from rlhfkit.evaluation.diagnose import diagnose
-from rlhfkit.rundir import write_json
+from rlhfkit.rundir.atomic import write_json
 from tests.symptoms.test_rules import HEALTHY, line
 from tests.test_diagnose import STAGES, recipe, text, write
 

@@ -29,7 +29,7 @@ from rlhfkit.pipeline.build import Builder, kl_controller
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rollout.text import TextRollout
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 from rlhfkit.training.ppo import PpoTrainer, optimizers_for
 
 Directory = Callable[[str], Path]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from rlhfkit.pipeline.control import load_control_policy
-    from rlhfkit.rundir import RunDir
+    from rlhfkit.rundir.directory import RunDir
 
     __version__: str
 
@@ -54,7 +54,7 @@ __all__ = [
 _MODULES = {
     "LoadedRecipe": "rlhfkit.config.load",
     "Recipe": "rlhfkit.config.schema",
-    "RunDir": "rlhfkit.rundir",
+    "RunDir": "rlhfkit.rundir.directory",
     "load_control_policy": "rlhfkit.pipeline.control",
     "load_recipe": "rlhfkit.config.load",
 }

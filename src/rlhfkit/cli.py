@@ -18,7 +18,7 @@ from rlhfkit.errors import CheckpointError, RlhfkitError
 from rlhfkit.machine.surroundings import make_do
 
 if TYPE_CHECKING:
-    from rlhfkit.rundir import RunDir
+    from rlhfkit.rundir.directory import RunDir
 
 __all__ = ["app", "closing_words", "main"]
 
@@ -113,7 +113,7 @@ def run(
     As in: rlhfkit run demo ppo.iterations=20 data.prompts.rows=:90%
     """
     from rlhfkit.config.load import load_recipe
-    from rlhfkit.rundir import RunDir, default_run_dir
+    from rlhfkit.rundir.directory import RunDir, default_run_dir
 
     loaded = load_recipe(recipe, overrides or [])
     directory = run_dir or default_run_dir(loaded.recipe.name, loaded.recipe.seed)
@@ -634,7 +634,7 @@ def _program() -> str:
 
 
 def _existing_run(path: Path) -> "RunDir":
-    from rlhfkit.rundir import RunDir
+    from rlhfkit.rundir.directory import RunDir
 
     run = RunDir(path)
     if not run.is_run():

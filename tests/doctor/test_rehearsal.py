@@ -16,7 +16,7 @@ from rlhfkit.errors import ConfigError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.rollout.generation import Response
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 from tests.killing import RECIPES
 
 RECIPE = """

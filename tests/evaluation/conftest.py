@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlhfkit.config.schema import Recipe
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 
 REVIEWS = [
     ("the film is", " a bit long and not very good .", " a warm , funny and quietly moving story ."),

@@ -9,7 +9,7 @@ import pytest
 
 from rlhfkit.errors import CheckpointError
 from rlhfkit.evaluation.report import render_report, report_or_warn, write_report
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 
 HOSTILE = (
     """<script>alert(1)</script> </style></title> <img src=x onerror=alert(2)> "double" 'single' &amp; {{ 7 * 7 }}"""
@@ -288,7 +288,7 @@ def test_a_damaged_file_is_an_error_that_names_it(fake_run: RunDir, name: str, c
 
 def test_report_needs_no_torch(quick_run: RunDir):
     code = (
-        "import sys; from rlhfkit.evaluation.report import write_report; from rlhfkit.rundir import RunDir; "
+        "import sys; from rlhfkit.evaluation.report import write_report; from rlhfkit.rundir.directory import RunDir; "
         f"write_report(RunDir({str(quick_run.path)!r})); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -11,10 +11,10 @@ from tests.training import tiny
 
 from rlhfkit.config.schema import RolloutConfig
 from rlhfkit.errors import RewardError
-from rlhfkit.evaluation.results import Measure
 from rlhfkit.evaluation.tasks import Question, classification, likeliest_responses, questions_of, translation
 from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.records import Prompt
+from rlhfkit.rundir.results import Measure
 
 
 def prompt(text: str = "a", reference: str | None = "b") -> EncodedPrompt:

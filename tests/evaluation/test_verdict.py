@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from rlhfkit.evaluation.facts import Facts
-from rlhfkit.evaluation.results import Evaluation, RewardModelResults
 from rlhfkit.evaluation.verdict import judge_run
+from rlhfkit.rundir.contents import Facts
+from rlhfkit.rundir.results import Evaluation, RewardModelResults
 
 SCORE = {"mean": 0.0, "low": -0.1, "high": 0.1}
 

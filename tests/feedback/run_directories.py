@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 
 STAGES = ("pretrain", "sft", "preferences", "reward_model", "ppo", "evaluate")
 

@@ -12,8 +12,9 @@ from rlhfkit.errors import StoreError
 from rlhfkit.feedback import app as app_module
 from rlhfkit.feedback.app import LANGUAGES
 from rlhfkit.feedback.dashboard import dashboard_link, dashboard_router
-from rlhfkit.feedback.runs import MOST_POINTS, Mark, find_run, find_runs, new_curves, new_samples, samples_at, thinned
 from rlhfkit.feedback.votes import Choice, Side, Vote
+from rlhfkit.rundir.find import find_run, find_runs
+from rlhfkit.rundir.tail import MOST_POINTS, Mark, new_curves, new_samples, samples_at, thinned
 from tests.feedback.labelling import Visitor, open_store
 from tests.feedback.run_directories import STAGES, append, make_older, make_run, ppo_row, sample_row
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhfkit.errors import CheckpointError, ModelError
 from rlhfkit.models.reward_model import Normalization, RewardModel, read_max_tokens, read_normalization
 from rlhfkit.models.saving import save_model, try_saving
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 from tests.tiny import EOS, MORE_FAMILIES, PAD, Directory, builder, load, save_family
 
 

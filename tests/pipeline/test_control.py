@@ -14,7 +14,7 @@ from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.control import load_control_policy
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 from rlhfkit.training.checkpoint import Checkpoints
 from tests.envs import scripted
 

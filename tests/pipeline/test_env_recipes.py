@@ -7,10 +7,10 @@ import pytest
 
 from rlhfkit.config.load import load_recipe
 from rlhfkit.errors import ConfigError, DataError, EnvError
-from rlhfkit.evaluation.results import Evaluation, read_results
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.results import Evaluation, read_results
 from tests.tiny import Directory
 from tests.training import tiny
 

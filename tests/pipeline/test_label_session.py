@@ -19,7 +19,7 @@ from rlhfkit.feedback.votes import Choice, Pair, Vote
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import label_session as label
 from rlhfkit.pipeline import rounds as loop
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 from tests.feedback.labelling import numbered_pairs
 from tests.people import Person, ctrl_c, free_port
 

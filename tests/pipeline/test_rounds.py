@@ -15,7 +15,6 @@ from rlhfkit.config.schema import PreferencesConfig, RolloutConfig, RowsConfig
 from rlhfkit.data import load_preferences
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, StoreError
 from rlhfkit.evaluation.report import write_report
-from rlhfkit.evaluation.results import Evaluation, read_results
 from rlhfkit.feedback import simulated
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Store
@@ -26,7 +25,8 @@ from rlhfkit.pipeline import rounds as loop
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.generate import generate
 from rlhfkit.records import Prompt
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.results import Evaluation, read_results
 from tests import tiny
 from tests.people import Person, ctrl_c, free_port
 

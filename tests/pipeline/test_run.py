@@ -19,12 +19,12 @@ from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
 from rlhfkit.data import load_prompts
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from rlhfkit.evaluation.diagnose import diagnose
-from rlhfkit.evaluation.results import Evaluation, RewardModelResults, read_results
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.reward_model import read_normalization
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.generate import generate
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.results import Evaluation, RewardModelResults, read_results
 from tests.training import tiny
 
 RECIPE = """

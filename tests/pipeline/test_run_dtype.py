@@ -19,7 +19,7 @@ from rlhfkit.machine.dtype import NO_BFLOAT16, ProductTimes
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import rounds as loop
 from rlhfkit.pipeline.build import Builder
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 from tests.doctor.test_rehearsal import RECIPE
 
 SHORT = ('stages=["pretrain"]', "rounds=1", "data.texts.num_rows=16", "pretrain.epochs=1")
@@ -184,7 +184,7 @@ def test_evaluate_of_an_old_run_takes_the_type_that_was_recorded(tmp_path, machi
     machine(0.3)
     run(tmp_path)
     machine(40.0)
-    from rlhfkit.workspace import recipe_of
+    from rlhfkit.rundir.resume import recipe_of
 
     run_dir = RunDir(tmp_path / "run")
     assert Builder(recipe_of(run_dir), run_dir).dtype == torch.bfloat16

@@ -16,8 +16,9 @@ from rlhfkit.config.schema import (
     ValueConfig,
 )
 from rlhfkit.machine.progress import Progress
-from rlhfkit.metrics import RunLog
-from rlhfkit.rundir import RunDir, write_json
+from rlhfkit.rundir.atomic import write_json
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import PpoTrainer, train_ppo
 from rlhfkit.training.reward_model import EncodedPair, train_reward_model

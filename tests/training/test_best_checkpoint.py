@@ -10,9 +10,9 @@ from rlhfkit.config.schema import FixedKLConfig, PpoConfig
 from rlhfkit.config.watch import WatchConfig
 from rlhfkit.evaluation.control import quick_return
 from rlhfkit.machine.progress import Progress
-from rlhfkit.metrics import RunLog
 from rlhfkit.pipeline.control import control_trainer
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints, load_trainable, subset
 from rlhfkit.training.ppo import train_ppo
 from tests.training import tiny

@@ -6,9 +6,9 @@ import pytest
 
 from rlhfkit.config.schema import AdaptiveKLConfig, FixedKLConfig, OptimConfig, PpoConfig, ValueConfig
 from rlhfkit.machine.progress import Progress
-from rlhfkit.metrics import RunLog
 from rlhfkit.pipeline.build import kl_controller
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import train_ppo
 from tests.training import tiny

@@ -9,10 +9,11 @@ from torch import nn
 
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.schema import OptimConfig, PpoConfig, SftConfig, ValueConfig
-from rlhfkit.evaluation.facts import read_facts
 from rlhfkit.machine.progress import Progress
-from rlhfkit.manifest import Manifest
-from rlhfkit.rundir import RunDir, write_json
+from rlhfkit.rundir.atomic import write_json
+from rlhfkit.rundir.contents import read_facts
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.manifest import Manifest
 from rlhfkit.training.rates import announced_ppo, announced_supervised, auto_learning_rate, decided, decided_ppo
 
 
@@ -112,7 +113,7 @@ def test_undecided_settings_make_no_optimizer():
 def test_chosen_rates_are_shown_recorded_and_read_back(tmp_path):
     said, run = io.StringIO(), RunDir(tmp_path)
     progress = Progress(console=Console(file=said, width=200))
-    manifest = Manifest(run, seed=0, device=torch.device("cpu"))
+    manifest = Manifest(run, seed=0, device="cpu", num_threads=1)
     sft, ppo = SftConfig(), PpoConfig(value=ValueConfig(optim=OptimConfig(learning_rate=1e-4)))
     write_json(run.config, {"name": "x", "sft": sft.model_dump(), "ppo": ppo.model_dump()})
     model = Weights(17_000_000, critic=True)

@@ -10,13 +10,13 @@ import torch
 from rlhfkit.config.schema import OptimConfig, RewardModelConfig
 from rlhfkit.errors import RewardError, TrainingError
 from rlhfkit.machine.progress import Progress
-from rlhfkit.metrics import RunLog
 from rlhfkit.models.loading import load_classifier
 from rlhfkit.models.reward_model import Normalization, RewardModel, read_normalization
 from rlhfkit.records import Preference, Prompt
 from rlhfkit.rewards.model import RewardModelReward
 from rlhfkit.rewards.source import ScoredText
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.reward_model import (
     EncodedPair,

@@ -9,11 +9,11 @@ import torch
 from rlhfkit.config.schema import OptimConfig, SftConfig
 from rlhfkit.errors import DataError, TrainingError
 from rlhfkit.machine.progress import Progress
-from rlhfkit.metrics import RunLog
 from rlhfkit.models.template import Encoder
 from rlhfkit.padding import pack
 from rlhfkit.records import Demonstration, Message, Prompt
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.sft import LearntText, encode_demonstrations, encode_texts, train_sft
 from rlhfkit.training.supervised import split_validation

@@ -15,10 +15,10 @@ import torch
 from rlhfkit.config.schema import AdaptiveKLConfig, FixedKLConfig, OptimConfig, PpoConfig, ValueConfig
 from rlhfkit.errors import RewardError, TrainingError
 from rlhfkit.machine.progress import Progress
-from rlhfkit.metrics import RunLog
 from rlhfkit.ppo import AdaptiveKL
 from rlhfkit.rewards.source import check_scores
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints, subset, trainable_tensors
 from rlhfkit.training.ppo import train_ppo
 from tests.training import tiny

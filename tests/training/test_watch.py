@@ -11,9 +11,9 @@ from rlhfkit.config.schema import AdaptiveKLConfig, FixedKLConfig, OptimConfig, 
 from rlhfkit.config.watch import WatchConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.machine.progress import Progress
-from rlhfkit.metrics import RunLog
 from rlhfkit.ppo import AdaptiveKL
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import train_ppo
 from rlhfkit.training.reward_model import EncodedPair, train_reward_model

@@ -17,7 +17,7 @@ from rlhfkit.data.rows import Loaded, OnBadRow, Row
 from rlhfkit.data.texts import load_located_texts
 from rlhfkit.errors import DataError
 from rlhfkit.records import Preference, Prompt
-from rlhfkit.rundir import write_atomically
+from rlhfkit.rundir.atomic import write_atomically
 
 __all__ = ["load_preferences", "write_preferences"]
 

@@ -31,7 +31,7 @@ def examine(
         yield from examine_machine(run_dir or Path("runs"))
         return
     from rlhfkit.config.load import load_recipe
-    from rlhfkit.rundir import default_run_dir
+    from rlhfkit.rundir.directory import default_run_dir
 
     try:
         loaded = load_recipe(recipe, overrides)

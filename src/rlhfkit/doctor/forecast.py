@@ -23,7 +23,7 @@ from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import duration
 from rlhfkit.pipeline.build import Builder
 from rlhfkit.pipeline.rounds import STAGES_OF_ROUND
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 
 __all__ = ["examine_forecast"]
 

@@ -59,7 +59,7 @@ from rlhfkit.pipeline.inputs import Inputs
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rollout.text import Reference
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
 
 __all__ = ["examine_recipe"]
 

@@ -25,7 +25,6 @@ from rlhfkit.errors import ConfigError
 from rlhfkit.machine.device import available_bytes
 from rlhfkit.machine.dtype import DtypeChoice, bfloat16_saves
 from rlhfkit.machine.progress import Progress, StageProgress
-from rlhfkit.metrics import RunLog
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline.build import Builder
@@ -35,12 +34,14 @@ from rlhfkit.pipeline.run import Pipeline
 from rlhfkit.records import Preference
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.text import Engine, Reference, Sample
-from rlhfkit.rundir import RunDir, write_json
+from rlhfkit.rundir.atomic import write_json
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.log import RunLog
+from rlhfkit.rundir.resume import prepare
 from rlhfkit.training.memory import MemoryPlan
 from rlhfkit.training.ppo import Rollout
 from rlhfkit.training.sft import LearntText
 from rlhfkit.training.supervised import num_supervised_updates, num_validations, split_validation
-from rlhfkit.workspace import prepare
 
 __all__ = ["StageForecast", "rehearse"]
 

@@ -18,8 +18,8 @@ from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.schema import Recipe
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
 from rlhfkit.errors import CheckpointError
-from rlhfkit.rundir import RunDir
-from rlhfkit.workspace import refuse_other_directories, refuse_other_settings
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.resume import refuse_other_directories, refuse_other_settings
 
 __all__ = [
     "examine_compiler",

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from statistics import median, variance
 
 from rlhfkit.evaluation.charts import number, percent
-from rlhfkit.evaluation.facts import Facts, Row, curve, ends, finite
-from rlhfkit.evaluation.results import ControlEvaluation, read_results
 from rlhfkit.evaluation.verdict import Verdict, accuracy_interval, rival_of_reward_model
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.contents import Facts, Row, curve, ends, finite
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.results import ControlEvaluation, read_results
 from rlhfkit.stats.intervals import Z
 from rlhfkit.symptoms.curves import WINDOW
 from rlhfkit.symptoms.limits import (

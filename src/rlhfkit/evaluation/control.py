@@ -11,9 +11,9 @@ from PIL import Image
 from rlhfkit.config.control import EnvConfig
 from rlhfkit.envs.control import make_env, make_envs
 from rlhfkit.errors import EnvError
-from rlhfkit.evaluation.results import Estimate, SeedResult
 from rlhfkit.machine.seeding import capture_rng, derive_seed, restore_rng
 from rlhfkit.models.control import ControlPolicy
+from rlhfkit.rundir.results import Estimate, SeedResult
 from rlhfkit.stats.intervals import mean_interval
 
 __all__ = ["episode_returns", "quick_return", "record_episode", "summarize"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from rlhfkit.evaluation.charts import Chart, Level, Series, line_chart, number
-from rlhfkit.evaluation.facts import Facts, Row, finite
-from rlhfkit.evaluation.results import ControlEvaluation, SeedResult, read_results
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.contents import Facts, Row, finite
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.results import ControlEvaluation, SeedResult, read_results
 
 __all__ = ["ControlPage", "control_page"]
 

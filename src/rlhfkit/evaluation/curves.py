@@ -15,8 +15,8 @@ from rlhfkit.evaluation.charts import (
     percent,
     reliability_chart,
 )
-from rlhfkit.evaluation.facts import STAGE_NAMES, Facts, curve, finite
 from rlhfkit.evaluation.verdict import BASELINE_NAMES
+from rlhfkit.rundir.contents import STAGE_NAMES, Facts, curve, finite
 
 __all__ = ["further_ppo_charts", "ppo_charts", "reward_model_charts", "supervised_charts"]
 

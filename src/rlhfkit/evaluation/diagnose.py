@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 from rlhfkit.evaluation.charts import number
 from rlhfkit.evaluation.claims import right_of, unusual_in
-from rlhfkit.evaluation.facts import STAGE_NAMES, Facts, Row, finite, read_facts
 from rlhfkit.evaluation.result_rules import findings_of, settings_of
 from rlhfkit.evaluation.verdict import Verdict, cautions_of_reward_model, judge_run
-from rlhfkit.rundir import RunDir, read_json
+from rlhfkit.rundir.atomic import read_json
+from rlhfkit.rundir.contents import STAGE_NAMES, Facts, Row, finite, read_facts
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.lock import is_locked
 from rlhfkit.symptoms import (
     CONTROL_RULES,
     PPO_RULES,
@@ -25,7 +27,6 @@ from rlhfkit.symptoms import (
 )
 from rlhfkit.symptoms.curves import WINDOW
 from rlhfkit.symptoms.limits import CHANCE
-from rlhfkit.workspace import is_locked
 
 __all__ = ["Diagnosis", "Problem", "diagnose", "problems_in_report", "problems_of"]
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from rlhfkit.config.schema import Recipe
 from rlhfkit.envs.text import TextEnvFactory
 from rlhfkit.evaluation.evaluate import distance, distinct, estimate, share_estimate, win_rate
-from rlhfkit.evaluation.results import Evaluation, ModelResults, SamplePair, WinRates
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.rewards.source import RewardSource, check_scores
 from rlhfkit.rollout.multi_turn import Episode, env_seed, join_episodes, play, score_turns
+from rlhfkit.rundir.results import Evaluation, ModelResults, SamplePair, WinRates
 
 __all__ = ["compare_episodes"]
 

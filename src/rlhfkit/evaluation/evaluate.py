@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from rlhfkit.config.schema import RolloutConfig
-from rlhfkit.evaluation.results import Estimate, Evaluation, ModelResults, SamplePair, WinRate, WinRates
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import EncodedPrompt
@@ -16,6 +15,7 @@ from rlhfkit.ppo import masked_sum
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.text import as_scored_text, logprobs_in_parts
+from rlhfkit.rundir.results import Estimate, Evaluation, ModelResults, SamplePair, WinRate, WinRates
 from rlhfkit.stats.intervals import mean_interval, rate_interval
 
 __all__ = ["compare", "distance", "distinct", "estimate", "positive_share", "share_estimate", "win_rate"]

@@ -12,11 +12,12 @@ from rlhfkit.evaluation.charts import Colour, number, percent, score
 from rlhfkit.evaluation.control_report import control_page
 from rlhfkit.evaluation.curves import further_ppo_charts, ppo_charts, reward_model_charts, supervised_charts
 from rlhfkit.evaluation.diagnose import problems_in_report
-from rlhfkit.evaluation.facts import STAGE_NAMES, Facts, Row, curve, ends, finite, read_facts
-from rlhfkit.evaluation.results import Estimate, Evaluation, Measure, WinRate
 from rlhfkit.evaluation.rounds import rounds_page
 from rlhfkit.evaluation.verdict import judge_run, name_at_start
-from rlhfkit.rundir import RunDir, write_atomically
+from rlhfkit.rundir.atomic import write_atomically
+from rlhfkit.rundir.contents import STAGE_NAMES, Facts, Row, curve, ends, finite, read_facts
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.results import Estimate, Evaluation, Measure, WinRate
 
 __all__ = ["render_report", "report_or_warn", "write_report"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhfkit.evaluation.charts import number, percent
-from rlhfkit.evaluation.facts import Facts, finite
-from rlhfkit.evaluation.results import ModelResults, RewardModelResults
 from rlhfkit.evaluation.verdict import accuracy_interval, is_at_chance, judge_run
+from rlhfkit.rundir.contents import Facts, finite
+from rlhfkit.rundir.results import ModelResults, RewardModelResults
 from rlhfkit.stats.intervals import is_clearly_lower
 from rlhfkit.symptoms import Curves, Evidence, Finding, Remedy
 from rlhfkit.symptoms.limits import CHANCE, FEW_PAIRS, MANY_CUT

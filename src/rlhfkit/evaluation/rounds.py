@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from rlhfkit.evaluation.charts import Chart, Level, Series, line_chart, number
-from rlhfkit.evaluation.facts import Facts, read_facts
-from rlhfkit.evaluation.results import Estimate, Evaluation, WinRate, read_results
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.contents import Facts, read_facts
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.results import Estimate, Evaluation, WinRate, read_results
 
 __all__ = ["RoundResult", "RoundsPage", "rounds_page"]
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from rlhfkit.config.schema import RolloutConfig
 from rlhfkit.evaluation.evaluate import share_estimate
-from rlhfkit.evaluation.results import Confusion, Estimate, Measure, TaskResults
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.rewards.chrf import sacrebleu_metrics
 from rlhfkit.rewards.source import references_of
 from rlhfkit.rollout.generation import generate
+from rlhfkit.rundir.results import Confusion, Estimate, Measure, TaskResults
 from rlhfkit.stats.intervals import bootstrap_interval, difference_interval
 
 __all__ = ["FieldMetric", "Question", "classification", "likeliest_responses", "questions_of", "translation"]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhfkit.evaluation.charts import number, percent, score
-from rlhfkit.evaluation.facts import Facts, Row, curve, ends, finite
-from rlhfkit.evaluation.results import Evaluation, Measure, RewardModelResults, TaskResults, WinRate
+from rlhfkit.rundir.contents import Facts, Row, curve, ends, finite
+from rlhfkit.rundir.results import Evaluation, Measure, RewardModelResults, TaskResults, WinRate
 from rlhfkit.stats.intervals import is_clearly_lower, share_interval
 from rlhfkit.symptoms.limits import (
     CHANCE,

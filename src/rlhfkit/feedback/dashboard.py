@@ -16,10 +16,12 @@ from typing import Annotated, Any, TypeVar
 from rlhfkit.errors import CheckpointError, DataError, MissingDependencyError, StoreError
 from rlhfkit.feedback.app import Link, language_of, name_of, render_page
 from rlhfkit.feedback.guard import Refusal, is_local_request
-from rlhfkit.feedback.runs import Mark, find_run, find_runs, new_curves, new_samples, read_object, samples_at
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.trust import TrustReport, trust_report
-from rlhfkit.rundir import RunDir
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.find import find_run, find_runs
+from rlhfkit.rundir.lines import read_object
+from rlhfkit.rundir.tail import Mark, new_curves, new_samples, samples_at
 
 try:
     from fastapi import APIRouter, Depends, Query, Request, Response

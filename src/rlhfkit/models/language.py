@@ -28,7 +28,7 @@ from rlhfkit.models.template import Encoder
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import PackedRows, Sequences
 from rlhfkit.ppo.logprobs import token_logprobs
-from rlhfkit.rundir import write_json
+from rlhfkit.rundir.atomic import write_json
 
 __all__ = ["LanguageModel", "TextPolicy", "spread"]
 

@@ -19,7 +19,7 @@ from rlhfkit.models.saving import check_saved_classifier
 from rlhfkit.models.stem import Stem
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Prompt
-from rlhfkit.rundir import write_json
+from rlhfkit.rundir.atomic import write_json
 
 __all__ = ["Normalization", "RewardModel", "read_max_tokens", "read_normalization", "reward_ids", "score_head"]
 

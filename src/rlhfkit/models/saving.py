@@ -17,7 +17,8 @@ from rlhfkit.models.generation_config import endings
 from rlhfkit.models.loading import WHAT_LOADERS_RAISE, quiet_transformers, reason_of
 from rlhfkit.models.sequence_classification import sequence_classification_class
 from rlhfkit.models.template import Encoder
-from rlhfkit.rundir import ModelName, RunDir, write_directory_atomically, writing
+from rlhfkit.rundir.atomic import write_directory_atomically, writing
+from rlhfkit.rundir.directory import ModelName, RunDir
 
 __all__ = ["check_saved_classifier", "check_saved_language_model", "save_model", "try_saving"]
 

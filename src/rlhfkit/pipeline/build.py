@@ -69,8 +69,8 @@ from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import DEFAULT_MAX_TOKENS, RewardSource
 from rlhfkit.rollout.text import Reference
 from rlhfkit.rollout.vllm import VllmEngine
-from rlhfkit.rundir import RunDir
-from rlhfkit.workspace import recorded_date, recorded_dtype
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.resume import recorded_date, recorded_dtype
 
 __all__ = ["Builder", "kl_controller", "train_tokenizer"]
 

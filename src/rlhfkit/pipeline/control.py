@@ -14,15 +14,16 @@ from rlhfkit.envs.check import check_gymnasium_env
 from rlhfkit.envs.control import make_envs, make_raw_env, needs_new_each_episode
 from rlhfkit.errors import CheckpointError
 from rlhfkit.evaluation.control import episode_returns, quick_return, record_episode, summarize
-from rlhfkit.evaluation.results import ControlEvaluation, SeedResult
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed, seed_everything
 from rlhfkit.machine.watchdog import Watchdog, phase
-from rlhfkit.manifest import Manifest
-from rlhfkit.metrics import RunLog
 from rlhfkit.models.control import ControlPolicy
 from rlhfkit.rollout.control import ControlRollout
-from rlhfkit.rundir import RunDir, read_json, write_atomically, write_directory_atomically, write_json
+from rlhfkit.rundir.atomic import read_json, write_atomically, write_directory_atomically, write_json
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.log import RunLog
+from rlhfkit.rundir.manifest import Manifest
+from rlhfkit.rundir.results import ControlEvaluation, SeedResult
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.out_of_memory import memory_told
 from rlhfkit.training.ppo import PpoTrainer, optimizers_for, train_ppo
@@ -43,7 +44,7 @@ class ControlPipeline:
     def __post_init__(self) -> None:
         # The networks are too small to share out: a second thread costs more than it brings.
         torch.set_num_threads(1)
-        self.manifest = Manifest(self.run, seed=self.recipe.seed, device=torch.device("cpu"))
+        self.manifest = Manifest(self.run, seed=self.recipe.seed, device="cpu", num_threads=1)
 
     @property
     def seeds(self) -> range:

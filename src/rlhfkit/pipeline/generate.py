@@ -16,8 +16,8 @@ from rlhfkit.models.loading import load_causal_lm, load_tokenizer
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Message, Prompt
 from rlhfkit.rollout.generation import generate as sample
-from rlhfkit.rundir import RunDir
-from rlhfkit.workspace import recipe_of
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.resume import recipe_of
 
 __all__ = ["generate"]
 

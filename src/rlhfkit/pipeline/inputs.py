@@ -39,7 +39,6 @@ from rlhfkit.envs.check import check_text_env
 from rlhfkit.envs.text import begin
 from rlhfkit.errors import ConfigError, DataError, RewardError, RlhfkitError, StoreError
 from rlhfkit.labelling import check_preferences, load_labels
-from rlhfkit.manifest import hash_of_file, hashes_of_files
 from rlhfkit.models.inspection import inspect_model
 from rlhfkit.models.joins import remarks_on_rows
 from rlhfkit.models.template import Encoder
@@ -53,6 +52,7 @@ from rlhfkit.rewards.model import ClassifierReward, RewardModelReward
 from rlhfkit.rewards.source import ScoredText, references_of
 from rlhfkit.rollout.generation import stop_token_ids
 from rlhfkit.rollout.vllm import require_vllm
+from rlhfkit.rundir.manifest import hash_of_file, hashes_of_files
 
 __all__ = ["Inputs"]
 

@@ -54,8 +54,8 @@ from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline.build import Builder
 from rlhfkit.pipeline.inputs import Inputs
-from rlhfkit.rundir import RunDir
-from rlhfkit.workspace import recipe_of
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.resume import recipe_of
 
 __all__ = [
     "LabelOptions",

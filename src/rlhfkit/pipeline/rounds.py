@@ -22,15 +22,17 @@ from rlhfkit.config.schema import (
 from rlhfkit.evaluation.report import report_or_warn
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import Progress
-from rlhfkit.manifest import Manifest
-from rlhfkit.metrics import RunLog
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline.build import Builder
 from rlhfkit.pipeline.inputs import Inputs
 from rlhfkit.pipeline.run import Pipeline, compare_with_last
 from rlhfkit.pipeline.run import run as run_stages
-from rlhfkit.rundir import ModelName, RunDir, read_json, write_directory_atomically, write_json
-from rlhfkit.workspace import locked, prepare, refuse_other_data, refuse_other_directories, refuse_other_settings
+from rlhfkit.rundir.atomic import read_json, write_directory_atomically, write_json
+from rlhfkit.rundir.directory import ModelName, RunDir
+from rlhfkit.rundir.lock import locked
+from rlhfkit.rundir.log import RunLog
+from rlhfkit.rundir.manifest import Manifest
+from rlhfkit.rundir.resume import prepare, refuse_other_data, refuse_other_directories, refuse_other_settings
 
 __all__ = ["run"]
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
+
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.schema import (
@@ -35,7 +37,6 @@ from rlhfkit.errors import CheckpointError, ConfigError, DataError
 from rlhfkit.evaluation.episodes import compare_episodes
 from rlhfkit.evaluation.evaluate import compare
 from rlhfkit.evaluation.report import report_or_warn
-from rlhfkit.evaluation.results import Evaluation, TaskResults
 from rlhfkit.evaluation.tasks import FieldMetric, classification, likeliest_responses, questions_of, translation
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Snapshot, Store
@@ -47,8 +48,6 @@ from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed, seed_everything, shuffled
 from rlhfkit.machine.watchdog import Watchdog, phase
-from rlhfkit.manifest import Manifest
-from rlhfkit.metrics import RunLog
 from rlhfkit.models.inspection import context_of
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import quiet_transformers
@@ -68,7 +67,20 @@ from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import generate as sample
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rollout.text import Engine, Reference, TextRollout, as_scored_text
-from rlhfkit.rundir import ModelName, RunDir, read_json, write_atomically, write_directory_atomically, write_json
+from rlhfkit.rundir.atomic import read_json, write_atomically, write_directory_atomically, write_json
+from rlhfkit.rundir.directory import ModelName, RunDir
+from rlhfkit.rundir.lock import locked
+from rlhfkit.rundir.log import RunLog
+from rlhfkit.rundir.manifest import Manifest
+from rlhfkit.rundir.results import Evaluation, TaskResults
+from rlhfkit.rundir.resume import (
+    prepare,
+    recipe_of,
+    refuse_other_data,
+    refuse_other_directories,
+    refuse_other_inputs,
+    refuse_other_settings,
+)
 from rlhfkit.stats.agreement import ceiling_of_majorities
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.memory import MemoryPlan, fits, plan_of_ppo, plan_of_supervised, tokens_that_fit
@@ -79,15 +91,6 @@ from rlhfkit.training.rates import Role, announced_ppo, announced_supervised
 from rlhfkit.training.reward_model import EncodedPair, encode_pairs, measure, normalization_of, train_reward_model
 from rlhfkit.training.sft import LearntText, encode_demonstrations, encode_texts, train_sft
 from rlhfkit.training.supervised import num_supervised_updates, num_training_rows
-from rlhfkit.workspace import (
-    locked,
-    prepare,
-    recipe_of,
-    refuse_other_data,
-    refuse_other_directories,
-    refuse_other_inputs,
-    refuse_other_settings,
-)
 
 __all__ = ["evaluate", "run"]
 
@@ -176,10 +179,14 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self.recipe, self.builder = self.inputs.recipe, self.inputs.builder
-        dtype, device = self.builder.dtype_choice.as_facts(), self.builder.device
-        date = self.builder.now.date().isoformat()
         self.manifest = Manifest(
-            self.run, seed=self.recipe.seed, device=device, dtype=dtype, date=date, warn=self.progress.warn
+            self.run,
+            seed=self.recipe.seed,
+            device=str(self.builder.device),
+            num_threads=torch.get_num_threads(),
+            dtype=self.builder.dtype_choice.as_facts(),
+            date=self.builder.now.date().isoformat(),
+            warn=self.progress.warn,
         )
         self._said: set[str] = set()
         self.builder.paths.tell = self.progress.warn

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from rlhfkit.errors import DataError, ModelError
 from rlhfkit.records import Preference
 from rlhfkit.rewards.source import ScoredText, check_scores
-from rlhfkit.rundir import read_json, write_json
+from rlhfkit.rundir.atomic import read_json, write_json
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rlhfkit.errors import CheckpointError, RlhfkitError, TrainingError
 from rlhfkit.machine.seeding import capture_rng, restore_rng
 from rlhfkit.machine.watchdog import phase
-from rlhfkit.rundir import read_json, write_atomically, write_directory_atomically, write_json
+from rlhfkit.rundir.atomic import read_json, write_atomically, write_directory_atomically, write_json
 
 __all__ = [
     "Checkpoint",

@@ -17,7 +17,7 @@ from rlhfkit.machine.interrupts import interrupts_wait
 from rlhfkit.machine.progress import StageProgress
 from rlhfkit.machine.seeding import derive_seed, shuffled
 from rlhfkit.machine.watchdog import phase
-from rlhfkit.metrics import Metrics, RunLog
+from rlhfkit.metrics import Metrics
 from rlhfkit.models.policy import Policy, PolicyOutput
 from rlhfkit.padding import microbatches
 from rlhfkit.ppo import (
@@ -38,6 +38,7 @@ from rlhfkit.ppo import (
     whiten,
 )
 from rlhfkit.rollout.experience import Experience
+from rlhfkit.rundir.log import RunLog
 from rlhfkit.symptoms.limits import KL_PATIENCE
 from rlhfkit.training.best import Ranked, end_with_best
 from rlhfkit.training.checkpoint import (

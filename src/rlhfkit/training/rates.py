@@ -9,7 +9,7 @@ from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.config.training import OptimConfig, SupervisedConfig
 from rlhfkit.machine.progress import Progress
-from rlhfkit.manifest import Manifest
+from rlhfkit.rundir.manifest import Manifest
 from rlhfkit.training.checkpoint import HasParameters
 
 __all__ = ["Role", "announced_ppo", "announced_supervised", "auto_learning_rate", "decided", "decided_ppo"]

@@ -11,10 +11,11 @@ from torch.nn.functional import logsigmoid
 from rlhfkit.config.schema import RewardModelConfig
 from rlhfkit.errors import RewardError
 from rlhfkit.machine.progress import Progress
-from rlhfkit.metrics import Metrics, RunLog
+from rlhfkit.metrics import Metrics
 from rlhfkit.models.reward_model import Normalization, RewardModel, reward_ids
 from rlhfkit.padding import microbatches, pad_right
 from rlhfkit.records import Preference
+from rlhfkit.rundir.log import RunLog
 from rlhfkit.stats.intervals import rate_interval
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.optim import Optimizer

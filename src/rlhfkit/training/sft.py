@@ -8,12 +8,13 @@ import torch
 
 from rlhfkit.config.schema import SftConfig
 from rlhfkit.machine.progress import Progress
-from rlhfkit.metrics import Metrics, RunLog
+from rlhfkit.metrics import Metrics
 from rlhfkit.models.attention import additive_masks
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.template import Encoder
 from rlhfkit.padding import PackedRows, pack
 from rlhfkit.records import Demonstration, Prompt
+from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.rates import decided

@@ -12,7 +12,8 @@ from rlhfkit.errors import DataError, TrainingError
 from rlhfkit.machine.interrupts import interrupts_wait
 from rlhfkit.machine.progress import StageProgress
 from rlhfkit.machine.seeding import derive_seed, shuffled
-from rlhfkit.metrics import Metrics, RunLog
+from rlhfkit.metrics import Metrics
+from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints, load_trainable, prefixed, subset, trainable_tensors
 from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.watch import SupervisedWatch

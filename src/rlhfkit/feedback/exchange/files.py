@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 from rlhfkit.data.rows import described
 from rlhfkit.errors import DataError
-from rlhfkit.rundir import write_atomically
+from rlhfkit.rundir.atomic import write_atomically
 
 __all__ = [
     "Record",

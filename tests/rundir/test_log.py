@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 from rlhfkit.errors import CheckpointError, TrainingError
-from rlhfkit.metrics import Metrics, RunLog
-from rlhfkit.rundir import RunDir
+from rlhfkit.metrics import Metrics
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.log import RunLog
 
 
 class Tensor:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhfkit.errors import CheckpointError
-from rlhfkit.rundir import read_json
+from rlhfkit.rundir.atomic import read_json
 
 __all__ = [
     "CalibrationBin",

@@ -3,7 +3,8 @@
 import pytest
 
 from rlhfkit.errors import CheckpointError
-from rlhfkit.rundir import RunDir, read_json, write_atomically, write_directory_atomically, write_json
+from rlhfkit.rundir.atomic import read_json, write_atomically, write_directory_atomically, write_json
+from rlhfkit.rundir.directory import RunDir
 
 
 def names(directory):

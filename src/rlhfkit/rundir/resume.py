@@ -1,10 +1,8 @@
 """A run directory as a place to work in: who may, and on which settings."""
 
-import fcntl
 import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +11,10 @@ from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe, recipe_kind, resolved_json
 from rlhfkit.config.schema import DATA_OF_STAGE, READERS_OF_SECTION, SETTINGS_WITHOUT_EFFECT, Recipe
 from rlhfkit.errors import CheckpointError
-from rlhfkit.rundir import RunDir, read_json, write_atomically
+from rlhfkit.rundir.atomic import read_json, write_atomically
+from rlhfkit.rundir.directory import RunDir
 
 __all__ = [
-    "is_locked",
-    "locked",
     "prepare",
     "recipe_of",
     "recorded_date",
@@ -231,36 +228,3 @@ def _differences(a: Any, b: Any, name: str = "") -> Iterator[tuple[str, str]]:
             yield from _differences(a.get(key), b.get(key), f"{name}.{key}" if name else key)
     elif a != b:
         yield name, f"{name} was {a!r}, is now {b!r}"
-
-
-@contextmanager
-def locked(run: RunDir) -> Iterator[None]:
-    """Nobody else may write to this run directory meanwhile; the lock falls with the process.
-
-    Raises: CheckpointError where somebody does, or where the directory cannot be written to.
-    """
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        file = run.lock.open("w")
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {run.path} ({error.strerror}); choose another --run-dir") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CheckpointError(
-                f"another process is working in {run.path}; wait for it, or choose another --run-dir"
-            ) from error
-        yield
-
-
-def is_locked(run: RunDir) -> bool:
-    """Whether a process works in this run directory now; nothing is written, and nobody is kept waiting."""
-    try:
-        with run.lock.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

@@ -3,15 +3,14 @@ import re
 from datetime import datetime
 
 import pytest
-import torch
 
 from rlhfkit.config.load import LoadedRecipe, resolved_json
 from rlhfkit.config.schema import Recipe
 from rlhfkit.errors import CheckpointError
-from rlhfkit.manifest import Manifest
-from rlhfkit.rundir import RunDir
-from rlhfkit.workspace import (
-    locked,
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.lock import locked
+from rlhfkit.rundir.manifest import Manifest
+from rlhfkit.rundir.resume import (
     prepare,
     recipe_of,
     recorded_date,
@@ -182,13 +181,13 @@ def test_a_later_stage_does_not_use_a_file_that_is_not_what_was_written(name, sp
     policy.mkdir()
     for file in ("model.safetensors", "config.json", "tokenizer.json", "README.md"):
         (policy / file).write_text("{} ")
-    manifest = Manifest(run, seed=0, device=torch.device("cpu"))
+    manifest = Manifest(run, seed=0, device="cpu", num_threads=1)
     manifest.add_made("ppo", policy)
     (policy / "README.md").write_text("what a person adds is no fault")
-    Manifest(run, seed=0, device=torch.device("cpu")).refuse_damaged()
+    Manifest(run, seed=0, device="cpu", num_threads=1).refuse_damaged()
     spoil(policy / name)
     with pytest.raises(CheckpointError, match=rf"{name} is not what the stage ppo wrote \({words}"):
-        Manifest(run, seed=0, device=torch.device("cpu")).refuse_damaged()
+        Manifest(run, seed=0, device="cpu", num_threads=1).refuse_damaged()
 
 
 def test_a_run_and_its_rounds_keep_the_date_on_which_the_whole_began(tmp_path):

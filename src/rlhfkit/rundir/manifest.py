@@ -8,12 +8,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import rlhfkit
 from rlhfkit.config.secrets import hidden_in
 from rlhfkit.errors import CheckpointError, RlhfkitError
-from rlhfkit.rundir import RunDir, read_json, write_json
+from rlhfkit.rundir.atomic import read_json, write_json
+from rlhfkit.rundir.directory import RunDir
 
 __all__ = ["Manifest", "hash_of_directory", "hash_of_file", "hashes_of_files"]
 
@@ -38,7 +36,8 @@ class Manifest:
         run: RunDir,
         *,
         seed: int,
-        device: torch.device,
+        device: str,
+        num_threads: int,
         dtype: dict[str, Any] | None = None,
         date: str | None = None,
         warn: Callable[[str], None] = lambda text: None,
@@ -51,18 +50,18 @@ class Manifest:
         self.run = run
         self._checked: set[str] = set()
         known: dict[str, Any] = read_json(run.manifest) if run.manifest.exists() else {}
-        before, now = known.get("num_threads"), torch.get_num_threads()
-        if before not in (None, now) and device.type == "cpu" and _is_under_way(run):
+        before, now = known.get("num_threads"), num_threads
+        if before not in (None, now) and device.startswith("cpu") and _is_under_way(run):
             warn(
                 f"this run began with {before} thread{'s' * (before != 1)} and goes on with {now}, which add sums up "
                 f"in another order, so it will not end with the same bits; set OMP_NUM_THREADS={before} for that"
             )
         self.content: dict[str, Any] = {
-            "rlhfkit": rlhfkit.__version__,
+            "rlhfkit": metadata.version("rlhfkit"),
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
             "seed": seed,
             "platform": platform.platform(),
-            "device": str(device),
+            "device": device,
             "num_threads": now,
             **({} if dtype is None else {"dtype": dtype}),
             **({} if date is None else {"date": date}),

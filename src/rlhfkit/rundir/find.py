@@ -1,0 +1,236 @@
+"""What run directories say while others write there: which runs there are, new lines of their metrics, samples.
+
+Nothing here writes or locks. Who reads on says where they stopped; a `Mark` that no longer fits leads to the beginning.
+"""
+
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.lines import (
+    Row,
+    finite_or_none,
+    last_row,
+    list_or_empty,
+    mapping_or_empty,
+    object_or,
+    whole_or_none,
+)
+
+__all__ = [
+    "FoundRuns",
+    "RunState",
+    "find_run",
+    "find_runs",
+]
+
+
+_DEEPEST = 3
+_MOST_DIRECTORIES = 5000
+_QUIET_SECONDS = 600.0
+"""After so long without news, or three iterations if that is longer, a run is no longer taken for running."""
+_ROUND = re.compile(r"round-([1-9][0-9]{0,5})")
+
+
+# ── which runs there are ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """How far one run is."""
+
+    id: str
+    """Its path below the directory of runs."""
+    name: str
+    purpose: str
+    state: Literal["running", "quiet", "finished", "damaged"]
+    """Quiet: unfinished, and nothing has changed for long."""
+    stages: tuple[str, ...]
+    finished_stages: tuple[str, ...]
+    stage: str | None
+    """The stage at work, or that comes next."""
+    num_done: int | None
+    """Iterations of the stage."""
+    num_planned: int | None
+    """Of how many; None where the config does not say."""
+    age_seconds: float
+    """Since the last change."""
+    parent: str | None
+    """The run whose round this one is."""
+    stopped: str | None
+    """Why PPO ended early."""
+    problem: str
+    """What is wrong with its files."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRuns:
+    """Runs, the newest first, each followed by its rounds."""
+
+    runs: tuple[RunState, ...]
+    problem: str = ""
+
+
+def find_runs(root: Path, *, now: float | None = None) -> FoundRuns:
+    """All runs below a directory, down to its third level, and itself if it is one; links are not followed."""
+    now = time.time() if now is None else now
+    if not root.is_dir():
+        return FoundRuns((), f"there is no directory {root.name or root}")
+    walk = _Walk(root)
+    families: list[list[RunState]] = []
+    for path in walk.runs(root, depth=0):
+        rounds = [_run_state(root, each, path, now) for each in walk.rounds(path)]
+        own = _run_state(root, path, None, now, rounds)
+        families.append([own, *rounds])
+    families.sort(key=lambda family: family[0].age_seconds)
+    found = tuple(run for family in families for run in family)
+    problem = f"more than {_MOST_DIRECTORIES} directories; the others are not shown" if walk.is_cut else ""
+    return FoundRuns(found, problem)
+
+
+def find_run(root: Path, id: str) -> RunDir | None:
+    """The run of that id, or nothing: an id leads nowhere outside `root`, and through no link."""
+    parts = [] if id == "." else id.split("/")
+    if len(parts) > _DEEPEST + 1 or any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+        return None
+    path = root
+    try:
+        for part in parts:
+            path = path / part
+            if not stat.S_ISDIR(path.lstat().st_mode):
+                return None
+        run = RunDir(path)
+        return run if run.is_run() and path.resolve().is_relative_to(root.resolve()) else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+@dataclass(slots=True)
+class _Walk:
+    root: Path
+    num_left: int = _MOST_DIRECTORIES
+
+    @property
+    def is_cut(self) -> bool:
+        return self.num_left <= 0
+
+    def runs(self, path: Path, *, depth: int) -> Iterator[Path]:
+        if RunDir(path).is_run():
+            yield path
+        elif depth < _DEEPEST:
+            for each in self._directories(path):
+                if not each.name.startswith("."):
+                    yield from self.runs(each, depth=depth + 1)
+
+    def rounds(self, path: Path) -> list[Path]:
+        found = [(int(match[1]), each) for each in self._directories(path) if (match := _ROUND.fullmatch(each.name))]
+        return [each for _, each in sorted(found) if RunDir(each).is_run()]
+
+    def _directories(self, path: Path) -> Iterator[Path]:
+        try:
+            with os.scandir(path) as entries:
+                names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        except OSError:  # it vanished, or is somebody else's
+            return
+        for name in names:
+            if self.is_cut:
+                return
+            self.num_left -= 1
+            yield path / name
+
+
+def _run_state(root: Path, path: Path, parent: Path | None, now: float, rounds: Sequence[RunState] = ()) -> RunState:
+    run = RunDir(path)
+    problems: list[str] = []
+    config = object_or(run.config, problems)
+    finished = object_or(run.stages, problems)
+    stages = tuple(str(stage) for stage in list_or_empty(config.get("stages")))
+    last = last_row(run.metrics)
+    stage = next((stage for stage in stages if stage not in finished), None)
+    num_done = _num_done(last, config, stage)
+    age = min([max(0.0, now - _changed_at(run)), *(each.age_seconds for each in rounds)])
+    quiet_after = max(_QUIET_SECONDS, 3 * (finite_or_none(last.get("time/iteration_seconds")) or 0.0))
+    ended = mapping_or_empty(finished.get("ppo")).get("stopped")
+    return RunState(
+        id=_id(root, path),
+        name=str(config.get("name") or path.name),
+        purpose=str(config.get("purpose") or ""),
+        state=_state(bool(problems), is_finished=bool(stages) and stage is None, is_quiet=age > quiet_after),
+        stages=stages,
+        finished_stages=tuple(each for each in stages if each in finished),
+        stage=stage,
+        num_done=num_done,
+        num_planned=_num_planned(config, stage),
+        age_seconds=round(age, 1),
+        parent=None if parent is None else _id(root, parent),
+        stopped=None if ended is None else str(ended),
+        problem="; ".join(problems),
+    )
+
+
+def _state(
+    is_damaged: bool, *, is_finished: bool, is_quiet: bool
+) -> Literal["running", "quiet", "finished", "damaged"]:
+    if is_damaged:
+        return "damaged"
+    return "finished" if is_finished else "quiet" if is_quiet else "running"
+
+
+def _id(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _changed_at(run: RunDir) -> float:
+    """When a file of the run last changed, in seconds since 1970."""
+    files = (
+        *(run.config, run.manifest, run.stages, run.metrics, run.samples, run.preferences, run.labels),
+        *(run.labels.with_name(f"{run.labels.name}-wal"), run.simulated_labels, run.evaluation, run.report),
+    )
+    times = []
+    for path in files:
+        try:
+            times.append(path.lstat().st_mtime)
+        except OSError:
+            continue
+    return max(times, default=0.0)
+
+
+def _num_done(last: Row, config: Row, stage: str | None) -> int | None:
+    iteration = finite_or_none(last.get("iteration"))
+    if stage is None or last.get("stage") != stage or iteration is None:
+        return None
+    seed, first = finite_or_none(last.get("seed")), finite_or_none(config.get("seed")) or 0.0
+    per_seed = _iterations(config, stage) or 0
+    return int(iteration) + 1 + (int(seed - first) * per_seed if seed is not None else 0)
+
+
+def _num_planned(config: Row, stage: str | None) -> int | None:
+    planned = _iterations(config, stage)
+    seeds = finite_or_none(config.get("num_seeds")) if stage == "control" else 1
+    return None if planned is None or not seeds else int(planned * seeds)
+
+
+def _iterations(config: Row, stage: str | None) -> int | None:
+    """How many iterations PPO has, of one seed; the other stages' depend on their data."""
+    ppo = mapping_or_empty(config.get("ppo"))
+    if stage == "ppo":
+        return whole_or_none(ppo.get("iterations"))
+    steps, envs, per_env = (whole_or_none(ppo.get(name)) for name in ("env_steps", "num_envs", "rollout_steps"))
+    if stage != "control" or not (steps and envs and per_env):
+        return None
+    return -(-steps // (envs * per_env))
+
+
+# ── curves ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+# ── samples ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+# ── reading files that others write ──────────────────────────────────────────────────────────────────────────────────
