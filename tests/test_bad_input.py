@@ -910,7 +910,7 @@ def test_what_is_no_run_is_neither_evaluated_nor_reported(desk: Desk, command: s
     [
         ("./nowhere", "nowhere (no run directory): there is no such directory, and the hub does not give such a model"),
         ("recipe.toml", "recipe.toml (no run directory) is a file; give the directory of a model in Hugging Face form"),
-        (".", ". (no run directory) has no config.json; give the directory of a model in Hugging Face format"),
+        (".", ". (no run directory) has no config.json; it holds model, which has one: give model"),
     ],
 )
 def test_what_is_neither_run_nor_model_generates_nothing(desk: Desk, directory: str, words: str):

@@ -284,3 +284,14 @@ def test_what_data_says_of_files_holds_for_every_table_that_does_not_say_otherwi
     assert (data.prompts.split, data.prompts.format, data.prompts.encoding) == ("train_prefs", "csv", "windows-1252")
     assert (data.prompts.prompt_format, data.prompts.response_format) == ("{prompt}\n", " {response}")
     assert (data.preferences.split, data.preferences.format) == ("test_prefs", "tsv")
+
+
+def test_a_line_break_that_the_shell_has_spoilt_is_refused():
+    with pytest.raises(ValueError, match="holds a backslash and an n, no line break"):
+        DataConfig(path="x.csv", prompt_format="{prompt}\\n")
+    DataConfig(path="x.csv", prompt_format="{prompt} \\nabla")
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    with pytest.raises(DataError, match="a pointer of Git LFS, not the file itself; fetch it with git lfs pull"):
+        pairs(tmp_path, "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", name="x.parquet")

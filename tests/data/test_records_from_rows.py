@@ -326,7 +326,7 @@ def test_prompt_share_goes_by_the_first_bytes_of_sha256(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"prompt": "Go."}\n')
     assert len(load_prompts(RowsConfig(path="x.jsonl", prompt_share="77%:78%"), directory=tmp_path).records) == 1
     for outside in (":77%", "78%:"):
-        with pytest.raises(DataError, match=f'prompt_share = "{outside}" leaves none of the 1 rows; widen it'):
+        with pytest.raises(DataError, match=f'prompt_share = "{outside}" leaves none of the 1 rows; give rows of more'):
             load_prompts(RowsConfig(path="x.jsonl", prompt_share=outside), directory=tmp_path)
 
 

@@ -4,10 +4,17 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    Gemma3Config,
+    Gemma3TextConfig,
+)
 
 from rlhfkit.config.schema import PretrainedModelConfig
 from rlhfkit.errors import ConfigError, ModelError
+from rlhfkit.models.inspection import inspect_model, refuse_more_than_text, refuse_quantized
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokenizer
 from rlhfkit.models.template import Encoder
@@ -232,3 +239,100 @@ def test_prompt_and_response_that_exceed_the_context_are_refused_before_anything
     made = builder(directory, tmp_path)
     with pytest.raises(ConfigError, match=r"max_prompt_tokens = 24 and rollout.max_response_tokens = 16 add up to 40"):
         made.language_model(made.starting_point())
+
+
+# ── what is no language model, or no whole one ───────────────────────────────────────────────────────────────────────
+
+
+def test_weights_that_are_no_numbers_are_named(copy):
+    tensors = load_file(copy / "model.safetensors")
+    tensors["transformer.h.1.mlp.c_fc.weight"][0, 0] = float("nan")
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"weights that are no finite numbers \(transformer\.h\.1\.mlp\.c_fc\.weight\)"
+    ):
+        read(copy)
+
+
+def test_weights_in_a_wrapper_are_told_from_missing_ones(copy):
+    tensors = load_file(copy / "model.safetensors")
+    save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, copy / "model.safetensors")
+    with pytest.raises(ModelError, match=r'names that begin with "module\.".*save the model inside it'):
+        read(copy)
+
+
+def test_a_classifier_is_no_language_model(directory_of: Directory, tmp_path):
+    directory = shutil.copytree(directory_of("llama"), tmp_path / "model")
+    AutoModelForSequenceClassification.from_pretrained(directory, num_labels=1).save_pretrained(directory)
+    with pytest.raises(ModelError, match="saved as LlamaForSequenceClassification, which is no language model"):
+        read(directory)
+
+
+def test_a_head_that_is_missing_may_be_tied(directory_of: Directory, tmp_path):
+    directory = shutil.copytree(directory_of("llama"), tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    config = json.loads((directory / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="set tie_word_embeddings = true in config"):
+        read(directory)
+    (directory / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    read(directory)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_told(tmp_path):
+    directory = save_family("gpt2", tmp_path)
+    tokenizer = byte_tokenizer(eos_token="<|endoftext|>", pad_token="<pad>")
+    tokenizer.add_tokens([f"<{number}>" for number in range(5)])
+    tokenizer.save_pretrained(directory)
+    rows = AutoConfig.from_pretrained(directory).vocab_size
+    _, notes = read(directory)
+    assert notes[-1].startswith(
+        f"embeddings grew from {rows} to {len(tokenizer)} rows, {len(tokenizer) - rows} tokens of"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda directory: (directory / "model.safetensors").write_text(
+                "version https://git-lfs.github.com/spec/v1\n"
+            ),
+            "model.safetensors is a pointer of Git LFS",
+        ),
+        (
+            lambda directory: _config(directory, model_type="superllama9"),
+            r"has model type `superllama9`, which transformers .* does not know; install a newer one",
+        ),
+        (
+            lambda directory: (
+                shutil.move(shutil.copytree(directory, directory.parent / "m"), directory / "checkpoint-9")
+                and (directory / "config.json").unlink()
+            ),
+            r"has no config\.json; it holds checkpoint-9, which has one: give .*model/checkpoint-9$",
+        ),
+    ],
+)
+def test_a_directory_that_is_not_what_it_seems_is_named(copy, spoil, words):
+    spoil(copy)
+    with pytest.raises(ModelError, match=words):
+        inspect_model(str(copy), subject="model.path")
+
+
+def _config(directory, **settings):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **settings}))
+
+
+def test_models_that_read_more_than_text_are_refused():
+    text = {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 16}
+    with pytest.raises(ModelError, match=r"gemma3, which reads more than text.*choose a model of text alone"):
+        refuse_more_than_text(Gemma3Config(text_config=text), "model.path")
+    refuse_more_than_text(Gemma3TextConfig(**text), "model.path")
+
+
+def test_weights_in_eight_bits_are_quantised():
+    with pytest.raises(ModelError, match=r"quantised weights \(float8_e4m3fn\)"):
+        refuse_quantized(Gemma3TextConfig(dtype="float8_e4m3fn"), "model.path")

@@ -1,8 +1,9 @@
 """What a run reads: sources of rows, and the tables of `data`."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
 from rlhfkit.config.feedback import Database
 from rlhfkit.config.section import LocalPath, Section, type_or
@@ -27,8 +28,20 @@ __all__ = [
 
 ROWS_PATTERN = r"^\s*(-?\d+%?)?\s*:\s*(-?\d+%?)?\s*$"
 SHARE_PATTERN = r"^\s*(\d{1,2}%|100%)?\s*:\s*(\d{1,2}%|100%)?\s*$"
-PromptFormat = Annotated[str, Field(pattern=r"\{prompt\}")]
-ResponseFormat = Annotated[str, Field(pattern=r"\{response\}")]
+
+
+def _with_line_breaks(text: str) -> str:
+    """Raises: ValueError where a shell has made a backslash and an n of a line break."""
+    if re.search(r"\\n(?![a-z])", text):
+        raise ValueError(
+            f"{text!r} holds a backslash and an n, no line break; in a shell put the whole setting in single quotes, "
+            "as 'data.prompt_format=\"{prompt}\\n\"'"
+        )
+    return text
+
+
+PromptFormat = Annotated[str, Field(pattern=r"\{prompt\}"), AfterValidator(_with_line_breaks)]
+ResponseFormat = Annotated[str, Field(pattern=r"\{response\}"), AfterValidator(_with_line_breaks)]
 
 
 class RowsConfig(Section):

@@ -20,6 +20,7 @@ OTHER_FILES = {
     b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save the sheet as CSV in UTF-8",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the sheet as CSV in UTF-8",
     b"ARROW1": "an Arrow file; write it as Parquet, or name the directory that save_to_disk() wrote",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; fetch it with git lfs pull",
     b"SQLite format 3": "an SQLite database; export the table as CSV or JSONL",
 }
 """How a file begins -> what it is, and what to do."""

@@ -55,7 +55,9 @@ def _in_share(records: list[T], share: str) -> list[T]:
     start, stop = int(low or 0) / 100, int(high or 100) / 100
     kept = [record for record in records if start <= place_of_prompt(_prompt_of(record).content) < stop]
     if not kept:
-        raise DataError(f'prompt_share = "{share}" leaves none of the {len(records)} rows; widen it')
+        raise DataError(
+            f'prompt_share = "{share}" leaves none of the {len(records)} rows; give rows of more prompts, or widen it'
+        )
     return kept
 
 

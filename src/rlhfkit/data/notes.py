@@ -39,8 +39,8 @@ def notes_on_joins(records: Sequence[object]) -> Iterator[str]:
         (before, after), num = glued[0], len(glued)
         yield (
             f"nothing stands between prompt and response in {num} of {len(joins)} rows looked at: "
-            f"{before[-20:] + after[:20]!r}; give prompts as messages, which the chat template joins, or set "
-            'data.prompt_format = "{prompt}\\n"'
+            f"{before[-20:] + after[:20]!r}; give prompts as messages, which the chat template joins, or add "
+            "to the command: 'data.prompt_format=\"{prompt}\\n\"'"
         )
 
 

@@ -59,12 +59,13 @@ def examine_table(name: str, loaded: Loaded[Any]) -> Iterator[Finding]:
     label, num = f"data.{name}", len(loaded.records)
     words = f"{num:,} row{'s' * (num != 1)}"
     if loaded.skipped:
-        words += f"; {len(loaded.skipped):,} more left out, the first: {loaded.skipped[0]}"
+        words += f"; {len(loaded.skipped):,} of what was read left out, the first: {loaded.skipped[0]}"
     doubles = num - len({_key(row) for row in loaded.records})
     share = doubles / num if num else 0.0
     if doubles:
         words += f"; {share:.1%} are repeated"
-    if len(loaded.skipped) > num:
+    num_read = sum(source.num_rows for source in loaded.sources) or num + len(loaded.skipped)
+    if 2 * len(loaded.skipped) > num_read:  # of all that was read, of which the table may take a share only
         yield warning(label, words, "mend the rows: most of the table is lost")
     elif name in ("demonstrations", "preferences", "judge_preferences") and share > MANY_DOUBLES:
         yield warning(label, words, "remove the copies: they weigh as often as they come, and validation sees them too")

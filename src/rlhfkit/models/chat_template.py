@@ -341,6 +341,11 @@ class ChatTemplate:
                 f"the chat template does not come to an end as one should: {why}; set model.chat_template to the "
                 "template that the model was trained with"
             ) from error
+        except jinja2.TemplateSyntaxError as error:
+            raise ConfigError(
+                f"the chat template is not Jinja (line {error.lineno}: {error.message}); correct it where it stands, "
+                "as in chat_template.jinja, or set model.chat_template to another"
+            ) from error
         except Exception as error:  # a template is a program of somebody else and may fail in any way
             reason = str(error).strip() or type(error).__name__
             raise TemplateFailure(

@@ -5,13 +5,14 @@ import json
 import re
 from pathlib import Path
 
+import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from rlhfkit.errors import ModelError
 from rlhfkit.models.loading import WHAT_LOADERS_RAISE, quiet_transformers, reason_of
 
-__all__ = ["context_of", "inspect_model", "refuse_quantized", "shortened_context_note"]
+__all__ = ["context_of", "inspect_model", "refuse_more_than_text", "refuse_quantized", "shortened_context_note"]
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -42,6 +43,12 @@ def inspect_model(
                 f"{subject} needs Python code out of its directory, which does not run unless the recipe says so; "
                 "choose another model, or read that code and set model.trust_remote_code = true, which is for "
                 "model.path alone"
+            ) from error
+        if "does not recognize this architecture" in str(error):
+            has = reason.partition(" but ")[0].replace("The checkpoint you are trying to load", "it")
+            raise ModelError(
+                f"{subject}: {has}, which transformers {transformers.__version__} does not know; install a newer one, "
+                "or choose another model"
             ) from error
         if directory.is_dir():
             raise ModelError(f"{subject}: its config.json cannot be used ({reason}); copy the model again") from error
@@ -110,6 +117,9 @@ MOST_BYTES = {".json": 1 << 30, ".jinja": 1 << 24, ".model": 1 << 28, ".txt": 1 
 """Ending → more than a file of a model that is read as a whole has."""
 
 
+POINTER = b"version https://git-lfs"
+
+
 def _check_plain_files(directory: Path, subject: str) -> None:
     """Raises: ModelError where a file cannot be read to its end, as a pipe, or is too large to be what it is named."""
     for file in sorted(directory.iterdir()):
@@ -117,6 +127,11 @@ def _check_plain_files(directory: Path, subject: str) -> None:
             continue
         if not file.is_file():
             raise ModelError(f"{subject}: {file.name} is no file that can be read; copy the model again")
+        with file.open("rb") as opened:
+            if opened.read(len(POINTER)) == POINTER:
+                raise ModelError(
+                    f"{subject}: {file.name} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull"
+                )
         most = MOST_BYTES.get(file.suffix)
         if most is not None and file.stat().st_size > most:
             raise ModelError(
@@ -147,6 +162,8 @@ def _refuse_adapter(directory: Path, subject: str) -> None:
 def refuse_quantized(config: PreTrainedConfig, subject: str) -> None:
     """Raises: ModelError where weights are stored in a form that cannot be trained, nor saved as it was trained."""
     quantization = getattr(config, "quantization_config", None)
+    if "float8" in str(config.dtype):
+        quantization = {"quant_method": str(config.dtype).removeprefix("torch.")}
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
         raise ModelError(
@@ -155,11 +172,28 @@ def refuse_quantized(config: PreTrainedConfig, subject: str) -> None:
         )
 
 
+INNER = ("*/config.json", "snapshots/*/config.json")
+"""Where a trainer's checkpoints and the hub's cache have theirs."""
+
+
+def refuse_more_than_text(config: PreTrainedConfig, subject: str) -> None:
+    """Raises: ModelError for a model that sees or hears, whose language model is a part of it."""
+    if config.get_text_config() is not config and not getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{subject} is {config.model_type}, which reads more than text, and its language model is a part of it; "
+            "choose a model of text alone"
+        )
+
+
 def _check_files(directory: Path, subject: str) -> None:
     _check_plain_files(directory, subject)
     _refuse_adapter(directory, subject)
     if not (directory / "config.json").is_file():
-        raise ModelError(f"{subject} has no config.json; give the directory of a model in Hugging Face format")
+        inner = sorted(file.parent for pattern in INNER for file in directory.glob(pattern))
+        hint = f"; it holds {inner[-1].relative_to(directory)}, which has one: give {inner[-1]}" if inner else ""
+        raise ModelError(
+            f"{subject} has no config.json{hint or '; give the directory of a model in Hugging Face format'}"
+        )
     files = set(directory.glob("*.safetensors"))
     index = directory / "model.safetensors.index.json"
     if index.is_file():

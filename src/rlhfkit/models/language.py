@@ -78,6 +78,8 @@ class LanguageModel(nn.Module):
     def _refuse_different_logits(self) -> None:
         ids = torch.tensor([[self.encoder.eos_id] * 3], device=self.device)
         expected = unwrapped(self.causal_lm)(input_ids=ids, use_cache=False).logits.float()
+        if not torch.isfinite(expected).all():
+            raise ModelError(f"{self.config.model_type} {self._why_not_finite()}")
         expected[..., self.encoder.pad_id] = NEVER
         found = self.head(self.trunk(ids)).float()
         if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected[expected > NEVER].abs().max())):
@@ -85,6 +87,13 @@ class LanguageModel(nn.Module):
                 f"{self.config.model_type} does not compute its logits as head(hidden) alone, so logprobs would be "
                 "wrong; choose a model of another architecture"
             )
+
+    def _why_not_finite(self) -> str:
+        for name, weight in self.causal_lm.named_parameters():
+            if not torch.isfinite(weight).all():
+                return f"has weights that are no finite numbers ({name}); copy the model again, or give an earlier one"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"computes logits that are no finite numbers in {dtype}; set model.dtype to another, as to float32"
 
     @torch.no_grad()
     def _refuse_where_masks_are_not_heeded(self) -> None:

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +231,7 @@ def load_causal_lm(
         dtype=dtype,
         attentions=implementations_for(device),
     )
-    _refuse_random(report.random, config.path)
+    _refuse_random(report, config.path, made_as=model.config.architectures)
     if getattr(model, "is_quantized", False):
         raise ModelError(
             f"{config.path!r} has quantised weights, which cannot be trained; give the model in float32, bfloat16 or "
@@ -272,7 +272,7 @@ def load_classifier(
         trust_remote_code=trust_remote_code,
         **ours,
     )
-    _refuse_random(report.random - {"score.weight"} if fresh_head else report.random, path)
+    _refuse_random(replace(report, random=report.random - {"score.weight"}) if fresh_head else report, path)
     _unused_notes(report.unused, path)
     return _ready(model, tokenizer, device)[0]
 
@@ -347,12 +347,29 @@ def _unused_notes(weights: set[str], path: str) -> list[str]:
     return [f"{path} has {len(names)} weights that are not used ({', '.join(names[:3])})"] if names else []
 
 
-def _refuse_random(weights: set[str], path: str) -> None:
-    if weights:
-        raise ModelError(
-            f"{path!r} lacks {len(weights)} weights that its config.json tells of, or has them in another shape "
-            f"({', '.join(sorted(weights)[:3])}, …); they would start at random: give a complete model"
+def _refuse_random(report: _Report, path: str, *, made_as: Sequence[str] | None = None) -> None:
+    """Raises: ModelError where weights would be random; for a language model `made_as` says what was saved there."""
+    if not report.random:
+        return
+    wrapped = [name for name in sorted(report.unused) if name.partition(".")[2] in report.random]
+    is_language_model = not made_as or any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in made_as)
+    if made_as and not is_language_model:
+        remedy = f"it was saved as {made_as[0]}, which is no language model: give a causal language model"
+    elif 2 * len(wrapped) > len(report.unused):
+        remedy = (
+            f'the file has them under names that begin with "{wrapped[0].partition(".")[0]}.", as of a model in a '
+            "wrapper: save the model inside it"
         )
+    elif made_as and report.random == {"lm_head.weight"}:
+        remedy = (
+            "if its head is its embedding, set tie_word_embeddings = true in config.json, else give a complete model"
+        )
+    else:
+        remedy = "give a complete model"
+    raise ModelError(
+        f"{path!r} lacks {len(report.random)} weights that its config.json tells of, or has them in another shape "
+        f"({', '.join(sorted(report.random)[:3])}, …); they would start at random: {remedy}"
+    )
 
 
 def _ready(model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[PreTrainedModel, list[str]]:
@@ -365,7 +382,13 @@ def _ready(model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device)
     if len(tokenizer) > rows:
         with quiet_transformers():
             model.resize_token_embeddings(len(tokenizer))
-        notes.append(f"embeddings grew from {rows} to {len(tokenizer)} rows, for the tokens that were added")
+        foreign = len(tokenizer) - rows - (tokenizer.pad_token == PAD_TOKEN)
+        why = (
+            f"{foreign} tokens of the tokenizer have none in the model and begin at random: is it the model's own?"
+            if foreign
+            else "for the tokens that were added"
+        )
+        notes.append(f"embeddings grew from {rows} to {len(tokenizer)} rows, {why}")
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id

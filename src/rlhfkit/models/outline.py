@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rlhfkit.config.schema import PretrainedModelConfig, Recipe, Stage
 from rlhfkit.errors import ConfigError, ModelError
-from rlhfkit.models.inspection import refuse_quantized
+from rlhfkit.models.inspection import refuse_more_than_text, refuse_quantized
 from rlhfkit.models.loading import WHAT_LOADERS_RAISE, quiet_transformers, reason_of
 from rlhfkit.models.lora import add_lora
 from rlhfkit.models.sequence_classification import sequence_classification_class
@@ -23,6 +23,7 @@ def refuse_what_later_stages_cannot_use(
     """Raises: ModelError, ConfigError where one of `stages` could not make what it needs of the model in `source`."""
     subject = f'model.path = "{source.path}"'
     refuse_quantized(config, subject)
+    refuse_more_than_text(config, subject)
     outline = outline_of(config, subject=subject)
     refuse_more_than_files(outline, Path(source.path), subject=subject)
     if recipe.rollout.engine == "vllm" and has_experts(outline):
