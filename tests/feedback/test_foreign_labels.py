@@ -1,5 +1,6 @@
 """`rlhfkit labels import` of what other tools write: every remedy that it prints is carried out on the same command."""
 
+import base64
 import csv
 import io
 import json
@@ -309,6 +310,79 @@ def test_names_in_any_script_are_kept(tmp_path):
     tasks = studio([choices("左边更好", "选择")])
     labels = {"左边更好": "a_slightly_better"}
     assert strengths(tmp_path, tasks, labels=labels, users={"1": "李"}) == [("李", "preference", 2)]
+
+
+# ── rankings, scores, encoded texts ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_ranking_of_two_answers_is_a_preference(tmp_path):
+    for first, second, strength in ((1, 2, 3), (2, 1, -3), (1, 1, 0)):
+        for a, b in (("response_a", "response_b"), ("reply-1", "reply-2")):
+            ranks = [{"rank": second, "value": b}, {"rank": first, "value": a}]
+            assert strengths(tmp_path, argilla({"rank": ranks}), "argilla")[0][2] == strength
+
+
+RANKER = {"type": "ranker", "from_name": "order", "to_name": "answers"}
+
+
+@pytest.mark.parametrize(
+    ("format", "content", "what"),
+    [
+        ("label-studio", studio([{**RANKER, "value": {"ranker": ["y", "x", "z"]}}]), '"order" is a <Ranker>'),
+        ("label-studio", studio([{**RANKER, "value": {"ranker": {"good": ["y"], "_": ["x"]}}}]), "<Ranker>"),
+        (
+            "argilla",
+            argilla({"rank": [{"rank": place, "value": name} for place, name in enumerate("xyz", 1)]}),
+            "of 3 answers",
+        ),
+        ("argilla", argilla({"rank": ["x", "y", "z"]}), "of 3 answers"),
+    ],
+)
+def test_a_ranking_of_several_answers_is_named_with_what_to_do(call, tmp_path, format, content, what):
+    write(tmp_path / "in.json", content)
+    code, _, error = call("labels", "import", "new.db", "in.json", "--format", format)
+    assert code == 1
+    assert what in error
+    assert "--format preferences" in error
+    assert error.count("\n") == 1
+    # What it says to do:
+    write(tmp_path / "in.json", [{"prompt": "q", "chosen": "x", "rejected": "y"}])
+    assert call("labels", "import", "new.db", "in.json", "--format", "preferences")[0] == 0
+
+
+def test_options_of_a_ranking_that_are_no_answers_are_named(call, tmp_path):
+    ranks = [{"rank": 1, "value": "cat"}, {"rank": 2, "value": "dog"}]
+    write(tmp_path / "in.json", argilla({"rank": ranks}))
+    code, _, error = call("labels", "import", "new.db", "in.json", "--format", "argilla")
+    assert (code, "is of cat, dog; expected one of response_a and response_b; rename" in error) == (1, True)
+
+
+def test_candidates_with_scores_are_the_best_against_the_worst(tmp_path):
+    rows = [
+        {"prompt": "q", "responses": ["x", "y", "z"], "scores": [2, 5, 1]},
+        {"prompt": "s", "candidates": [{"text": "x", "score": 0.1}, {"text": "y", "score": 0.7}]},
+        {"prompt": "r", "answers": [{"answer": "x", "rank": 2}, {"answer": "y", "rank": 1}]},
+    ]
+    found = import_labels(write(tmp_path / "in.json", rows), format="preferences")
+    preferences = preferences_of(found.pairs, found.votes).preferences
+    assert [(one.chosen, one.rejected) for one in preferences] == [("y", "z"), ("y", "x"), ("y", "x")]
+
+
+@pytest.mark.parametrize("format", ["label-studio", "argilla", "preferences"])
+def test_texts_in_base64_are_named(call, tmp_path, format):
+    prompt, one, other = (base64.b64encode(text.encode()).decode() for text in ("Name a colour", "Blue.", "Käse"))
+    content = {
+        "label-studio": studio([pairwise()]),
+        "argilla": argilla({"preference": "a_better"}, prompt=prompt, response_a=one, response_b=other),
+        "preferences": [{"prompt": prompt, "chosen": one, "rejected": other}],
+    }[format]
+    if format == "label-studio":
+        content[0]["data"] = {"prompt": prompt, "answer1": one, "answer2": other}
+    write(tmp_path / "in.json", content)
+    code, _, error = call("labels", "import", "new.db", "in.json", "--format", format)
+    assert code == 1
+    assert "in.json: its texts are encoded as base64" in error
+    assert "which says 'Name a colour'; decode" in error
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────

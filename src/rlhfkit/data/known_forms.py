@@ -63,7 +63,7 @@ CHOICES = (
     Choice("", "conversation_a", "conversation_b", "winner", _is("model_a", "model_b")),  # Chatbot Arena
 )
 SCORED = ("answer_0", "answer_1", "score_0", "score_1")  # WebGPT
-LISTS_OF_ANSWERS = ("answers", "completions", "responses")
+LISTS_OF_ANSWERS = ("answers", "completions", "responses", "candidates")
 TEXTS_OF_ANSWERS = ("answer", "response", "text")
 SCORES_OF_ANSWERS = ("overall_score", "score", "rating")
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")

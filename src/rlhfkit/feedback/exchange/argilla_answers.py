@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhfkit.data.rows import described
 from rlhfkit.errors import DataError
-from rlhfkit.feedback.exchange.names import LABELS, ArgillaNames, choice_of, shown_options
+from rlhfkit.feedback.exchange.names import LABELS, OF_SEVERAL, ArgillaNames, choice_of, paired, shown_options
 from rlhfkit.feedback.votes import Choice
 
 __all__ = ["read_choice", "read_rating"]
@@ -29,6 +29,8 @@ def read_choice(value: Any, user: str, names: ArgillaNames, labels: Mapping[str,
             f'the choice of user "{user}" is {described(value)}; expected one of {", ".join(LABELS)}; label it again, '
             "or remove the response"
         )
+    if isinstance(value, list) and len(value) > 2:
+        raise DataError(f'the ranking of user "{user}" is of {len(value)} answers; {OF_SEVERAL}')
     label = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     choice = choice_of(label, labels)
     if choice is not None:
@@ -54,12 +56,17 @@ def _read_ranking(value: list[Any], user: str, names: ArgillaNames) -> Choice:
                 'order are lost; expected [{"rank": 1, "value": "…"}, …]'
             )
         ranks[str(item.get("value"))] = rank
-    if len(value) != 2 or ranks.keys() != {names.response_a, names.response_b}:
+    if len(value) > 2:
+        raise DataError(f'the ranking of user "{user}" is of {len(value)} answers; {OF_SEVERAL}')
+    both = (names.response_a, names.response_b)
+    if ranks.keys() != set(both):
+        both = paired(list(ranks)) or both  # as reply-1 and reply-2 are
+    if len(value) != 2 or ranks.keys() != set(both):
         raise DataError(
-            f'the ranking of user "{user}" is {described(value)}; expected one of {names.response_a} and '
-            f"{names.response_b}"
+            f'the ranking of user "{user}" is of {", ".join(ranks) or "nothing"}; expected one of '
+            f"{' and '.join(both)}; rename the options in the file"
         )
-    difference = ranks[names.response_b] - ranks[names.response_a]
+    difference = ranks[both[1]] - ranks[both[0]]
     if difference == 0:
         return LABELS["tie"]
     return LABELS["a_better" if difference > 0 else "b_better"]

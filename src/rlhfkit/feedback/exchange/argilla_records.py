@@ -8,8 +8,7 @@ from typing import Any
 
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.exchange.files import items_of, object_of
-from rlhfkit.feedback.exchange.label_studio_answers import paired
-from rlhfkit.feedback.exchange.names import ArgillaNames, choice_of, name_option
+from rlhfkit.feedback.exchange.names import ArgillaNames, choice_of, name_option, paired
 
 __all__ = ["as_flat", "as_nested", "deciding", "user_id_of"]
 

@@ -10,7 +10,15 @@ from rlhfkit.data.rows import described
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.exchange.files import Record, items_of, number_of, object_of
 from rlhfkit.feedback.exchange.labels import UNKNOWN_DEGREE
-from rlhfkit.feedback.exchange.names import LABELS, LabelStudioNames, choice_of, name_option, shown_options
+from rlhfkit.feedback.exchange.names import (
+    LABELS,
+    OF_SEVERAL,
+    LabelStudioNames,
+    choice_of,
+    name_option,
+    paired,
+    shown_options,
+)
 from rlhfkit.feedback.votes import Choice
 
 __all__ = ["Answers", "answers_of", "as_tasks"]
@@ -18,7 +26,6 @@ __all__ = ["Answers", "answers_of", "as_tasks"]
 MIN_COLUMNS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time")
 SIDES = {"left": UNKNOWN_DEGREE, "right": -UNKNOWN_DEGREE}
 USUAL = "comparison"
-PAIRED = (("a", "b"), ("A", "B"), ("1", "2"), ("0", "1"), ("left", "right"), ("first", "second"), ("one", "two"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +157,8 @@ def _deciding(
             )
     if ratings:
         return replace(names, rating1=ratings[0], rating2=ratings[1])
+    if rankers := by_kind.get("ranker"):
+        raise DataError(f'"{rankers[0]}" is a <Ranker>, which orders a list of answers; {OF_SEVERAL}')
     if found:
         rated = by_kind.get("rating", []) + by_kind.get("number", [])
         remedy = "say which two rate the answers: --name rating1=NAME --name rating2=NAME"
@@ -166,18 +175,6 @@ def _two_ratings(ratings: Sequence[str], columns: Mapping[str, str], names: Labe
     if names.answer1 in rated and names.answer2 in rated:
         return rated[names.answer1], rated[names.answer2]
     return paired(ratings)
-
-
-def paired(names: Sequence[str]) -> tuple[str, str] | None:
-    """Two names that differ in nothing but their place, such as rating_a and rating_b; None where they do not."""
-    if len(names) != 2:
-        return None
-    for one, other in (tuple(names), tuple(names)[::-1]):
-        for first, second in PAIRED:
-            for start in range(len(one)):
-                if one[start:].startswith(first) and one[:start] + second + one[start + len(first) :] == other:
-                    return one, other
-    return None
 
 
 def _has(found: Mapping[tuple[str, str], int]) -> str:
@@ -243,7 +240,7 @@ def _answer_columns(rows: Sequence[dict[str, Any]], names: LabelStudioNames) -> 
             found[column] = kind
     if rows and not found:
         has = [name for name in rows[0] if name not in MIN_COLUMNS]
-        may_hold_it = len(has) > len(set(has) & set(names.texts))
+        may_hold_it = any(isinstance(rows[0][name], str | int) for name in has if name not in names.texts)
         remedy = "say which one holds the answer: --name comparison=COLUMN" if may_hold_it else "export it as JSON"
         raise DataError(
             f"its rows are annotations, but no column holds left or right; it has {', '.join(has)}; {remedy}"

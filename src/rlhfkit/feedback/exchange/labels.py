@@ -1,5 +1,6 @@
 """Labels on their way in and out: pairs with their votes, as objects of JSON and grouped by pair."""
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -153,10 +154,28 @@ def labels_of(
 ) -> Labels:
     """The labels of a file. Raises: DataError where they do not belong together, as `votes_by_pair` says."""
     try:
+        if pairs and all(map(_is_base64, pairs)):
+            raise DataError(
+                f"its texts are encoded as base64: the first prompt is {str(pairs[0].prompt)[:20]!r}, which says "
+                f"{base64.b64decode(str(pairs[0].prompt)).decode()[:20]!r}; decode prompt and responses in the file"
+            )
         votes_by_pair(pairs, votes)
     except DataError as error:
         raise DataError(f"{Path(path).name}: {error}") from None
     return Labels(pairs, votes, {what: count for what, count in left_out.items() if count}, dict(needed or {}))
+
+
+def _is_base64(pair: Pair) -> bool:
+    """Whether prompt and responses are all text that was encoded as base64, which Label Studio can show decoded."""
+    for text in (pair.prompt, pair.response_a, pair.response_b):
+        if not isinstance(text, str) or not text or len(text) % 4:
+            return False
+        try:
+            if not base64.b64decode(text, validate=True).decode().isprintable():
+                return False
+        except ValueError:
+            return False
+    return max(len(text) for text in (pair.prompt, pair.response_a, pair.response_b)) >= 16
 
 
 def needed_of(content: Mapping[str, Any]) -> int | None:

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
@@ -11,6 +11,7 @@ from rlhfkit.feedback.votes import Choice
 
 __all__ = [
     "LABELS",
+    "OF_SEVERAL",
     "ArgillaNames",
     "LabelStudioNames",
     "PreferenceNames",
@@ -19,6 +20,7 @@ __all__ = [
     "how_it_is_called",
     "name_option",
     "named",
+    "paired",
     "shown_options",
 ]
 
@@ -38,6 +40,12 @@ LABELS: dict[str, Choice] = {
 """Label of a question → what it says; these are the labels to give the question in Argilla."""
 
 
+PAIRED = (("a", "b"), ("A", "B"), ("1", "2"), ("0", "1"), ("left", "right"), ("first", "second"), ("one", "two"))
+OF_SEVERAL = (
+    'a pair has two; write what is better and what is worse as rows {"prompt", "chosen", "rejected"}, one for each two '
+    "answers that you want, and import them with --format preferences"
+)
+"""What to do with a ranking."""
 LABEL_STUDIO = """<View>
   <Text name="prompt" value="$prompt"/>
   <Header value="Which answer is better?"/>
@@ -171,6 +179,18 @@ def changed(names: Any) -> dict[str, str]:
         for field in fields(names)
         if getattr(names, field.name) not in ("", field.default) or (field.name == "prompt" and not names.prompt)
     }
+
+
+def paired(names: Sequence[str]) -> tuple[str, str] | None:
+    """Two names that differ in nothing but their place, such as rating_a and rating_b; None where they do not."""
+    if len(names) != 2:
+        return None
+    for one, other in (tuple(names), tuple(names)[::-1]):
+        for first, second in PAIRED:
+            for start in range(len(one)):
+                if one[start:].startswith(first) and one[:start] + second + one[start + len(first) :] == other:
+                    return one, other
+    return None
 
 
 def choice_of(label: str, labels: Mapping[str, str]) -> Choice | None:

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rlhfkit.config.data import RowsConfig
 from rlhfkit.data.conversations import read_text
-from rlhfkit.data.rows import described
+from rlhfkit.data.known_forms import in_known_form
+from rlhfkit.data.rows import Row, described
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.exchange.files import Record, parse_all, read_records, write_records
 from rlhfkit.feedback.exchange.labels import (
@@ -69,6 +71,8 @@ def read_preferences(
     """
 
     def parse(row: dict[str, Any]) -> tuple[Content, Content, Content]:
+        if not {"chosen", "rejected"} & row.keys():  # perhaps several answers with scores, or another known form
+            row = in_known_form(Row(row, ""), RowsConfig(path="labels")).columns
         expect_columns(row, "chosen", "rejected")
         if row.get("prompt") is None and isinstance(row["chosen"], str):
             raise DataError(
