@@ -16,6 +16,7 @@ from rlhfkit.config.schema import (
     ValueConfig,
 )
 from rlhfkit.machine.progress import Progress
+from rlhfkit.models.reward_model import RewardModel
 from rlhfkit.rundir.atomic import write_json
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
@@ -81,12 +82,14 @@ def rows(run: RunDir) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
 
 
-def train_pairs(pairs: Sequence[EncodedPair], config: RewardModelConfig, directory: Path) -> RunDir:
-    """A reward model."""
+def train_pairs(
+    pairs: Sequence[EncodedPair], config: RewardModelConfig, directory: Path, *, model: RewardModel | None = None
+) -> RunDir:
+    """A reward model: `model`, or a fresh one."""
     run = RunDir(directory)
     with RunLog(run) as log:
         train_reward_model(
-            tiny.reward_model(),
+            model or tiny.reward_model(),
             pairs,
             config,
             stage="reward_model",
