@@ -151,6 +151,12 @@ def test_one_group_says_nothing_of_others():
     assert mean_interval([1.0, 2.0], ["a", "a"])[1:3] == (None, None)
 
 
+@pytest.mark.filterwarnings("error")
+def test_half_a_win_of_one_has_an_interval_without_a_warning():
+    low, high = share_interval([0.5], [1])
+    assert 0 < low < 0.5 < high < 1
+
+
 def test_mean_of_groups_by_hand():
     # Means 1, 2, 6 of three groups of two: overall 3. Left out in turn, a group moves it by (mean - 3) / 2 = -1, -1/2,
     # 3/2; v = 2/3 (1 + 1/4 + 9/4) = 7/3; t of 2 degrees is 4.302653.
