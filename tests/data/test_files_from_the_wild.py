@@ -192,6 +192,11 @@ def test_texts_that_are_prompts_can_be_read_as_it_is_told(tmp_path):
     assert [record.content for record in records] == ["Why is it so?", "How?"]
 
 
+def test_an_object_in_quotes_is_told_from_text(tmp_path):
+    with pytest.raises(DataError, match=r"x\.jsonl:1: an object in quotes, .*write it without them"):
+        pairs(tmp_path, json.dumps(json.dumps(PAIR)), name="x.jsonl")
+
+
 # ── names of columns ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 

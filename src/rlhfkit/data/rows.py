@@ -321,6 +321,10 @@ def _json_row(value: object, origin: str) -> Row | DataError:
         if len(value) > MOST_COLUMNS:
             return DataError(f"{origin}: an object with {len(value):,} names; expected one row, with a few columns")
         return Row(value, origin)
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return DataError(
+            f"{origin}: an object in quotes, {described(value)}; write it without them, as jq -c fromjson does"
+        )
     return DataError(f'{origin}: {described(value)}; expected an object such as {{"prompt": "…"}}')
 
 
