@@ -609,7 +609,7 @@ def test_a_reward_function_is_tried_before_anything_is_trained(desk: Desk, body:
         (
             "rewardin:letters",
             "",
-            "there is no module 'rewardin'; write `package.module:function`, importable from the w",
+            "there is no module 'rewardin'; write `package.module:name`, importable from the w",
         ),
         ("rewarding:leters", LETTERS, "rewarding has no function 'leters'; did you mean 'letters'?"),
         ("rewarding:letters", "def letters(:\n", "importing its module raised SyntaxError"),

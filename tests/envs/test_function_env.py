@@ -44,7 +44,7 @@ def test_a_class_is_a_factory():
         (
             "no_worlds:Hello",
             ConfigError,
-            r"there is no module 'no_worlds'; write `package\.module:function`, importable",
+            r"there is no module 'no_worlds'; write `package\.module:name`, importable",
         ),
         ("my_worlds:Helo", ConfigError, r"my_worlds has no function 'Helo'; did you mean 'Hello'\?"),
         ("my_broken_worlds:Hello", EnvError, r"importing its module raised ZeroDivisionError: .*; correct the module"),

@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 
 import gymnasium
 import numpy as np
@@ -189,7 +190,7 @@ def test_a_broken_environment_is_named_before_anything_is_written(env_id, messag
     ("override", "message"),
     [
         ("env.id=CartPol-v1", r'env.id = "CartPol-v1".*Did you mean: `CartPole`'),
-        ("env.id=nowhere:Task-v0", r'env.id = "nowhere:Task-v0".*No module named .nowhere'),
+        ("env.id=nowhere:Task-v0", r"env.id 'nowhere:Task-v0': there is no module 'nowhere'; write `package.module:name`, importable"),
         ("env.kwargs.gravity=3", r"env.kwargs = {'gravity': 3}: .*unexpected keyword argument 'gravity'"),
         ("env.id=FrozenLake-v1 env.vectorization=native", "has no vector environment of its own"),
         ("ppo.minibatch_steps=100", "minibatch_steps 100 does not divide num_envs x rollout_steps = 128"),
@@ -235,13 +236,14 @@ def test_an_episode_may_be_given_a_limit(tmp_path):
         assert 8 <= rows[-1]["episode_steps/mean"] <= longest
 
 
-def test_a_module_that_the_id_names_is_imported(tmp_path, monkeypatch):
+def test_a_module_in_the_working_directory_that_the_id_names_is_imported(tmp_path, monkeypatch):
     (tmp_path / "my_task.py").write_text(
         "import gymnasium\n"
         "from tests.envs.scripted import Counter\n"
         "gymnasium.register('Mine-v0', entry_point=Counter, kwargs={'ends': 2})\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # which a command begins without the working directory
     done = run(tmp_path / "run", "env.id=my_task:Mine-v0", "num_seeds=1")
     assert json.loads(done.evaluation.read_text())["env_id"] == "my_task:Mine-v0"
 

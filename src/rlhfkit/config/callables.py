@@ -1,4 +1,4 @@
-"""A Python callable that a recipe names as `package.module:name`."""
+"""What a recipe names as `package.module:name`: a callable, or an environment that the module registers."""
 
 import difflib
 import importlib
@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from rlhfkit.errors import ConfigError, RlhfkitError
 
-__all__ = ["import_named", "told_error"]
+__all__ = ["import_module_of", "import_named", "told_error"]
 
 
 def import_named(name: str, *, setting: str, error: type[RlhfkitError]) -> Callable[..., Any]:
@@ -20,21 +20,8 @@ def import_named(name: str, *, setting: str, error: type[RlhfkitError]) -> Calla
 
     Raises: ConfigError where there is no such module or callable; `error` where the module fails while it is imported.
     """
+    module = import_module_of(name, setting=setting, error=error)
     module_name, function_name = name.split(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as missing:
-        if missing.name is None or not f"{module_name}.".startswith(f"{missing.name}."):
-            raise error(_failed_import(name, setting, missing)) from missing
-        raise ConfigError(
-            f"{setting} {name!r}: there is no module {missing.name!r}; write `package.module:function`, importable "
-            f"from the working directory {os.getcwd()} or installed beside rlhfkit"
-        ) from missing
-    except (Exception, SystemExit) as failure:
-        raise error(_failed_import(name, setting, failure)) from failure
     function = reduce(lambda found, part: getattr(found, part, None), function_name.split("."), cast("Any", module))
     if function is None:
         if module_name == "__main__":
@@ -52,6 +39,28 @@ def import_named(name: str, *, setting: str, error: type[RlhfkitError]) -> Calla
             f"{_suggestion(function_name, module)}"
         )
     return function  # type: ignore[no-any-return]
+
+
+def import_module_of(name: str, *, setting: str, error: type[RlhfkitError]) -> ModuleType:
+    """The module of `package.module:name`, looked up from the working directory first.
+
+    Raises: ConfigError where there is no such module; `error` where it fails while it is imported.
+    """
+    module_name, _, _ = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as missing:
+        if missing.name is None or not f"{module_name}.".startswith(f"{missing.name}."):
+            raise error(_failed_import(name, setting, missing)) from missing
+        raise ConfigError(
+            f"{setting} {name!r}: there is no module {missing.name!r}; write `package.module:name`, importable "
+            f"from the working directory {os.getcwd()} or installed beside rlhfkit"
+        ) from missing
+    except (Exception, SystemExit) as failure:
+        raise error(_failed_import(name, setting, failure)) from failure
 
 
 def told_error(error: BaseException) -> str:

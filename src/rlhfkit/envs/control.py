@@ -1,6 +1,5 @@
 """Gymnasium environments side by side, each step with the observation that really followed it."""
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from rlhfkit.config.control import EnvConfig
 from rlhfkit.envs.fresh import FreshEpisodes, depends_on_episodes_before
 from rlhfkit.errors import ConfigError, EnvError, MissingDependencyError
+from rlhfkit.importing import import_module_of
 
 __all__ = ["ControlEnvs", "EnvStep", "make_env", "make_envs", "make_raw_env", "needs_new_each_episode"]
 
@@ -304,11 +304,8 @@ def _is_gymnasiums_own(spec: EnvSpec) -> bool:
 
 
 def _spec(env_id: str) -> EnvSpec:
-    module, _, name = env_id.rpartition(":")
-    if module:
-        importlib.import_module(module)
     try:
-        return gymnasium.spec(name)
+        return gymnasium.spec(env_id.rpartition(":")[2])
     except gymnasium.error.Error:  # Gymnasium knows more names than are registered, such as those without a version
         env = gymnasium.make(env_id, disable_env_checker=True)
         env.close()
@@ -318,7 +315,9 @@ def _spec(env_id: str) -> EnvSpec:
 
 
 def _guarded(config: EnvConfig, make: Callable[[], T]) -> T:
-    """What `make` makes, with Gymnasium's errors in our words."""
+    """What `make` makes, with Gymnasium's errors in our words, once the module that the id names is imported."""
+    if ":" in config.id:
+        import_module_of(config.id, setting="env.id", error=EnvError)
     try:
         return make()
     except gymnasium.error.DependencyNotInstalled as error:
