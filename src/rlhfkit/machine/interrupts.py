@@ -1,5 +1,6 @@
 """Ctrl-C and kind kills that lose nothing: what is running is finished and saved first."""
 
+import os
 import signal
 import sys
 import threading
@@ -49,12 +50,25 @@ def ends_like_interrupts() -> Iterator[None]:
 
 @contextmanager
 def _handled(handle: Handler) -> Iterator[None]:
-    """Signals go to `handle`, except those that are ignored, as SIGHUP is under nohup."""
+    """Signals go to `handle`, except those that are ignored, as SIGHUP is under nohup.
+
+    A process that is forked inside, as by a reward with a pool of workers, has the handlers too, but nothing to save.
+    SIGTERM ends it; Ctrl-C and SIGHUP, which come to the whole group, leave it at work until its parent is done with it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    owner = os.getpid()
+
+    def handle_here(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:
+            handle(number, frame)
+        elif number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
     heeded = [number for number in KIND if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in heeded}
+    before = {number: signal.signal(number, handle_here) for number in heeded}
     try:
         yield
     finally:

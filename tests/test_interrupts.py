@@ -1,0 +1,46 @@
+import multiprocessing
+import os
+import signal
+import time
+
+from rlhfkit.interrupts import ends_like_interrupts, interrupts_wait
+
+FORK = multiprocessing.get_context("fork")
+
+
+def sleep_after_saying_so(started):
+    started.set()
+    time.sleep(30)
+
+
+def forked():
+    """A process that has begun, as a reward that uses a pool of them makes it."""
+    started = FORK.Event()
+    process = FORK.Process(target=sleep_after_saying_so, args=(started,), daemon=True)
+    process.start()
+    assert started.wait(20)
+    return process
+
+
+def test_a_process_that_is_forked_inside_dies_of_sigterm_without_a_word(capfd):
+    for block in (interrupts_wait("this iteration"), ends_like_interrupts()):
+        with block:
+            process = forked()
+            process.terminate()
+            process.join(20)
+        assert process.exitcode == -signal.SIGTERM
+    assert capfd.readouterr() == ("", "")
+
+
+def test_ctrl_c_leaves_it_to_the_process_that_trains_what_becomes_of_its_workers(capfd):
+    with interrupts_wait("this iteration") as has_come:
+        process = forked()
+        os.kill(process.pid, signal.SIGINT)
+        process.join(0.3)
+        assert process.is_alive()
+        assert capfd.readouterr() == ("", "")
+        os.kill(os.getpid(), signal.SIGINT)
+        assert has_come()
+        process.terminate()
+        process.join(20)
+    assert "finishing this iteration, then saving" in capfd.readouterr().err
