@@ -55,6 +55,11 @@ def test_good_text_environments_pass(factory):
     check_text_env(factory)
 
 
+class HalfPrompt(Good):
+    def reset(self, seed: int) -> str:
+        return f"{super().reset(seed)}\udc80"
+
+
 def returning(**changes: Any) -> type[Good]:
     class Returning(Good):
         def step(self, response: str) -> TextStep:
@@ -169,6 +174,8 @@ class SecondLife(Good):
             "'Say",
         ),
         (LateDice, "step 1 was TextStep("),
+        (returning(observation="\ud83d!"), r"the observation of a step holds half a character, '\ud83d', which no"),
+        (HalfPrompt, r"the prompt of reset holds half a character, '\udc80', which no tokenizer reads"),
         (Forgetless, "gave another episode in the same environment, reset again: step 1 was"),
         (
             SecondLife,
@@ -181,9 +188,10 @@ def test_broken_text_environment_is_told_what_to_change(factory, message):
     assert message in fault(check_text_env, factory)
 
 
-def test_one_environment_for_all_episodes_is_refused():
+@pytest.mark.parametrize("limited", [lambda env: env, lambda env: TurnLimit(env, 4)])
+def test_one_environment_for_all_episodes_is_refused(limited):
     shared = Good()
-    told = fault(check_text_env, lambda: shared)
+    told = fault(check_text_env, lambda: limited(shared))
     assert "returned the same environment twice, and episodes are played side by side; make a new one" in told
 
 
@@ -355,7 +363,7 @@ class Spaceless(Walk):
         (
             NeverEnds(),
             "no end after 1000 random actions, and no time limit; return terminated=True at the end, or set "
-            "max_episode_steps",
+            "env.max_episode_steps in the recipe, or max_episode_steps where it is registered",
         ),
         (Narrow(), "raised ValueError: no action 2"),
         (

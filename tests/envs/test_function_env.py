@@ -19,6 +19,8 @@ def nothing():
 
 def failing():
     raise KeyError("map.txt")
+
+made = Hello()
 """
 
 
@@ -47,6 +49,7 @@ def test_a_class_is_a_factory():
             r"there is no module 'no_worlds'; write `package\.module:name`, importable",
         ),
         ("my_worlds:Helo", ConfigError, r"my_worlds has no function 'Helo'; did you mean 'Hello'\?"),
+        ("my_worlds:made", ConfigError, r"is of type Hello, not a function; name its class, my_worlds:Hello$"),
         ("my_broken_worlds:Hello", EnvError, r"importing its module raised ZeroDivisionError: .*; correct the module"),
     ],
 )

@@ -165,6 +165,55 @@ def test_an_environment_that_cannot_be_drawn_is_not_recorded(tmp_path):
     assert 6 <= json.loads(done.evaluation.read_text())["seeds"][0]["episode_return"]["mean"] <= 9
 
 
+class Undrawn(scripted.Counter):
+    """It says that it can be drawn, but what it wraps was not told to."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def render(self):
+        return None
+
+
+class Undrawable(Undrawn):
+    def render(self):
+        raise OSError("no display")
+
+
+@pytest.mark.parametrize(("make", "why"), [(Undrawn, "render returned None"), (Undrawable, "OSError: no display")])
+def test_an_environment_that_fails_to_draw_itself_costs_the_picture_and_not_the_numbers(make, why, tmp_path, capsys):
+    env_id = scripted.register(make.__name__, make, ends=3)
+    loaded = load_recipe("cartpole", [*SMALL, f"env.id={env_id}", "num_seeds=1"])
+    pipeline.run(loaded, tmp_path / "run", progress=Progress())
+    assert (tmp_path / "run" / "evaluation.json").exists()
+    assert not (tmp_path / "run" / "episode.gif").exists()
+    assert why in " ".join(capsys.readouterr().err.split())
+
+
+class Overheating(scripted.Counter):
+    """It fails late, after all that is tried before training."""
+
+    num_steps = 0
+
+    def step(self, action):
+        type(self).num_steps += 1
+        if self.num_steps > 400:
+            raise RuntimeError("motor overheated")
+        return super().step(action)
+
+
+class Unmakeable(scripted.Counter):
+    def __init__(self, render_mode=None):
+        raise FileNotFoundError("track.csv")
+
+
+def test_an_error_of_the_environment_is_told_as_its_own(tmp_path):
+    late = scripted.register("Overheating", Overheating, ends=7)
+    with pytest.raises(EnvError, match=r"Overheating-v0: step raised RuntimeError: motor overheated \(at .*py:\d+"):
+        run(tmp_path / "run", f"env.id={late}")
+    with pytest.raises(EnvError, match=r"Unmakeable-v0.*making it raised FileNotFoundError: track.csv; mend"):
+        run(tmp_path / "other", f"env.id={scripted.register('Unmakeable', Unmakeable)}")
+
+
 def test_an_episode_that_never_ends_is_named(tmp_path, monkeypatch):
     endless = scripted.register("Endless", scripted.Counter)
     monkeypatch.setattr("rlhfkit.evaluation.control.MOST_STEPS", 50)
@@ -190,7 +239,11 @@ def test_a_broken_environment_is_named_before_anything_is_written(env_id, messag
     ("override", "message"),
     [
         ("env.id=CartPol-v1", r'env.id = "CartPol-v1".*Did you mean: `CartPole`'),
-        ("env.id=nowhere:Task-v0", r"env.id 'nowhere:Task-v0': there is no module 'nowhere'; write `package.module:name`, importable"),
+        (
+            "env.id=nowhere:Task-v0",
+            r"env.id 'nowhere:Task-v0': there is no module 'nowhere'; write `package.module:name`",
+        ),
+        ("env.id=Race-v0", r'env.id = "Race-v0".*name the module that registers it: env.id = "my_module:Race-v0"'),
         ("env.kwargs.gravity=3", r"env.kwargs = {'gravity': 3}: .*unexpected keyword argument 'gravity'"),
         ("env.id=FrozenLake-v1 env.vectorization=native", "has no vector environment of its own"),
         ("ppo.minibatch_steps=100", "minibatch_steps 100 does not divide num_envs x rollout_steps = 128"),

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlhfkit.config.schema import FunctionRewardConfig
 from rlhfkit.errors import ConfigError, RewardError
@@ -87,6 +88,20 @@ class Judge:
 class Unready(Judge):
     def __init__(self, path):
         pass
+
+class Scorer:
+    def score(self, responses):
+        return [float(len(response)) for response in responses]
+
+scorer = Scorer()
+
+def switches(responses):
+    import os
+    import torch
+    os.chdir("/")
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    return [float(len(response)) for response in responses]
 
 class NoJudge:
     pass
@@ -270,7 +285,7 @@ def test_bad_scores_name_the_function(build, make_episodes, function, words):
         ("no_such_module:length", "no module 'no_such_module'"),
         ("my_rewards.inner:length", "no module 'my_rewards.inner'"),
         ("my_rewards:lenght", "did you mean 'length'"),
-        ("my_rewards:zzz", "its functions: Judge, NoJudge, Unready, any_arguments"),
+        ("my_rewards:zzz", "its functions: Judge, NoJudge, Scorer, Unready, any_arguments"),
         ("my_rewards:constant", "of type float, not a function"),
         ("my_rewards:one_list", r"takes \(texts\); expected \(prompts, responses.*rename the one that is"),
         ("my_rewards:any_arguments", r"takes \(\*texts\); expected \(prompts, responses"),
@@ -281,6 +296,11 @@ def test_bad_scores_name_the_function(build, make_episodes, function, words):
         ("my_rewards:stray_by_place", r"label has no name to be called by"),
         ("my_rewards:Unready", r"is a class that cannot be made without arguments \(missing .* 'path'"),
         ("my_rewards:NoJudge", "is a class without __call__"),
+        ("my_rewards:scorer", "is of type Scorer, not a function; name its method, my_rewards:scorer.score$"),
+        (
+            "my_rewards:Scorer.score",
+            r"needs an object; make one .* mine = Scorer\(\), and name my_rewards:mine\.score$",
+        ),
         ("operator:eq", r"takes \(a, b, /\); expected"),
         ("__main__:no_such_function", r"the script that runs, .*, has no function 'no_such_function'.*command line"),
     ],
@@ -302,3 +322,24 @@ def test_a_name_that_cannot_be_used_is_a_config_error(build, function, words):
 def test_a_module_that_fails_on_import_is_named_with_its_line(build, module, words):
     with pytest.raises(RewardError, match=words):
         build(f"{module}:f")
+
+
+def test_what_a_function_switches_for_the_whole_process_is_put_back(build, make_episodes, tmp_path):
+    reward = build("my_rewards:switches")
+    try:
+        assert reward.score(make_episodes("a", "bb")).tolist() == [1.0, 2.0]
+        assert (Path.cwd(), torch.is_grad_enabled(), torch.get_default_dtype()) == (tmp_path, True, torch.float32)
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_default_dtype(torch.float32)
+
+
+def test_what_a_module_switches_while_it_is_imported_is_put_back(build, tmp_path):
+    (tmp_path / "broken_body.py").write_text(
+        "import torch\ntorch.set_grad_enabled(False)\ndef score(responses):\n    return [1.0 for _ in responses]\n"
+    )
+    try:
+        build("broken_body:score")
+        assert torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(True)

@@ -2,17 +2,19 @@
 
 import difflib
 import importlib
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from types import ModuleType
 from typing import Any, cast
 
 from rlhfkit.errors import ConfigError, RlhfkitError
 
-__all__ = ["import_module_of", "import_named", "told_error"]
+__all__ = ["import_module_of", "import_named", "switches_kept", "told_error"]
 
 
 def import_named(name: str, *, setting: str, error: type[RlhfkitError]) -> Callable[..., Any]:
@@ -36,7 +38,14 @@ def import_named(name: str, *, setting: str, error: type[RlhfkitError]) -> Calla
     if not callable(function):
         raise ConfigError(
             f"{setting} {name!r} is of type {type(function).__name__}, not a function"
-            f"{_suggestion(function_name, module)}"
+            f"{_instead(function, name, module) or _suggestion(function_name, module)}"
+        )
+    owner_name, _, method = function_name.rpartition(".")
+    owner = reduce(getattr, owner_name.split("."), cast("Any", module)) if owner_name else None
+    if inspect.isclass(owner) and inspect.isfunction(inspect.getattr_static(owner, method)):
+        raise ConfigError(
+            f"{setting} {name!r} is a method of a class, and needs an object; make one in the module, as mine = "
+            f"{owner_name}(), and name {module_name}:mine.{method}"
         )
     return function  # type: ignore[no-any-return]
 
@@ -51,7 +60,8 @@ def import_module_of(name: str, *, setting: str, error: type[RlhfkitError]) -> M
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(module_name)
+        with switches_kept():
+            return importlib.import_module(module_name)
     except ModuleNotFoundError as missing:
         if missing.name is None or not f"{module_name}.".startswith(f"{missing.name}."):
             raise error(_failed_import(name, setting, missing)) from missing
@@ -61,6 +71,24 @@ def import_module_of(name: str, *, setting: str, error: type[RlhfkitError]) -> M
         ) from missing
     except (Exception, SystemExit) as failure:
         raise error(_failed_import(name, setting, failure)) from failure
+
+
+@contextmanager
+def switches_kept() -> Iterator[None]:
+    """What somebody else's code switches for the whole process is put back.
+
+    That is the working directory, in which a run finds its model and its own files, whether torch keeps gradients, and
+    torch's default type.
+    """
+    import torch
+
+    directory, gradients, dtype = os.getcwd(), torch.is_grad_enabled(), torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        os.chdir(directory)
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)
 
 
 def told_error(error: BaseException) -> str:
@@ -76,6 +104,17 @@ def _failed_import(name: str, setting: str, error: BaseException) -> str:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename}:{frame.lineno}"
     return f"{setting} {name!r}: importing its module raised {told_error(error)} (at {where}); correct the module"
+
+
+def _instead(found: object, name: str, module: ModuleType) -> str:
+    """What was meant by an object of the module that cannot be called: its methods; of an environment, its class."""
+    kind = type(found)
+    if kind.__module__ != module.__name__:
+        return ""
+    methods = [method for method, value in vars(kind).items() if inspect.isfunction(value) and method[0] != "_"]
+    if {"reset", "step"} <= set(methods):
+        return f"; name its class, {module.__name__}:{kind.__name__}"
+    return f"; name its method, {' or '.join(f'{name}.{method}' for method in methods)}" if methods else ""
 
 
 def _suggestion(wanted: str, module: ModuleType) -> str:

@@ -23,7 +23,11 @@ from rlhfkit.envs.text import (
 )
 from rlhfkit.errors import EnvError
 
-__all__ = ["check_gymnasium_env", "check_text_env"]
+__all__ = ["MUST_RESET", "MUST_STEP", "check_gymnasium_env", "check_text_env"]
+
+MUST_STEP = "its step must take any action of action_space"
+MUST_RESET = "define reset(self, *, seed=None, options=None), which takes any seed and returns (observation, info)"
+"""What an environment of Gymnasium's kind must do."""
 
 TRIAL_RESPONSES = ("", "Yes, that is fine.", " 1\n", "(⊙_⊙)")
 """What text environments are tried on, one after the other: a policy may say anything, nothing included."""
@@ -47,7 +51,7 @@ def check_text_env(factory: TextEnvFactory, *, max_turns: int = 200) -> None:
 
 
 def _faults_of_text_env(first: TextEnv, second: TextEnv, max_turns: int) -> Iterator[str]:
-    if first is second:
+    if _inner(first) is _inner(second):
         yield "the factory returned the same environment twice, and episodes are played side by side; make a new one"
         return
     for seed in TRIAL_SEEDS:
@@ -196,7 +200,7 @@ def _run(env: Any, seed: int, max_steps: int, *, seed_of_actions: int | None = N
             if played.faults:
                 return played
             action = _drawn(env.action_space)
-            result = guarded(lambda action=action: env.step(action), f"step({action!r})")  # type: ignore[misc]
+            result = guarded(lambda action=action: env.step(action), f"step({action!r})", must=MUST_STEP)  # type: ignore[misc]
             if faults := _faults_of_result(result, env.observation_space):
                 played.faults = faults
                 return played
@@ -210,7 +214,7 @@ def _run(env: Any, seed: int, max_steps: int, *, seed_of_actions: int | None = N
     if not _has_time_limit(env):
         played.faults = [
             f"no end after {max_steps} random actions, and no time limit; return terminated=True at the end, or set "
-            "max_episode_steps where it is registered (or wrap it in gymnasium.wrappers.TimeLimit)"
+            "env.max_episode_steps in the recipe, or max_episode_steps where it is registered"
         ]
     return played
 
@@ -231,7 +235,7 @@ def _bounded(space: spaces.Box) -> np.ndarray:
 
 def _reset(env: Any, seed: int) -> tuple[Any, Any, list[str]]:
     """Observation, info, and what is wrong with them."""
-    result = guarded(lambda: env.reset(seed=seed), f"reset(seed={seed})")
+    result = guarded(lambda: env.reset(seed=seed), f"reset(seed={seed})", must=MUST_RESET)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         return None, None, [f"reset returned {told(result)}; expected (observation, info); return observation, {{}}"]
     return _copied(result[0]), _copied(result[1]), _faults_of_observation(result[0], env.observation_space, "reset")
@@ -293,7 +297,7 @@ def _faults_of_actions(env: Any) -> list[str]:
         try:
             *_, faults = _reset(env, 0)
             if not faults:
-                guarded(lambda action=action: env.step(action), f"step({action!r})")  # type: ignore[misc]
+                guarded(lambda action=action: env.step(action), f"step({action!r})", must=MUST_STEP)  # type: ignore[misc]
         except EnvError as error:
             return [f"{error}; the action is in its action_space {env.action_space}: narrow the space, or accept it"]
     return []

@@ -11,12 +11,16 @@ from gymnasium.spaces.utils import flatdim, flatten_space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from rlhfkit.config.callables import import_module_of, switches_kept, told_error
 from rlhfkit.config.control import EnvConfig
+from rlhfkit.envs.check import MUST_RESET, MUST_STEP
 from rlhfkit.envs.fresh import FreshEpisodes, depends_on_episodes_before
-from rlhfkit.errors import ConfigError, EnvError, MissingDependencyError
-from rlhfkit.importing import import_module_of
+from rlhfkit.envs.text import guarded
+from rlhfkit.errors import ConfigError, EnvError, MissingDependencyError, RlhfkitError
 
 __all__ = ["ControlEnvs", "EnvStep", "make_env", "make_envs", "make_raw_env", "needs_new_each_episode"]
+
+WRAP = "wrap the environment so that it gives a Box"
 
 T = TypeVar("T")
 Floats = NDArray[np.floating[Any]]
@@ -71,23 +75,26 @@ class ControlEnvs:
 
     def _reset_all(self) -> Floats:
         if self._resets_itself:  # one generator for all of them
-            observations, _ = self.envs.reset(seed=self._seed(0, 0))
-        else:
-            observations, _ = self.envs.reset(seed=[self._seed(n, 0) for n in range(self.num_envs)])  # type: ignore[arg-type]
+            return self._begun(seed=self._seed(0, 0))
+        return self._begun(seed=[self._seed(n, 0) for n in range(self.num_envs)])
+
+    def _begun(self, **arguments: Any) -> Floats:
+        observations, _ = guarded(lambda: self.envs.reset(**arguments), f"{self.name}: reset", must=MUST_RESET)
         return np.asarray(observations)
 
     def step(self, actions: NDArray[Any]) -> EnvStep:
         """Act in all environments.
 
-        Raises: EnvError where a reward or an observation is not a finite number.
+        Raises: EnvError where an environment fails, or a reward or an observation is not a finite number.
         """
-        observations, rewards, terminated, truncated, _ = self.envs.step(actions)
+        observations, rewards, terminated, truncated, _ = self._stepped(actions)
         acted = ~self._ended if self._resets_itself else np.ones(self.num_envs, dtype=bool)
-        if not (np.isfinite(rewards).all() and np.isfinite(observations).all()):
-            raise EnvError(
-                f"{self.name} returned a reward or an observation "
-                f"that is not a finite number (rewards {rewards}); correct its step()"
-            )
+        for what, numbers in (("a reward", rewards), ("an observation", observations)):
+            if not np.isfinite(numbers).all():
+                raise EnvError(
+                    f"{self.name} returned {what} that is not a finite number (of its {self.num_envs} environments: "
+                    f"{numbers}); correct its step()"
+                )
         self._ended = terminated | truncated
         last = np.array(observations[self._ended])
         if not self._resets_itself:
@@ -98,6 +105,10 @@ class ControlEnvs:
         self.observations = np.asarray(observations)
         return EnvStep(rewards, terminated, truncated & ~terminated, acted, last)
 
+    def _stepped(self, actions: NDArray[Any]) -> tuple[Any, ...]:
+        stepped: tuple[Any, ...] = guarded(lambda: self.envs.step(actions), f"{self.name}: step", must=MUST_STEP)
+        return stepped
+
     def _reset(self, which: Bools) -> Floats:
         """Begin the next episode where `which` is True; observations (N, D) of all."""
         for n in which.nonzero()[0]:
@@ -107,8 +118,7 @@ class ControlEnvs:
 
     def _reset_to_episodes(self, which: Bools) -> Floats:
         seeds = [self._seed(n, int(self._episodes[n])) if which[n] else None for n in range(self.num_envs)]
-        observations, _ = self.envs.reset(seed=seeds, options={"reset_mask": which})  # type: ignore[arg-type]
-        return np.asarray(observations)
+        return self._begun(seed=seeds, options={"reset_mask": which})
 
     # ── to go on exactly where a run stopped ─────────────────────────────────────────────────────────────────────────
 
@@ -161,7 +171,7 @@ class ControlEnvs:
                 played[t - begin] if t >= begin else self._actions[begins.argmin()][t]
                 for played, begin in zip(self._actions, begins, strict=True)
             ]
-            observations, _, terminated, truncated, _ = self.envs.step(np.stack(actions))
+            observations, _, terminated, truncated, _ = self._stepped(np.stack(actions))
             ended = terminated | truncated
         if (begins == longest).any():
             observations = self._reset_to_episodes(begins == longest)
@@ -240,7 +250,12 @@ def needs_new_each_episode(config: EnvConfig) -> bool:
     """
     if config.new_each_episode != "auto":
         return config.new_each_episode
-    return _mode_of(config) != "native" and depends_on_episodes_before(lambda: make_raw_env(config))
+    if _mode_of(config) == "native":
+        return False
+    depends: bool = guarded(
+        lambda: depends_on_episodes_before(lambda: make_raw_env(config)), f"{config.id}, tried,", must=MUST_STEP
+    )
+    return depends
 
 
 def make_raw_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
@@ -267,12 +282,11 @@ def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnasium.
         flat = flatten_space(space)
         flatdim(space)
     except (NotImplementedError, ValueError) as error:
-        raise EnvError(f'env.id = "{config.id}": observations of {space} cannot be laid into one vector') from error
-    if not isinstance(flat, gymnasium.spaces.Box):
         raise EnvError(
-            f'env.id = "{config.id}": observations of {space} have no fixed length; wrap the environment so that it '
-            "gives a Box"
-        )
+            f'env.id = "{config.id}": observations of {space} cannot be laid into one vector; {WRAP}'
+        ) from error
+    if not isinstance(flat, gymnasium.spaces.Box):
+        raise EnvError(f'env.id = "{config.id}": observations of {space} have no fixed length; {WRAP}')
     return gymnasium.wrappers.FlattenObservation(env)
 
 
@@ -319,11 +333,21 @@ def _guarded(config: EnvConfig, make: Callable[[], T]) -> T:
     if ":" in config.id:
         import_module_of(config.id, setting="env.id", error=EnvError)
     try:
-        return make()
+        with switches_kept():
+            return make()
     except gymnasium.error.DependencyNotInstalled as error:
         extra = "box2d" if "box2d" in str(error).lower() else None
         remedy = f"pip install 'rlhfkit[{extra}]'" if extra else str(error)
         raise MissingDependencyError(f'env.id = "{config.id}" needs a package that is missing: {remedy}') from error
     except (gymnasium.error.Error, ImportError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if isinstance(error, gymnasium.error.UnregisteredEnv) and ":" not in config.id:
+            reason += f' For one of your own, name the module that registers it: env.id = "my_module:{config.id}"'
         raise EnvError(f'env.id = "{config.id}", env.kwargs = {config.kwargs}: {reason}') from error
+    except RlhfkitError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise EnvError(
+            f'env.id = "{config.id}", env.kwargs = {config.kwargs}: making it raised {told_error(error)}; mend the '
+            "environment"
+        ) from error

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rlhfkit.config.callables import told_error
+from rlhfkit.config.callables import switches_kept, told_error
 from rlhfkit.errors import EnvError, RlhfkitError
 from rlhfkit.records import Message, Prompt
 
@@ -114,7 +114,9 @@ def proceed(env: TextEnv, response: str) -> TextStep:
 def faults_of_prompt(prompt: Any) -> list[str]:
     """What is wrong with what `reset` returned, each with what to change."""
     if isinstance(prompt, str):
-        return [] if prompt.strip() else ["reset returned an empty prompt; return text for the policy to continue"]
+        if not prompt.strip():
+            return ["reset returned an empty prompt; return text for the policy to continue"]
+        return _faults_of_text(prompt, "the prompt of reset")
     if not isinstance(prompt, Prompt):
         return [f"reset returned {told(prompt)}; expected a text or a rlhfkit.records.Prompt; return one of the two"]
     if isinstance(prompt.content, str):
@@ -124,6 +126,17 @@ def faults_of_prompt(prompt: Any) -> list[str]:
         return [f"reset returned a conversation that holds {told(odd)}; make it a rlhfkit.records.Message"]
     if not prompt.content or prompt.content[-1].role != "user" or not prompt.content[-1].content.strip():
         return ["reset returned a conversation that does not end with words of the user; add the turn to be answered"]
+    return [fault for turn in prompt.content for fault in _faults_of_text(turn.content, "a turn of reset's prompt")]
+
+
+def _faults_of_text(text: str, what: str) -> list[str]:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        return [
+            f"{what} holds half a character, {half}, which no tokenizer reads; take it out, or decode the text anew"
+        ]
     return []
 
 
@@ -134,6 +147,8 @@ def faults_of_step(step: Any) -> list[str]:
     faults = []
     if not isinstance(step.observation, str):
         faults.append(f"the observation of a step is {told(step.observation)}; expected text; return a str, if empty")
+    else:
+        faults += _faults_of_text(step.observation, "the observation of a step")
     faults += faults_of_reward(step.reward)
     for name in ("terminated", "truncated"):
         if not isinstance(getattr(step, name), bool):
@@ -152,20 +167,20 @@ def faults_of_reward(reward: Any) -> list[str]:
     return []
 
 
-def guarded(call: Callable[[], Any], what: str) -> Any:
+def guarded(call: Callable[[], Any], what: str, *, must: str = "it must take any response, and any seed") -> Any:
     """What `call` returns.
 
-    Raises: EnvError where it raises, with the place in the environment's code.
+    Raises: EnvError where it raises, with the place in the environment's code, and what an environment `must` do.
     """
     try:
-        return call()
+        with switches_kept():
+            return call()
     except RlhfkitError:  # it has its words already
         raise
     except (Exception, SystemExit) as error:  # sys.exit() there would end the run as if it were done
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise EnvError(
-            f"{what} raised {told_error(error)} (at {frame.filename}:{frame.lineno}); mend the environment: it must "
-            "take any response, and any seed"
+            f"{what} raised {told_error(error)} (at {frame.filename}:{frame.lineno}); mend the environment: {must}"
         ) from error
 
 

@@ -3,13 +3,16 @@
 import io
 import os
 from collections.abc import Sequence
+from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from PIL import Image
 
 from rlhfkit.config.control import EnvConfig
 from rlhfkit.envs.control import make_env, make_envs
+from rlhfkit.envs.text import guarded, told
 from rlhfkit.errors import EnvError
 from rlhfkit.machine.seeding import capture_rng, derive_seed, restore_rng
 from rlhfkit.models.control import ControlPolicy
@@ -84,7 +87,10 @@ def summarize(seed: int, returns: Sequence[float], *, env_steps: int, training_s
 
 
 def record_episode(policy: ControlPolicy, env: EnvConfig, *, seed: int, index: int) -> bytes | None:
-    """Episode `index` of `episode_returns` as an animated GIF; None where the environment cannot be drawn."""
+    """Episode `index` of `episode_returns` as an animated GIF; None where the environment cannot be drawn.
+
+    Raises: EnvError where it says that it can, and fails, or draws nothing.
+    """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory; no screen is needed
     plain = make_env(env)
     plain.close()
@@ -94,17 +100,39 @@ def record_episode(policy: ControlPolicy, env: EnvConfig, *, seed: int, index: i
         drawn = make_env(env, render_mode="rgb_array")
     except EnvError:  # it says that it can be drawn, but its constructor takes no render_mode
         return None
-    observation, _ = drawn.reset(seed=derive_seed(seed, "evaluation", index))
-    frames = [drawn.render()]
+    frames_per_second = float(drawn.metadata.get("render_fps") or 30)
+    try:
+        frames = guarded(
+            lambda: _frames(policy, drawn, derive_seed(seed, "evaluation", index)),
+            env.id,
+            must="its render must draw what it says in metadata",
+        )
+    finally:
+        drawn.close()
+    return _gif(frames, frames_per_second)
+
+
+def _frames(policy: ControlPolicy, drawn: gymnasium.Env[Any, Any], seed: int) -> list[np.ndarray]:
+    """Every picture of the episode."""
+    observation, _ = drawn.reset(seed=seed)
+    frames = [_picture(drawn)]
     ended = False
     while not ended and len(frames) < MOST_STEPS:
         action = policy.act(torch.from_numpy(np.asarray(observation))[None].float(), None)
         observation, _, terminated, truncated, _ = drawn.step(policy.actions.to_env(action)[0])
-        frames.append(drawn.render())
+        frames.append(_picture(drawn))
         ended = bool(terminated or truncated)
-    frames_per_second = float(drawn.metadata.get("render_fps") or 30)
-    drawn.close()
-    return _gif([np.asarray(frame) for frame in frames], frames_per_second)
+    return frames
+
+
+def _picture(drawn: gymnasium.Env[Any, Any]) -> np.ndarray:
+    picture = drawn.render()
+    if not isinstance(picture, np.ndarray) or picture.ndim != 3:
+        raise EnvError(
+            f'render returned {told(picture)} where render_mode is "rgb_array"; expected an array of height, width '
+            "and 3; hand render_mode on to what is wrapped"
+        )
+    return picture
 
 
 def _gif(frames: Sequence[np.ndarray], frames_per_second: float) -> bytes:

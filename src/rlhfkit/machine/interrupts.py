@@ -53,7 +53,7 @@ def _handled(handle: Handler) -> Iterator[None]:
     """Signals go to `handle`, except those that are ignored, as SIGHUP is under nohup.
 
     A process that is forked inside, as by a reward with a pool of workers, has the handlers too, but nothing to save.
-    SIGTERM ends it; Ctrl-C and SIGHUP, which come to the whole group, leave it at work until its parent is done with it.
+    SIGTERM ends it; Ctrl-C and SIGHUP, which come to the whole group, leave it at work until its parent has done.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

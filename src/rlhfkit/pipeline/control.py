@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from rlhfkit.config.control import ControlRecipe, EnvConfig, NetworkConfig
 from rlhfkit.envs.check import check_gymnasium_env
 from rlhfkit.envs.control import make_envs, make_raw_env, needs_new_each_episode
-from rlhfkit.errors import CheckpointError
+from rlhfkit.errors import CheckpointError, EnvError
 from rlhfkit.evaluation.control import episode_returns, quick_return, record_episode, summarize
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed, seed_everything
@@ -137,9 +137,13 @@ class ControlPipeline:
         median, seed, index = sorted(episodes)[len(episodes) // 2]
         gif = None
         if recipe.evaluation.record:
-            gif = record_episode(load_control_policy(self._directory(seed)), recipe.env, seed=seed, index=index)
+            why = ""
+            try:
+                gif = record_episode(load_control_policy(self._directory(seed)), recipe.env, seed=seed, index=index)
+            except EnvError as error:  # a picture less is no reason to lose the numbers
+                why = f": {error}"
             if gif is None:
-                self.progress.note(f"{recipe.env.id} cannot be drawn, so no episode is recorded")
+                self.progress.note(f"{recipe.env.id} cannot be drawn, so no episode is recorded{why}")
             else:
                 write_atomically(self.run.episode, gif)
         evaluation = ControlEvaluation(

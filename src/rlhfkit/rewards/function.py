@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from rlhfkit.config.callables import import_named, told_error
+from rlhfkit.config.callables import import_named, switches_kept, told_error
 from rlhfkit.config.schema import FunctionRewardConfig
 from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.records import Prompt
@@ -60,7 +60,8 @@ class FunctionReward:
         if self._binding.takes_all:
             given |= {name: texts[name] for name in texts if name not in self._binding.names.values()}
         try:
-            scores = self._called(given, len(episodes))
+            with switches_kept():
+                scores = self._called(given, len(episodes))
         except (Exception, SystemExit) as error:  # sys.exit() there would end the run as if it were done
             raise RewardError(
                 f"{self.name} raised {told_error(error)} (at {_where(error, self._function)}); correct the function: a "
@@ -117,7 +118,8 @@ def _made(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             "it in the module, and name that"
         ) from error
     try:
-        made: object = function()
+        with switches_kept():
+            made: object = function()
     except (Exception, SystemExit) as error:
         raise RewardError(f"{name}() raised {told_error(error)} (at {_where(error, function)})") from error
     return cast("Callable[..., Any]", made)

@@ -3,7 +3,7 @@ import os
 import signal
 import time
 
-from rlhfkit.interrupts import ends_like_interrupts, interrupts_wait
+from rlhfkit.machine.interrupts import ends_like_interrupts, interrupts_wait
 
 FORK = multiprocessing.get_context("fork")
 
