@@ -189,7 +189,7 @@ def test_the_manifest_says_what_the_run_was_made_of(finished):
     assert {entry["name"] for entry in manifest["models"]} == {"base", "start", "sft", "reward_model", "policy"}
     assert all(len(entry["sha256"]) == 64 for entry in manifest["models"] + manifest["data"])
     assert manifest["stages"]["ppo"]["preflight/ratio"] < 1e-4
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(manifest["versions"]["torch"])  # which may add how it was built
 
 
 def test_transformers_alone_loads_the_models(finished):
