@@ -20,7 +20,10 @@ def nothing():
 def failing():
     raise KeyError("map.txt")
 
-made = Hello()
+class Louder(Hello):
+    pass
+
+made = Louder()
 """
 
 
@@ -49,7 +52,7 @@ def test_a_class_is_a_factory():
             r"there is no module 'no_worlds'; write `package\.module:name`, importable",
         ),
         ("my_worlds:Helo", ConfigError, r"my_worlds has no function 'Helo'; did you mean 'Hello'\?"),
-        ("my_worlds:made", ConfigError, r"is of type Hello, not a function; name its class, my_worlds:Hello$"),
+        ("my_worlds:made", ConfigError, r"is of type Louder, not a function; name its class, my_worlds:Louder$"),
         ("my_broken_worlds:Hello", EnvError, r"importing its module raised ZeroDivisionError: .*; correct the module"),
     ],
 )

@@ -108,6 +108,7 @@ OBSERVATIONS = {
     "image": spaces.Box(0, 255, (4, 4, 3), np.uint8),
     "discrete": spaces.Discrete(5, start=2),
     "dict": spaces.Dict({"z": spaces.Discrete(3), "a": spaces.Box(-1, 1, (2, 2), np.float64)}),
+    "text": spaces.Text(5),
     "tuple": spaces.Tuple((spaces.MultiBinary(3), spaces.Dict({"x": spaces.Box(-1, 1, (), np.float32)}))),
 }
 ACTIONS = {

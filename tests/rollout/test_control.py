@@ -177,7 +177,7 @@ def test_an_environment_that_does_not_repeat_itself_begins_new_episodes_and_says
 
 
 def test_a_reward_that_is_no_number_stops_the_run_with_its_environment():
-    with pytest.raises(EnvError, match="test/Poisoned-v0 returned a reward that is not a finite"):
+    with pytest.raises(EnvError, match="returned a reward that is not a finite number: nan, in environment 0 of 3;"):
         make_rollout(scripted.POISONED).collect(0)
 
 

@@ -183,6 +183,13 @@ def test_missing_eos_score_replaces_what_the_reward_says():
     assert shaped.metrics["score/shaped_mean"] == pytest.approx(float(shaped.scores.mean()))
 
 
+def test_a_reward_of_the_prompt_alone_shows_beside_what_a_missing_eos_costs():
+    group = {"estimator": "rloo", "group_size": 4}
+    experience = collect(reward=tiny.Scripted(lambda text: 3.0), missing_eos_score=-1.0, **group)
+    assert float(experience.scores.std()) > 0  # some responses end, and some do not
+    assert experience.metrics["score/within_prompt_std"] == 0
+
+
 def test_missing_eos_penalty_is_subtracted():
     plain, shaped = collect(reward=LENGTH), collect(reward=LENGTH, missing_eos_penalty=2.5)
     torch.testing.assert_close(plain.scores - shaped.scores, 2.5 * unfinished(plain))

@@ -106,15 +106,15 @@ def _failed_import(name: str, setting: str, error: BaseException) -> str:
     return f"{setting} {name!r}: importing its module raised {told_error(error)} (at {where}); correct the module"
 
 
-def _instead(found: object, name: str, module: ModuleType) -> str:
+def _instead(found: object, given: str, module: ModuleType) -> str:
     """What was meant by an object of the module that cannot be called: its methods; of an environment, its class."""
     kind = type(found)
     if kind.__module__ != module.__name__:
         return ""
-    methods = [method for method, value in vars(kind).items() if inspect.isfunction(value) and method[0] != "_"]
+    methods = [name for name, _ in inspect.getmembers_static(kind, inspect.isfunction) if name[0] != "_"]
     if {"reset", "step"} <= set(methods):
         return f"; name its class, {module.__name__}:{kind.__name__}"
-    return f"; name its method, {' or '.join(f'{name}.{method}' for method in methods)}" if methods else ""
+    return f"; name its method, {' or '.join(f'{given}.{method}' for method in methods)}" if methods else ""
 
 
 def _suggestion(wanted: str, module: ModuleType) -> str:

@@ -23,10 +23,11 @@ from rlhfkit.envs.text import (
 )
 from rlhfkit.errors import EnvError
 
-__all__ = ["MUST_RESET", "MUST_STEP", "check_gymnasium_env", "check_text_env"]
+__all__ = ["MUST_BOTH", "MUST_RESET", "MUST_STEP", "check_gymnasium_env", "check_text_env"]
 
 MUST_STEP = "its step must take any action of action_space"
 MUST_RESET = "define reset(self, *, seed=None, options=None), which takes any seed and returns (observation, info)"
+MUST_BOTH = "reset returns (observation, info), step five values; leave env.check = true, which says what is wrong"
 """What an environment of Gymnasium's kind must do."""
 
 TRIAL_RESPONSES = ("", "Yes, that is fine.", " 1\n", "(⊙_⊙)")

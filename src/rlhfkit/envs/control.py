@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rlhfkit.config.callables import import_module_of, switches_kept, told_error
 from rlhfkit.config.control import EnvConfig
-from rlhfkit.envs.check import MUST_RESET, MUST_STEP
+from rlhfkit.envs.check import MUST_BOTH, MUST_RESET, MUST_STEP
 from rlhfkit.envs.fresh import FreshEpisodes, depends_on_episodes_before
 from rlhfkit.envs.text import guarded
 from rlhfkit.errors import ConfigError, EnvError, MissingDependencyError, RlhfkitError
@@ -91,9 +91,11 @@ class ControlEnvs:
         acted = ~self._ended if self._resets_itself else np.ones(self.num_envs, dtype=bool)
         for what, numbers in (("a reward", rewards), ("an observation", observations)):
             if not np.isfinite(numbers).all():
+                place = tuple(int(index) for index in np.argwhere(~np.isfinite(numbers))[0])
+                where = f" at {list(place[1:])}" if place[1:] else ""
                 raise EnvError(
-                    f"{self.name} returned {what} that is not a finite number (of its {self.num_envs} environments: "
-                    f"{numbers}); correct its step()"
+                    f"{self.name} returned {what} that is not a finite number: {numbers[place]}{where}, in environment "
+                    f"{place[0]} of {self.num_envs}; correct its step()"
                 )
         self._ended = terminated | truncated
         last = np.array(observations[self._ended])
@@ -253,7 +255,7 @@ def needs_new_each_episode(config: EnvConfig) -> bool:
     if _mode_of(config) == "native":
         return False
     depends: bool = guarded(
-        lambda: depends_on_episodes_before(lambda: make_raw_env(config)), f"{config.id}, tried,", must=MUST_STEP
+        lambda: depends_on_episodes_before(lambda: make_raw_env(config)), f"{config.id}, tried,", must=MUST_BOTH
     )
     return depends
 

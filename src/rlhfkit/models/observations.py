@@ -64,6 +64,8 @@ def _as_arrays(space: gymnasium.Space[Any], observation: Any) -> Any:
             return {name: _as_arrays(part, observation[name]) for name, part in space.spaces.items()}
         case spaces.Tuple():
             return tuple(_as_arrays(part, one) for part, one in zip(space.spaces, observation, strict=True))
+        case spaces.Text():
+            return observation
         case _:
             return np.asarray(observation)
 

@@ -171,12 +171,9 @@ class TextRollout:
                 for episode, response in zip(episodes[: self.ppo.num_samples], responses, strict=False)
             ],
         )
-        assert experience.scores is not None  # text has them
         experience.metrics["rollout/num_distinct_prompts"] = float(self.num_distinct_prompts)
         experience.metrics.update(
-            variety(
-                [prompt.ids for prompt in prompts], [response.ids for response in responses], experience.scores.tolist()
-            )
+            variety([prompt.ids for prompt in prompts], [response.ids for response in responses], raw_scores.tolist())
         )
         if iteration == 0 and "score/within_prompt_std" not in experience.metrics:
             experience.metrics.update(change_by_exchange(self.reward, episodes, raw_scores.tolist()))

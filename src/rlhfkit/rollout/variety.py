@@ -14,7 +14,7 @@ __all__ = ["change_by_exchange", "variety"]
 def variety(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], scores: Sequence[float]
 ) -> dict[str, float]:
-    """Metrics of the prompts that have several responses; empty where there is none.
+    """Metrics of the prompts that have several responses, by the reward's own `scores`; empty where there is none.
 
     "score/within_prompt_std" = sqrt(sum over prompts of the squared deviations from the prompt's mean score / sum over
     prompts of (responses - 1)); "response/distinct_share" = mean over prompts of (different responses - 1) /

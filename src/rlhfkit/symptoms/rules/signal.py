@@ -73,7 +73,7 @@ def _prompt_alone(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
     if exchange and exchange.values[0] == 0:
         words = "is 0: no score changed where a prompt got the response to another one"
         return (Evidence("score/exchange_change", exchange.last_iterations(1), words, {"share": 0.0}),)
-    within, everywhere = curves["score/within_prompt_std"], curves["score/shaped_std"]
+    within, everywhere = curves["score/within_prompt_std"], curves["score/std"]
     if min(len(within), len(everywhere)) < SIGNAL_ROWS or _same_responses(curves, ppo):
         return ()
     # From the start on: later on, the policy may have learnt which prompts it can answer.
@@ -151,7 +151,7 @@ PROMPT_ALONE = Rule(
     "All responses to the same prompt get the same score, so none of them is better than another: advantages are zero, "
     "or noise, and only the KL penalty pulls. The learning rate has no part in it.",
     "Shao et al. 2024, arXiv 2402.03300, section 4.1; DAPO, Yu et al. 2025, arXiv 2503.14476, section 3.2",
-    f"`score/within_prompt_std` below {SAME_SCORES:.0%} of `score/shaped_std` from the start, where prompts are "
+    f"`score/within_prompt_std` below {SAME_SCORES:.0%} of `score/std` from the start, where prompts are "
     "answered more than once; else, no score changes where a prompt gets the response to another one",
     _prompt_alone,
     lambda curves, ppo: (),
