@@ -344,9 +344,9 @@ def test_evaluate_hands_the_run_to_the_pipeline(invoke, pipeline, tmp_path):
 
 
 def test_report_prints_where_the_report_is(invoke, monkeypatch, tmp_path):
-    fake = ModuleType("rlhfkit.evaluation.report")
+    fake = ModuleType("rlhfkit.report.page")
     fake.write_report = lambda run: run.report
-    monkeypatch.setitem(sys.modules, "rlhfkit.evaluation.report", fake)
+    monkeypatch.setitem(sys.modules, "rlhfkit.report.page", fake)
     for name in ("config.json", "recipe.toml"):
         (tmp_path / name).touch()
     assert invoke("report", str(tmp_path)) == (0, f"{tmp_path / 'report.html'}\n", "")

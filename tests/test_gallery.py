@@ -9,7 +9,7 @@ import torch
 from rlhfkit.config.load import load_recipe
 from rlhfkit.config.ppo import AdaptiveKLConfig
 from rlhfkit.config.schema import FixedKLConfig, OptimConfig, RewardModelConfig, RolloutConfig, SftConfig, ValueConfig
-from rlhfkit.evaluation.diagnose import diagnose
+from rlhfkit.diagnosis.diagnose import diagnose
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.records import Prompt

@@ -5,8 +5,8 @@ import pytest
 
 from rlhfkit.config.load import load_recipe
 from rlhfkit.config.schema import RewardModelConfig
+from rlhfkit.diagnosis.diagnose import diagnose
 from rlhfkit.errors import TrainingError
-from rlhfkit.evaluation.diagnose import diagnose
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.rundir.atomic import write_json

@@ -14,8 +14,8 @@ PACKAGE = Path(rlhfkit.__file__).parent
 
 # In L0 and L1 each name may import the names before it; from L2 on, only the layers above, apart from EXCEPTIONS.
 ORDERED_LAYERS = [
-    ["errors", "records", "metrics", "config", "recipes", "rundir"],
-    ["padding", "machine", "stats", "ppo", "symptoms", "distributed"],
+    ["errors", "records", "metrics", "wording", "config", "recipes", "rundir"],
+    ["padding", "machine", "stats", "ppo", "diagnosis", "report", "distributed"],
 ]
 LAYERS = [
     ["data", "models", "envs", "rewards"],
@@ -26,7 +26,18 @@ LAYERS = [
     ["doctor", "bench"],
     ["cli", "__main__"],
 ]
-WITHOUT_TORCH = {"errors", "records", "metrics", "config", "recipes", "rundir"}
+WITHOUT_TORCH = {
+    "errors",
+    "records",
+    "metrics",
+    "wording",
+    "config",
+    "recipes",
+    "rundir",
+    "stats",
+    "diagnosis",
+    "report",
+}
 EXCEPTIONS = {
     ("rewards", "models"),  # a reward model is a model
     ("data", "envs.guess"),  # games played blindly are texts

@@ -14,12 +14,12 @@ import rlhfkit
 from rlhfkit.config.load import load_recipe
 from rlhfkit.config.schema import PretrainedModelConfig
 from rlhfkit.errors import RlhfkitError
-from rlhfkit.evaluation.report import write_report
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
+from rlhfkit.report.page import write_report
 from rlhfkit.rundir.directory import RunDir
-from tests.evaluation.conftest import write_fake_run
 from tests.killing import RECIPES
+from tests.report.conftest import write_fake_run
 from tests.tiny import save_family
 
 PACKAGE = Path(rlhfkit.__file__).parent

@@ -217,7 +217,7 @@ def evaluate(run: RunArgument, debug: Debug = False) -> None:
 def report(run: RunArgument, debug: Debug = False) -> None:
     """Write report.html, out of what a run holds."""
     existing = _existing_run(run)
-    from rlhfkit.evaluation.report import write_report
+    from rlhfkit.report.page import write_report
 
     print(write_report(existing))
 
@@ -276,7 +276,7 @@ def diagnose(
     Of a finished, a running or a dead one; it reads files and disturbs nothing.
     """
     existing = _existing_run(run)
-    from rlhfkit.evaluation.diagnose import diagnose as diagnosis_of
+    from rlhfkit.diagnosis.diagnose import diagnose as diagnosis_of
 
     diagnosis = diagnosis_of(existing)
     if as_json:
@@ -286,7 +286,7 @@ def diagnose(
         return
     from rich.console import Console
 
-    from rlhfkit.evaluation.diagnosis_text import lines_of
+    from rlhfkit.diagnosis.text import lines_of
 
     styles = {"plain": None, "title": "bold", "good": "bold green", "bad": "bold red", "faint": "dim"}
     console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -14,7 +14,6 @@ from rlhfkit.config.load import load_recipe
 from rlhfkit.config.schema import PreferencesConfig, RolloutConfig, RowsConfig
 from rlhfkit.data import load_preferences
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, StoreError
-from rlhfkit.evaluation.report import write_report
 from rlhfkit.feedback import simulated
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Store
@@ -25,6 +24,7 @@ from rlhfkit.pipeline import rounds as loop
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.generate import generate
 from rlhfkit.records import Prompt
+from rlhfkit.report.page import write_report
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import Evaluation, read_results
 from tests import tiny

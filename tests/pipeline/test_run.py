@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
 from rlhfkit.data import load_prompts
+from rlhfkit.diagnosis.diagnose import diagnose
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
-from rlhfkit.evaluation.diagnose import diagnose
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.reward_model import read_normalization
 from rlhfkit.pipeline import run as pipeline

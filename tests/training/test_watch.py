@@ -337,7 +337,7 @@ def test_a_best_metric_that_is_none_is_refused_in_the_first_iteration(tmp_path):
 
 
 def test_every_rule_of_ppo_and_of_control_has_its_setting():
-    from rlhfkit.symptoms import CONTROL_RULES, PPO_RULES
+    from rlhfkit.diagnosis import CONTROL_RULES, PPO_RULES
 
     assert {rule.name for rule in PPO_RULES} <= WatchConfig.model_fields.keys()
     assert {rule.name for rule in CONTROL_RULES} <= ControlWatchConfig.model_fields.keys()

@@ -7,12 +7,7 @@ from typing import Any
 
 from rlhfkit.config.schema import Recipe
 from rlhfkit.data import Loaded, find_overlap
-from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
-from rlhfkit.models.reward_model import reward_ids
-from rlhfkit.models.template import Encoder
-from rlhfkit.records import Demonstration, Preference, Prompt, folded
-from rlhfkit.rewards.bag_of_words import share_of_pairs_won
-from rlhfkit.symptoms.limits import (
+from rlhfkit.diagnosis.limits import (
     CHANCE,
     ENOUGH_SIDES,
     FEW_ENDS,
@@ -23,6 +18,11 @@ from rlhfkit.symptoms.limits import (
     MUCH_LOST,
     SAME_SIDE,
 )
+from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
+from rlhfkit.models.reward_model import reward_ids
+from rlhfkit.models.template import Encoder
+from rlhfkit.records import Demonstration, Preference, Prompt, folded
+from rlhfkit.rewards.bag_of_words import share_of_pairs_won
 from rlhfkit.training.sft import encode_demonstrations, encode_texts
 
 __all__ = [

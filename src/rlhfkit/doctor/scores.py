@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhfkit.diagnosis.limits import CHANCE, COMMON_SCORE, FLAT_SCORES, LITTLE_ELSE, SOMEWHAT_LENGTH
+from rlhfkit.diagnosis.verdict import accuracy_interval
 from rlhfkit.doctor.budget import left_out, scored_within
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
 from rlhfkit.doctor.rows import spaced
-from rlhfkit.evaluation.verdict import accuracy_interval
 from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.bag_of_words import pairs_won, preference_baselines
@@ -17,7 +18,6 @@ from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rundir.atomic import read_json
 from rlhfkit.rundir.results import RewardModelResults, read_results
 from rlhfkit.stats.intervals import rate_interval
-from rlhfkit.symptoms.limits import CHANCE, COMMON_SCORE, FLAT_SCORES, LITTLE_ELSE, SOMEWHAT_LENGTH
 
 __all__ = ["examine_accuracy", "examine_report", "examine_scores", "rank_correlation", "trial_texts"]
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from statistics import stdev
 
 from rlhfkit.config.schema import Recipe
+from rlhfkit.diagnosis.limits import EPISODES_OF_FEW_PROMPTS, FEW_PROMPTS, KL_LIMIT, TEMPERATURES, USUAL_KL_COEF
+from rlhfkit.diagnosis.rules.kl import is_weightless
 from rlhfkit.doctor.findings import Finding, ok, warning
 from rlhfkit.records import Prompt
-from rlhfkit.symptoms.limits import EPISODES_OF_FEW_PROMPTS, FEW_PROMPTS, KL_LIMIT, TEMPERATURES, USUAL_KL_COEF
-from rlhfkit.symptoms.rules.kl import is_weightless
 
 __all__ = ["examine_prompts", "examine_weight"]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhfkit.config.schema import PpoConfig, Recipe, RolloutConfig
+from rlhfkit.diagnosis.limits import OTHER_TEMPERATURE, STRANGE_DEVIATIONS, STRANGE_NATS
 from rlhfkit.doctor.budget import scored_within
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
 from rlhfkit.doctor.weights import distributions
@@ -20,7 +21,6 @@ from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rollout.text import Reference, TextRollout
-from rlhfkit.symptoms.limits import OTHER_TEMPERATURE, STRANGE_DEVIATIONS, STRANGE_NATS
 from rlhfkit.training.preflight import cause_of, first_differences, rounding_of
 
 __all__ = ["Recorder", "Trial", "examine_ending", "examine_numbers", "examine_temperature", "try_env", "try_prompts"]

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from rlhfkit.diagnosis.limits import ORDER_NATS, SPARE_TOKENS
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.lora import unwrapped
-from rlhfkit.symptoms.limits import ORDER_NATS, SPARE_TOKENS
 
 __all__ = ["distributions", "examine_likelihood", "examine_vocabulary"]
 

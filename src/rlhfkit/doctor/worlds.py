@@ -9,12 +9,12 @@ import numpy as np
 from gymnasium.spaces.utils import flatten
 
 from rlhfkit.config.control import ControlRecipe
+from rlhfkit.diagnosis.limits import LARGE_OBSERVATION
 from rlhfkit.doctor.findings import Finding, ok, warning
 from rlhfkit.envs.check import TRIAL_RESPONSES
 from rlhfkit.envs.control import make_raw_env
 from rlhfkit.envs.text import TextEnvFactory, begin, proceed
 from rlhfkit.pipeline.control import check_control
-from rlhfkit.symptoms.limits import LARGE_OBSERVATION
 
 __all__ = ["examine_control", "examine_text_episodes"]
 

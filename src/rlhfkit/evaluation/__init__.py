@@ -1,1 +1,1 @@
-"""Before and after, and a report that a person can read."""
+"""Models before and after PPO: what they answer, and how that is measured."""

@@ -19,7 +19,6 @@ from rlhfkit.config.schema import (
     RewardModelRewardConfig,
     Stage,
 )
-from rlhfkit.evaluation.report import report_or_warn
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.loading import quiet_transformers
@@ -27,6 +26,7 @@ from rlhfkit.pipeline.build import Builder
 from rlhfkit.pipeline.inputs import Inputs
 from rlhfkit.pipeline.run import Pipeline, compare_with_last
 from rlhfkit.pipeline.run import run as run_stages
+from rlhfkit.report.page import report_or_warn
 from rlhfkit.rundir.atomic import read_json, write_directory_atomically, write_json
 from rlhfkit.rundir.directory import ModelName, RunDir
 from rlhfkit.rundir.lock import locked

@@ -36,7 +36,6 @@ from rlhfkit.envs.text import TextEnvFactory
 from rlhfkit.errors import CheckpointError, ConfigError, DataError
 from rlhfkit.evaluation.episodes import compare_episodes
 from rlhfkit.evaluation.evaluate import compare
-from rlhfkit.evaluation.report import report_or_warn
 from rlhfkit.evaluation.tasks import FieldMetric, classification, likeliest_responses, questions_of, translation
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Snapshot, Store
@@ -60,6 +59,7 @@ from rlhfkit.pipeline.build import Builder, kl_controller
 from rlhfkit.pipeline.control import ControlPipeline, check_control
 from rlhfkit.pipeline.inputs import Inputs
 from rlhfkit.records import Preference, Prompt
+from rlhfkit.report.page import report_or_warn
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines
 from rlhfkit.rewards.model import RewardModelReward
 from rlhfkit.rewards.source import ScoredText

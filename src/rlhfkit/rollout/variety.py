@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean, variance
 
+from rlhfkit.diagnosis.limits import EXCHANGES, FLAT_SCORES
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
-from rlhfkit.symptoms.limits import EXCHANGES, FLAT_SCORES
 
 __all__ = ["change_by_exchange", "variety"]
 

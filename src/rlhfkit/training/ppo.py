@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.schema import PpoConfig
+from rlhfkit.diagnosis.limits import KL_PATIENCE
 from rlhfkit.errors import ConfigError, TrainingError
 from rlhfkit.machine.interrupts import interrupts_wait
 from rlhfkit.machine.progress import StageProgress
@@ -39,7 +40,6 @@ from rlhfkit.ppo import (
 )
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rundir.log import RunLog
-from rlhfkit.symptoms.limits import KL_PATIENCE
 from rlhfkit.training.best import Ranked, end_with_best
 from rlhfkit.training.checkpoint import (
     Checkpoints,

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
+from rlhfkit.diagnosis.limits import ENGINE_ROUNDING_NATS, FLAT_SCORES, MOST_CLIPPED_ITERATIONS, ROUNDING_NATS
 from rlhfkit.errors import TrainingError
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.ppo import masked_mean
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.text import Reference, logprobs_in_parts
-from rlhfkit.symptoms.limits import ENGINE_ROUNDING_NATS, FLAT_SCORES, MOST_CLIPPED_ITERATIONS, ROUNDING_NATS
 
 __all__ = ["cause_of", "check_first_experience", "first_differences", "rounding_of", "slow_critic"]
 

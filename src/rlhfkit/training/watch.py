@@ -1,4 +1,4 @@
-"""The rules of `rlhfkit.symptoms` while a run trains: they warn, and do what the recipe lets them."""
+"""The rules of `rlhfkit.diagnosis` while a run trains: they warn, and do what the recipe lets them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,10 +7,7 @@ from typing import Any, Protocol
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.config.watch import Action, ControlWatchConfig, WatchConfig
-from rlhfkit.errors import CheckpointError, ConfigError
-from rlhfkit.metrics import rounded
-from rlhfkit.rollout.experience import Experience
-from rlhfkit.symptoms import (
+from rlhfkit.diagnosis import (
     CONTROL_RULES,
     PPO_RULES,
     PRETRAIN_RULES,
@@ -20,6 +17,9 @@ from rlhfkit.symptoms import (
     Finding,
     Replay,
 )
+from rlhfkit.errors import CheckpointError, ConfigError
+from rlhfkit.metrics import rounded
+from rlhfkit.rollout.experience import Experience
 from rlhfkit.training.checkpoint import Checkpoints, HasParameters, load_trainable, subset
 from rlhfkit.training.optim import Optimizer
 

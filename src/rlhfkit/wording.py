@@ -1,0 +1,37 @@
+"""Numbers in words, for report, diagnosis and command line alike."""
+
+__all__ = [
+    "number",
+    "percent",
+    "score",
+]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`value` with so many significant digits, as people write it: "1.31", "−0.0004", "12 000"."""
+    if value is None or value != value:
+        return "–"
+    if value in (float("inf"), float("-inf")):
+        return "∞" if value > 0 else "−∞"
+    size = abs(value)
+    if size >= 10 ** (digits - 1):
+        text = f"{size:,.0f}".replace(",", "\u202f")
+    elif size >= 1e-4 or size == 0:
+        text = f"{size:.{digits}g}"
+    else:
+        text = f"{size:.{max(0, digits - 2)}e}"
+    return f"−{text}" if value < 0 and text.strip("0.") else text
+
+
+def score(value: float | None) -> str:
+    """A score with two decimals, so that scores under each other compare."""
+    if value is None or not -1000 < value < 1000:
+        return number(value)
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # + 0.0, for there is no minus zero
+
+
+def percent(value: float | None) -> str:
+    """A share as per cent: 0.712 → "71 %"; close to none or all with a decimal: 0.996 → "99.6 %"."""
+    if value is None or value != value:
+        return "–"
+    return f"{100 * value:.{1 if 0 < value < 0.01 or 0.99 < value < 1 else 0}f}\u202f%"
