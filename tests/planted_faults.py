@@ -246,13 +246,13 @@ FAULTS = (
         "sides exchanged",
     ),
     Fault(
-        "feedback/tasks.py",
+        "feedback/queue.py",
         "queue.c.num_votes + _num_leased_by_others < queue.c.num_needed",
         "queue.c.num_votes < queue.c.num_needed",
         "a pair is given to more people than it needs",
     ),
     Fault(
-        "feedback/tasks.py",
+        "feedback/queue.py",
         'side: Side = "b" if excess > 0 else "a"',
         'side: Side = "a" if excess > 0 else "b"',
         "sides are not balanced",

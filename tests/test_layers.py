@@ -21,6 +21,7 @@ LAYERS = [
     ["data", "models", "envs", "rewards"],
     ["rollout"],
     ["training", "evaluation", "feedback"],
+    ["web"],
     ["labelling"],
     ["pipeline"],
     ["doctor", "bench"],

@@ -424,11 +424,12 @@ def label(
     if (prompts is None) != (model is None):
         raise typer.BadParameter("--prompts FILE and --model DIR belong together")
     from rlhfkit.config.schema import PeopleConfig
+    from rlhfkit.feedback.transfer import usable
     from rlhfkit.machine.progress import Progress
     from rlhfkit.pipeline import label_session as session
 
     options = session.LabelOptions(
-        database=None if database is None else session.usable(database),
+        database=None if database is None else usable(database),
         num_pairs=num_pairs,
         people=PeopleConfig(
             type="people",
@@ -485,7 +486,7 @@ def labels_report(
     debug: Debug = False,
 ) -> None:
     """Agreement, biases, every annotator, and the ceiling for reward models."""
-    from rlhfkit.pipeline.label_session import report_of
+    from rlhfkit.feedback.transfer import report_of
 
     report = report_of(store)
     if as_json:
@@ -507,7 +508,7 @@ def labels_export(
     debug: Debug = False,
 ) -> None:
     """Write labels for other tools, whole or not at all."""
-    from rlhfkit.pipeline.label_session import export_store
+    from rlhfkit.feedback.transfer import export_store
 
     for line in export_store(store, file, format=format, part=part, use_margin=margin, min_votes=min_votes):
         print(line)
@@ -540,7 +541,7 @@ def labels_import(
 
     All but the options --annotator and --chosen-is may come more than once.
     """
-    from rlhfkit.pipeline.label_session import import_into_store
+    from rlhfkit.feedback.transfer import import_into_store
 
     # A name of ours has no "=", a label or an id of theirs may.
     names = dict(_parted(text, "--name", text.partition("=")) for text in name or ())

@@ -7,9 +7,9 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from rlhfkit.feedback.app import create_app
 from rlhfkit.feedback.store import Store, StoreSettings
 from rlhfkit.feedback.votes import Pair
+from rlhfkit.web.app import create_app
 
 MODELS = ("secretmodel-one", "secretmodel-two")
 

@@ -9,7 +9,7 @@ from sqlalchemy import create_engine, text
 
 from rlhfkit.feedback.store import Store, StoreSettings
 from rlhfkit.feedback.votes import Choice, Vote
-from tests.feedback.conftest import running_server
+from tests.databases import running_server
 from tests.feedback.labelling import Visitor, numbered_pairs, vote_body
 
 ONE_VOTE = StoreSettings(overlap=1, calibration_overlap=1)

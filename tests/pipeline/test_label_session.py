@@ -15,6 +15,7 @@ from rlhfkit import cli
 from rlhfkit.config.load import load_recipe
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.store import Store
+from rlhfkit.feedback.transfer import export_store
 from rlhfkit.feedback.votes import Choice, Pair, Vote
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import label_session as label
@@ -246,8 +247,8 @@ def test_label_takes_another_port_and_gives_each_annotator_a_link(desk, call, mo
 
 
 def label_serving(store, port):
-    from rlhfkit.feedback.app import create_app
-    from rlhfkit.feedback.server import serving
+    from rlhfkit.web.app import create_app
+    from rlhfkit.web.server import serving
 
     return serving(create_app(store), port=port)
 
@@ -463,7 +464,7 @@ def test_an_export_never_takes_the_place_of_a_database(tmp_path):
         store.add_pairs(numbered_pairs(2))
     for target in (database, link_to(database)):
         with pytest.raises(DataError, match="is a database, in which votes may be; choose another file"):
-            label.export_store(str(database), target, format="rlhfkit", part=None, use_margin=False, min_votes=1)
+            export_store(str(database), target, format="rlhfkit", part=None, use_margin=False, min_votes=1)
     with Store.open(database) as store:
         assert len(store.pairs()) == 2
 
@@ -477,7 +478,7 @@ def link_to(path):
 def test_an_export_to_a_directory_that_is_not_there_is_told(tmp_path):
     Store.open(tmp_path / "labels.db").close()
     with pytest.raises(DataError, match=r"there is no directory .*none; make it"):
-        label.export_store(
+        export_store(
             str(tmp_path / "labels.db"), tmp_path / "none" / "x", format="hh", part=None, use_margin=False, min_votes=1
         )
 
@@ -489,7 +490,7 @@ def test_an_export_tells_what_stays_in_the_store(tmp_path):
         task = store.lease("Ada")
         store.vote(Vote("v", task.pair.id, "Ada", Choice("tie"), task.shown_left, 1.0, 1.0))
         store.undo("Ada", id="u")
-    lines = label.export_store(
+    lines = export_store(
         str(tmp_path / "labels.db"), tmp_path / "x.json", format="rlhfkit", part=None, use_margin=False, min_votes=1
     )
     assert lines[1:] == ["  left out: votes that were taken back (1)", "  left out: texts of the guidelines (1)"]

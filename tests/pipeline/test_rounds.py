@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from rlhfkit import labelling
 from rlhfkit.config.load import load_recipe
 from rlhfkit.config.schema import PreferencesConfig, RolloutConfig, RowsConfig
 from rlhfkit.data import load_preferences
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, StoreError
-from rlhfkit.feedback import simulated
 from rlhfkit.feedback.exchange import preferences_of
+from rlhfkit.feedback.source import new_pairs
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote, pair_id
-from rlhfkit.labelling import PairSampler, new_pairs, nobody_can_go_on
+from rlhfkit.labelling import sampling as labelling
+from rlhfkit.labelling import simulated
+from rlhfkit.labelling.people import nobody_can_go_on
+from rlhfkit.labelling.sampling import PairSampler
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import rounds as loop
 from rlhfkit.pipeline import run as pipeline

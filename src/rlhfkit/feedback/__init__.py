@@ -1,1 +1,1 @@
-"""What people prefer, and how it is collected."""
+"""What people prefer: votes, their store, how far they can be trusted, and other tools' formats."""

@@ -33,7 +33,8 @@ from sqlalchemy import (
 )
 
 from rlhfkit.errors import ConfigError, DataError, StoreError
-from rlhfkit.feedback import tables, tasks
+from rlhfkit.feedback import queue as tasks
+from rlhfkit.feedback import tables
 from rlhfkit.feedback.checks import check_name, check_vote, checked_row, expect_same
 from rlhfkit.feedback.database import Database
 from rlhfkit.feedback.tables import (

@@ -38,7 +38,8 @@ from rlhfkit.data import (
 from rlhfkit.envs.check import check_text_env
 from rlhfkit.envs.text import begin
 from rlhfkit.errors import ConfigError, DataError, RewardError, RlhfkitError, StoreError
-from rlhfkit.labelling import check_preferences, load_labels
+from rlhfkit.feedback.source import load_labels
+from rlhfkit.labelling.people import check_preferences
 from rlhfkit.models.inspection import inspect_model
 from rlhfkit.models.joins import remarks_on_rows
 from rlhfkit.models.template import Encoder

@@ -38,10 +38,12 @@ from rlhfkit.evaluation.episodes import compare_episodes
 from rlhfkit.evaluation.evaluate import compare
 from rlhfkit.evaluation.tasks import FieldMetric, classification, likeliest_responses, questions_of, translation
 from rlhfkit.feedback.exchange import preferences_of
+from rlhfkit.feedback.source import new_pairs, open_existing, trust_in, with_strengths
 from rlhfkit.feedback.store import Snapshot, Store
 from rlhfkit.feedback.trust import TrustReport
 from rlhfkit.feedback.votes import Part
-from rlhfkit.labelling import PairSampler, label, new_pairs, open_existing, store_settings, trust_in, with_strengths
+from rlhfkit.labelling.people import label, store_settings
+from rlhfkit.labelling.sampling import PairSampler
 from rlhfkit.machine.device import PeakMeter, release_memory
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import Progress

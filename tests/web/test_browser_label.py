@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rlhfkit.feedback.app import create_app
-from rlhfkit.feedback.server import serving
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote
 from rlhfkit.records import Message
+from rlhfkit.web.app import create_app
+from rlhfkit.web.server import serving
 from tests.feedback.labelling import numbered_pairs, open_store
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
@@ -387,7 +387,7 @@ def test_answer_that_can_never_count_is_told_and_does_not_block_the_rest(site):
 
 
 def test_closed_page_gives_its_pair_back_to_the_others(site, monkeypatch):
-    monkeypatch.setattr("rlhfkit.feedback.app.GRACE_SECONDS", -1.0)
+    monkeypatch.setattr("rlhfkit.web.label_page.GRACE_SECONDS", -1.0)
     made = site(1)
     page = made.open("Ada")
     other = made.open("Bob", waits_for="#state-end")

@@ -7,11 +7,12 @@ import httpx
 import pytest
 
 from rlhfkit.errors import StoreError
-from rlhfkit.feedback import app as app_module
-from rlhfkit.feedback.app import create_app
-from rlhfkit.feedback.guard import LARGEST_BODY_BYTES
-from rlhfkit.feedback.server import serving
 from rlhfkit.feedback.votes import Pair
+from rlhfkit.web import app as app_module
+from rlhfkit.web import label_page
+from rlhfkit.web.app import create_app
+from rlhfkit.web.guard import LARGEST_BODY_BYTES
+from rlhfkit.web.server import serving
 from tests.feedback.labelling import Visitor, open_store, vote_body
 
 STATIC = Path(app_module.__file__).parent / "static"
@@ -417,7 +418,7 @@ def test_websockets_are_closed(store):
 
 @pytest.mark.thorough
 def test_who_leaves_thousands_of_pairs_makes_nobody_wait(tmp_path, monkeypatch):
-    monkeypatch.setattr(app_module, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(label_page, "GRACE_SECONDS", 0.0)
     with open_store(tmp_path) as store:
         mallory, ada = Visitor(store, "Mallory"), Visitor(store, "Ada")
         ada.app.state.site = mallory.app.state.site

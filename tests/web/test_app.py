@@ -11,11 +11,13 @@ import httpx
 import pytest
 
 from rlhfkit.errors import ConfigError, StoreError
-from rlhfkit.feedback import app as app_module
-from rlhfkit.feedback.app import LANGUAGES, create_app
-from rlhfkit.feedback.server import Address, serve_while, serving
 from rlhfkit.feedback.votes import SKIP_REASONS, Pair
 from rlhfkit.records import Message
+from rlhfkit.web import app as app_module
+from rlhfkit.web import label_page, site
+from rlhfkit.web.app import create_app
+from rlhfkit.web.server import Address, serve_while, serving
+from rlhfkit.web.site import LANGUAGES
 from tests.feedback.labelling import Visitor, open_store, vote_body
 
 STATIC = Path(app_module.__file__).parent / "static"
@@ -266,14 +268,14 @@ def test_nobody_gets_a_pair_that_another_holds_until_they_left_for_good(tmp_path
         assert bob.task() is None
         ada.post("/api/release", {"pair_id": "pair-1"})
         assert bob.task() is None, "a reload looks like leaving, so the pair waits for a moment"
-        monkeypatch.setattr(app_module, "GRACE_SECONDS", -1.0)
+        monkeypatch.setattr(label_page, "GRACE_SECONDS", -1.0)
         ada.post("/api/release", {"pair_id": "pair-1"})
         assert bob.task()["pair_id"] == "pair-1"
         assert ada.task() is None
 
 
 def test_coming_back_in_time_keeps_the_pair(tmp_path, monkeypatch):
-    monkeypatch.setattr(app_module, "GRACE_SECONDS", -1.0)
+    monkeypatch.setattr(label_page, "GRACE_SECONDS", -1.0)
     with open_store(tmp_path) as store:
         ada = Visitor(store, "Ada")
         task = ada.task()
@@ -388,10 +390,10 @@ def test_further_pages_share_the_template_and_the_navigation(tmp_path):
 
     @router.get("/dashboard")
     def dashboard(request: Request):
-        return app_module.render_page(request, "error.html.jinja", status=200, message="A further page")
+        return site.render_page(request, "error.html.jinja", status=200, message="A further page")
 
     with open_store(tmp_path) as store:
-        links = (app_module.Link("/dashboard", "nav_dashboard"),)
+        links = (site.Link("/dashboard", "nav_dashboard"),)
         visitor = Visitor(store, routers=[router], links=links)
         page = visitor.http.get("/dashboard").text
         assert "A further page" in page
@@ -460,8 +462,8 @@ def test_address_of_every_interface_is_opened_on_this_machine():
 def test_ctrl_c_ends_the_server_and_keeps_what_was_acknowledged(tmp_path):
     program = (
         "import sys\n"
-        "from rlhfkit.feedback.app import create_app\n"
-        "from rlhfkit.feedback.server import serve\n"
+        "from rlhfkit.web.app import create_app\n"
+        "from rlhfkit.web.server import serve\n"
         "from rlhfkit.feedback.store import Store\n"
         "with Store.open(sys.argv[1]) as store:\n"
         "    serve(create_app(store), port=0, on_ready=lambda address: print(address.url, flush=True))\n"
@@ -496,7 +498,7 @@ def test_packages_that_are_missing_are_named_with_the_line_that_installs_them(tm
             f"import sys; sys.modules[{package!r}] = None\n"
             "from rlhfkit.errors import MissingDependencyError\n"
             "try:\n"
-            f"    from rlhfkit.feedback import {module}\n"
+            f"    from rlhfkit.web import {module}\n"
             "    with module.serving(None): pass\n".replace("module.", f"{module}.")
             + "except MissingDependencyError as error:\n"
             "    print(error)\n"

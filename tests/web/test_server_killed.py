@@ -16,8 +16,8 @@ pytestmark = pytest.mark.thorough
 
 SERVER = """
 import sys
-from rlhfkit.feedback.app import create_app
-from rlhfkit.feedback.server import serve
+from rlhfkit.web.app import create_app
+from rlhfkit.web.server import serve
 from rlhfkit.feedback.store import Store
 with Store.open(sys.argv[1]) as store:
     serve(create_app(store), port=0, on_ready=lambda address: print(address.url, flush=True))

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from rlhfkit.errors import StoreError
-from rlhfkit.feedback import app as app_module
-from rlhfkit.feedback.app import LANGUAGES
-from rlhfkit.feedback.dashboard import dashboard_link, dashboard_router
 from rlhfkit.feedback.votes import Choice, Side, Vote
 from rlhfkit.rundir.find import find_run, find_runs
 from rlhfkit.rundir.tail import MOST_POINTS, Mark, new_curves, new_samples, samples_at, thinned
+from rlhfkit.web import app as app_module
+from rlhfkit.web.dashboard import dashboard_link, dashboard_router
+from rlhfkit.web.site import LANGUAGES
 from tests.feedback.labelling import Visitor, open_store
 from tests.feedback.run_directories import STAGES, append, make_older, make_run, ppo_row, sample_row
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from rlhfkit.feedback.app import create_app
-from rlhfkit.feedback.dashboard import dashboard_link, dashboard_router
-from rlhfkit.feedback.server import serving
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Side
+from rlhfkit.web.app import create_app
+from rlhfkit.web.dashboard import dashboard_link, dashboard_router
+from rlhfkit.web.server import serving
 from tests.feedback.labelling import open_store
 from tests.feedback.run_directories import STAGES, append, make_run, ppo_row, sample_row
-from tests.feedback.test_browser_label import CHROMIUM, HOSTILE, PHONE, WINDOW, browser, findings
-from tests.feedback.test_dashboard import cast
+from tests.web.test_browser_label import CHROMIUM, HOSTILE, PHONE, WINDOW, browser, findings
+from tests.web.test_dashboard import cast
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
 __all__ = ["browser"]

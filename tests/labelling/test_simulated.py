@@ -6,9 +6,9 @@ import torch
 from rlhfkit.config.schema import SimulatedConfig
 from rlhfkit.errors import ShapeError
 from rlhfkit.feedback.exchange import preferences_of
-from rlhfkit.feedback.simulated import SimulatedAnnotators
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Pair, pair_id
+from rlhfkit.labelling.simulated import SimulatedAnnotators
 from rlhfkit.records import Message
 
 

@@ -13,22 +13,17 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from rlhfkit.errors import CheckpointError, DataError, MissingDependencyError, StoreError
-from rlhfkit.feedback.app import Link, language_of, name_of, render_page
-from rlhfkit.feedback.guard import Refusal, is_local_request
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from rlhfkit.errors import CheckpointError, DataError, StoreError
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.trust import TrustReport, trust_report
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.find import find_run, find_runs
 from rlhfkit.rundir.lines import read_object
 from rlhfkit.rundir.tail import Mark, new_curves, new_samples, samples_at
-
-try:
-    from fastapi import APIRouter, Depends, Query, Request, Response
-except ImportError as _missing:
-    raise MissingDependencyError(
-        f"the dashboard needs a package that is missing ({_missing.name}); pip install 'rlhfkit[web]'"
-    ) from _missing
+from rlhfkit.web.guard import Refusal, is_local_request
+from rlhfkit.web.site import Link, language_of, name_of, render_page
 
 __all__ = ["PLOTTED", "dashboard_link", "dashboard_router"]
 
