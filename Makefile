@@ -38,7 +38,7 @@ NARROW := RLHFKIT_NO_BFLOAT16=1 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 
 test-narrow: install
 	$(NARROW) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 tests/machine tests/models/test_plain_paths.py \
-		tests/models/test_reordering.py
+		tests/models/fast/test_weight_layout.py
 	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	$(NARROW) $(BIN)/rlhfkit run demo --run-dir "$$scratch/demo" ppo.iterations=2 pretrain.epochs=1 \
 		data.texts.num_rows=400 preferences.num_pairs=60 preferences.num_test_pairs=20 reward_model.epochs=1 \
@@ -48,7 +48,7 @@ test-narrow: install
 
 # The oldest versions that pyproject.toml promises, in an environment of their own; torch's is several gigabytes.
 LOWEST_TESTS := tests/config tests/models/test_attention.py tests/models/test_lora.py tests/rollout/test_one_iteration.py \
-	tests/pipeline/test_run.py tests/test_cli.py
+	tests/pipeline/test_run.py tests/cli/test_app.py
 
 test-lowest:
 	$(PYTHON) -m venv .venv-lowest

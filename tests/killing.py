@@ -130,7 +130,8 @@ HALF_LINE, HALF_TENSORS = "half a line", "half the tensors"
 def _run(name: str, directory: str, die_at: tuple[str, int] | None, by: int, slow_disk: bool) -> None:
     import torch
 
-    from rlhfkit import cli, metrics
+    from rlhfkit import metrics
+    from rlhfkit.cli import app as cli
     from rlhfkit.config.load import load_recipe
     from rlhfkit.machine.progress import Progress
     from rlhfkit.pipeline import run as pipeline

@@ -77,9 +77,9 @@ FAULTS = (
         "temperature the wrong way round",
     ),
     # ── rollout ──────────────────────────────────────────────────────────────────────────────────────────────────────
-    Fault("rollout/drawing.py", "log_distribution < threshold", "log_distribution <= threshold", "top-k keeps k - 1"),
+    Fault("rollout/sampling.py", "log_distribution < threshold", "log_distribution <= threshold", "top-k keeps k - 1"),
     Fault(
-        "rollout/drawing.py",
+        "rollout/sampling.py",
         "(logits.float() / config.temperature)",
         "logits.float()",
         "sampled at another temperature than trained",

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlhfkit import cli
+from rlhfkit.cli import app as cli
 from tests.tiny import Directory
 
 RECIPE = """\

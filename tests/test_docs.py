@@ -26,11 +26,11 @@ import typer
 
 import rlhfkit
 from rlhfkit import data
-from rlhfkit.cli import app
-from rlhfkit.config import schema
+from rlhfkit.cli.app import app
+from rlhfkit.config import recipe as schema
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import load_recipe, recipe_kind, recipe_text
-from rlhfkit.config.schema import (
+from rlhfkit.config.recipe import (
     OptimConfig,
     PpoConfig,
     Recipe,

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhfkit.doctor.weights import examine_vocabulary
-from rlhfkit.models.template import Encoder
+from rlhfkit.doctor.model import examine_vocabulary
+from rlhfkit.models.encoder import Encoder
 from tests.models.chat_templates import Format, tokenizer_of
 
 MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")

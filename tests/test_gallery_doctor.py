@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rlhfkit.config.load import load_recipe
 from rlhfkit.data import grammar
+from rlhfkit.doctor.first_rollout import examine_numbers, examine_temperature, try_prompts
 from rlhfkit.doctor.recipe import examine_recipe
-from rlhfkit.doctor.trial import examine_numbers, examine_temperature, try_prompts
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.models.policy import PolicyOutput

@@ -12,7 +12,7 @@ import pytest
 
 import rlhfkit
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.schema import PretrainedModelConfig
+from rlhfkit.config.recipe import PretrainedModelConfig
 from rlhfkit.errors import RlhfkitError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
@@ -26,7 +26,7 @@ PACKAGE = Path(rlhfkit.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "subprocess"}
 # They ask nvidia-smi for its version and let the compiler try a program of their own: fixed words, no shell.
-OWN_PROGRAMS = {"doctor/hardware.py": ["subprocess"], "doctor/surroundings.py": ["subprocess"]}
+OWN_PROGRAMS = {"doctor/hardware.py": ["subprocess"], "doctor/system.py": ["subprocess"]}
 FORBIDDEN_CALLS = {
     "eval",
     "exec",

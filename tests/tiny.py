@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rlhfkit.config.schema import (
+from rlhfkit.config.recipe import (
     DataConfig,
     LoraConfig,
     PpoConfig,
@@ -22,9 +22,9 @@ from rlhfkit.config.schema import (
     RolloutConfig,
     RowsConfig,
 )
+from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_tokenizer
-from rlhfkit.models.template import Encoder
 from rlhfkit.pipeline.build import Builder, kl_controller
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource, ScoredText

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlhfkit.config.load import LoadedRecipe, load_recipe
-    from rlhfkit.config.schema import Recipe
+    from rlhfkit.config.recipe import Recipe
     from rlhfkit.errors import (
         CheckpointError,
         ConfigError,
@@ -53,7 +53,7 @@ __all__ = [
 
 _MODULES = {
     "LoadedRecipe": "rlhfkit.config.load",
-    "Recipe": "rlhfkit.config.schema",
+    "Recipe": "rlhfkit.config.recipe",
     "RunDir": "rlhfkit.rundir.directory",
     "load_control_policy": "rlhfkit.pipeline.control",
     "load_recipe": "rlhfkit.config.load",

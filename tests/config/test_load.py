@@ -3,7 +3,7 @@
 import pytest
 
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text, resolved_json
-from rlhfkit.config.schema import AdaptiveKLConfig, Recipe
+from rlhfkit.config.recipe import AdaptiveKLConfig, Recipe
 from rlhfkit.errors import ConfigError
 
 MINIMAL = """\

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhfkit.config.schema import Recipe
+from rlhfkit.config.recipe import Recipe
 
 
 def recipe(limit, *, response=256, env=None):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from rlhfkit.config.schema import ContrastConfig, RowsConfig
+from rlhfkit.config.recipe import ContrastConfig, RowsConfig
 from rlhfkit.data import (
     find_overlap,
     load_demonstrations,

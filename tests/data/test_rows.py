@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 from pydantic import ValidationError
 
-from rlhfkit.config.schema import RowsConfig
+from rlhfkit.config.recipe import RowsConfig
 from rlhfkit.data import Row, files, load_prompts, load_texts, read_rows
 from rlhfkit.errors import DataError
 

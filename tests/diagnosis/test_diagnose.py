@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from rlhfkit import cli
+from rlhfkit.cli import app as cli
 from rlhfkit.config.control import ControlRecipe
-from rlhfkit.config.schema import Recipe
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.diagnosis.diagnose import diagnose
 from rlhfkit.diagnosis.text import lines_of
 from rlhfkit.errors import CheckpointError

@@ -2,9 +2,9 @@
 
 import torch
 
-from rlhfkit.doctor import scores
+from rlhfkit.doctor import reward as scores
 from rlhfkit.doctor.budget import BUDGET_SECONDS, scored_within
-from rlhfkit.doctor.trial import Recorder
+from rlhfkit.doctor.first_rollout import Recorder
 from rlhfkit.records import Preference, Prompt
 from rlhfkit.rewards.source import ScoredText
 
@@ -51,8 +51,8 @@ def slow_scores(monkeypatch, slow):
     def scored(reward, episodes):
         return scored_within(reward, episodes, clock=lambda: slow.now)
 
-    monkeypatch.setattr("rlhfkit.doctor.scores.scored_within", scored)
-    monkeypatch.setattr("rlhfkit.doctor.trial.scored_within", scored)
+    monkeypatch.setattr("rlhfkit.doctor.reward.scored_within", scored)
+    monkeypatch.setattr("rlhfkit.doctor.first_rollout.scored_within", scored)
 
 
 def test_accuracy_says_how_many_pairs_it_stands_on(monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from rlhfkit import cli
+from rlhfkit.cli import app as cli
 from rlhfkit.doctor import Finding, as_json, examine, summary, table_of
 from rlhfkit.doctor.findings import checked, fault, ok, skipped, warning
 from rlhfkit.doctor.hardware import (
@@ -33,8 +33,8 @@ from rlhfkit.doctor.hardware import (
     memory_facts,
 )
 from rlhfkit.doctor.packages import Installed, examine_extras, examine_packages, examine_python
-from rlhfkit.doctor.scores import examine_accuracy, examine_report, judged_accuracy, rank_correlation
-from rlhfkit.doctor.surroundings import (
+from rlhfkit.doctor.reward import examine_accuracy, examine_report, judged_accuracy, rank_correlation
+from rlhfkit.doctor.system import (
     examine_compiler,
     examine_disk,
     examine_hub,

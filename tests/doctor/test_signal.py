@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from rlhfkit.config.load import load_recipe
-from rlhfkit.doctor.scores import examine_scores
+from rlhfkit.doctor.first_rollout import Recorder, Trial, examine_ending
+from rlhfkit.doctor.reward import examine_scores
 from rlhfkit.doctor.signal import examine_prompts, examine_weight
-from rlhfkit.doctor.trial import Recorder, Trial, examine_ending
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import ScoredText
 

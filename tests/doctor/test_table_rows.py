@@ -3,7 +3,7 @@
 import pytest
 
 from rlhfkit.data.rows import Loaded, SourceFile
-from rlhfkit.doctor.rows import examine_table
+from rlhfkit.doctor.data import examine_table
 from rlhfkit.records import Prompt
 
 

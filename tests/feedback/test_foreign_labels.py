@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhfkit import cli
+from rlhfkit.cli import app as cli
 from rlhfkit.feedback.exchange import configuration, import_labels, preferences_of
 from rlhfkit.feedback.store import Store
 from tests.feedback.label_cases import write

@@ -3,7 +3,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from rlhfkit.errors import ConfigError, DataError
-from rlhfkit.models.template import TRANSCRIPT_TEMPLATE, Encoder, read_template
+from rlhfkit.models.encoder import TRANSCRIPT_TEMPLATE, Encoder, read_template
 from rlhfkit.records import Message, Prompt
 from tests.tiny import EOS, PAD, byte_tokenizer
 

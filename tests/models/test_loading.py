@@ -12,12 +12,12 @@ from transformers import (
     Gemma3TextConfig,
 )
 
-from rlhfkit.config.schema import PretrainedModelConfig
+from rlhfkit.config.recipe import PretrainedModelConfig
 from rlhfkit.errors import ConfigError, ModelError
+from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.inspection import inspect_model, refuse_more_than_text, refuse_quantized
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokenizer
-from rlhfkit.models.template import Encoder
 from tests.tiny import CPU, EOS, MORE_FAMILIES, PAD, Directory, builder, byte_tokenizer, load, save_family
 
 

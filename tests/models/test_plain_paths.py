@@ -9,14 +9,15 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from rlhfkit.config.schema import RolloutConfig
+from rlhfkit.config.recipe import RolloutConfig
 from rlhfkit.machine.fast_paths import FastPaths
-from rlhfkit.models import reading, reordering
+from rlhfkit.models import hidden_states as reading
 from rlhfkit.models.attention import OWN_ATTENTION, WRITTEN_OUT, try_attention, written_out_attention
-from rlhfkit.models.compiling import COMPILED, compiled
+from rlhfkit.models.fast import weight_layout as reordering
+from rlhfkit.models.fast.compiling import COMPILED, compiled
+from rlhfkit.models.fast.weight_layout import REORDERED, ReorderedWeights
+from rlhfkit.models.hidden_states import PACKED
 from rlhfkit.models.language import LanguageModel, TextPolicy
-from rlhfkit.models.reading import PACKED
-from rlhfkit.models.reordering import REORDERED, ReorderedWeights
 from rlhfkit.models.value import ValueHead
 from rlhfkit.padding import Sequences
 from rlhfkit.rollout.generation import generate

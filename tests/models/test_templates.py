@@ -8,12 +8,12 @@ from datetime import datetime
 import pytest
 from transformers import AutoTokenizer
 
-from rlhfkit.config.schema import PretrainedModelConfig
+from rlhfkit.config.recipe import PretrainedModelConfig
 from rlhfkit.errors import DataError
+from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.joins import remarks_on_rows
 from rlhfkit.models.loading import load_tokenizer
 from rlhfkit.models.reward_model import reward_ids
-from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Message, Prompt
 from rlhfkit.rewards.model import classifier_template, written_by
 from rlhfkit.rollout.generation import stop_token_ids

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhfkit import cli
+from rlhfkit.cli import app as cli
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
 from rlhfkit.errors import CheckpointError, EnvError, TrainingError
 from rlhfkit.machine.progress import Progress

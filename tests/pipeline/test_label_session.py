@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhfkit import cli
+from rlhfkit.cli import app as cli
 from rlhfkit.config.load import load_recipe
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.store import Store

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.schema import PreferencesConfig, RolloutConfig, RowsConfig
+from rlhfkit.config.recipe import PreferencesConfig, RolloutConfig, RowsConfig
 from rlhfkit.data import load_preferences
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, StoreError
 from rlhfkit.feedback.exchange import preferences_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlhfkit.config.schema import Recipe
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.rundir.directory import RunDir
 
 REVIEWS = [

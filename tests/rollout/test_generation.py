@@ -3,12 +3,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TopKLogitsWarper, TopPLogitsWarper
 
-from rlhfkit.config.schema import RolloutConfig
+from rlhfkit.config.recipe import RolloutConfig
 from rlhfkit.errors import ConfigError, GenerationError
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.padding import Sequences
-from rlhfkit.rollout.drawing import draw, nucleus, truncated
 from rlhfkit.rollout.generation import Response, generate
+from rlhfkit.rollout.sampling import draw, nucleus, truncated
 from tests.tiny import CONTEXT, EOS, FAMILIES, MORE_FAMILIES, PAD, Directory, load
 
 NUM_PROMPTS = 12

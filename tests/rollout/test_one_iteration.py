@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhfkit.config.schema import LoraConfig, OptimConfig, PpoConfig, RolloutConfig, ValueConfig
+from rlhfkit.config.recipe import LoraConfig, OptimConfig, PpoConfig, RolloutConfig, ValueConfig
 from rlhfkit.training.checkpoint import trainable_tensors
 from rlhfkit.training.ppo import PpoTrainer, advantages_and_returns, update
 from tests.tiny import FAMILIES, Directory, builder, ppo_trainer

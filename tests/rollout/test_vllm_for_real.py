@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.schema import LoraConfig, OptimConfig, PpoConfig, RolloutConfig, ValueConfig, VllmConfig
+from rlhfkit.config.recipe import LoraConfig, OptimConfig, PpoConfig, RolloutConfig, ValueConfig, VllmConfig
 from rlhfkit.errors import GenerationError
 from rlhfkit.padding import Sequences
 from rlhfkit.pipeline import run as pipeline

@@ -5,7 +5,7 @@ from datetime import datetime
 import pytest
 
 from rlhfkit.config.load import LoadedRecipe, resolved_json
-from rlhfkit.config.schema import Recipe
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.lock import locked

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhfkit.config.schema import (
+from rlhfkit.config.recipe import (
     FixedKLConfig,
     OptimConfig,
     PpoConfig,

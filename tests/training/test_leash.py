@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhfkit.config.schema import AdaptiveKLConfig, FixedKLConfig, OptimConfig, PpoConfig, ValueConfig
+from rlhfkit.config.recipe import AdaptiveKLConfig, FixedKLConfig, OptimConfig, PpoConfig, ValueConfig
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline.build import kl_controller
 from rlhfkit.rundir.directory import RunDir

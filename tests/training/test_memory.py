@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from rlhfkit.config.schema import PpoConfig, RolloutConfig
+from rlhfkit.config.recipe import PpoConfig, RolloutConfig
 from rlhfkit.errors import ConfigError
+from rlhfkit.models.frozen_layers import Stem
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.models.lora import unwrapped
-from rlhfkit.models.stem import Stem
 from rlhfkit.training import memory
 from rlhfkit.training.memory import MemoryPlan, bytes_kept, fits, plan_of_ppo, plan_of_supervised, tokens_that_fit
 from tests.training import tiny

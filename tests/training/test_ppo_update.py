@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from rlhfkit.config.schema import OptimConfig, PpoConfig, ValueConfig
+from rlhfkit.config.recipe import OptimConfig, PpoConfig, ValueConfig
 from rlhfkit.errors import TrainingError
 from rlhfkit.padding import Sequences
 from rlhfkit.rollout.experience import Experience

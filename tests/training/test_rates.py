@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import nn
 
 from rlhfkit.config.control import ControlPpoConfig
-from rlhfkit.config.schema import OptimConfig, PpoConfig, SftConfig, ValueConfig
+from rlhfkit.config.recipe import OptimConfig, PpoConfig, SftConfig, ValueConfig
 from rlhfkit.machine.progress import Progress
 from rlhfkit.rundir.atomic import write_json
 from rlhfkit.rundir.contents import read_facts

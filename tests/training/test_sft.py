@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from rlhfkit.config.schema import OptimConfig, SftConfig
+from rlhfkit.config.recipe import OptimConfig, SftConfig
 from rlhfkit.errors import DataError, TrainingError
 from rlhfkit.machine.progress import Progress
-from rlhfkit.models.template import Encoder
+from rlhfkit.models.encoder import Encoder
 from rlhfkit.padding import pack
 from rlhfkit.records import Demonstration, Message, Prompt
 from rlhfkit.rundir.directory import RunDir

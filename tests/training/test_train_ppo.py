@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 
-from rlhfkit.config.schema import AdaptiveKLConfig, FixedKLConfig, OptimConfig, PpoConfig, ValueConfig
+from rlhfkit.config.recipe import AdaptiveKLConfig, FixedKLConfig, OptimConfig, PpoConfig, ValueConfig
 from rlhfkit.errors import RewardError, TrainingError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.ppo import AdaptiveKL

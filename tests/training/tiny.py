@@ -7,13 +7,13 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from rlhfkit.config.schema import PpoConfig, RolloutConfig
+from rlhfkit.config.recipe import PpoConfig, RolloutConfig
 from rlhfkit.envs.text import TextStep
 from rlhfkit.machine.progress import Progress, StageProgress
 from rlhfkit.models.attention import WRITTEN_OUT
+from rlhfkit.models.encoder import EncodedPrompt, Encoder
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.reward_model import RewardModel
-from rlhfkit.models.template import EncodedPrompt, Encoder
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import FixedKL

@@ -17,16 +17,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlhfkit.bench.limit import Work, generate_work, limit_seconds, ppo_work
-from rlhfkit.config.schema import OptimConfig, PpoConfig, RolloutConfig, ValueConfig
+from rlhfkit.config.recipe import OptimConfig, PpoConfig, RolloutConfig, ValueConfig
 from rlhfkit.machine.device import choose_device, keep_freed_memory
 from rlhfkit.machine.dtype import choose_dtype
-from rlhfkit.models.activation import use_fast_activations
 from rlhfkit.models.attention import implementations_for
-from rlhfkit.models.compiling import compile_layers
+from rlhfkit.models.encoder import EncodedPrompt, Encoder
+from rlhfkit.models.fast.activation import use_fast_activations
+from rlhfkit.models.fast.compiling import compile_layers
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.models.reward_model import Normalization, RewardModel
-from rlhfkit.models.template import EncodedPrompt, Encoder
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.ppo import FixedKL
 from rlhfkit.records import Prompt

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from rlhfkit.config.control import ControlRecipe
-from rlhfkit.config.schema import Recipe
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.section import Section
 from rlhfkit.errors import ConfigError
 

@@ -15,7 +15,7 @@ import re
 from typing import Any
 
 from rlhfkit.config.data import has_formats
-from rlhfkit.config.schema import LabelledConfig, RowsConfig
+from rlhfkit.config.recipe import LabelledConfig, RowsConfig
 from rlhfkit.data.conversations import as_messages, part_dialogues, read_messages, read_text, read_transcript
 from rlhfkit.data.rows import MissingColumnError, Row, listed
 from rlhfkit.errors import DataError

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from rlhfkit.config.data import has_formats
-from rlhfkit.config.schema import RowsConfig
+from rlhfkit.config.recipe import RowsConfig
 from rlhfkit.data.conversations import as_messages
 from rlhfkit.data.rows import Row, described
 from rlhfkit.errors import DataError

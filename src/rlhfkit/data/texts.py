@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from rlhfkit.config.schema import (
+from rlhfkit.config.recipe import (
     ContrastConfig,
     GrammarConfig,
     GuessTextsConfig,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlhfkit.doctor.findings import Finding, Verdict, checked
 from rlhfkit.doctor.machine import examine_machine
-from rlhfkit.doctor.presentation import as_json, summary, table_of
+from rlhfkit.doctor.table import as_json, summary, table_of
 from rlhfkit.errors import ConfigError
 
 __all__ = ["Finding", "Verdict", "as_json", "examine", "examine_machine", "summary", "table_of"]

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
-from rlhfkit.config.schema import Recipe
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.doctor.findings import Finding, fault, finding_of_error, ok, skipped
 from rlhfkit.doctor.rehearsal import StageForecast, rehearse
-from rlhfkit.doctor.surroundings import nearest
+from rlhfkit.doctor.system import nearest
 from rlhfkit.errors import ConfigError, RlhfkitError
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import duration

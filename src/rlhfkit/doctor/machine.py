@@ -21,7 +21,7 @@ from rlhfkit.doctor.hardware import (
     torch_facts,
 )
 from rlhfkit.doctor.packages import examine_extras, examine_packages, examine_python, here
-from rlhfkit.doctor.surroundings import examine_compiler, examine_disk, examine_hub, examine_port, examine_writing
+from rlhfkit.doctor.system import examine_compiler, examine_disk, examine_hub, examine_port, examine_writing
 
 __all__ = ["PAGE_PORT", "examine_machine"]
 

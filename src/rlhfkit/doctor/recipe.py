@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
-from rlhfkit.config.schema import (
+from rlhfkit.config.recipe import (
     BagOfWordsRewardConfig,
     MixRewardConfig,
     PeopleConfig,
@@ -24,9 +24,7 @@ from rlhfkit.config.schema import (
 )
 from rlhfkit.data import Loaded
 from rlhfkit.doctor.budget import scored_within
-from rlhfkit.doctor.findings import Finding, checked, ok, skipped, warning
-from rlhfkit.doctor.forecast import examine_forecast
-from rlhfkit.doctor.rows import (
+from rlhfkit.doctor.data import (
     examine_ends,
     examine_leakage,
     examine_lengths,
@@ -35,11 +33,10 @@ from rlhfkit.doctor.rows import (
     plain_text,
     spaced,
 )
-from rlhfkit.doctor.scores import examine_accuracy, examine_report, examine_scores, trial_texts
-from rlhfkit.doctor.signal import examine_prompts, examine_weight
-from rlhfkit.doctor.surroundings import examine_port, examine_run_directory
-from rlhfkit.doctor.text import examine_first_prompt, examine_joins, examine_special_tokens, examine_template
-from rlhfkit.doctor.trial import (
+from rlhfkit.doctor.encoding import examine_first_prompt, examine_joins, examine_special_tokens, examine_template
+from rlhfkit.doctor.environments import examine_control, examine_text_episodes
+from rlhfkit.doctor.findings import Finding, checked, ok, skipped, warning
+from rlhfkit.doctor.first_rollout import (
     Trial,
     examine_ending,
     examine_numbers,
@@ -47,8 +44,11 @@ from rlhfkit.doctor.trial import (
     try_env,
     try_prompts,
 )
-from rlhfkit.doctor.weights import examine_likelihood, examine_vocabulary
-from rlhfkit.doctor.worlds import examine_control, examine_text_episodes
+from rlhfkit.doctor.forecast import examine_forecast
+from rlhfkit.doctor.model import examine_likelihood, examine_vocabulary
+from rlhfkit.doctor.reward import examine_accuracy, examine_report, examine_scores, trial_texts
+from rlhfkit.doctor.signal import examine_prompts, examine_weight
+from rlhfkit.doctor.system import examine_port, examine_run_directory
 from rlhfkit.errors import ConfigError, RewardError, RlhfkitError
 from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.language import LanguageModel, TextPolicy

@@ -18,7 +18,7 @@ import torch
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
-from rlhfkit.config.schema import PeopleConfig, PpoConfig, PreferencesConfig, Recipe, RolloutConfig, Stage
+from rlhfkit.config.recipe import PeopleConfig, PpoConfig, PreferencesConfig, Recipe, RolloutConfig, Stage
 from rlhfkit.config.training import SupervisedConfig
 from rlhfkit.data import load_prompts
 from rlhfkit.errors import ConfigError

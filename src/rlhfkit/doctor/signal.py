@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from statistics import stdev
 
-from rlhfkit.config.schema import Recipe
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.diagnosis.limits import EPISODES_OF_FEW_PROMPTS, FEW_PROMPTS, KL_LIMIT, TEMPERATURES, USUAL_KL_COEF
 from rlhfkit.diagnosis.rules.kl import is_weightless
 from rlhfkit.doctor.findings import Finding, ok, warning

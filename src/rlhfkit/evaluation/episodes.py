@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rlhfkit.config.schema import Recipe
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.envs.text import TextEnvFactory
-from rlhfkit.evaluation.evaluate import distance, distinct, estimate, share_estimate, win_rate
+from rlhfkit.evaluation.prompts import distance, distinct, estimate, share_estimate, win_rate
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.rewards.source import RewardSource, check_scores

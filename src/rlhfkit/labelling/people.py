@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rlhfkit.config.schema import PeopleConfig, PreferencesConfig, SimulatedConfig
+from rlhfkit.config.recipe import PeopleConfig, PreferencesConfig, SimulatedConfig
 from rlhfkit.errors import ConfigError, RlhfkitError, StoreError
 from rlhfkit.feedback.source import is_missing
 from rlhfkit.feedback.store import Store, StoreSettings

@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlhfkit.config.schema import PeopleConfig, PreferencesConfig, RolloutConfig
+from rlhfkit.config.recipe import PeopleConfig, PreferencesConfig, RolloutConfig
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.pairs import LabelledPairs, choose_pairs, text_features
 from rlhfkit.feedback.store import Snapshot, Store
 from rlhfkit.feedback.trust import is_random
 from rlhfkit.feedback.votes import Pair, Part, Vote, pair_id, part_of_prompt
 from rlhfkit.machine.seeding import derive_seed, shuffled
+from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel
-from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.records import Conversation, Prompt
 from rlhfkit.rollout.generation import generate
 

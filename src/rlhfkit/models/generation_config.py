@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from rlhfkit.models.template import Encoder
+from rlhfkit.models.encoder import Encoder
 
 __all__ = ["endings", "make_generation_config_valid", "set_endings"]
 

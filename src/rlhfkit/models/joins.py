@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from rlhfkit.models.template import Encoder
+from rlhfkit.models.encoder import Encoder
 from rlhfkit.records import Demonstration, Message, Preference, Prompt
 
 __all__ = ["remarks_on_rows", "why_not_joined"]

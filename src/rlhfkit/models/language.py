@@ -13,18 +13,18 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from rlhfkit.errors import ModelError
 from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.models.attention import additive_masks
-from rlhfkit.models.compiling import compile_layers, compiled
+from rlhfkit.models.encoder import Encoder
+from rlhfkit.models.fast.compiling import compile_layers, compiled
+from rlhfkit.models.fast.weight_layout import ReorderedWeights
+from rlhfkit.models.frozen_layers import Stem
 from rlhfkit.models.generation_config import set_endings
+from rlhfkit.models.hidden_states import predicting_hidden
 from rlhfkit.models.inspection import context_of
 from rlhfkit.models.layers import recompute_layers, trunk_hidden
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.models.lora import merged, unwrapped
 from rlhfkit.models.policy import PolicyOutput
-from rlhfkit.models.reading import predicting_hidden
-from rlhfkit.models.reordering import ReorderedWeights
 from rlhfkit.models.saving import check_saved_language_model
-from rlhfkit.models.stem import Stem
-from rlhfkit.models.template import Encoder
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import PackedRows, Sequences
 from rlhfkit.ppo.logprobs import token_logprobs

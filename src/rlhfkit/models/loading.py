@@ -24,10 +24,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from rlhfkit.config.schema import PretrainedModelConfig
+from rlhfkit.config.recipe import PretrainedModelConfig
 from rlhfkit.errors import ModelError
-from rlhfkit.models.activation import use_fast_activations
 from rlhfkit.models.attention import WRITTEN_OUT, implementations_for
+from rlhfkit.models.fast.activation import use_fast_activations
 from rlhfkit.models.generation_config import make_generation_config_valid
 from rlhfkit.models.sequence_classification import sequence_classification_class
 

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 from rlhfkit.errors import ModelError
 from rlhfkit.machine.fast_paths import FastPaths
+from rlhfkit.models.encoder import Encoder
+from rlhfkit.models.frozen_layers import Stem
+from rlhfkit.models.hidden_states import hidden_at
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.models.lora import merged, unwrapped
-from rlhfkit.models.reading import hidden_at
 from rlhfkit.models.saving import check_saved_classifier
-from rlhfkit.models.stem import Stem
-from rlhfkit.models.template import Encoder
 from rlhfkit.records import Prompt
 from rlhfkit.rundir.atomic import write_json
 

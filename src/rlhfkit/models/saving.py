@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from rlhfkit.errors import CheckpointError, ModelError
 from rlhfkit.machine.seeding import capture_rng, restore_rng
+from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.generation_config import endings
 from rlhfkit.models.loading import WHAT_LOADERS_RAISE, quiet_transformers, reason_of
 from rlhfkit.models.sequence_classification import sequence_classification_class
-from rlhfkit.models.template import Encoder
 from rlhfkit.rundir.atomic import write_directory_atomically, writing
 from rlhfkit.rundir.directory import ModelName, RunDir
 

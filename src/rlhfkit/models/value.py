@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhfkit.machine.fast_paths import FastPaths
-from rlhfkit.models.reading import predicting_hidden
+from rlhfkit.models.frozen_layers import Stem
+from rlhfkit.models.hidden_states import predicting_hidden
 from rlhfkit.models.reward_model import score_head
-from rlhfkit.models.stem import Stem
 from rlhfkit.padding import Sequences
 
 __all__ = ["ValueHead", "ValueNetwork"]

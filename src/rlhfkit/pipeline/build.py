@@ -18,8 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhfkit.config.rewards import shared_parts
-from rlhfkit.config.schema import (
+from rlhfkit.config.recipe import (
     AdaptiveKLConfig,
     BagOfWordsRewardConfig,
     ChrfRewardConfig,
@@ -42,6 +41,7 @@ from rlhfkit.config.schema import (
     Stage,
     TextEnvConfig,
 )
+from rlhfkit.config.rewards import shared_parts
 from rlhfkit.envs.function import load_factory
 from rlhfkit.envs.guess import GuessEnv
 from rlhfkit.envs.replay import ReplayEnv
@@ -52,7 +52,9 @@ from rlhfkit.machine.dtype import DtypeChoice, choose_dtype
 from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.machine.seeding import derive_seed, seed_everything, shuffled
 from rlhfkit.models.attention import implementations_for, try_attention
-from rlhfkit.models.compiling import COMPILED, compile_layers, why_no_compiler
+from rlhfkit.models.encoder import Encoder, read_template
+from rlhfkit.models.fast.compiling import COMPILED, compile_layers, why_no_compiler
+from rlhfkit.models.frozen_layers import Stem, too_few_layers
 from rlhfkit.models.inspection import context_of, inspect_model, shortened_context_note
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import recompute_layers
@@ -60,8 +62,6 @@ from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokeniz
 from rlhfkit.models.lora import add_lora
 from rlhfkit.models.outline import refuse_what_later_stages_cannot_use
 from rlhfkit.models.reward_model import RewardModel, read_max_tokens, read_normalization, score_head
-from rlhfkit.models.stem import Stem, too_few_layers
-from rlhfkit.models.template import Encoder, read_template
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import AdaptiveKL, FixedKL

@@ -4,16 +4,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlhfkit.config.control import ControlRecipe
-from rlhfkit.config.schema import PretrainedModelConfig, RolloutConfig
+from rlhfkit.config.recipe import PretrainedModelConfig, RolloutConfig
 from rlhfkit.errors import ConfigError, ModelError
 from rlhfkit.machine.device import choose_device
 from rlhfkit.machine.dtype import choose_dtype
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed
+from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.inspection import context_of, inspect_model
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_tokenizer
-from rlhfkit.models.template import Encoder
 from rlhfkit.records import Message, Prompt
 from rlhfkit.rollout.generation import generate as sample
 from rlhfkit.rundir.directory import RunDir

@@ -10,8 +10,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from rlhfkit.config.rewards import parts_of
-from rlhfkit.config.schema import (
+from rlhfkit.config.recipe import (
     DATA_OF_STAGE,
     BagOfWordsRewardConfig,
     FunctionEnvConfig,
@@ -27,6 +26,7 @@ from rlhfkit.config.schema import (
     Stage,
     StoreConfig,
 )
+from rlhfkit.config.rewards import parts_of
 from rlhfkit.data import (
     Loaded,
     load_demonstrations,
@@ -40,9 +40,9 @@ from rlhfkit.envs.text import begin
 from rlhfkit.errors import ConfigError, DataError, RewardError, RlhfkitError, StoreError
 from rlhfkit.feedback.source import load_labels
 from rlhfkit.labelling.people import check_preferences
+from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.inspection import inspect_model
 from rlhfkit.models.joins import remarks_on_rows
-from rlhfkit.models.template import Encoder
 from rlhfkit.pipeline.build import Builder
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.chrf import ChrfReward, sacrebleu_metrics

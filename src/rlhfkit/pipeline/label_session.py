@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.schema import (
+from rlhfkit.config.recipe import (
     DataConfig,
     PeopleConfig,
     PreferencesConfig,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhfkit.config.load import LoadedRecipe
-from rlhfkit.config.schema import (
+from rlhfkit.config.recipe import (
     BagOfWordsRewardConfig,
     PretrainedModelConfig,
     Recipe,

@@ -12,7 +12,7 @@ import torch
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
-from rlhfkit.config.schema import (
+from rlhfkit.config.recipe import (
     PpoConfig,
     PretrainedModelConfig,
     Recipe,
@@ -35,8 +35,8 @@ from rlhfkit.data import (
 from rlhfkit.envs.text import TextEnvFactory
 from rlhfkit.errors import CheckpointError, ConfigError, DataError
 from rlhfkit.evaluation.episodes import compare_episodes
-from rlhfkit.evaluation.evaluate import compare
-from rlhfkit.evaluation.tasks import FieldMetric, classification, likeliest_responses, questions_of, translation
+from rlhfkit.evaluation.prompts import compare
+from rlhfkit.evaluation.task_metrics import FieldMetric, classification, likeliest_responses, questions_of, translation
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.source import new_pairs, open_existing, trust_in, with_strengths
 from rlhfkit.feedback.store import Snapshot, Store
@@ -49,13 +49,13 @@ from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed, seed_everything, shuffled
 from rlhfkit.machine.watchdog import Watchdog, phase
+from rlhfkit.models.encoder import EncodedPrompt, Encoder
 from rlhfkit.models.inspection import context_of
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.models.saving import save_model, try_saving
-from rlhfkit.models.template import EncodedPrompt, Encoder
 from rlhfkit.padding import largest_microbatch
 from rlhfkit.pipeline.build import Builder, kl_controller
 from rlhfkit.pipeline.control import ControlPipeline, check_control

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from rlhfkit.config.callables import import_named, switches_kept, told_error
-from rlhfkit.config.schema import FunctionRewardConfig
+from rlhfkit.config.recipe import FunctionRewardConfig
 from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.binding import Binding, bind

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhfkit.config.schema import RewardModelRewardConfig
+from rlhfkit.config.recipe import RewardModelRewardConfig
 from rlhfkit.errors import ConfigError, DataError, ModelError
 from rlhfkit.models.chat_template import ChatTemplate, TemplateFailure, transcript_template
 from rlhfkit.models.cutting import cut
+from rlhfkit.models.encoder import chosen_template
 from rlhfkit.models.inspection import context_of
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel, reward_ids
-from rlhfkit.models.template import chosen_template
 from rlhfkit.padding import length_buckets, microbatches, pad_right
 from rlhfkit.records import Message, Prompt
 from rlhfkit.rewards.source import DEFAULT_MAX_TOKENS, ScoredText, check_scores

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from rlhfkit.config.schema import RolloutConfig
+from rlhfkit.config.recipe import RolloutConfig
 from rlhfkit.errors import ConfigError, GenerationError
 from rlhfkit.machine.fast_paths import agree
 from rlhfkit.models.attention import additive_masks
-from rlhfkit.models.compiling import compiled, uncompiled
+from rlhfkit.models.encoder import Encoder
+from rlhfkit.models.fast.compiling import compiled, uncompiled
 from rlhfkit.models.language import LanguageModel
-from rlhfkit.models.template import Encoder
 from rlhfkit.padding import pad_right
-from rlhfkit.rollout.capture import CapturedSteps, Step
-from rlhfkit.rollout.drawing import next_token
+from rlhfkit.rollout.cuda_graph import CapturedSteps, Step
+from rlhfkit.rollout.sampling import next_token
 
 __all__ = ["FinishReason", "Response", "SlotCache", "generate", "stop_ids", "worth_reordering"]
 

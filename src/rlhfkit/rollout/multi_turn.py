@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from rlhfkit.config.schema import PpoConfig, RolloutConfig
+from rlhfkit.config.recipe import PpoConfig, RolloutConfig
 from rlhfkit.envs.text import TextEnv, TextEnvFactory, TextStep, begin, proceed
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.machine.watchdog import phase
+from rlhfkit.models.encoder import EncodedPrompt, Encoder
 from rlhfkit.models.language import LanguageModel, TextPolicy
-from rlhfkit.models.template import EncodedPrompt, Encoder
 from rlhfkit.padding import Sequences
 from rlhfkit.records import Message
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores

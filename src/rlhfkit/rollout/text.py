@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlhfkit.config.schema import PpoConfig, RolloutConfig
+from rlhfkit.config.recipe import PpoConfig, RolloutConfig
 from rlhfkit.machine.seeding import derive_seed, shuffled
 from rlhfkit.machine.watchdog import phase
+from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel, TextPolicy, spread
-from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.padding import Sequences, microbatches
 from rlhfkit.ppo import (
     brevity_penalty,

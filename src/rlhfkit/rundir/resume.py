@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe, recipe_kind, resolved_json
-from rlhfkit.config.schema import DATA_OF_STAGE, READERS_OF_SECTION, SETTINGS_WITHOUT_EFFECT, Recipe
+from rlhfkit.config.recipe import DATA_OF_STAGE, READERS_OF_SECTION, SETTINGS_WITHOUT_EFFECT, Recipe
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir.atomic import read_json, write_atomically
 from rlhfkit.rundir.directory import RunDir

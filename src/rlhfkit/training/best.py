@@ -8,7 +8,7 @@ from torch import Tensor
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.training.checkpoint import Checkpoints, HasParameters, Taken, load_trainable, subset
-from rlhfkit.training.watch import Watch, weights_of
+from rlhfkit.training.reactions import Watch, weights_of
 
 __all__ = ["Ranked", "end_with_best"]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rlhfkit.config.control import ControlRecipe
-from rlhfkit.config.schema import Recipe
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.errors import OutOfMemoryError
 from rlhfkit.machine.device import choose_device, is_out_of_memory
 from rlhfkit.machine.dtype import bfloat16_saves

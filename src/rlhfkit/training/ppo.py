@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhfkit.config.control import ControlPpoConfig
-from rlhfkit.config.schema import PpoConfig
+from rlhfkit.config.recipe import PpoConfig
 from rlhfkit.diagnosis.limits import KL_PATIENCE
 from rlhfkit.errors import ConfigError, TrainingError
 from rlhfkit.machine.interrupts import interrupts_wait
@@ -52,7 +52,7 @@ from rlhfkit.training.checkpoint import (
 from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.preflight import slow_critic
 from rlhfkit.training.rates import decided_ppo
-from rlhfkit.training.watch import Watch
+from rlhfkit.training.reactions import Watch
 
 __all__ = [
     "ActorCritic",

@@ -6,12 +6,12 @@ from typing import Literal
 
 import torch
 
-from rlhfkit.config.schema import SftConfig
+from rlhfkit.config.recipe import SftConfig
 from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import Metrics
 from rlhfkit.models.attention import additive_masks
+from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.language import LanguageModel
-from rlhfkit.models.template import Encoder
 from rlhfkit.padding import PackedRows, pack
 from rlhfkit.records import Demonstration, Prompt
 from rlhfkit.rundir.log import RunLog

@@ -16,7 +16,7 @@ from rlhfkit.metrics import Metrics
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints, load_trainable, prefixed, subset, trainable_tensors
 from rlhfkit.training.optim import Optimizer
-from rlhfkit.training.watch import SupervisedWatch
+from rlhfkit.training.reactions import SupervisedWatch
 
 __all__ = [
     "SupervisedTask",

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from rlhfkit.config.schema import LoraConfig, RolloutConfig
+from rlhfkit.config.recipe import LoraConfig, RolloutConfig
 from rlhfkit.errors import GenerationError
-from rlhfkit.models import reordering
+from rlhfkit.models.fast import weight_layout as reordering
+from rlhfkit.models.fast.weight_layout import ReorderedWeights
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.lora import add_lora
-from rlhfkit.models.reordering import ReorderedWeights
 from rlhfkit.rollout import generation
 from rlhfkit.rollout.generation import generate
 from tests.tiny import Directory, load

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlhfkit.config.schema import RolloutConfig
-from rlhfkit.evaluation.evaluate import share_estimate
+from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.evaluation.prompts import share_estimate
+from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel
-from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.rewards.chrf import sacrebleu_metrics
 from rlhfkit.rewards.source import references_of
 from rlhfkit.rollout.generation import generate

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.activations import GELUTanh, NewGELUActivation
 
-from rlhfkit.models.activation import TanhGELU
+from rlhfkit.models.fast.activation import TanhGELU
 from tests.tiny import Directory, load
 
 needs_compiler = pytest.mark.skipif(

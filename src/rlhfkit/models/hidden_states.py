@@ -7,9 +7,9 @@ from transformers import PreTrainedModel
 
 from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.models.attention import additive_masks
-from rlhfkit.models.compiling import uncompiled
+from rlhfkit.models.fast.compiling import uncompiled
+from rlhfkit.models.frozen_layers import Stem, trunk_above
 from rlhfkit.models.lora import unwrapped
-from rlhfkit.models.stem import Stem, trunk_above
 from rlhfkit.padding import PackedSequences, Sequences, pack_rows
 
 __all__ = ["PACKED", "hidden_at", "predicting_hidden"]

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from rlhfkit.config.schema import PretrainedModelConfig
+from rlhfkit.config.recipe import PretrainedModelConfig
 from rlhfkit.doctor.findings import Finding, fault, ok, warning
+from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.loading import load_tokenizer
-from rlhfkit.models.template import Encoder
 from rlhfkit.records import Message, Prompt
 
 __all__ = ["examine_first_prompt", "examine_joins", "examine_special_tokens", "examine_template", "shown_tokens"]

@@ -9,9 +9,9 @@ import numpy as np
 from rlhfkit.diagnosis.limits import CHANCE, COMMON_SCORE, FLAT_SCORES, LITTLE_ELSE, SOMEWHAT_LENGTH
 from rlhfkit.diagnosis.verdict import accuracy_interval
 from rlhfkit.doctor.budget import left_out, scored_within
+from rlhfkit.doctor.data import spaced
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
-from rlhfkit.doctor.rows import spaced
-from rlhfkit.models.template import Encoder
+from rlhfkit.models.encoder import Encoder
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.bag_of_words import pairs_won, preference_baselines
 from rlhfkit.rewards.source import RewardSource, ScoredText

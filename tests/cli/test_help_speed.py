@@ -9,7 +9,7 @@ HEAVY = ["torch", "transformers", "numpy", "matplotlib", "datasets", "pandas", "
 
 PROBE = f"""
 import sys
-from rlhfkit.cli import main
+from rlhfkit.cli.app import main
 try:
     main()
 except SystemExit as end:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from rlhfkit.config.schema import RolloutConfig
-from rlhfkit.models import reordering
-from rlhfkit.models.compiling import why_no_compiler
+from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.models.fast import weight_layout as reordering
+from rlhfkit.models.fast.compiling import why_no_compiler
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import layers_of
 from rlhfkit.models.value import ValueHead

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from rlhfkit.config.schema import RolloutConfig
+from rlhfkit.config.recipe import RolloutConfig
 from rlhfkit.machine.seeding import derive_seed
+from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel
-from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import masked_sum
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores

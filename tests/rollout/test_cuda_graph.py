@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhfkit.config.schema import RolloutConfig
+from rlhfkit.config.recipe import RolloutConfig
 from rlhfkit.machine.fast_paths import FastPaths
-from rlhfkit.rollout import capture, generation
-from rlhfkit.rollout.capture import CapturedSteps
+from rlhfkit.rollout import cuda_graph as capture
+from rlhfkit.rollout import generation
+from rlhfkit.rollout.cuda_graph import CapturedSteps
 from rlhfkit.rollout.generation import SlotCache, generate
 from tests.rollout.test_generation import NUM_PROMPTS, ending_early, some_prompts
 from tests.tiny import FAMILIES, Directory, load

@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 from pydantic import ValidationError
 
-from rlhfkit.config import schema
-from rlhfkit.config.schema import AdaptiveKLConfig, FixedKLConfig, PpoConfig, Recipe, ScratchModelConfig, Section
+from rlhfkit.config import recipe as schema
+from rlhfkit.config.recipe import AdaptiveKLConfig, FixedKLConfig, PpoConfig, Recipe, ScratchModelConfig, Section
 
 SECTIONS = [
     section

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rlhfkit.config.control import ControlRecipe
-from rlhfkit.config.schema import Recipe
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir.directory import RunDir

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 import rlhfkit
-from rlhfkit import cli
+from rlhfkit.cli import app as cli
 from rlhfkit.errors import DataError
 from rlhfkit.rundir.atomic import write_json
 from rlhfkit.rundir.directory import RunDir

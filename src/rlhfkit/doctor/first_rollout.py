@@ -7,15 +7,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlhfkit.config.schema import PpoConfig, Recipe, RolloutConfig
+from rlhfkit.config.recipe import PpoConfig, Recipe, RolloutConfig
 from rlhfkit.diagnosis.limits import OTHER_TEMPERATURE, STRANGE_DEVIATIONS, STRANGE_NATS
 from rlhfkit.doctor.budget import scored_within
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
-from rlhfkit.doctor.weights import distributions
+from rlhfkit.doctor.model import distributions
 from rlhfkit.envs.text import TextEnvFactory
 from rlhfkit.machine.seeding import derive_seed
+from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel, TextPolicy
-from rlhfkit.models.template import EncodedPrompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate

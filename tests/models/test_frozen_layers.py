@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rlhfkit.config.schema import LoraConfig, OptimConfig, PpoConfig, PretrainedModelConfig, RolloutConfig, ValueConfig
+from rlhfkit.config.recipe import LoraConfig, OptimConfig, PpoConfig, PretrainedModelConfig, RolloutConfig, ValueConfig
 from rlhfkit.errors import ConfigError
+from rlhfkit.models.frozen_layers import Stem
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import layers_of
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.models.reward_model import Normalization, RewardModel
-from rlhfkit.models.stem import Stem
 from rlhfkit.padding import Sequences
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.model import RewardModelReward

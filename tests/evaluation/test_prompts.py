@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tests.training import tiny
 
-from rlhfkit.config.schema import RolloutConfig
+from rlhfkit.config.recipe import RolloutConfig
 from rlhfkit.errors import RewardError
-from rlhfkit.evaluation.evaluate import compare, distinct, estimate, win_rate
+from rlhfkit.evaluation.prompts import compare, distinct, estimate, win_rate
+from tests.training import tiny
 
 ROLLOUT = RolloutConfig(max_response_tokens=8, temperature=0.7)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from rlhfkit.config.schema import Recipe
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.data import Loaded, find_overlap
 from rlhfkit.diagnosis.limits import (
     CHANCE,
@@ -19,8 +19,8 @@ from rlhfkit.diagnosis.limits import (
     SAME_SIDE,
 )
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
+from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.reward_model import reward_ids
-from rlhfkit.models.template import Encoder
 from rlhfkit.records import Demonstration, Preference, Prompt, folded
 from rlhfkit.rewards.bag_of_words import share_of_pairs_won
 from rlhfkit.training.sft import encode_demonstrations, encode_texts

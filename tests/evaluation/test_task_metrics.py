@@ -7,14 +7,14 @@ import pytest
 import sacrebleu
 import torch
 from sklearn.metrics import f1_score
-from tests.training import tiny
 
-from rlhfkit.config.schema import RolloutConfig
+from rlhfkit.config.recipe import RolloutConfig
 from rlhfkit.errors import RewardError
-from rlhfkit.evaluation.tasks import Question, classification, likeliest_responses, questions_of, translation
-from rlhfkit.models.template import EncodedPrompt
+from rlhfkit.evaluation.task_metrics import Question, classification, likeliest_responses, questions_of, translation
+from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.records import Prompt
 from rlhfkit.rundir.results import Measure
+from tests.training import tiny
 
 
 def prompt(text: str = "a", reference: str | None = "b") -> EncodedPrompt:
