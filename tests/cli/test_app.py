@@ -8,6 +8,7 @@ import pytest
 
 import rlhfkit
 from rlhfkit.cli import app as cli
+from rlhfkit.cli.run import closing_words
 from rlhfkit.errors import DataError
 from rlhfkit.rundir.atomic import write_json
 from rlhfkit.rundir.directory import RunDir
@@ -182,7 +183,7 @@ def test_closing_words_quote_a_directory_with_spaces(tmp_path):
     run = RunDir(tmp_path / "my run")
     run.model("policy").mkdir(parents=True)
     run.report.touch()
-    *_, generate, look = cli.closing_words(run).splitlines()
+    *_, generate, look = closing_words(run).splitlines()
     assert generate == f"next: rlhfkit generate '{run.path}' --prompt '…'"
     assert look.endswith("my run'/report.html in a browser")
 
@@ -200,7 +201,7 @@ def test_the_next_command_is_one_that_works(called, on_path, command, monkeypatc
     monkeypatch.setattr("shutil.which", lambda name: on_path)
     run = RunDir(tmp_path)
     run.model("policy").mkdir()
-    assert cli.closing_words(run).splitlines()[-1] == f"next: {command} generate {tmp_path} --prompt '…'"
+    assert closing_words(run).splitlines()[-1] == f"next: {command} generate {tmp_path} --prompt '…'"
 
 
 MADE = {
@@ -233,7 +234,7 @@ def test_every_kind_of_run_says_what_to_do_next(tmp_path, stages, made, step, mo
     run.metrics.touch()
     for name in made:
         (tmp_path / name).touch() if "." in name else (tmp_path / name).mkdir()
-    (first, *_) = [line for line in cli.closing_words(run).splitlines() if line.startswith("next: ")]
+    (first, *_) = [line for line in closing_words(run).splitlines() if line.startswith("next: ")]
     assert first == f"next: rlhfkit {step.replace('DIR', str(tmp_path))}".replace("rlhfkit open", "open")
 
 
@@ -243,7 +244,7 @@ def test_a_run_that_was_stopped_early_is_to_be_diagnosed_first(tmp_path, monkeyp
     run = RunDir(tmp_path)
     run.model("policy").mkdir()
     write_json(run.stages, {"ppo": {"stopped": "ppo.watch.eos_lost says stop in iteration 9; see there"}})
-    *_, first, second = cli.closing_words(run).splitlines()
+    *_, first, second = closing_words(run).splitlines()
     assert first == (
         f"next: rlhfkit diagnose {tmp_path}   (PPO was stopped early: ppo.watch.eos_lost says stop in iteration 9)"
     )
@@ -251,7 +252,7 @@ def test_a_run_that_was_stopped_early_is_to_be_diagnosed_first(tmp_path, monkeyp
 
 
 def test_closing_words_of_an_empty_run(tmp_path):
-    assert cli.closing_words(RunDir(tmp_path)) == f"{tmp_path} holds"
+    assert closing_words(RunDir(tmp_path)) == f"{tmp_path} holds"
 
 
 # ── the other commands ───────────────────────────────────────────────────────────────────────────────────────────────

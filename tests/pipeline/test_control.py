@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhfkit.cli import app as cli
+from rlhfkit.cli.run import closing_words
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
 from rlhfkit.errors import CheckpointError, EnvError, TrainingError
 from rlhfkit.machine.progress import Progress
@@ -270,7 +271,7 @@ def test_a_control_run_writes_no_text(tmp_path, monkeypatch, capsys):
 
 def test_the_closing_words_say_where_to_look(tmp_path):
     done = run(tmp_path / "run")
-    words = cli.closing_words(done)
+    words = closing_words(done)
     assert "episode.gif" in words
     assert "rlhfkit generate" not in words
     assert words.endswith("report.html in a browser")

@@ -1,0 +1,92 @@
+"""`rlhfkit bench`: fixed workloads, to compare."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    pass
+from rlhfkit.cli.app import Debug, app
+
+Workload = Literal["ppo", "generate", "cartpole"]
+
+
+Size = Literal["1m", "6m", "30m", "124m"]
+
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+@app.command()
+def bench(
+    name: Annotated[
+        Workload,
+        typer.Argument(
+            metavar="NAME",
+            help="ppo: seconds of an iteration. generate: tokens per second. cartpole: seconds until it is solved.",
+        ),
+    ],
+    size: Annotated[Size, typer.Option(help="ppo, generate: parameters of the GPT-2 shape.")] = "6m",
+    like_for_like: Annotated[
+        bool, typer.Option("--like-for-like", help="ppo: float32, and a value network of its own.")
+    ] = False,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="generate: rows sampled at a time.")] = 64,
+    mean_tokens: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="generate: random lengths with this mean.", show_default=False),
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=4, metavar="N", help="ppo: per iteration; 64, or 16 of 124m.", show_default=False)
+    ] = None,
+    response_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="ppo, generate: of a response.")] = 48,
+    dtype: Annotated[Dtype | None, typer.Option(help="ppo, generate: type of the weights.", show_default=False)] = None,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="ppo, generate: torch.compile.")] = True,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="ppo, generate: of which the median counts.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="cartpole: trainings; the median counts.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure rlhfkit on a fixed workload.
+
+    The seconds are of training alone, after a first iteration that compiles. Nothing else should run meanwhile.
+    """
+    import json
+
+    def tell(line: str) -> None:
+        typer.echo(line, err=True)
+
+    if name == "cartpole":
+        from rlhfkit.bench.cartpole import bench_cartpole
+
+        result = bench_cartpole(num_seeds=seeds, tell=tell)
+    else:
+        from rlhfkit.bench.language import bench_generate, bench_ppo
+
+        if name == "ppo":
+            result = bench_ppo(
+                size,
+                like_for_like=like_for_like,
+                dtype=dtype,
+                compiled=compiled,
+                iterations=repeats,
+                episodes=episodes,
+                response_tokens=response_tokens,
+                tell=tell,
+            )
+        else:
+            result = bench_generate(
+                size,
+                rows=rows,
+                response_tokens=response_tokens,
+                mean_tokens=mean_tokens,
+                dtype=dtype or "auto",
+                compiled=compiled,
+                repeats=repeats,
+                tell=tell,
+            )
+    if as_json:
+        print(json.dumps(result))
+        return
+    width = max(map(len, result))
+    for key, value in result.items():
+        print(f"{key:<{width}}  {value:.3f}" if isinstance(value, float) else f"{key:<{width}}  {value}")
