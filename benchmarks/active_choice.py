@@ -17,7 +17,10 @@ import numpy as np
 from scipy import stats
 
 from rlhfkit.data import grammar
-from rlhfkit.feedback import pairs as choosing
+from rlhfkit.feedback.active.choose import Chosen, choose_pairs
+from rlhfkit.feedback.active.ensemble import fit_ensemble
+from rlhfkit.feedback.active.features import text_features
+from rlhfkit.feedback.active.labelled import LabelledPairs
 from rlhfkit.feedback.votes import Pair
 
 FIRST = 60
@@ -39,13 +42,13 @@ def sides(preferences, generator):
 
 
 def labelled_of(features, votes, lengths, prompts, taken, is_random):
-    return choosing.LabelledPairs(
+    return LabelledPairs(
         features[taken], votes[taken], np.array(is_random), [prompts[index] for index in taken], lengths[taken]
     )
 
 
 def accuracy(labelled, features, truth, seed):
-    ensemble = choosing.fit_ensemble(
+    ensemble = fit_ensemble(
         labelled.differences, labelled.labels, generator=np.random.default_rng([seed, 9]), num_heads=20
     )
     return float(((ensemble.probabilities(features).mean(axis=0) > 0.5) == (truth > 0.5)).mean())
@@ -53,10 +56,8 @@ def accuracy(labelled, features, truth, seed):
 
 def choose(arm, features, labelled, left, prompts, generator):
     if arm == "random":
-        return [
-            choosing.Chosen(int(index), "random", None) for index in generator.permutation(len(left))[:BATCH]
-        ], False
-    selection = choosing.choose_pairs(
+        return [Chosen(int(index), "random", None) for index in generator.permutation(len(left))[:BATCH]], False
+    selection = choose_pairs(
         features[left],
         labelled,
         num=BATCH,
@@ -73,7 +74,7 @@ def curve(arm, seed, noise):
     pool, truth = sides(grammar.preferences(NUM_CANDIDATES, 8 * seed), generator)
     test, test_truth = sides(grammar.preferences(NUM_TEST, 8 * seed + 1), generator)
     votes = np.where(generator.random(len(pool)) < noise, 1 - truth, truth)
-    features = choosing.text_features([*pool, *test])
+    features = text_features([*pool, *test])
     features /= np.sqrt((features**2).sum(axis=1).mean())
     features, test_features = features[: len(pool)], features[len(pool) :]
     lengths = np.array([float(len(pair.response_a) - len(pair.response_b)) for pair in pool])

@@ -15,7 +15,8 @@ import threading
 import time
 import uuid
 
-from rlhfkit.feedback.store import Store, StoreSettings
+from rlhfkit.feedback.states import StoreSettings
+from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote
 
 

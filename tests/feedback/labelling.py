@@ -7,7 +7,8 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from rlhfkit.feedback.store import Store, StoreSettings
+from rlhfkit.feedback.states import StoreSettings
+from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Pair
 from rlhfkit.web.app import create_app
 

@@ -7,7 +7,8 @@ import uuid
 import pytest
 from sqlalchemy import create_engine, text
 
-from rlhfkit.feedback.store import Store, StoreSettings
+from rlhfkit.feedback.states import StoreSettings
+from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Vote
 from tests.databases import running_server
 from tests.feedback.labelling import Visitor, numbered_pairs, vote_body

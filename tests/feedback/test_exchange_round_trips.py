@@ -5,6 +5,7 @@ from hypothesis import given, settings
 
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.exchange import export_labels, import_labels, preferences_of
+from rlhfkit.records import Message
 from tests.feedback.label_cases import CHOICES, HOSTILE, chosen, labels, pair, vote
 
 LOSSLESS = [
@@ -52,6 +53,17 @@ def test_hostile_content_survives(tmp_path, written, read):
     export_labels(pairs, votes, tmp_path / "x", format=written)
     found = import_labels(tmp_path / "x", format=read)
     assert (found.pairs, found.votes) == (pairs, votes)
+
+
+@pytest.mark.parametrize(("written", "read"), LOSSLESS)
+def test_an_answer_of_the_letters_nan_is_no_missing_value(tmp_path, written, read):
+    pairs = [pair("p", response_a="nan", response_b="NaN"), pair("q", "?", said("NAN"), said("nan"))]
+    export_labels(pairs, [], tmp_path / "x", format=written)
+    assert import_labels(tmp_path / "x", format=read).pairs == pairs
+
+
+def said(text):
+    return (Message("user", "?"), Message("assistant", text))
 
 
 def test_part_and_rounds_choose_what_is_written(tmp_path):

@@ -470,7 +470,7 @@ def test_what_was_read_with_other_names_goes_back_as_it_was(call, tmp_path, form
 @pytest.mark.parametrize("format", ["rlhfkit", "argilla", "argilla-nested", "label-studio"])
 @pytest.mark.parametrize("num_said", [1, 2, 3])
 def test_a_store_of_several_votes_a_pair_comes_back_as_it_was(call, format, num_said):
-    from rlhfkit.feedback.store import StoreSettings
+    from rlhfkit.feedback.states import StoreSettings
     from rlhfkit.feedback.votes import Choice, Vote
     from tests.feedback.labelling import numbered_pairs
 

@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from rlhfkit.errors import ConfigError, DataError, MissingDependencyError, StoreError
 from rlhfkit.feedback import database as database_module
-from rlhfkit.feedback.store import AnnotatorProgress, QueueState, RoundState, Snapshot, Store, StoreSettings, Undo
+from rlhfkit.feedback.states import AnnotatorProgress, QueueState, RoundState, Snapshot, StoreSettings, Undo
+from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote
 from rlhfkit.records import Message
 

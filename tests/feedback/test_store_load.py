@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rlhfkit.feedback.store import Store, StoreSettings, Undo
+from rlhfkit.feedback.states import StoreSettings, Undo
+from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote
 
 pytestmark = pytest.mark.thorough

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rlhfkit.errors import DataError
-from rlhfkit.feedback.trust import accuracy_by_degree, trust_report
+from rlhfkit.feedback.trust.compute import accuracy_by_degree, trust_report
+from rlhfkit.feedback.trust.text import lines_of
 from rlhfkit.records import Message
 from tests.feedback.annotators import Labels, a_pair, a_vote, simulate
 
@@ -398,7 +399,7 @@ def test_little_or_odd_data_give_a_report_without_nan(make):
     report = trust_report(labels, measured_accuracy=0.7)
     text = json.dumps(report.as_dict(), allow_nan=False)
     assert json.loads(text) == report.as_dict()
-    assert not any("nan" in line for line in report.lines())
+    assert not any("nan" in line for line in lines_of(report))
     assert accuracy_by_degree(labels, {}).all.value is None
 
 
@@ -439,7 +440,7 @@ def test_all_ties_leave_alpha_undefined_and_say_so():
 
 def test_lines_tell_the_main_figures_with_their_numbers():
     report = trust_report(table_of_feedback(), overlap=3, measured_accuracy=0.7)
-    text = "\n".join(report.lines())
+    text = "\n".join(lines_of(report))
     assert "18 votes" not in text
     assert text.startswith("19 votes on 8 of 8 pairs by 3 people: 17 preferences, 2 ties, 0 both bad")
     assert "alpha, which side:   0.642 (" in text
@@ -452,9 +453,9 @@ def test_lines_tell_the_main_figures_with_their_numbers():
 
 def test_lines_name_the_careless_and_the_votes_left_out():
     labels = simulate([DILIGENT] * 4 + [0.5], num_pairs=400, votes_per_pair=3, seed=0)
-    text = "\n".join(trust_report(labels, overlap=3).lines())
+    text = "\n".join(lines_of(trust_report(labels, overlap=3)))
     assert text.count("look at this: agrees with another person") == 1
-    assert "400 later votes are left out" in "\n".join(trust_report(labels).lines())
+    assert "400 later votes are left out" in "\n".join(lines_of(trust_report(labels)))
 
 
 @pytest.mark.thorough

@@ -9,7 +9,8 @@ import time
 import httpx
 import pytest
 
-from rlhfkit.feedback.store import Store, StoreSettings
+from rlhfkit.feedback.states import StoreSettings
+from rlhfkit.feedback.store import Store
 from tests.feedback.labelling import numbered_pairs, vote_body
 
 pytestmark = pytest.mark.thorough

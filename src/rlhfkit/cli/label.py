@@ -149,6 +149,7 @@ def labels_report(
 ) -> None:
     """Agreement, biases, every annotator, and the ceiling for reward models."""
     from rlhfkit.feedback.transfer import report_of
+    from rlhfkit.feedback.trust.text import lines_of
 
     report = report_of(store)
     if as_json:
@@ -156,7 +157,7 @@ def labels_report(
 
         print(json.dumps(report.as_dict(), ensure_ascii=False))
     else:
-        print("\n".join(report.lines()))
+        print("\n".join(lines_of(report)))
 
 
 @labels.command("export")

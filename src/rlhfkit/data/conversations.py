@@ -36,8 +36,10 @@ TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 WITHOUT_TOOLS = "tool calls are not read; leave such rows out, or write what was called and said as text"
 
 
-def read_text(value: Any, column: str, *, expected: str = "text") -> str:
+def read_text(value: Any, column: str, *, expected: str = "text", nan_is_missing: bool = True) -> str:
     """`value`, which is text that can be written as UTF-8; a number is its text.
+
+    A whole cell "nan" is what pandas writes for a missing value; what somebody said in a message is not.
 
     Raises: DataError.
     """
@@ -45,7 +47,7 @@ def read_text(value: Any, column: str, *, expected: str = "text") -> str:
         return str(value)
     if not isinstance(value, str):
         raise DataError(f'column "{column}" is {described(value)}; expected {expected}')
-    if value.strip().casefold() == "nan":
+    if nan_is_missing and value.strip().casefold() == "nan":
         raise DataError(f'column "{column}" is {value!r}, which stands for a missing value; expected {expected}')
     if len(value) > LONGEST_TEXT:
         raise DataError(
@@ -144,7 +146,7 @@ def _message(message: object, turn: str) -> Message:
 def _content(content: object, place: str) -> str:
     """The text of a message, whose parts, where it has several, are joined as they stand."""
     if not isinstance(content, list):
-        return read_text(content, place)
+        return read_text(content, place, nan_is_missing=False)
     texts = []
     for part in content:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
@@ -155,7 +157,7 @@ def _content(content: object, place: str) -> str:
                 f"{place} holds a part of type {kind!r}, and only text can be read; leave such rows out, or describe "
                 "in words what it shows"
             )
-        texts.append(read_text(part.get("text") if isinstance(part, dict) else part, place))
+        texts.append(read_text(part.get("text") if isinstance(part, dict) else part, place, nan_is_missing=False))
     return "".join(texts)
 
 

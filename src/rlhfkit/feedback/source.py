@@ -9,8 +9,10 @@ from rlhfkit.config.recipe import StoreConfig
 from rlhfkit.data.rows import Loaded, SourceFile
 from rlhfkit.errors import DataError, StoreError
 from rlhfkit.feedback.exchange import Aggregated, preferences_of
-from rlhfkit.feedback.store import Snapshot, Store
-from rlhfkit.feedback.trust import TrustReport, trust_report
+from rlhfkit.feedback.states import Snapshot
+from rlhfkit.feedback.store import Store
+from rlhfkit.feedback.trust.compute import trust_report
+from rlhfkit.feedback.trust.report import TrustReport
 from rlhfkit.feedback.votes import Pair
 from rlhfkit.records import Preference
 

@@ -5,47 +5,58 @@ at once than it needs votes, and comes back when somebody leaves it. `tables` ha
 `database` the connections.
 """
 
-import hashlib
 import hmac
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from sqlalchemy import (
     Connection,
     RowMapping,
-    and_,
-    bindparam,
-    delete,
-    exists,
     func,
     insert,
-    inspect,
-    literal_column,
     select,
-    union_all,
 )
 
-from rlhfkit.errors import ConfigError, DataError, StoreError
+from rlhfkit.errors import DataError
 from rlhfkit.feedback import queue as tasks
-from rlhfkit.feedback import tables
 from rlhfkit.feedback.checks import check_name, check_vote, checked_row, expect_same
 from rlhfkit.feedback.database import Database
+from rlhfkit.feedback.opening import check_owner, kept_settings, prepare
+from rlhfkit.feedback.reading import (
+    NEWEST_STANDING,
+    PAIR,
+    VOTE,
+    VOTES,
+    hash_of_token,
+    next_sequence,
+    read_guidelines,
+    read_pairs,
+    read_votes,
+    undone_before,
+)
+from rlhfkit.feedback.states import (
+    AnnotatorProgress,
+    QueueState,
+    Recorded,
+    RoundState,
+    Snapshot,
+    StoreSettings,
+    Task,
+    Undo,
+)
 from rlhfkit.feedback.tables import (
-    SCHEMA_VERSION,
     annotators,
     assignments,
     guidelines,
     leases,
     pair_of_row,
     pairs,
-    properties,
     queue,
     rounds,
     row_of_pair,
@@ -58,124 +69,11 @@ from rlhfkit.feedback.tables import (
 from rlhfkit.feedback.votes import Pair, Side, Vote
 
 __all__ = [
-    "AnnotatorProgress",
-    "QueueState",
-    "Recorded",
-    "RoundState",
-    "Snapshot",
     "Store",
-    "StoreSettings",
-    "Task",
-    "Undo",
 ]
 
-Recorded = Literal["recorded", "repeated", "surplus"]
 
 _ROWS_AT_ONCE = 200
-
-
-@dataclass(frozen=True, slots=True)
-class StoreSettings:
-    """How many people see a pair, and for how long it is theirs; kept in the database."""
-
-    overlap: int = 1
-    """Votes that a pair needs; one more where they disagree."""
-    calibration_overlap: int = 3
-    """Votes that a pair of the calibration pool needs."""
-    lease_seconds: float = 600.0
-    """How long a task stays with a person who does nothing."""
-
-    def __post_init__(self) -> None:
-        for name in ("overlap", "calibration_overlap"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}; expected at least 1 vote for a pair")
-        if not 0 < self.lease_seconds < math.inf:
-            raise ConfigError(f"lease_seconds = {self.lease_seconds}; expected a positive number of seconds")
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A pair that one person is asked about now."""
-
-    pair: Pair
-    shown_left: Side
-    """Which response stands left (or on top): drawn once for a person and a pair."""
-    lease_until: float
-    """Seconds since 1970, until when the pair is kept for this person."""
-    position: int
-    """Number of the task in this person's work, from 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Undo:
-    """The event that takes back a vote."""
-
-    id: str
-    vote_id: str
-    annotator: str
-    created_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """All pairs and the votes that stand (not taken back) at one moment, each in the order they came."""
-
-    pairs: list[Pair]
-    votes: list[Vote]
-
-
-@dataclass(frozen=True, slots=True)
-class AnnotatorProgress:
-    """How far one person is."""
-
-    num_voted: int
-    """Votes that stand, without skips."""
-    num_skipped: int
-    num_left: int
-    """Pairs that still need votes, and that this person has not decided on."""
-    num_total: int
-    """The three together."""
-    active_seconds: float
-    """Of all their votes, also of those that they took back."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoundState:
-    """How far one round is."""
-
-    round: int
-    num_pairs: int
-    num_finished: int
-
-
-@dataclass(frozen=True, slots=True)
-class QueueState:
-    """How far all are: `num_pairs` = `num_finished` + `num_leased` + `num_waiting`."""
-
-    num_pairs: int
-    num_finished: int
-    """Pairs that have all the votes they need."""
-    num_leased: int
-    """Pairs that need votes and are before somebody now."""
-    num_waiting: int
-    """Pairs that need votes and are before nobody."""
-    rounds: tuple[RoundState, ...]
-
-
-_PAIR = (
-    select(pairs, assignments.c.shown_left)
-    .outerjoin(assignments, and_(assignments.c.number == pairs.c.number, assignments.c.annotator == bindparam("me")))
-    .where(pairs.c.number == bindparam("number_"))
-)
-_VOTES = select(votes, pairs.c.id.label("pair_id")).join(pairs, pairs.c.number == votes.c.number)
-_VOTE = _VOTES.where(votes.c.id == bindparam("id_"))
-_STANDING = _VOTES.where(~exists(select(literal_column("1")).where(undos.c.vote_id == votes.c.id)))
-_NEWEST_STANDING = _STANDING.where(votes.c.annotator == bindparam("me")).order_by(votes.c.sequence.desc()).limit(1)
-# One more than the last event's; safe because there is one writer at a time.
-_last_sequences = union_all(
-    select(func.max(votes.c.sequence).label("last")), select(func.max(undos.c.sequence).label("last"))
-).subquery()
-_next_sequence = select(func.coalesce(func.max(_last_sequences.c.last), 0) + 1).scalar_subquery()
 
 
 class Store:
@@ -208,10 +106,10 @@ class Store:
         """
         connected = Database(database)
         try:
-            _check_owner(connected)
+            check_owner(connected)
             connected.keep_a_log()
             with connected.writing() as connection:
-                kept = _prepare(connection, settings, name=connected.name)
+                kept = prepare(connection, settings, name=connected.name)
         except BaseException:
             connected.close()
             raise
@@ -267,7 +165,7 @@ class Store:
         added = [row for id, row in rows.items() if id not in known_ids]
         numbered = [{"number": number + index, **row} for index, row in enumerate(added, start=1)]
         if numbered:
-            settings = _kept_settings(connection)
+            settings = kept_settings(connection)
             connection.execute(insert(pairs), numbered)
             needed = {False: settings.overlap, True: settings.calibration_overlap}
             connection.execute(
@@ -282,19 +180,21 @@ class Store:
     def pairs(self, *, round: int | None = None) -> list[Pair]:
         """All pairs, or those of one round, in the order they were added."""
         with self._database.reading() as connection:
-            return _read_pairs(connection, round)
+            return read_pairs(connection, round)
 
     def add_annotator(self, name: str) -> str:
         """A new secret token of a person, of which only a hash is stored. Raises: DataError for an unusable name."""
         token = secrets.token_urlsafe(32)
         with self._database.writing() as connection:
             self._person(connection, name)
-            connection.execute(insert(tokens), {"hash": _hash(token), "annotator": name, "created_at": self._clock()})
+            connection.execute(
+                insert(tokens), {"hash": hash_of_token(token), "annotator": name, "created_at": self._clock()}
+            )
         return token
 
     def annotator_of(self, token: str) -> str | None:
         """Name of the person whom the token belongs to; None where it belongs to nobody."""
-        digest = _hash(token)
+        digest = hash_of_token(token)
         with self._database.reading() as connection:
             row = connection.execute(select(tokens).where(tokens.c.hash == digest)).mappings().one_or_none()
         if row is None or not hmac.compare_digest(row["hash"], digest):
@@ -332,7 +232,7 @@ class Store:
             tasks.note(connection, person, changes)
             return None
         until = self._hold(connection, person, number, now)
-        row = connection.execute(_PAIR, {"number_": number, "me": annotator}).mappings().one()
+        row = connection.execute(PAIR, {"number_": number, "me": annotator}).mappings().one()
         shown_left = row["shown_left"] or tasks.draw_side(connection, person, number, changes)
         tasks.note(connection, person, changes)
         return Task(pair_of_row(row), shown_left, until, person["num_voted"] + person["num_skipped"] + 1)
@@ -423,7 +323,7 @@ class Store:
 
     def _record(self, connection: Connection, vote: Vote, now: float, *, is_surplus: bool | None = None) -> Recorded:
         check_vote(vote)
-        known = connection.execute(_VOTE, {"id_": vote.id}).mappings().one_or_none()
+        known = connection.execute(VOTE, {"id_": vote.id}).mappings().one_or_none()
         if known is not None:
             if (known["annotator"], known["pair_id"]) != (vote.annotator, vote.pair_id):
                 raise DataError(f"vote {vote.id!r} is known as another one; expected a new id for every vote")
@@ -439,7 +339,7 @@ class Store:
         counts = has_room and not is_skip
         vote = replace(vote, is_surplus=not is_skip and not counts)
         row = {"number": state["number"], **row_of_vote(vote)}
-        connection.execute(insert(votes).values(sequence=_next_sequence), row)
+        connection.execute(insert(votes).values(sequence=next_sequence), row)
         tasks.record(connection, person, state, vote, counts=counts)
         return "surplus" if vote.is_surplus else "recorded"
 
@@ -455,11 +355,11 @@ class Store:
         with self._database.writing() as connection:
             known = connection.execute(select(undos).where(undos.c.id == id)).mappings().one_or_none()
             if known is not None:
-                return _undone_before(connection, known, annotator)
+                return undone_before(connection, known, annotator)
             person = self._person(connection, annotator)
-            row = connection.execute(_NEWEST_STANDING, {"me": annotator}).mappings().one_or_none()
+            row = connection.execute(NEWEST_STANDING, {"me": annotator}).mappings().one_or_none()
             event = {"id": id, "vote_id": None if row is None else row["id"], "annotator": annotator, "created_at": now}
-            connection.execute(insert(undos).values(sequence=_next_sequence), event)
+            connection.execute(insert(undos).values(sequence=next_sequence), event)
             if row is None:
                 return None
             vote = vote_of_row(row)
@@ -472,12 +372,12 @@ class Store:
     def votes(self) -> list[Vote]:
         """The votes that stand, in the order they came."""
         with self._database.reading() as connection:
-            return _read_votes(connection)
+            return read_votes(connection)
 
     def events(self) -> list[Vote | Undo]:
         """All that ever happened: every vote, also one that was taken back, and every undo, in order."""
         with self._database.reading() as connection:
-            vote_rows = connection.execute(_VOTES).mappings().all()
+            vote_rows = connection.execute(VOTES).mappings().all()
             undo_rows = connection.execute(select(undos).where(undos.c.vote_id.is_not(None))).mappings().all()
         found: list[tuple[int, Vote | Undo]] = [(row["sequence"], vote_of_row(row)) for row in vote_rows]
         found += [
@@ -488,7 +388,7 @@ class Store:
     def snapshot(self) -> Snapshot:
         """Pairs and standing votes of one moment; nobody who writes waits for it, and it waits for nobody."""
         with self._database.reading() as connection:
-            return Snapshot(_read_pairs(connection, None), _read_votes(connection))
+            return Snapshot(read_pairs(connection, None), read_votes(connection))
 
     def progress(self, annotator: str) -> AnnotatorProgress:
         """How far this person is."""
@@ -522,7 +422,7 @@ class Store:
     def set_guidelines(self, text: str) -> int:
         """Version of the guidelines, a new one where the text differs from the last."""
         with self._database.writing() as connection:
-            version, current = _read_guidelines(connection)
+            version, current = read_guidelines(connection)
             if version and text == current:
                 return version
             row = {"version": version + 1, "text": text, "created_at": self._clock()}
@@ -532,7 +432,7 @@ class Store:
     def guidelines(self) -> tuple[int, str]:
         """Version and text of the newest guidelines; 0 and nothing where there are none."""
         with self._database.reading() as connection:
-            return _read_guidelines(connection)
+            return read_guidelines(connection)
 
     def _person(self, connection: Connection, name: str) -> RowMapping:
         check_name("name of an annotator", name)
@@ -547,83 +447,4 @@ class Store:
 # Opening
 
 
-def _check_owner(database: Database) -> None:
-    """Raise StoreError where the tables are somebody else's, before anything is changed."""
-    names = database.table_names()
-    if properties.name not in names:
-        foreign = names if database.is_sqlite else names & set(tables.metadata.tables)
-        if foreign:
-            raise StoreError(
-                f"{database.name} holds tables that are not rlhfkit's ({', '.join(sorted(foreign)[:3])}); "
-                "expected a store or an empty database; choose another"
-            )
-
-
-def _prepare(connection: Connection, settings: StoreSettings | None, *, name: str) -> StoreSettings:
-    """The settings that hold from now on; makes the tables where there are none."""
-    if not inspect(connection).has_table(properties.name):
-        tables.metadata.create_all(connection)
-        connection.execute(insert(properties), {"name": "schema_version", "value": str(SCHEMA_VERSION)})
-        return _keep_settings(connection, settings or StoreSettings())
-    version = _kept(connection).get("schema_version")
-    if version != str(SCHEMA_VERSION):
-        raise StoreError(
-            f"{name} has version {version} of the tables; expected {SCHEMA_VERSION}; another release of rlhfkit made "
-            "them: pip install --upgrade rlhfkit"
-        )
-    old = _kept_settings(connection)
-    if settings is None or settings == old:
-        return old
-    if (settings.overlap, settings.calibration_overlap) != (old.overlap, old.calibration_overlap):
-        tasks.count_anew(connection, overlap=settings.overlap, calibration_overlap=settings.calibration_overlap)
-    return _keep_settings(connection, settings)
-
-
-def _kept(connection: Connection) -> dict[str, str]:
-    return {row.name: row.value for row in connection.execute(select(properties))}
-
-
-def _kept_settings(connection: Connection) -> StoreSettings:
-    kept = _kept(connection)
-    return StoreSettings(
-        int(kept["overlap"]), int(kept["calibration_overlap"]), lease_seconds=float(kept["lease_seconds"])
-    )
-
-
-def _keep_settings(connection: Connection, settings: StoreSettings) -> StoreSettings:
-    rows = [{"name": field.name, "value": str(getattr(settings, field.name))} for field in fields(settings)]
-    connection.execute(delete(properties).where(properties.c.name.in_([row["name"] for row in rows])))
-    connection.execute(insert(properties), rows)
-    return settings
-
-
 # Reading
-
-
-def _read_pairs(connection: Connection, round: int | None) -> list[Pair]:
-    query = select(pairs).order_by(pairs.c.number)
-    if round is not None:
-        query = query.where(pairs.c.round == round)
-    return [pair_of_row(row) for row in connection.execute(query).mappings()]
-
-
-def _read_votes(connection: Connection) -> list[Vote]:
-    return [vote_of_row(row) for row in connection.execute(_STANDING.order_by(votes.c.sequence)).mappings()]
-
-
-def _read_guidelines(connection: Connection) -> tuple[int, str]:
-    newest = select(guidelines.c.version, guidelines.c.text).order_by(guidelines.c.version.desc()).limit(1)
-    row = connection.execute(newest).one_or_none()
-    return (0, "") if row is None else (row.version, row.text)
-
-
-def _undone_before(connection: Connection, known: RowMapping, annotator: str) -> Vote | None:
-    if known["annotator"] != annotator:
-        raise DataError(f"undo {known['id']!r} is known as another one; expected a new id for every undo")
-    if known["vote_id"] is None:
-        return None
-    return vote_of_row(connection.execute(_VOTE, {"id_": known["vote_id"]}).mappings().one())
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

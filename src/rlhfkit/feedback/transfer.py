@@ -16,8 +16,9 @@ from rlhfkit.feedback.exchange import (
     import_labels,
 )
 from rlhfkit.feedback.source import new_pairs, open_existing, trust_in
-from rlhfkit.feedback.store import Store, StoreSettings, Undo
-from rlhfkit.feedback.trust import TrustReport
+from rlhfkit.feedback.states import StoreSettings, Undo
+from rlhfkit.feedback.store import Store
+from rlhfkit.feedback.trust.report import TrustReport
 from rlhfkit.feedback.votes import Part
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.resume import recipe_of

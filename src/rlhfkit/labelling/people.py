@@ -7,7 +7,8 @@ from pathlib import Path
 from rlhfkit.config.recipe import PeopleConfig, PreferencesConfig, SimulatedConfig
 from rlhfkit.errors import ConfigError, RlhfkitError, StoreError
 from rlhfkit.feedback.source import is_missing
-from rlhfkit.feedback.store import Store, StoreSettings
+from rlhfkit.feedback.states import StoreSettings
+from rlhfkit.feedback.store import Store
 from rlhfkit.labelling.simulated import SimulatedAnnotators
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.watchdog import unwatched

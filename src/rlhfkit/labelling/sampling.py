@@ -7,9 +7,12 @@ import numpy as np
 
 from rlhfkit.config.recipe import PeopleConfig, PreferencesConfig, RolloutConfig
 from rlhfkit.errors import DataError
-from rlhfkit.feedback.pairs import LabelledPairs, choose_pairs, text_features
-from rlhfkit.feedback.store import Snapshot, Store
-from rlhfkit.feedback.trust import is_random
+from rlhfkit.feedback.active.choose import choose_pairs
+from rlhfkit.feedback.active.features import text_features
+from rlhfkit.feedback.active.labelled import LabelledPairs
+from rlhfkit.feedback.states import Snapshot
+from rlhfkit.feedback.store import Store
+from rlhfkit.feedback.trust.votes import is_random
 from rlhfkit.feedback.votes import Pair, Part, Vote, pair_id, part_of_prompt
 from rlhfkit.machine.seeding import derive_seed, shuffled
 from rlhfkit.models.encoder import EncodedPrompt

@@ -28,6 +28,7 @@ from rlhfkit.feedback.exchange import (
 from rlhfkit.feedback.source import is_missing, new_pairs, trust_in
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.transfer import TEST_SHARE, _count
+from rlhfkit.feedback.trust.text import lines_of
 from rlhfkit.feedback.votes import Pair, Part
 from rlhfkit.labelling.people import nobody_can_go_on, read_guidelines, refuse_strangers, store_settings
 from rlhfkit.labelling.sampling import PairSampler, with_calibration
@@ -245,7 +246,7 @@ def _closing_words(store: Store, database: str, *, run: RunDir | None = None, re
     report = trust_in(store, snapshot)
     lines = [f"{database} holds {_count(queue.num_pairs, 'pair')}, {queue.num_finished} with all the votes asked for"]
     if report.num_votes:
-        lines += [f"  {line}" if line else "" for line in report.lines()]
+        lines += [f"  {line}" if line else "" for line in lines_of(report)]
     else:
         lines.append("  nobody has voted yet")
     lines.append(f"next: rlhfkit labels report {shlex.quote(database)}")

@@ -39,8 +39,9 @@ from rlhfkit.evaluation.prompts import compare
 from rlhfkit.evaluation.task_metrics import FieldMetric, classification, likeliest_responses, questions_of, translation
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.source import new_pairs, open_existing, trust_in, with_strengths
-from rlhfkit.feedback.store import Snapshot, Store
-from rlhfkit.feedback.trust import TrustReport
+from rlhfkit.feedback.states import Snapshot
+from rlhfkit.feedback.store import Store
+from rlhfkit.feedback.trust.report import TrustReport
 from rlhfkit.feedback.votes import Part
 from rlhfkit.labelling.people import label, store_settings
 from rlhfkit.labelling.sampling import PairSampler

@@ -17,7 +17,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from rlhfkit.errors import CheckpointError, DataError, StoreError
 from rlhfkit.feedback.store import Store
-from rlhfkit.feedback.trust import TrustReport, trust_report
+from rlhfkit.feedback.trust.compute import trust_report
+from rlhfkit.feedback.trust.report import TrustReport
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.find import find_run, find_runs
 from rlhfkit.rundir.lines import read_object

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from rlhfkit.feedback.store import Task
+from rlhfkit.feedback.states import Task
 from rlhfkit.feedback.votes import FLAGS, LARGEST_STRENGTH, SKIP_REASONS, Choice, Flag, Pair, Side, SkipReason, Vote
 from rlhfkit.records import Conversation
 from rlhfkit.web.guard import Refusal, is_local_request

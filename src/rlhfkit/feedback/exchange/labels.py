@@ -232,7 +232,7 @@ def content_from_json(value: Any, name: str) -> Content:
     """Text, or the turns of a list of messages. Raises: DataError."""
     if isinstance(value, list):
         return read_messages(value, name) if value else ()
-    return read_text(value, name, expected="text or a list of messages")
+    return read_text(value, name, expected="text or a list of messages", nan_is_missing=False)
 
 
 def check_responses_hold_prompt(one: Content, other: Content, *, remedy: str) -> None:

@@ -9,18 +9,11 @@ import pytest
 from scipy import optimize
 
 from rlhfkit.errors import ConfigError, DataError, ShapeError
-from rlhfkit.feedback.pairs import (
-    LabelledPairs,
-    accuracy_without_choosing,
-    bald,
-    choose_pairs,
-    d_optimal_gain,
-    fit_ensemble,
-    gain_of_choosing,
-    greedy_d_optimal,
-    text_features,
-    variance,
-)
+from rlhfkit.feedback.active.choose import choose_pairs
+from rlhfkit.feedback.active.ensemble import bald, d_optimal_gain, fit_ensemble, greedy_d_optimal, variance
+from rlhfkit.feedback.active.features import text_features
+from rlhfkit.feedback.active.gain import accuracy_without_choosing, gain_of_choosing
+from rlhfkit.feedback.active.labelled import LabelledPairs
 from rlhfkit.records import Message
 from tests.feedback.annotators import a_pair
 

@@ -1,0 +1,1 @@
+"""What to ask people next: pairs whose answers teach most, and how much choosing them gains."""

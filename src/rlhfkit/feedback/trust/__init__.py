@@ -1,0 +1,1 @@
+"""How far labels can be trusted: agreement, order, pace, and how often one person contradicts the others."""
