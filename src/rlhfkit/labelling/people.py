@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhfkit.config.recipe import PeopleConfig, PreferencesConfig, SimulatedConfig
 from rlhfkit.errors import ConfigError, RlhfkitError, StoreError
@@ -13,7 +14,9 @@ from rlhfkit.labelling.simulated import SimulatedAnnotators
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.watchdog import unwatched
 from rlhfkit.rewards.grammar import GrammarReward
-from rlhfkit.web.server import Address, serve_while
+
+if TYPE_CHECKING:
+    from rlhfkit.web.server import Address
 
 __all__ = [
     "check_preferences",
@@ -51,6 +54,7 @@ def label(
 
 def _wait_for_people(store: Store, config: PeopleConfig, progress: Progress, *, title: str) -> None:
     from rlhfkit.web.app import create_app  # needs the extra [web], which simulated people do not
+    from rlhfkit.web.server import serve_while
 
     refuse_strangers(config)
     if nobody_can_go_on(store, config.names):
@@ -64,7 +68,7 @@ def _wait_for_people(store: Store, config: PeopleConfig, progress: Progress, *, 
     with progress.stage("label", total=queue.num_pairs, unit="pair", completed=queue.num_finished) as stage:
         watch = _Watch(store, config.names, stage.advance, progress.warn, queue.num_finished)
 
-        def tell(address: Address) -> None:
+        def tell(address: "Address") -> None:
             progress.note(f"people are asked at {address}; Ctrl-C stops, and keeps every vote")
             for name, token in tokens.items():
                 progress.note(f"  for {name}: {address.shared_url}?token={token}")
