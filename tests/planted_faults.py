@@ -103,7 +103,7 @@ FAULTS = (
         "the same order of prompts in each epoch",
     ),
     Fault(
-        "rollout/text.py",
+        "rollout/text_experience.py",
         "masked_sum(kl_estimate(old_logprobs, ref_logprobs,",
         "masked_sum(kl_estimate(ref_logprobs, old_logprobs,",
         "KL with the sign turned",

@@ -11,7 +11,7 @@ PACKAGE = Path(rlhfkit.__file__).parent
 WHO_TELLS = [
     *PACKAGE.glob("doctor/*.py"),
     *PACKAGE.glob("diagnosis/**/*.py"),
-    *(PACKAGE / "training" / f"{name}.py" for name in ("preflight", "watch")),
+    *(PACKAGE / "training" / f"{name}.py" for name in ("preflight", "reactions")),
 ]
 
 

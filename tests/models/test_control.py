@@ -6,7 +6,8 @@ from gymnasium import spaces
 
 from rlhfkit.config.control import NetworkConfig
 from rlhfkit.errors import EnvError, ShapeError
-from rlhfkit.models.control import ControlPolicy, ControlSteps, action_kind
+from rlhfkit.models.control import ControlPolicy, ControlSteps
+from rlhfkit.models.distributions import action_kind
 
 SPACES = {
     "discrete": spaces.Discrete(4, start=2),

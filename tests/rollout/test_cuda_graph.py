@@ -11,7 +11,8 @@ from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.rollout import cuda_graph as capture
 from rlhfkit.rollout import generation
 from rlhfkit.rollout.cuda_graph import CapturedSteps
-from rlhfkit.rollout.generation import SlotCache, generate
+from rlhfkit.rollout.generation import generate
+from rlhfkit.rollout.kv_cache import SlotCache
 from tests.rollout.test_generation import NUM_PROMPTS, ending_early, some_prompts
 from tests.tiny import FAMILIES, Directory, load
 

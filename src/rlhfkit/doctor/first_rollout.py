@@ -17,10 +17,11 @@ from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.rewards.source import RewardSource, ScoredText
+from rlhfkit.rollout.engine import Reference
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
-from rlhfkit.rollout.text import Reference, TextRollout
+from rlhfkit.rollout.text import TextRollout
 from rlhfkit.training.preflight import cause_of, first_differences, rounding_of
 
 __all__ = ["Recorder", "Trial", "examine_ending", "examine_numbers", "examine_temperature", "try_env", "try_prompts"]

@@ -58,7 +58,7 @@ from rlhfkit.pipeline.build import Builder
 from rlhfkit.pipeline.inputs import Inputs
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
-from rlhfkit.rollout.text import Reference
+from rlhfkit.rollout.engine import Reference
 from rlhfkit.rundir.directory import RunDir
 
 __all__ = ["examine_recipe"]

@@ -32,8 +32,8 @@ from rlhfkit.pipeline.control import ControlPipeline
 from rlhfkit.pipeline.inputs import Inputs
 from rlhfkit.pipeline.run import Pipeline
 from rlhfkit.records import Preference
+from rlhfkit.rollout.engine import Engine, Reference, Sample
 from rlhfkit.rollout.generation import Response, generate
-from rlhfkit.rollout.text import Engine, Reference, Sample
 from rlhfkit.rundir.atomic import write_json
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog

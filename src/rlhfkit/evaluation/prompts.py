@@ -14,7 +14,7 @@ from rlhfkit.padding import Sequences
 from rlhfkit.ppo import masked_sum
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
 from rlhfkit.rollout.generation import Response, generate
-from rlhfkit.rollout.text import as_scored_text, logprobs_in_parts
+from rlhfkit.rollout.text_experience import as_scored_text, logprobs_in_parts
 from rlhfkit.rundir.results import Estimate, Evaluation, ModelResults, SamplePair, WinRate, WinRates
 from rlhfkit.stats.intervals import mean_interval, rate_interval
 

@@ -67,7 +67,7 @@ from rlhfkit.padding import Sequences
 from rlhfkit.ppo import AdaptiveKL, FixedKL
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import DEFAULT_MAX_TOKENS, RewardSource
-from rlhfkit.rollout.text import Reference
+from rlhfkit.rollout.engine import Reference
 from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.resume import recorded_date, recorded_dtype

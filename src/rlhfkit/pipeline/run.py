@@ -66,10 +66,12 @@ from rlhfkit.report.page import report_or_warn
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines
 from rlhfkit.rewards.model import RewardModelReward
 from rlhfkit.rewards.source import ScoredText
+from rlhfkit.rollout.engine import Engine, Reference
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import generate as sample
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
-from rlhfkit.rollout.text import Engine, Reference, TextRollout, as_scored_text
+from rlhfkit.rollout.text import TextRollout
+from rlhfkit.rollout.text_experience import as_scored_text
 from rlhfkit.rundir.atomic import read_json, write_atomically, write_directory_atomically, write_json
 from rlhfkit.rundir.directory import ModelName, RunDir
 from rlhfkit.rundir.lock import locked

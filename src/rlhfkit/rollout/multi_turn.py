@@ -24,18 +24,10 @@ from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.padding import Sequences
 from rlhfkit.records import Message
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
+from rlhfkit.rollout.engine import Engine, Reference, Sample, sample_of
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate
-from rlhfkit.rollout.text import (
-    Engine,
-    Reference,
-    Sample,
-    as_scored_text,
-    evaluate_in_parts,
-    experience_of,
-    last_of_rows,
-    sample_of,
-)
+from rlhfkit.rollout.text_experience import as_scored_text, evaluate_in_parts, experience_of, last_of_rows
 
 __all__ = ["Episode", "MultiTurnRollout", "Turn", "env_seed", "join_episodes", "play", "score_turns"]
 

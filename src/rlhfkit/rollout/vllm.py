@@ -22,8 +22,8 @@ from rlhfkit.errors import ConfigError, GenerationError, MissingDependencyError
 from rlhfkit.machine.seeding import capture_rng, restore_rng
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.lora import merged_weights, unwrapped
+from rlhfkit.rollout.engine import Sample
 from rlhfkit.rollout.generation import Response, stop_ids
-from rlhfkit.rollout.text import Sample
 
 __all__ = ["VllmEngine", "require_vllm"]
 

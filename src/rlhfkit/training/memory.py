@@ -21,7 +21,8 @@ from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import trunk_hidden
 from rlhfkit.models.reward_model import RewardModel
 from rlhfkit.models.value import ValueNetwork
-from rlhfkit.rollout.generation import SlotCache, worth_reordering
+from rlhfkit.rollout.generation import worth_reordering
+from rlhfkit.rollout.kv_cache import SlotCache
 
 __all__ = ["MemoryPlan", "bytes_kept", "fits", "plan_of_ppo", "plan_of_supervised", "tokens_that_fit"]
 

@@ -7,8 +7,9 @@ from rlhfkit.diagnosis.limits import ENGINE_ROUNDING_NATS, FLAT_SCORES, MOST_CLI
 from rlhfkit.errors import TrainingError
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.ppo import masked_mean
+from rlhfkit.rollout.engine import Reference
 from rlhfkit.rollout.experience import Experience
-from rlhfkit.rollout.text import Reference, logprobs_in_parts
+from rlhfkit.rollout.text_experience import logprobs_in_parts
 
 __all__ = ["cause_of", "check_first_experience", "first_differences", "rounding_of", "slow_critic"]
 

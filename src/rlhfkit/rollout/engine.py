@@ -1,0 +1,55 @@
+"""What samples: our own generation, or an engine beside it, and the reference that it is held to."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.models.language import LanguageModel
+from rlhfkit.padding import Sequences
+from rlhfkit.rollout.generation import Response, generate
+
+__all__ = [
+    "Engine",
+    "Reference",
+    "Sample",
+    "sample_of",
+]
+
+Reference = Callable[[Sequences], Tensor]
+"""Logprobs (B, R) of sampled tokens under the frozen reference, at the sampling temperature."""
+
+
+class Sample(Protocol):
+    """What samples responses: `generate`, or an engine in its place."""
+
+    def __call__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        config: RolloutConfig,
+        *,
+        seeds: Sequence[int] | None,
+        on_finished: Callable[[int], None] | None = None,
+    ) -> list[Response]:
+        """One response to each prompt, in order."""
+        ...
+
+
+class Engine(Protocol):
+    """A sampler with weights of its own, which computes the policy a little differently from the training pass."""
+
+    @property
+    def importance_cap(self) -> float:
+        """Bound on the weights that correct for the difference."""
+        ...
+
+    def loaded(self, model: LanguageModel) -> Sample:
+        """What samples with the weights that `model` has now."""
+        ...
+
+
+def sample_of(engine: Engine | None, model: LanguageModel) -> Sample:
+    """What samples with the weights that `model` has now; None is the own sampler."""
+    return generate if engine is None else engine.loaded(model)
