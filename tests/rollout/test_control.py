@@ -11,7 +11,8 @@ from rlhfkit.errors import EnvError
 from rlhfkit.models.control import ControlPolicy
 from rlhfkit.pipeline.control import control_trainer
 from rlhfkit.rollout.control import ControlRollout, RunningMoments
-from rlhfkit.training.ppo import advantages_and_returns, run_iteration
+from rlhfkit.training.advantages import advantages_and_returns
+from rlhfkit.training.ppo import run_iteration
 from tests.envs import scripted
 
 GAMMA, LAMBDA = 0.9, 0.8

@@ -19,7 +19,7 @@ from rlhfkit.records import Message, Prompt
 from rlhfkit.rewards.source import ScoredText
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.multi_turn import MultiTurnRollout, env_seed, play
-from rlhfkit.training.ppo import advantages_and_returns
+from rlhfkit.training.advantages import advantages_and_returns
 from tests.oracles import ppo as oracle
 from tests.tiny import Directory, load
 from tests.training import tiny

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from rlhfkit.config.recipe import LoraConfig, OptimConfig, PpoConfig, RolloutConfig, ValueConfig
+from rlhfkit.training.advantages import advantages_and_returns
 from rlhfkit.training.checkpoint import trainable_tensors
-from rlhfkit.training.ppo import PpoTrainer, advantages_and_returns, update
+from rlhfkit.training.ppo import PpoTrainer, update
 from tests.tiny import FAMILIES, Directory, builder, ppo_trainer
 
 ROLLOUT = RolloutConfig(max_response_tokens=12, temperature=0.7, slots=5)

@@ -7,7 +7,7 @@ from rlhfkit.config.recipe import FixedKLConfig, PpoConfig, RolloutConfig
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import next_token_values, token_rewards
 from rlhfkit.rollout.experience import Experience
-from rlhfkit.training.ppo import advantages_and_returns
+from rlhfkit.training.advantages import advantages_and_returns
 from tests.training import tiny
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)

@@ -10,7 +10,8 @@ from rlhfkit.config.recipe import OptimConfig, PpoConfig, ValueConfig
 from rlhfkit.errors import TrainingError
 from rlhfkit.padding import Sequences
 from rlhfkit.rollout.experience import Experience
-from rlhfkit.training.ppo import PpoTrainer, advantages_and_returns, optimizers_for, update
+from rlhfkit.training.advantages import advantages_and_returns
+from rlhfkit.training.ppo import PpoTrainer, optimizers_for, update
 from tests.oracles import ppo as oracle
 from tests.training import tiny
 

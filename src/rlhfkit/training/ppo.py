@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -27,19 +28,14 @@ from rlhfkit.ppo import (
     approx_kl,
     clip_fraction,
     explained_variance,
-    gae,
-    grpo_advantages,
     masked_mean,
-    masked_var,
     policy_loss,
     ratio_max_deviation,
-    rloo_advantages,
-    spread_over_tokens,
     value_loss,
-    whiten,
 )
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rundir.log import RunLog
+from rlhfkit.training.advantages import advantage_std, advantages_and_returns
 from rlhfkit.training.best import Ranked, end_with_best
 from rlhfkit.training.checkpoint import (
     Checkpoints,
@@ -58,7 +54,7 @@ __all__ = [
     "ActorCritic",
     "PpoTrainer",
     "Rollout",
-    "advantages_and_returns",
+    "iterations",
     "optimizers_for",
     "run_iteration",
     "train_ppo",
@@ -116,6 +112,8 @@ class PpoTrainer:
     """The whole recipe as a table, where there is one, for remedies outside of `config`."""
     watch: Watch = field(init=False)
     """Says when training goes wrong, and does what the recipe lets it."""
+    outcome: str | None = field(init=False, default=None)
+    """Why training ended before the last iteration, and which weights are there now; None where it did not."""
 
     def __post_init__(self) -> None:
         self.config = decided_ppo(self.config, self.policy)
@@ -130,6 +128,11 @@ class PpoTrainer:
             f"KL to the reference was above ppo.max_ref_kl = {self.config.max_ref_kl:g} nats per sequence for "
             f"{KL_PATIENCE} iterations in a row; raise ppo.kl.coef or lower the learning rate"
         )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is no further iteration."""
+        return self.iteration >= self.config.iterations or self.stopped is not None
 
     @property
     def microbatch_tokens(self) -> int | None:
@@ -193,14 +196,49 @@ def train_ppo(
 ) -> str | None:
     """Run all iterations that are left; why it stopped before the last, if it did.
 
-    `check_first` sees the very first experience and raises TrainingError where the run is doomed. `after_first` is
-    called after the first iteration of this start. `labels` tell the log's lines of one training from those of another
-    in the same stage.
-    Raises: TrainingError where something is not finite; the last checkpoint is from before. KeyboardInterrupt after
-    Ctrl-C, once the iteration is saved.
+    `after_first` is called after the first iteration of this start; for the rest see `iterations`.
+    Raises: as `iterations`. KeyboardInterrupt after Ctrl-C, once the iteration is saved.
+    """
+    with interrupts_wait("this iteration") as interrupted:
+        running = iterations(
+            trainer,
+            log=log,
+            checkpoints=checkpoints,
+            progress=progress,
+            check_first=check_first,
+            stage=stage,
+            labels=labels,
+            interrupted=interrupted,
+        )
+        with closing(running):  # or the last checkpoint would be awaited whenever nobody holds the generator any more
+            for number, _ in enumerate(running):
+                if number == 0:
+                    after_first()
+                if interrupted():
+                    raise KeyboardInterrupt
+    return trainer.outcome
+
+
+def iterations(
+    trainer: PpoTrainer,
+    *,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    progress: StageProgress,
+    check_first: Callable[[Experience], None] | None = None,
+    stage: str = "ppo",
+    labels: Mapping[str, int] = MappingProxyType({}),
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Generator[dict[str, float]]:
+    """Metrics of each iteration that is left, when it is logged and, where it is time, saved.
+
+    `check_first` sees the very first experience and raises TrainingError where the run is doomed. `labels` tell the
+    log's lines of one training from those of another in the same stage. `interrupted` asks for a checkpoint at once.
+    Close it to wait for the last checkpoint.
+    Raises: TrainingError where something is not finite; the last checkpoint is from before.
     """
     config, watch = trainer.config, trainer.watch
-    last_save, saved, first = time.monotonic(), trainer.iteration or None, trainer.iteration
+    last_save, saved = time.monotonic(), trainer.iteration or None
 
     def seen_first(experience: Experience) -> None:
         log.write_samples(stage, 0, experience.samples)  # before the check, which sends people to look at them
@@ -212,8 +250,8 @@ def train_ppo(
                 progress.warn(slow)
 
     watch.recall(log.rows(stage, labels=labels) if trainer.iteration else ())
-    with checkpoints, interrupts_wait("this iteration") as interrupted:
-        while trainer.iteration < config.iterations and trainer.stopped is None:
+    with checkpoints:
+        while not trainer.is_done:
             iteration = trainer.iteration
             # Only the rollout says what the weights before it are worth, and the update after it changes them.
             is_look, is_saved = watch.looks_at(iteration), saved == iteration
@@ -227,21 +265,16 @@ def train_ppo(
             if iteration:
                 log.write_samples(stage, iteration, experience.samples)
             progress.advance(1, experience.headline)
-            if iteration == first:
-                after_first()
             if ranked is not None:
                 ranked.keep_if_best(iteration, taken, checkpoints)
-            is_last = trainer.stopped is not None or trainer.iteration == config.iterations
             is_time = time.monotonic() - last_save > 60 * config.checkpoint_minutes
-            if is_last or interrupted() or is_time:
+            if trainer.is_done or interrupted() or is_time:
                 checkpoints.save(trainer.iteration, trainer.tensors(), _state(trainer, log))
                 last_save, saved = time.monotonic(), trainer.iteration
-            if interrupted():
-                raise KeyboardInterrupt
-    if trainer.stopped is None:
-        return None
-    put_back = end_with_best(watch, trainer.policy, checkpoints, trainer.put_back_statistics)
-    return f"{trainer.stopped}; {put_back}"
+            yield metrics
+    if trainer.stopped is not None:
+        put_back = end_with_best(watch, trainer.policy, checkpoints, trainer.put_back_statistics)
+        trainer.outcome = f"{trainer.stopped}; {put_back}"
 
 
 def _state(trainer: PpoTrainer, log: RunLog) -> dict[str, Any]:
@@ -270,7 +303,7 @@ def run_iteration(
     _keep_schedules_in_time(trainer)
     with phase("update"):
         metrics = {**experience.metrics, **update(trainer, experience, advantages, returns)}
-    metrics["ppo/advantage_std"] = _advantage_std(experience, advantages, returns, trainer.config)
+    metrics["ppo/advantage_std"] = advantage_std(experience, advantages, returns, trainer.config)
     if trainer.kl is not None and experience.ref_kl is not None:
         metrics["kl_coef"] = trainer.kl_coef
         _hold_to_reference(trainer, trainer.kl, experience.ref_kl)
@@ -296,14 +329,6 @@ def _planned_updates(config: PpoConfig | ControlPpoConfig, optimizer: str, itera
     return config.updates_per_iteration * learning
 
 
-def _advantage_std(
-    experience: Experience, advantages: Tensor, returns: Tensor, config: PpoConfig | ControlPpoConfig
-) -> float:
-    """Deviation of the advantages over all tokens; of GAE before whitening, which would make any of them 1."""
-    raw = returns - experience.old_values if config.estimator == "gae" else advantages
-    return math.sqrt(float(masked_var(raw, experience.mask)))
-
-
 def _hold_to_reference(trainer: PpoTrainer, kl: FixedKL | AdaptiveKL, ref_kls: Tensor) -> None:
     """Move the coefficient, and count the iterations that were too far away."""
     ref_kl, limit = float(ref_kls.mean()), trainer.config.max_ref_kl
@@ -311,40 +336,6 @@ def _hold_to_reference(trainer: PpoTrainer, kl: FixedKL | AdaptiveKL, ref_kls: T
     if not _only_critic_learns(trainer):
         # A policy that may not move has no KL, which says nothing about the coefficient.
         trainer.kl_coef = kl.next(trainer.kl_coef, ref_kl, len(ref_kls))
-
-
-def advantages_and_returns(experience: Experience, config: PpoConfig | ControlPpoConfig) -> tuple[Tensor, Tensor]:
-    """Advantages (B, T), whitened over the whole rollout, and returns (B, T) = unwhitened advantages + old values.
-
-    Without a critic the advantage of a response, compared within its group, stands at each of its tokens; the returns
-    are then of no use and zero.
-    """
-    mask, rewards = experience.mask, experience.rewards
-    if config.estimator != "gae":
-        advantages = spread_over_tokens(_advantages_within_groups(experience, config), mask)
-        return advantages, torch.zeros_like(advantages)
-    if config.whiten_rewards:
-        rewards = whiten(rewards, mask, shift_mean=False)
-    advantages = gae(
-        rewards,
-        experience.old_values,
-        experience.next_values,
-        experience.terminated,
-        experience.ended,
-        gamma=config.gamma,
-        gae_lambda=config.gae_lambda,
-        mask=mask,
-    )
-    return whiten(advantages, mask), advantages + experience.old_values
-
-
-def _advantages_within_groups(experience: Experience, config: PpoConfig | ControlPpoConfig) -> Tensor:
-    """(B,) by RLOO of the total, score less KL penalty, or by GRPO, which divides the score alone."""
-    totals = experience.rewards.sum(1)
-    if config.estimator == "rloo":
-        return rloo_advantages(totals, group_size=config.group_size)
-    assert experience.scores is not None
-    return grpo_advantages(experience.scores, experience.scores - totals, group_size=config.group_size)
 
 
 def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, returns: Tensor) -> dict[str, float]:
