@@ -17,8 +17,7 @@ from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.source import new_pairs
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote, pair_id
-from rlhfkit.labelling import sampling as labelling
-from rlhfkit.labelling import simulated
+from rlhfkit.labelling import people, simulated
 from rlhfkit.labelling.people import nobody_can_go_on
 from rlhfkit.labelling.sampling import PairSampler
 from rlhfkit.machine.progress import Progress
@@ -29,6 +28,7 @@ from rlhfkit.records import Prompt
 from rlhfkit.report.page import write_report
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import Evaluation, read_results
+from rlhfkit.web import server
 from tests import tiny
 from tests.people import Person, ctrl_c, free_port
 
@@ -594,7 +594,7 @@ max_response_tokens = 6
 @pytest.fixture
 def desk(tmp_path, directory_of, monkeypatch):
     """Where people label: run the recipe here, with a page on a port of its own."""
-    monkeypatch.setattr(labelling, "SECONDS_TO_UNDO", 0.1)
+    monkeypatch.setattr(people, "SECONDS_TO_UNDO", 0.1)
     monkeypatch.chdir(tmp_path)
     prompts = [json.dumps({"prompt": f"prompt {number}:"}) + "\n" for number in range(12)]
     (tmp_path / "prompts.jsonl").write_text("".join(prompts))
@@ -715,7 +715,7 @@ def test_a_fresh_start_asks_nobody_again_what_was_answered(desk):
 
 
 def test_a_page_that_dies_is_no_end_of_labelling(desk, monkeypatch):
-    monkeypatch.setattr(labelling, "serve_while", lambda *arguments, **settings: None)
+    monkeypatch.setattr(server, "serve_while", lambda *arguments, **settings: None)
     with pytest.raises(Exception, match="page stopped before all was labelled; start again, every vote is kept"):
         desk.run()
     assert not desk.run_dir.preferences.exists()

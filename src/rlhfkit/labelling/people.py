@@ -161,6 +161,8 @@ def read_guidelines(path: str | None) -> str | None:
 
 def refuse_strangers(people: PeopleConfig) -> None:
     """Nothing; but a page that other machines reach needs people with tokens. Raises: ConfigError."""
+    from rlhfkit.web.server import Address
+
     if not people.names and not Address(people.host, people.port, people.port).is_local:
         raise ConfigError(
             f"host {people.host} lets other machines in, where people need a link with a token; name the people "
