@@ -59,7 +59,7 @@ class Response:
     ids: list[int]
     """Its tokens, EOS included."""
     logprobs: list[float]
-    """Log-probability of each token, at the sampling temperature."""
+    """Log-probability of each token, at the sampling temperature; empty where nobody knows who wrote it."""
     finish_reason: FinishReason
 
     @property

@@ -12,9 +12,10 @@ from rlhfkit.machine.watchdog import phase
 from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.padding import Sequences
-from rlhfkit.rewards.source import RewardSource, check_scores
+from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
 from rlhfkit.rollout.engine import Engine, Reference, sample_of
 from rlhfkit.rollout.experience import Experience
+from rlhfkit.rollout.generation import Response
 from rlhfkit.rollout.text_experience import _turns_of, as_scored_text, experience_of, last_of_rows
 from rlhfkit.rollout.variety import change_by_exchange, variety
 
@@ -54,37 +55,68 @@ class TextRollout:
 
         Raises: RewardError where the reward source fails.
         """
-        encoder = self.policy.language_model.encoder
         prompts = self._prompts_of(iteration)
-        seeds = [derive_seed(self.seed, "response", iteration, row) for row in range(len(prompts))]
         start = time.perf_counter()
-        with phase("generation"):
-            responses = sample_of(self.engine, self.policy.language_model)(
-                self.policy.language_model,
-                [prompt.ids for prompt in prompts],
-                self.rollout,
-                seeds=seeds,
-                on_finished=on_finished,
-            )
-        generation_seconds = time.perf_counter() - start
-        episodes = [
-            as_scored_text(prompt, response, encoder.decode(response.ids))
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        inputs = Sequences.join(
-            [prompt.ids for prompt in prompts],
-            [response.ids for response in responses],
-            pad=encoder.pad_id,
-            device=self.policy.language_model.device,
+        responses = self.sample(
+            prompts,
+            seeds=[self.seed_of_response(iteration, row) for row in range(len(prompts))],
+            on_finished=on_finished,
         )
-        inputs = self.policy.read_once(inputs, max_tokens=self.ppo.forward_tokens)
+        generation_seconds = time.perf_counter() - start
+        episodes = self.scored_texts(prompts, responses)
         start = time.perf_counter()
         with phase("reward"):
             raw_scores = check_scores(self.reward.score(episodes), episodes, source="the reward source")
         reward_seconds = time.perf_counter() - start
+        experience = self.experience(prompts, responses, raw_scores, kl_coef=kl_coef)
+        experience.metrics["time/generation_seconds"] = generation_seconds
+        experience.metrics["time/reward_seconds"] = reward_seconds
+        experience.metrics["rollout/num_distinct_prompts"] = float(self.num_distinct_prompts)
+        if iteration == 0 and "score/within_prompt_std" not in experience.metrics:
+            experience.metrics.update(change_by_exchange(self.reward, episodes, raw_scores.tolist()))
+        return experience
 
+    def seed_of_response(self, iteration: int, row: int) -> int:
+        """What the draws of response number `row` of an iteration follow from."""
+        return derive_seed(self.seed, "response", iteration, row)
+
+    def sample(
+        self,
+        prompts: Sequence[EncodedPrompt],
+        *,
+        seeds: Sequence[int],
+        on_finished: Callable[[int], None] | None = None,
+    ) -> list[Response]:
+        """A response of the policy to each prompt."""
+        model = self.policy.language_model
+        with phase("generation"):
+            return sample_of(self.engine, model)(
+                model, [prompt.ids for prompt in prompts], self.rollout, seeds=seeds, on_finished=on_finished
+            )
+
+    def scored_texts(self, prompts: Sequence[EncodedPrompt], responses: Sequence[Response]) -> list[ScoredText]:
+        """The episodes as a reward source sees them."""
+        encoder = self.policy.language_model.encoder
+        return [
+            as_scored_text(prompt, response, encoder.decode(response.ids))
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+
+    def experience(
+        self, prompts: Sequence[EncodedPrompt], responses: Sequence[Response], raw_scores: Tensor, *, kl_coef: float
+    ) -> Experience:
+        """What PPO learns from responses to prompts and their scores (B,), whoever sampled and scored them."""
+        language_model = self.policy.language_model
+        inputs = Sequences.join(
+            [prompt.ids for prompt in prompts],
+            [response.ids for response in responses],
+            pad=language_model.encoder.pad_id,
+            device=language_model.device,
+        )
+        inputs = self.policy.read_once(inputs, max_tokens=self.ppo.forward_tokens)
         ends = last_of_rows(inputs.mask)
-        experience = experience_of(
+        shown = self.scored_texts(prompts[: self.ppo.num_samples], responses[: self.ppo.num_samples])
+        return experience_of(
             self.policy,
             self.reference,
             inputs,
@@ -96,7 +128,9 @@ class TextRollout:
             terminated=ends,
             values_after=torch.zeros(len(inputs)),
             importance_cap=None if self.engine is None else self.engine.importance_cap,
-            metrics={"time/generation_seconds": generation_seconds, "time/reward_seconds": reward_seconds},
+            metrics=variety(
+                [prompt.ids for prompt in prompts], [response.ids for response in responses], raw_scores.tolist()
+            ),
             samples=[
                 {
                     "prompt": episode.prompt_text,
@@ -104,16 +138,9 @@ class TextRollout:
                     "response": episode.response,
                     "finish_reason": response.finish_reason,
                 }
-                for episode, response in zip(episodes[: self.ppo.num_samples], responses, strict=False)
+                for episode, response in zip(shown, responses, strict=False)
             ],
         )
-        experience.metrics["rollout/num_distinct_prompts"] = float(self.num_distinct_prompts)
-        experience.metrics.update(
-            variety([prompt.ids for prompt in prompts], [response.ids for response in responses], raw_scores.tolist())
-        )
-        if iteration == 0 and "score/within_prompt_std" not in experience.metrics:
-            experience.metrics.update(change_by_exchange(self.reward, episodes, raw_scores.tolist()))
-        return experience
 
     def state(self) -> dict[str, Tensor]:
         """Nothing: an iteration's draws follow from its number."""

@@ -76,8 +76,11 @@ def experience_of(
     no_scores = torch.zeros(len(inputs), device=device)
     penalties = token_rewards(no_scores, old_logprobs, ref_logprobs, mask, kl_coef=kl_coef, kind=ppo.kl.estimator)
     ref_kl = masked_sum(kl_estimate(old_logprobs, ref_logprobs, "k1"), mask, dim=1)
-    sampled = torch.tensor([number for response in responses for number in response.logprobs], device=device)
-    weights, sampler_metrics = _correction(spread(sampled, mask), old_logprobs, mask, cap=importance_cap)
+    weights: Tensor | None = None
+    sampler_metrics: dict[str, float] = {}
+    if all(response.logprobs for response in responses):
+        sampled = torch.tensor([number for response in responses for number in response.logprobs], device=device)
+        weights, sampler_metrics = _correction(spread(sampled, mask), old_logprobs, mask, cap=importance_cap)
     totals = raw.sum(1)
     return Experience(
         inputs=inputs,

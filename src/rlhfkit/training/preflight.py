@@ -95,6 +95,7 @@ def first_differences(
     """
     inputs, mask = experience.inputs, experience.mask
     rows = torch.linspace(0, len(mask) - 1, min(num_rows, len(mask)), device=mask.device).long()
+    sampler = "sampler/logprob_max_difference"
     with torch.no_grad():
         alone = torch.cat([policy.evaluate(inputs[row[None]]).logprobs for row in rows])
         together, again = (policy.evaluate(inputs[rows]).logprobs for _ in range(2))
@@ -103,11 +104,11 @@ def first_differences(
         "padding": _difference(alone, together, mask[rows]),
         "ratio": _difference(together, experience.old_logprobs[rows], mask[rows]),
         "reference": _difference(logprobs_in_parts(reference, inputs[rows], max_tokens=1 << 30), together, mask[rows]),
-        "sampler": (
-            experience.metrics["sampler/logprob_max_difference"],
-            experience.metrics.get("sampler/logprob_mean_difference", 0.0),
-        ),
-    }
+    } | (
+        {"sampler": (experience.metrics[sampler], experience.metrics.get("sampler/logprob_mean_difference", 0.0))}
+        if sampler in experience.metrics  # not of responses that were written elsewhere
+        else {}
+    )
 
 
 def cause_of(
