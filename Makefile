@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-thorough test-all test-narrow test-lowest test-slow lint audit bench clean
+.PHONY: install demo test test-thorough test-all test-narrow test-lowest test-slow lint lock audit bench clean
 
 install: $(INSTALLED)
 
@@ -59,6 +59,19 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The exact versions of all packages: uv.lock, and constraints.txt from it for pip. `make lock LOCK=--upgrade` takes newer
+# ones. Asks PyPI. constraints.txt keeps its comment.
+LOCK ?=
+UV := .venv/lock/bin/uv
+
+lock:
+	$(PYTHON) -m venv .venv/lock
+	.venv/lock/bin/python -m pip install --quiet uv
+	$(UV) lock $(LOCK)
+	{ grep '^#' constraints.txt; $(UV) export --quiet --frozen --all-extras --no-hashes --no-header --no-annotate \
+		--no-emit-project | sed 's/ ;.*//' | sort -f; } > constraints.new
+	mv constraints.new constraints.txt
 
 # Known vulnerabilities of the exact versions in constraints.txt; asks PyPI, so it needs the net.
 audit:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 # What only extras bring. An import of one of them fails, as where the extra is not installed.
-OPTIONAL = ["fastapi", "uvicorn", "starlette", "sacrebleu", "psycopg", "Box2D", "vllm"]
+OPTIONAL = ["fastapi", "uvicorn", "starlette", "sacrebleu", "psycopg", "Box2D", "datasets", "pyarrow", "pandas"]
 WITHOUT_EXTRAS = """
 import importlib, pkgutil, sys
 sys.modules.update(dict.fromkeys({optional!r}))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from rlhfkit.config.recipe import RowsConfig
 from rlhfkit.data import Row, files, load_prompts, load_texts, read_rows
-from rlhfkit.errors import DataError
+from rlhfkit.errors import DataError, MissingDependencyError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -301,6 +302,19 @@ def test_hub_that_cannot_be_reached_is_said_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"owner/name is not a file here .* on the Hub; check the path") as caught:
         read_rows(RowsConfig(path="owner/name"), directory=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "module"), [("owner/name", "datasets"), ("saved", "datasets"), ("x.parquet", "pyarrow")]
+)
+def test_without_the_extra_the_install_line_is_told(tmp_path, monkeypatch, path, module):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, module, None)  # its import fails
+    with pytest.raises(
+        MissingDependencyError, match=rf"{path} needs .*\({module}\).* pip install 'rlhfkit\[datasets\]'"
+    ):
+        read_rows(RowsConfig(path=path), directory=tmp_path)
 
 
 def test_mistyped_directory_is_not_looked_up_on_the_hub(tmp_path):

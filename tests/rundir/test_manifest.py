@@ -1,5 +1,8 @@
 """What a run notes about itself, and what it says where it cannot go on exactly."""
 
+from importlib import metadata
+
+from rlhfkit.rundir import manifest
 from rlhfkit.rundir.atomic import read_json, write_json
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.manifest import Manifest
@@ -39,3 +42,11 @@ def test_the_same_number_of_threads_or_nothing_to_go_on_from_needs_no_word(tmp_p
 def test_a_stage_that_is_finished_does_not_go_on(tmp_path):
     RunDir(tmp_path).finish_stage("ppo", {})
     assert went_on(tmp_path, num_threads=NOW + 2, checkpoint=True) == []
+
+
+def test_a_package_that_is_not_installed_has_no_version(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "PACKAGES", ("numpy", "no-such-package"))
+    Manifest(RunDir(tmp_path), seed=0, device="cpu", num_threads=1)
+    versions = read_json(RunDir(tmp_path).manifest)["versions"]
+    assert versions.keys() == {"python", "numpy"}
+    assert versions["numpy"] == metadata.version("numpy")

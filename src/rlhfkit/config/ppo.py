@@ -34,7 +34,7 @@ FORWARD_TOKENS = 8192
 
 
 class VllmConfig(Section):
-    """vLLM in place of the own sampler; needs `rlhfkit[vllm]`."""
+    """vLLM in place of the own sampler; see docs/vllm.md."""
 
     dtype: Literal["model", "float32", "bfloat16", "float16"] = "model"
     """Type it samples in; "model" is that of `model.dtype`."""

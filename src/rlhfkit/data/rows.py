@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import importlib
 import io
 import json
 import re
@@ -13,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from rlhfkit.config.recipe import RowsConfig
 from rlhfkit.data.files import close_names, decode, not_found, read_bytes, refuse_if_unpacked_is_too_large, unpacked
-from rlhfkit.errors import DataError
+from rlhfkit.errors import DataError, MissingDependencyError
 
 __all__ = ["Loaded", "MissingColumnError", "OnBadRow", "Row", "SourceFile", "described", "listed", "read_rows"]
 
@@ -408,9 +409,7 @@ def _csv_rows(name: str, text: str, *, delimiter: str, column_names: Sequence[st
 
 
 def _parquet_rows(name: str, data: bytes) -> list[Row | DataError]:
-    import pyarrow  # type: ignore[import-untyped]
-    from pyarrow import parquet
-
+    pyarrow, parquet = _optional("pyarrow", name), _optional("pyarrow.parquet", name)
     rows: list[Row | DataError] = []
     num_bytes = 0
     try:
@@ -424,8 +423,7 @@ def _parquet_rows(name: str, data: bytes) -> list[Row | DataError]:
 
 
 def _directory_rows(name: str, path: Path, split: str) -> tuple[list[Row | DataError], str]:
-    import datasets  # type: ignore[import-untyped]
-
+    datasets = _optional("datasets", name)
     if not path.is_dir():
         raise (
             not_found(name, path)
@@ -449,8 +447,7 @@ def _directory_rows(name: str, path: Path, split: str) -> tuple[list[Row | DataE
 
 
 def _hub_rows(name: str, source: RowsConfig) -> tuple[list[Row | DataError], str]:
-    import datasets
-
+    datasets = _optional("datasets", name)
     try:
         dataset = datasets.load_dataset(name, source.subset, split=source.split, revision=source.revision)
     except Exception as error:  # the hub's client lets the exceptions of four libraries through
@@ -459,6 +456,17 @@ def _hub_rows(name: str, source: RowsConfig) -> tuple[list[Row | DataError], str
             "check the path, the id, split and subset, and the connection, or download its files and name them"
         ) from error
     return _dataset_rows(name, dataset)
+
+
+def _optional(module: str, name: str) -> Any:
+    """A module of the extra [datasets], which `name`, the file or dataset, needs. Raises: MissingDependencyError."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{name} needs a package that is missing ({error.name}) to be read; pip install 'rlhfkit[datasets]', "
+            "or give the rows as JSONL or CSV"
+        ) from error
 
 
 def _files_in(name: str, path: Path) -> str:

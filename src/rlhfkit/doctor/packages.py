@@ -23,14 +23,14 @@ NEIGHBOURS = ("torchvision", "torchaudio", "vllm", "ray", "flash-attn", "bitsand
 """Packages that are not ours to require, and that break when torch or transformers change below them."""
 
 PURPOSES = {
+    "datasets": "Parquet, `datasets` directories, the hub's datasets",
     "box2d": "LunarLander and its kind",
     "translation": "BLEU and chrF",
     "web": "pages: label, dashboard",
     "postgres": "votes in PostgreSQL",
-    "vllm": "vLLM as sampler of PPO",
     "dev": "",  # told by the tests themselves
 }
-OTHERS = {"ray": "several machines"}
+OTHERS = {"vllm": "vLLM as sampler of PPO, in an environment of its own", "ray": "several machines"}
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 

@@ -45,8 +45,8 @@ def require_vllm() -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise MissingDependencyError(
-            "rollout.engine = \"vllm\" needs a package that is missing (vllm); pip install 'rlhfkit[vllm]' for CUDA, "
-            'see docs/vllm.md for a CPU, or set rollout.engine = "own"'
+            'rollout.engine = "vllm" needs a package that is missing (vllm); pip install vllm, in an environment '
+            'of its own as docs/vllm.md shows, or set rollout.engine = "own"'
         )
 
 

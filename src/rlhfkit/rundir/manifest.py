@@ -58,7 +58,7 @@ class Manifest:
             )
         self.content: dict[str, Any] = {
             "rlhfkit": metadata.version("rlhfkit"),
-            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+            "versions": {"python": platform.python_version(), **_versions()},
             "seed": seed,
             "platform": platform.platform(),
             "device": device,
@@ -143,6 +143,15 @@ class Manifest:
 
     def _write(self) -> None:
         write_json(self.run.manifest, hidden_in(self.content))
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that may change a run's numbers, as far as they are installed."""
+    versions = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _is_under_way(run: RunDir) -> bool:
