@@ -96,13 +96,14 @@ class StageProgress:
         self._total, self._unit = total, unit
         self._first, self._start, self._clock = completed, clock(), clock
         self._report, self._warn = report, warn
-        self._detail = ""
+        self.detail = ""
+        """How it goes, as of the last unit."""
 
     def advance(self, amount: int = 1, detail: str = "") -> None:
         """Note that `amount` more units are done; `detail` says how it goes, as "score 1.23 · KL 3.4 nats"."""
         sign_of_life()
         self.completed += amount
-        self._detail = detail or self._detail
+        self.detail = detail or self.detail
         self._report(self)
 
     def warn(self, text: str) -> None:
@@ -122,11 +123,11 @@ class StageProgress:
         done = self.completed - self._first
         seconds_left = self.seconds() / done * max(self._total - self.completed, 0) if done else None
         left = f"{duration(seconds_left)} left" if seconds_left is not None else ""
-        return " · ".join(part for part in (self.count(), left, self._detail) if part)
+        return " · ".join(part for part in (self.count(), left, self.detail) if part)
 
     def summary(self) -> str:
         """As "100/100 iterations in 6 min 12 s · score 1.23"."""
-        return " · ".join(part for part in (f"{self.count()} in {duration(self.seconds())}", self._detail) if part)
+        return " · ".join(part for part in (f"{self.count()} in {duration(self.seconds())}", self.detail) if part)
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,42 @@ from rlhfkit.training.out_of_memory import memory_told
 from rlhfkit.training.ppo import PpoTrainer, optimizers_for, train_ppo
 from rlhfkit.training.rates import announced_ppo
 
-__all__ = ["ControlPipeline", "check_control", "control_trainer", "load_control_policy"]
+__all__ = [
+    "ControlPipeline",
+    "PreparedControl",
+    "check_control",
+    "control_trainer",
+    "load_control_policy",
+    "save_control_policy",
+]
+
+
+@dataclass
+class PreparedControl:
+    """One training, ready for its next iteration."""
+
+    seed: int
+    trainer: PpoTrainer
+    checkpoints: Checkpoints
+    start: float = field(default_factory=time.monotonic)
+    """When this start of it began."""
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """What tells its lines of the log from those of the other seeds."""
+        return {"seed": self.seed}
+
+    @property
+    def policy(self) -> ControlPolicy:
+        """What is trained."""
+        assert isinstance(self.trainer.policy, ControlPolicy)
+        return self.trainer.policy
+
+    @property
+    def rollout(self) -> ControlRollout:
+        """What acts in the environments."""
+        assert isinstance(self.trainer.rollout, ControlRollout)
+        return self.trainer.rollout
 
 
 @dataclass
@@ -75,6 +110,29 @@ class ControlPipeline:
 
     def _train(self, seed: int, *, is_first: bool) -> None:
         """One training → `policy/seed-N/`."""
+        prepared = self.prepared(seed, is_first=is_first)
+        trainer = prepared.trainer
+        with self.progress.stage(
+            f"{self.recipe.name} seed {seed}",
+            total=trainer.config.iterations,
+            unit="iteration",
+            completed=trainer.iteration,
+        ) as stage:
+            train_ppo(
+                trainer,
+                log=self.log,
+                checkpoints=prepared.checkpoints,
+                progress=stage,
+                stage="control",
+                labels=prepared.labels,
+            )
+        self.keep(prepared)
+
+    def prepared(self, seed: int, *, is_first: bool = True) -> "PreparedControl":
+        """Everything of a training but the iterations; where it was stopped before, put back to its last checkpoint.
+
+        `is_first` of the run's seeds; the others begin where the log of the one before ends.
+        """
         recipe = self.recipe
         trainer = control_trainer(recipe, seed, warn=self.progress.warn)
         if is_first:
@@ -85,32 +143,21 @@ class ControlPipeline:
                 self.log.forget("control")
             else:
                 self.log.truncate(read_json(self._directory(seed - 1) / "training.json")["log"])
-        start = time.monotonic()
-        with self.progress.stage(
-            f"{recipe.name} seed {seed}",
-            total=recipe.ppo.iterations,
-            unit="iteration",
-            completed=trainer.iteration,
-        ) as stage:
-            stopped = train_ppo(
-                trainer,
-                log=self.log,
-                checkpoints=checkpoints,
-                progress=stage,
-                stage="control",
-                labels={"seed": seed},
-            )
-        if stopped:
-            self.progress.warn(f"seed {seed} stopped after {trainer.iteration} iterations: {stopped}")
-        assert isinstance(trainer.policy, ControlPolicy) and isinstance(trainer.rollout, ControlRollout)
+        return PreparedControl(seed, trainer, checkpoints)
+
+    def keep(self, prepared: "PreparedControl") -> None:
+        """What a training that is done has made → `policy/seed-N/`."""
+        trainer, seed = prepared.trainer, prepared.seed
+        if trainer.outcome:
+            self.progress.warn(f"seed {seed} stopped after {trainer.iteration} iterations: {trainer.outcome}")
         record = {
-            "env_steps": trainer.rollout.env_steps,
-            "training_seconds": round(time.monotonic() - start, 2),
+            "env_steps": prepared.rollout.env_steps,
+            "training_seconds": round(time.monotonic() - prepared.start, 2),
             "log": self.log.position(),
         }
-        trainer.rollout.envs.close()
+        prepared.rollout.envs.close()
         with write_directory_atomically(self._directory(seed)) as directory:
-            save_control_policy(trainer.policy, directory, recipe)
+            save_control_policy(prepared.policy, directory, self.recipe)
             write_json(directory / "training.json", record)
 
     def evaluate(self) -> None:

@@ -268,7 +268,7 @@ def iterations(
             if ranked is not None:
                 ranked.keep_if_best(iteration, taken, checkpoints)
             is_time = time.monotonic() - last_save > 60 * config.checkpoint_minutes
-            if trainer.is_done or interrupted() or is_time:
+            if checkpoints.keep and (trainer.is_done or interrupted() or is_time):
                 checkpoints.save(trainer.iteration, trainer.tensors(), _state(trainer, log))
                 last_save, saved = time.monotonic(), trainer.iteration
             yield metrics
