@@ -169,7 +169,7 @@ def test_where_the_recipe_lets_it_run_that_is_said_loudly_first(tmp_path, monkey
     assert f"model.trust_remote_code = true: Python code out of {model} runs now, with all that you may" in warning
 
 
-def test_who_trusts_a_model_of_the_hub_is_told_to_pin_it(tmp_path):
+def test_who_trusts_a_model_of_the_hub_is_reported_to_pin_it(tmp_path):
     recipe = load_recipe("demo", []).recipe
     for changes, is_told in (({}, True), ({"revision": "abc"}, False), ({"path": str(tmp_path)}, False)):
         model = PretrainedModelConfig(**{"path": "somebody/model", "trust_remote_code": True, **changes})

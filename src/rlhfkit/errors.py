@@ -1,6 +1,6 @@
 """Every exception that rlhfkit raises on purpose.
 
-RlhfkitError                    something a person can mend; the command line prints it as one line and exits with 1
+RlhfkitError                    something a person can fix; the command line prints it as one line and exits with 1
 ├── ConfigError                 a recipe or an override is wrong                        (also a ValueError)
 ├── DataError                   a data file or a row in it is wrong                     (also a ValueError)
 ├── ShapeError                  tensors whose shapes do not belong together             (also a ValueError)
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class RlhfkitError(Exception):
-    """Something a person can mend; the message says how."""
+    """Something a person can fix; the message says how."""
 
 
 class ConfigError(RlhfkitError, ValueError):

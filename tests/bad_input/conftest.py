@@ -21,7 +21,7 @@ def desk(
 ) -> Iterator[Desk]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a mended module may have the size and second of the old one
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a fixed module may have the size and second of the old one
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
     def call(*arguments: str) -> tuple[int, str, str]:

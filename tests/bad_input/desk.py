@@ -1,7 +1,7 @@
 """The user who makes mistakes, at the real command line.
 
 A mistake ends with exit code 1 and one line that says what is wrong and what to do. What can be known beforehand is
-known before anything is written; what comes to light in a stage leaves a run that goes on once it is mended.
+known before anything is written; what comes to light in a stage leaves a run that goes on once it is fixed.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The user who makes mistakes, at the real command line.
 
 A mistake ends with exit code 1 and one line that says what is wrong and what to do. What can be known beforehand is
-known before anything is written; what comes to light in a stage leaves a run that goes on once it is mended.
+known before anything is written; what comes to light in a stage leaves a run that goes on once it is fixed.
 : models."""
 
 import json
@@ -75,9 +75,9 @@ def test_a_model_directory_that_is_not_whole_is_named_with_what_it_lacks(
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/no/such/model", 'model.path = "/no/such/model": there is no such directory; mend the path'),
-        ("./modle", 'model.path = "./modle": there is no such directory (did you mean model?); mend the path'),
-        ("", 'model.path = "": there is no such directory; mend the path'),
+        ("/no/such/model", 'model.path = "/no/such/model": there is no such directory; fix the path'),
+        ("./modle", 'model.path = "./modle": there is no such directory (did you mean model?); fix the path'),
+        ("", 'model.path = "": there is no such directory; fix the path'),
         ("recipe.toml", 'model.path = "recipe.toml" is a file; give the directory of a model in Hugging Face format'),
         ("modle", 'model.path = "modle": there is no such directory (did you mean model?), and the hub does not give'),
         ("someone/model", "and the hub does not give such a model ("),

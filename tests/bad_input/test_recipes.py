@@ -1,7 +1,7 @@
 """The user who makes mistakes, at the real command line.
 
 A mistake ends with exit code 1 and one line that says what is wrong and what to do. What can be known beforehand is
-known before anything is written; what comes to light in a stage leaves a run that goes on once it is mended.
+known before anything is written; what comes to light in a stage leaves a run that goes on once it is fixed.
 : recipes."""
 
 import pytest
@@ -48,7 +48,7 @@ def test_all_faults_of_a_recipe_are_named_each_on_a_line(desk: Desk):
     [
         (
             'name = "mine"\nstages = [sft]\n',
-            "recipe.toml is not valid TOML: Invalid value (at line 2, column 11); mend it",
+            "recipe.toml is not valid TOML: Invalid value (at line 2, column 11); fix it",
         ),
         ('# \nname = "é"\n'.encode("latin-1"), "recipe.toml:2: byte 11 (0xe9) is not UTF-8; save the file as UTF-8"),
     ],

@@ -1,7 +1,7 @@
 """The user who makes mistakes, at the real command line.
 
 A mistake ends with exit code 1 and one line that says what is wrong and what to do. What can be known beforehand is
-known before anything is written; what comes to light in a stage leaves a run that goes on once it is mended.
+known before anything is written; what comes to light in a stage leaves a run that goes on once it is fixed.
 : rewards."""
 
 import socket
@@ -99,17 +99,17 @@ def test_a_column_that_a_reward_function_asks_for_must_be_in_all_rows(desk: Desk
     [
         (
             '{type="reward_model", path="./nowhere"}',
-            'reward.path = "./nowhere": there is no such directory; mend the p',
+            'reward.path = "./nowhere": there is no such directory; fix the p',
         ),
         ('{type="reward_model", path="model"}', "'model' is a language model (LlamaForCausalLM), which scores nothing"),
         (
             '{type="mix", parts=[{source={type="function", function="rewarding:letters"}}, '
             '{source={type="reward_model", path="./nowhere"}}]}',
-            'reward.parts[1].source.path = "./nowhere": there is no such directory; mend the path',
+            'reward.parts[1].source.path = "./nowhere": there is no such directory; fix the path',
         ),
         (
             '{type="lexicon", path="words.txt"}',
-            "words.txt:2: 'bad -1' is not `word TAB weight` with a finite weight; m",
+            "words.txt:2: 'bad -1' is not `word TAB weight` with a finite weight; f",
         ),
         ('{type="lexicon", path="nowhere.txt"}', "cannot read the lexicon nowhere.txt (No such file or directory); se"),
         (
@@ -224,7 +224,7 @@ def test_simulated_people_judge_synthetic_reviews_only(desk: Desk):
             b"oops",
             "answered 500 Internal Server Error: 'oops' at the last of 2 attempts in 0 s; see that the endpoint runs",
         ),
-        (404, b"what?", "answered 404 Not Found: 'what?'; mend the request or the endpoint"),
+        (404, b"what?", "answered 404 Not Found: 'what?'; fix the request or the endpoint"),
         (200, b"<html>", "answered something that is not JSON: '<html>'; expected {\"scores\": […]}"),
         (200, b'{"scores": [1.0]}', "returned 1 score for 2 responses; return one float per response, in order"),
     ],

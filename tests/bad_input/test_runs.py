@@ -1,7 +1,7 @@
 """The user who makes mistakes, at the real command line.
 
 A mistake ends with exit code 1 and one line that says what is wrong and what to do. What can be known beforehand is
-known before anything is written; what comes to light in a stage leaves a run that goes on once it is mended.
+known before anything is written; what comes to light in a stage leaves a run that goes on once it is fixed.
 : runs."""
 
 import signal
@@ -187,13 +187,13 @@ def test_a_mistake_in_the_recipe_needs_no_torch_to_be_found(desk: Desk):
     assert not any(line.endswith("| torch") for line in imports)
 
 
-def test_a_fault_of_a_file_that_several_tables_read_is_told_once(desk: Desk):
+def test_a_fault_of_a_file_that_several_tables_read_is_reported_once(desk: Desk):
     desk.write("pairs.jsonl", '{"prompt": "a", "chosen": "b", "rejected": ')
     told = desk.refused("data.preferences.path=pairs.jsonl", "data.judge_preferences.path=pairs.jsonl")
     assert told.startswith("data.preferences, data.judge_preferences: none of the 1 rows can be used; the first: pairs")
 
 
-def test_a_misspelt_path_is_told_before_the_files_that_it_would_have_named(desk: Desk):
+def test_a_misspelt_path_is_reported_before_the_files_that_it_would_have_named(desk: Desk):
     code, _, errors = desk.call("run", "pairs", "model.path=model", "data.pth=pairs.jsonl", "ppo.itterations=3")
     assert code == 1
     assert errors == (

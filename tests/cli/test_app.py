@@ -353,7 +353,7 @@ def test_report_prints_where_the_report_is(invoke, monkeypatch, tmp_path):
     assert invoke("report", str(tmp_path)) == (0, f"{tmp_path / 'report.html'}\n", "")
 
 
-def test_dashboard_of_a_directory_that_is_not_there_is_told(tmp_path, capsys, monkeypatch):
+def test_dashboard_of_a_directory_that_is_not_there_is_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["rlhfkit", "dashboard", str(tmp_path / "runs")])
     with pytest.raises(SystemExit, match="1"):
         cli.main()

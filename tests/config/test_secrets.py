@@ -72,7 +72,7 @@ def test_variables_that_are_called_secrets_are_hidden_without_being_named(monkey
     assert hidden_in({"a": ["hf_a1b2c3d4e5", 3, None, True]}) == {"a": ["${HF_TOKEN}", 3, None, True]}
 
 
-def test_a_variable_that_is_not_set_is_told(monkeypatch):
+def test_a_variable_that_is_not_set_is_reported(monkeypatch):
     monkeypatch.delenv("NOT_SET", raising=False)
     with pytest.raises(ConfigError, match="database names the environment variable 'NOT_SET', which is not set"):
         filled("postgresql://a:${NOT_SET}@h/d", of="database")

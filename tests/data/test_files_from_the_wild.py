@@ -108,7 +108,7 @@ def test_rows_with_and_without_a_system_prompt_have_one_shape(tmp_path):
     assert contents == [(Message("system", "Be kind."), *ASKED), ASKED, ASKED]
 
 
-def test_a_system_prompt_that_formats_leave_out_is_told(tmp_path):
+def test_a_system_prompt_that_formats_leave_out_is_reported(tmp_path):
     row = {"system": "Be very kind.", "question": "Hi", "response": "a"}
     (note,) = notes(tmp_path, row, loader=load_demonstrations, prompt_format="{prompt}\n")
     assert note.startswith("the text of system takes no part")
@@ -155,7 +155,7 @@ def test_the_line_that_tells_excel_the_separator_is_no_header(tmp_path):
         pairs(tmp_path, "sep=;\nprompt;chosen;rejected\nWhy?;So.\n", name="x.csv")
 
 
-def test_a_table_of_excel_that_is_called_txt_can_be_read_as_it_is_told(tmp_path):
+def test_a_table_of_excel_that_is_called_txt_can_be_read_as_it_is_reported(tmp_path):
     text = "prompt\tchosen\trejected\nWhy? \tSo.\tNo.\n".encode("utf-16")
     with pytest.raises(DataError, match=r'its lines hold tabs: if it is a table, set data\.format = "tsv"'):
         pairs(tmp_path, text, name="x.txt")
@@ -182,7 +182,7 @@ def test_files_of_a_directory_are_named_as_they_can_be_given(tmp_path):
     assert len(load_preferences(RowsConfig(path=paths), directory=tmp_path).records) == 2
 
 
-def test_texts_that_are_prompts_can_be_read_as_it_is_told(tmp_path):
+def test_texts_that_are_prompts_can_be_read_as_it_is_reported(tmp_path):
     files = written(tmp_path, "x.txt", "Why is it so?\nHow?\n")
     with pytest.raises(DataError) as caught:
         load_prompts(**files)
@@ -192,7 +192,7 @@ def test_texts_that_are_prompts_can_be_read_as_it_is_told(tmp_path):
     assert [record.content for record in records] == ["Why is it so?", "How?"]
 
 
-def test_an_object_in_quotes_is_told_from_text(tmp_path):
+def test_an_object_in_quotes_is_reported_from_text(tmp_path):
     with pytest.raises(DataError, match=r"x\.jsonl:1: an object in quotes, .*write it without them"):
         pairs(tmp_path, json.dumps(json.dumps(PAIR)), name="x.jsonl")
 
@@ -241,7 +241,7 @@ def test_of_several_names_the_likeliest_is_proposed(tmp_path):
         ([{"role": "user", "content": "What is tea?"}], "A drink.", False),
     ],
 )
-def test_a_response_that_is_glued_to_its_prompt_is_told(tmp_path, prompt, response, is_told):
+def test_a_response_that_is_glued_to_its_prompt_is_reported(tmp_path, prompt, response, is_told):
     row = {"prompt": prompt, "completion": response}
     found = [note for note in notes(tmp_path, row, loader=load_demonstrations) if "nothing stands between" in note]
     assert bool(found) is is_told
@@ -267,7 +267,7 @@ def test_answers_that_were_compared_are_not_called_unused(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["It\x92s so", "Itâ€™s so", "cafÃ©", "caf\ufffd"])
-def test_text_that_was_read_in_another_encoding_is_told(tmp_path, text):
+def test_text_that_was_read_in_another_encoding_is_reported(tmp_path, text):
     (note,) = notes(tmp_path, {**PAIR, "chosen": text})
     assert "wrong encoding" in note
 

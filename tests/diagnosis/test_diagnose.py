@@ -147,7 +147,7 @@ def test_a_line_that_is_half_written_or_odd_is_passed_over(tmp_path):
     assert rules(run) == []
 
 
-def test_a_damaged_file_is_told(tmp_path):
+def test_a_damaged_file_is_reported(tmp_path):
     run = write(tmp_path)
     run.stages.write_text("{")
     with pytest.raises(CheckpointError, match=r"stages\.json is damaged"):
@@ -245,7 +245,7 @@ def test_seeds_with_the_same_trouble_are_told_together(tmp_path):
 # ── what was done while it trained ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_the_rules_did_is_told(tmp_path):
+def test_what_the_rules_did_is_reported(tmp_path):
     run = write(tmp_path)
     lines = run.metrics.read_text().splitlines()
     row = json.loads(lines[20])

@@ -208,7 +208,7 @@ def test_while_only_the_critic_learns_the_policy_may_stand_still():
     assert named(still, settings={**PPO, "value": {**PPO["value"], "warmup_iterations": 15}}) == {}
 
 
-def test_when_a_trouble_passes_it_is_told_with_its_time():
+def test_when_a_trouble_passes_it_is_reported_with_its_time():
     one = named({"ppo/clip_fraction": [0.1] * 10 + [0.7] * 10 + [0.1] * 20})["clip_fraction_high"]
     # Five iterations, of which the one in the middle counts.
     assert (one.first, one.last, one.is_present) == (12, 21, False)

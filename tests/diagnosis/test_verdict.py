@@ -211,7 +211,7 @@ def test_where_right_responses_are_known_the_fields_measure_decides(interval, ju
     assert ("judge (judge) prefers" in verdict.reasons) == (judge is not None)
 
 
-def test_the_interval_of_a_measure_is_told_in_points():
+def test_the_interval_of_a_measure_is_reported_in_points():
     run = facts(judge=None)
     task = Evaluation.model_validate({**run.evaluation.model_dump(), "task": measured(-0.012, 0.03)})
     assert "+0.9 points (95\u202f% interval −1.2 to +3.0)" in judge_run(replace(run, evaluation=task)).reasons

@@ -145,7 +145,7 @@ def test_a_machine_that_tells_nothing_is_no_fault(tmp_path):
         ({"asimd", "bf16"}, "ok", "NEON, bfloat16 in NEON"),
     ],
 )
-def test_a_slow_processor_is_told(flags, verdict, words):
+def test_a_slow_processor_is_reported(flags, verdict, words):
     finding = one(examine_cpu(CpuFacts("Some CPU", 2, flags=frozenset(flags))))
     assert finding.verdict == verdict
     assert words in finding.seen
@@ -245,7 +245,7 @@ def test_extras_are_there_or_not_or_do_not_fit():
     assert (deep.verdict, deep.seen) == ("warning", "for fastapi 0.120: starlette is 0.9, needed >=1")
 
 
-def test_vllm_that_wants_another_torch_is_told():
+def test_vllm_that_wants_another_torch_is_reported():
     found = extras(vllm="0.20", ray="2.50")
     assert found["ray"].verdict == "ok"
     assert found["vllm"].verdict == "warning"
@@ -339,7 +339,7 @@ def test_a_hub_that_is_switched_off_is_not_asked(hub):
     assert answer.asked == []
 
 
-def test_a_taken_port_is_told():
+def test_a_taken_port_is_reported():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -184,7 +184,7 @@ class SecondLife(Good):
         (object, "is no TextEnv; return an object with reset(seed) and step(response)"),
     ],
 )
-def test_broken_text_environment_is_told_what_to_change(factory, message):
+def test_broken_text_environment_is_reported_what_to_change(factory, message):
     assert message in fault(check_text_env, factory)
 
 
@@ -201,7 +201,7 @@ def test_several_faults_are_told_at_once():
     assert len(told.splitlines()) == 4
 
 
-def test_a_factory_that_raises_is_told():
+def test_a_factory_that_raises_is_reported():
     assert fault(check_text_env, lambda: 1 / 0).startswith(
         "the factory raised ZeroDivisionError: division by zero (at "
     )
@@ -375,11 +375,11 @@ class Spaceless(Walk):
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else value[:40],
 )
-def test_broken_gymnasium_environment_is_told_what_to_change(env, message):
+def test_broken_gymnasium_environment_is_reported_what_to_change(env, message):
     assert message in fault(check_gymnasium_env, env)
 
 
-def test_an_action_of_its_own_space_that_it_refuses_is_told_with_the_remedy():
+def test_an_action_of_its_own_space_that_it_refuses_is_reported_with_the_remedy():
     told = fault(check_gymnasium_env, Narrow())
     assert re.search(r"step\(np\.int64\(2\)\) raised ValueError: no action 2 \(at .*test_check\.py:\d+\)", told)
 

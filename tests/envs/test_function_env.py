@@ -56,7 +56,7 @@ def test_a_class_is_a_factory():
         ("my_broken_worlds:Hello", EnvError, r"importing its module raised ZeroDivisionError: .*; correct the module"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_told(desk, name, error, message):
+def test_a_name_that_leads_nowhere_is_reported(desk, name, error, message):
     (desk / "my_broken_worlds.py").write_text("1 / 0")
     with pytest.raises(error, match=message):
         load_factory(name)
@@ -75,7 +75,7 @@ def test_a_name_that_leads_nowhere_is_told(desk, name, error, message):
         ),
     ],
 )
-def test_a_factory_that_makes_no_environment_is_told(name, message):
+def test_a_factory_that_makes_no_environment_is_reported(name, message):
     with pytest.raises(EnvError, match=message):
         load_factory(name)()
 

@@ -173,7 +173,7 @@ def test_an_action_that_is_no_token_is_refused():
         ({}, ["no"], "'no' is 2 tokens for this tokenizer; expected one; choose another end"),
     ],
 )
-def test_a_tokenizer_that_will_not_do_is_told(special_tokens, ends, message):
+def test_a_tokenizer_that_will_not_do_is_reported(special_tokens, ends, message):
     with pytest.raises(EnvError, match=message):
         TokenizerVocabulary(byte_tokenizer(**special_tokens), ends=ends)
 

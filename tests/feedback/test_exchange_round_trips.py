@@ -98,12 +98,12 @@ def test_settings_that_are_no_json_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_place_that_cannot_be_written_is_told(tmp_path):
-    with pytest.raises(DataError, match=r"cannot be written .*mend the path"):
+def test_place_that_cannot_be_written_is_reported(tmp_path):
+    with pytest.raises(DataError, match=r"cannot be written .*fix the path"):
         export_labels([pair()], [], tmp_path / "no" / "x", format="rlhfkit")
 
 
-def test_unknown_format_is_told_with_those_that_exist(tmp_path):
+def test_unknown_format_is_reported_with_those_that_exist(tmp_path):
     with pytest.raises(DataError, match='format "csv" is unknown; expected one of rlhfkit, preferences, hh'):
         export_labels([], [], tmp_path / "x", format="csv")
     with pytest.raises(DataError, match='format "csv" is unknown'):

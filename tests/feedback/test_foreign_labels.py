@@ -253,7 +253,7 @@ def test_two_ratings_give_a_preference_and_equal_ones_a_tie(tmp_path):
         assert strengths(tmp_path, records, "argilla")[0][2] == expected
 
 
-def test_half_a_rating_is_no_vote_and_is_told(tmp_path):
+def test_half_a_rating_is_no_vote_and_is_reported(tmp_path):
     tasks = studio([rating("r1", 5), rating("r2", 2)], [rating("r1", 5)])
     found = import_labels(write(tmp_path / "in.json", tasks), format="label-studio")
     assert len(found.votes) == 1

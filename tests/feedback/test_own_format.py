@@ -67,6 +67,6 @@ def test_broken_record_is_named(tmp_path, changes, why):
     assert why in str(caught.value)
 
 
-def test_pair_that_is_there_twice_is_told(tmp_path):
+def test_pair_that_is_there_twice_is_reported(tmp_path):
     with pytest.raises(DataError, match='x: two pairs have the id "p"'):
         read_labels(write(tmp_path / "x", GOLDEN * 2))

@@ -102,7 +102,7 @@ GOOD = '{"prompt": "q", "response_a": "x", "response_b": "y"}'
         (GOOD.replace("}", f', "n": {"[" * 100 + "]" * 100}}}'), "x:1: it is nested deeper than 64", "flatten"),
         ("[" * 100_000, "x is not JSON that can be read: it is nested too deeply", "expected a list"),
         ('{"a":' * 100_000, "x:1: not JSON that can be read: it is nested too deeply", "expected one object"),
-        (GOOD.replace("q", "\\ud83d"), "x:1: a text holds half a character", "mend it"),
+        (GOOD.replace("q", "\\ud83d"), "x:1: a text holds half a character", "fix it"),
         (GOOD.replace("}", ', "prompt": "z"}'), 'x:1: not JSON (an object has "prompt" twice)', "expected"),
         (b"\xff\xfe" + GOOD.encode("utf-16-le"), "x:1: byte 0 (0xff) is not UTF-8, so perhaps it is UTF-16", "save"),
         (f"{GOOD}\n".encode() + b'{"prompt": "\xe9"}', "x:2: byte", "perhaps it is another encoding; save the file"),
@@ -118,7 +118,7 @@ GOOD = '{"prompt": "q", "response_a": "x", "response_b": "y"}'
         (GOOD.replace("}", ', "model_a": 3}'), 'x:1: "model_a" is the number 3', "expected text"),
     ],
 )
-def test_broken_file_is_told_with_the_place_and_what_to_do(tmp_path, content, start, why):
+def test_broken_file_is_reported_with_the_place_and_what_to_do(tmp_path, content, start, why):
     with pytest.raises(DataError) as caught:
         read_pairs(write(tmp_path / "x", content))
     message = str(caught.value)
@@ -136,8 +136,8 @@ def test_every_bad_row_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["missing", "", "nul\0"])
 @pytest.mark.parametrize("format", ["rlhfkit", "preferences", "hh", "argilla", "label-studio"])
-def test_file_that_cannot_be_read_is_told(tmp_path, name, format):
-    with pytest.raises(DataError, match="mend the path"):
+def test_file_that_cannot_be_read_is_reported(tmp_path, name, format):
+    with pytest.raises(DataError, match="fix the path"):
         import_labels(tmp_path / name, format=format)
 
 

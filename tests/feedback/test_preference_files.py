@@ -208,7 +208,7 @@ def test_broken_row_is_named(tmp_path, broken, why):
     assert why in str(caught.value)
 
 
-def test_text_changed_beside_its_details_is_told(tmp_path):
+def test_text_changed_beside_its_details_is_reported(tmp_path):
     export_labels([pair()], chosen(3), tmp_path / "x", format="preferences", details=True)
     changed = (tmp_path / "x").read_text().replace('"chosen": "Because."', '"chosen": "Since."')
     with pytest.raises(DataError, match='x:1: column "rlhfkit" is of other responses than "chosen" and "rejected"'):

@@ -8,7 +8,7 @@ import pytest
 from tests.gallery_doctor.desk import named
 
 
-def test_a_reward_that_the_model_seldom_reaches_is_told_from_one_that_is_constant(examine):
+def test_a_reward_that_the_model_seldom_reaches_is_reported_from_one_that_is_constant(examine):
     found = examine("reviews.toml", "reward={type='match'}", 'stages=["ppo"]', "evaluation.num_prompts=1")
     assert found["reward.trial"].verdict == "fault"  # the rows give no right response
     rows = ("data.prompts.path=demonstrations.jsonl", "ppo.min_eos_rate=0")

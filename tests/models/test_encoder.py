@@ -424,7 +424,7 @@ def test_a_letter_that_ended_a_response_is_said_again():
     assert text_of(chat, chat.observation_ids(HI, "Bye", after=cut)) == "\n<u>Bye\n<a>"
 
 
-def test_a_template_that_is_not_jinja_is_told_as_such_and_not_laid_on_the_rows():
+def test_a_template_that_is_not_jinja_is_reported_as_such_and_not_laid_on_the_rows():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}"
     with pytest.raises(ConfigError, match=r"template is not Jinja \(line 1: .*endfor.*correct it where it stands"):

@@ -281,7 +281,7 @@ def test_a_head_that_is_missing_may_be_tied(directory_of: Directory, tmp_path):
     read(directory)
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_is_told(tmp_path):
+def test_a_tokenizer_with_more_tokens_than_the_model_is_reported(tmp_path):
     directory = save_family("gpt2", tmp_path)
     tokenizer = byte_tokenizer(eos_token="<|endoftext|>", pad_token="<pad>")
     tokenizer.add_tokens([f"<{number}>" for number in range(5)])

@@ -207,11 +207,11 @@ class Unmakeable(scripted.Counter):
         raise FileNotFoundError("track.csv")
 
 
-def test_an_error_of_the_environment_is_told_as_its_own(tmp_path):
+def test_an_error_of_the_environment_is_reported_as_its_own(tmp_path):
     late = scripted.register("Overheating", Overheating, ends=7)
     with pytest.raises(EnvError, match=r"Overheating-v0: step raised RuntimeError: motor overheated \(at .*py:\d+"):
         run(tmp_path / "run", f"env.id={late}")
-    with pytest.raises(EnvError, match=r"Unmakeable-v0.*making it raised FileNotFoundError: track.csv; mend"):
+    with pytest.raises(EnvError, match=r"Unmakeable-v0.*making it raised FileNotFoundError: track.csv; fix"):
         run(tmp_path / "other", f"env.id={scripted.register('Unmakeable', Unmakeable)}")
 
 

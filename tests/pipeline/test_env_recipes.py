@@ -255,7 +255,7 @@ def test_a_broken_environment_is_refused_before_anything_is_trained(desk):
         (('data.prompts={type="guess", num_rows=3}',), r"data\.prompts\.type"),
     ],
 )
-def test_a_recipe_that_does_not_fit_its_environment_is_told(overrides, message):
+def test_a_recipe_that_does_not_fit_its_environment_is_reported(overrides, message):
     with pytest.raises(ConfigError, match=message):
         load_recipe("guess", overrides)
 

@@ -423,7 +423,7 @@ def test_import_into_a_run_goes_to_its_people_and_not_to_simulated_ones(desk, ca
     ],
     ids=["report", "URL", "export", "directory"],
 )
-def test_a_missing_store_is_told_and_not_made(desk, call, arguments):
+def test_a_missing_store_is_reported_and_not_made(desk, call, arguments):
     Path("in.jsonl").write_text("")
     error = the_error(call("labels", *arguments))
     assert re.search(r"there is no store \S+; make one with: rlhfkit label RUN", error)
@@ -475,7 +475,7 @@ def link_to(path):
     return link
 
 
-def test_an_export_to_a_directory_that_is_not_there_is_told(tmp_path):
+def test_an_export_to_a_directory_that_is_not_there_is_reported(tmp_path):
     Store.open(tmp_path / "labels.db").close()
     with pytest.raises(DataError, match=r"there is no directory .*none; make it"):
         export_store(

@@ -848,7 +848,7 @@ def test_votes_that_come_while_it_trains_wait_for_a_fresh_start(labelled):
     ],
     ids=["missing", "missing URL", "no database", "too few votes", "no server", "password", "prompts"],
 )
-def test_a_store_that_cannot_be_used_is_told_before_anything_is_written(labelled, overrides, error, words):
+def test_a_store_that_cannot_be_used_is_reported_before_anything_is_written(labelled, overrides, error, words):
     with pytest.raises(error, match=words) as told:
         run_on_store(*overrides)
     assert "secret" not in str(told.value).replace("would stand", "")

@@ -260,7 +260,7 @@ def test_an_endpoint_that_asks_to_wait_is_left_alone_for_so_long(endpoint: Endpo
     assert times[1] - times[0] >= 1.0
 
 
-def test_a_long_silence_is_told_once_and_its_end_too(endpoint: Endpoint, make_episodes):
+def test_a_long_silence_is_reported_once_and_its_end_too(endpoint: Endpoint, make_episodes):
     told: list[str] = []
     endpoint.answer = lambda number, body: (500, b"") if number < 6 else (200, lengths(body))
     settings = {"type": "http", "url": endpoint.url, "retry_wait_seconds": 0.01, "patience_seconds": 30}

@@ -421,7 +421,7 @@ class Raising(Script):
         (Broken, r"Broken: the reward of a step is None \(NoneType\); expected a number; return a float"),
         (
             Raising,
-            r"Raising\.step\(.*\) raised KeyError: 'door' \(at .*test_multi_turn\.py:\d+\); mend the environment",
+            r"Raising\.step\(.*\) raised KeyError: 'door' \(at .*test_multi_turn\.py:\d+\); fix the environment",
         ),
     ],
 )

@@ -105,7 +105,7 @@ def test_without_seeds_the_likeliest_token_is_taken_as_by_the_own_sampler(direct
     assert [response.ids for response in sampled(model, seeds=None)] == [response.ids for response in own]
 
 
-def test_progress_is_told_of_every_row(directory_of: Directory):
+def test_progress_is_reported_of_every_row(directory_of: Directory):
     model = load(directory_of("llama"))
     told = []
     engine().loaded(model)(model, PROMPTS, CONFIG, seeds=[0, 1, 2, 3], on_finished=told.append)
@@ -217,7 +217,7 @@ def test_the_end_shuts_vllm_down_even_after_a_fault(directory_of: Directory):
 # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_missing_vllm_is_told_with_the_install_line(monkeypatch):
+def test_a_missing_vllm_is_reported_with_the_install_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
@@ -252,13 +252,13 @@ def test_a_temperature_that_vllm_does_not_know_is_refused(temperature):
     assert RolloutConfig(temperature=temperature).engine == "own"
 
 
-def test_a_prompt_that_is_too_long_is_told(directory_of: Directory):
+def test_a_prompt_that_is_too_long_is_reported(directory_of: Directory):
     model = load(directory_of("llama"))
     with pytest.raises(ConfigError, match=r"a prompt of 21 tokens and rollout.max_response_tokens = 12 exceed the 32"):
         sampled(model, seeds=[0], prompts=[list(range(21))])
 
 
-def test_a_model_that_vllm_cannot_serve_is_told_in_one_line(directory_of: Directory, monkeypatch):
+def test_a_model_that_vllm_cannot_serve_is_reported_in_one_line(directory_of: Directory, monkeypatch):
     def failing(self, **settings):
         raise RuntimeError("Unsupported CPU attention configuration: head_dim=8\nand a long story")
 
@@ -292,7 +292,7 @@ def test_weights_that_are_not_finite_are_told(directory_of: Directory, monkeypat
         sampled(load(directory_of("llama")))
 
 
-def test_an_aborted_response_is_told(directory_of: Directory, monkeypatch):
+def test_an_aborted_response_is_reported(directory_of: Directory, monkeypatch):
     one = LLM._one
 
     def aborted(self, prompt, params):

@@ -196,7 +196,7 @@ def test_in_bfloat16_the_difference_is_what_the_weights_are_for(engine, model):
     assert torch.set_num_threads is set_num_threads
 
 
-def test_a_model_that_vllm_cannot_serve_is_told(engine, tmp_path):
+def test_a_model_that_vllm_cannot_serve_is_reported(engine, tmp_path):
     engine.close()
     model = load(save_family("llama", tmp_path / "small"))
     if torch.cuda.is_available():

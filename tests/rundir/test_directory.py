@@ -91,7 +91,7 @@ def test_a_directory_that_cannot_be_filled_leaves_the_old_one(tmp_path):
     assert (tmp_path / "policy" / "weights").read_text() == "old"
 
 
-def test_a_run_is_told_from_a_model_by_its_recipe(tmp_path):
+def test_a_run_is_reported_from_a_model_by_its_recipe(tmp_path):
     assert not RunDir(tmp_path).is_run()
     RunDir(tmp_path).config.touch()  # as a model has it too
     assert not RunDir(tmp_path).is_run()

@@ -26,7 +26,7 @@ def went_on(tmp_path, *, num_threads, checkpoint):
     return said
 
 
-def test_another_number_of_threads_is_told_where_a_stage_goes_on(tmp_path):
+def test_another_number_of_threads_is_reported_where_a_stage_goes_on(tmp_path):
     (said,) = went_on(tmp_path, num_threads=NOW + 2, checkpoint=True)
     assert said.startswith(
         f"this run began with {NOW + 2} threads and goes on with {NOW}, which add sums up in another"

@@ -147,7 +147,7 @@ def inputs_of(stage, sha256, kind="model"):
 
 
 @pytest.mark.parametrize(("kind", "is_refused"), [("model", True), ("code", False)])
-def test_a_model_that_was_exchanged_in_the_middle_of_a_stage_is_refused_and_code_is_told(kind, is_refused, tmp_path):
+def test_a_model_exchanged_in_the_middle_of_a_stage_is_refused_and_code_is_reported(kind, is_refused, tmp_path):
     run = run_with(tmp_path, "sft", begun=["ppo"])
     noted = {"ppo": {"inputs": inputs_of("ppo", "a", kind)["ppo"]}}
     run.manifest.write_text(json.dumps({"stages": noted}))

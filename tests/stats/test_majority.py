@@ -188,7 +188,7 @@ def test_without_a_vote_for_a_side_there_is_no_preference(drawn):
         assert preferences_of(pairs, neutral, ties=ties).preferences == []
 
 
-def test_a_blank_prompt_makes_no_preference_and_is_told():
+def test_a_blank_prompt_makes_no_preference_and_is_reported():
     found = preferences_of([pair(prompt=" ")], [vote()])
     assert found.preferences == []
     assert "the prompt is blank" in found.unusable[0]

@@ -173,12 +173,12 @@ def unfinished(experience):
 
 def test_missing_eos_score_replaces_what_the_reward_says():
     plain, shaped = collect(reward=LENGTH), collect(reward=LENGTH, missing_eos_score=-1.0)
-    torso = unfinished(plain)
-    assert 0 < int(torso.sum()) < 8
-    assert plain.metrics["eos_rate"] == 1 - float(torso.float().mean())
-    assert plain.scores[torso].tolist() == [8.0] * int(torso.sum())
-    assert shaped.scores[torso].tolist() == [-1.0] * int(torso.sum())
-    assert shaped.scores[~torso].tolist() == plain.scores[~torso].tolist()
+    cut = unfinished(plain)
+    assert 0 < int(cut.sum()) < 8
+    assert plain.metrics["eos_rate"] == 1 - float(cut.float().mean())
+    assert plain.scores[cut].tolist() == [8.0] * int(cut.sum())
+    assert shaped.scores[cut].tolist() == [-1.0] * int(cut.sum())
+    assert shaped.scores[~cut].tolist() == plain.scores[~cut].tolist()
     assert shaped.metrics["score/mean"] == plain.metrics["score/mean"]  # what the reward said
     assert shaped.metrics["score/shaped_mean"] == pytest.approx(float(shaped.scores.mean()))
 

@@ -219,7 +219,7 @@ def test_what_the_writer_could_not_do_ends_the_block(checkpoints, monkeypatch):
         checkpoints.save(1, {}, {})
 
 
-def test_of_two_errors_the_first_is_raised_and_the_writers_is_told(checkpoints, monkeypatch, warnings):
+def test_of_two_errors_the_first_is_raised_and_the_writers_is_reported(checkpoints, monkeypatch, warnings):
     monkeypatch.setattr(module, "save_file", fails)
     with pytest.raises(TrainingError, match="not finite"), checkpoints:
         checkpoints.save(1, {}, {})

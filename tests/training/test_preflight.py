@@ -141,7 +141,7 @@ def test_scores_that_are_all_the_same_come_with_the_responses_that_got_them(trai
 
 
 @pytest.mark.parametrize(("scale", "clip_range", "said"), [(20.0, 0.2, True), (20.0, 0.0, False), (1.0, 0.2, False)])
-def test_a_critic_that_clipping_keeps_far_from_its_returns_is_told(scale, clip_range, said):
+def test_a_critic_that_clipping_keeps_far_from_its_returns_is_reported(scale, clip_range, said):
     config = PpoConfig(rollout_episodes=8, minibatch_episodes=8, gamma=1.0, gae_lambda=1.0)
     reward = tiny.Scripted(lambda text: scale)
     experience = tiny.trainer(config, reward=reward).rollout.collect(0, kl_coef=0.0)

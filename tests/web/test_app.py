@@ -528,7 +528,7 @@ def test_many_people_at_once_get_no_pair_twice(tmp_path):
         assert len(store.votes()) == 40
 
 
-def test_a_store_that_fails_is_told_as_busy_so_that_the_page_tries_again(tmp_path, monkeypatch):
+def test_a_store_that_fails_is_reported_as_busy_so_that_the_page_tries_again(tmp_path, monkeypatch):
     with open_store(tmp_path) as store:
         visitor = Visitor(store, "Ada")
 

@@ -237,7 +237,7 @@ def test_scripts_never_make_markup_of_text():
         )
 
 
-def test_failure_is_told_without_its_trace(store, monkeypatch, caplog):
+def test_failure_is_reported_without_its_trace(store, monkeypatch, caplog):
     visitor = Visitor(store, "Ada")
 
     def fail(annotator):

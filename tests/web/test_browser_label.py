@@ -373,7 +373,7 @@ def test_answer_waits_where_the_person_is_no_longer_signed_in_and_never_becomes_
     assert made.store.votes()[0].annotator == "Ada"
 
 
-def test_answer_that_can_never_count_is_told_and_does_not_block_the_rest(site):
+def test_answer_that_can_never_count_is_reported_and_does_not_block_the_rest(site):
     made = site(3)
     page = made.open()
     ready(page)
@@ -397,7 +397,7 @@ def test_closed_page_gives_its_pair_back_to_the_others(site, monkeypatch):
     other.wait_for_selector("#state-pair:not([hidden])")
 
 
-def test_pair_that_went_to_somebody_else_is_replaced_and_the_person_is_told(site):
+def test_pair_that_went_to_somebody_else_is_replaced_and_the_person_is_reported(site):
     made = site(2, lease_seconds=0.3)
     page = made.open()
     shows(page, "#prompt-text", "Prompt 1")

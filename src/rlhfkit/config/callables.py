@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from rlhfkit.errors import ConfigError, RlhfkitError
 
-__all__ = ["import_module_of", "import_named", "switches_kept", "told_error"]
+__all__ = ["import_module_of", "import_named", "shown_error", "switches_kept"]
 
 
 def import_named(name: str, *, setting: str, error: type[RlhfkitError]) -> Callable[..., Any]:
@@ -91,7 +91,7 @@ def switches_kept() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-def told_error(error: BaseException) -> str:
+def shown_error(error: BaseException) -> str:
     """Type and words of somebody else's exception, on one line."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
@@ -103,7 +103,7 @@ def _failed_import(name: str, setting: str, error: BaseException) -> str:
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename}:{frame.lineno}"
-    return f"{setting} {name!r}: importing its module raised {told_error(error)} (at {where}); correct the module"
+    return f"{setting} {name!r}: importing its module raised {shown_error(error)} (at {where}); correct the module"
 
 
 def _instead(found: object, given: str, module: ModuleType) -> str:

@@ -265,7 +265,7 @@ class DataConfig(Section):
             tables = tables | rows
         for_all = {key: tables[key] for key in COMMON if tables.get(key) is not None}
         if "path" not in for_all and rows and all("path" not in source for source in rows.values()):
-            # Said by the check of the whole, so that a misspelt `path` is told first.
+            # Said by the check of the whole, so that a misspelt `path` is reported first.
             for_all["path"] = UNNAMED
         return tables | {name: {**for_all, **source} for name, source in rows.items()}
 

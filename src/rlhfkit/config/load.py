@@ -70,7 +70,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
-            f"recipe {name_or_path} is not valid TOML: {error}; mend it there (texts stand in quotes, as in "
+            f"recipe {name_or_path} is not valid TOML: {error}; fix it there (texts stand in quotes, as in "
             'name = "mine", and each table begins on a line of its own, as [ppo])'
         ) from error
     applied, faults = _apply(overrides, table)

@@ -79,7 +79,7 @@ def unpacked(name: str, data: bytes) -> bytes:
 
 
 def refuse_if_unpacked_is_too_large(name: str, packed: int, num_bytes: int) -> None:
-    """Nothing, while a file of `packed` bytes may well unpack to `num_bytes`. Raises: DataError."""
+    """Refuse a file of `packed` bytes that unpacks to more than such files do. Raises: DataError."""
     if num_bytes > max(ALWAYS_ROOM, LARGEST_RATIO * packed):
         raise DataError(
             f"{name} has {packed / 1e6:.2g} MB and unpacks to more than {num_bytes / 1e6:.0f} MB, which no rows of "

@@ -85,7 +85,7 @@ def _prompt_of(record: object) -> Prompt:
 
 
 def refuse_bad_rows(faults: Sequence[str], *, num_rows: int, on_bad_row: OnBadRow) -> None:
-    """Nothing, if `num_rows` rows of which those with `faults` are bad will do.
+    """Check that `num_rows` rows will do, of which those with `faults` are bad.
 
     Raises: DataError with the first fault where `on_bad_row` is "stop", and where no good row is left.
     """

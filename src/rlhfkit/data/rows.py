@@ -361,7 +361,7 @@ def _json_fault(error: Exception) -> str:
 
 
 SEPARATOR = re.compile(r"sep=(.)\r?\n")
-"""A first line by which Excel is told what parts the columns."""
+"""A first line that tells Excel the separator of the columns."""
 
 
 def _delimiter(text: str) -> str:

@@ -23,7 +23,7 @@ from rlhfkit.wording import number, percent
 __all__ = ["right_of", "rise_of_returns", "rise_of_scores", "unusual_in"]
 
 FEWEST_ENDS = 3
-"""Iterations at either end that a deviation can be told from."""
+"""Iterations at either end from which a deviation is estimated."""
 
 
 def right_of(facts: Facts, run: RunDir, *, wrong: set[str], verdict: Verdict | None) -> Iterator[str]:
@@ -47,7 +47,7 @@ def rise_of_scores(rows: Sequence[Row], *, num_prompts: float) -> tuple[float, f
     """(mean of the first tenth, of the last, low and high end of the difference's interval) of a training's scores.
 
     Responses to one prompt are no independent samples, so that a mean stands on `num_prompts` an iteration:
-    error² = mean variance of the scores / (prompts · iterations), of either end. None where it cannot be told.
+    error² = mean variance of the scores / (prompts · iterations), of either end. None where it is unknown.
     """
     means, deviations = curve(rows, "score/mean")[1], curve(rows, "score/std")[1]
     if len(means) < 2 or len(deviations) != len(means):
@@ -60,7 +60,7 @@ def rise_of_scores(rows: Sequence[Row], *, num_prompts: float) -> tuple[float, f
 
 
 def rise_of_returns(values: Sequence[float]) -> tuple[float, float, float, float] | None:
-    """The same of an environment's returns, whose deviation is told from the iterations at either end."""
+    """The same of an environment's returns, whose deviation comes from the iterations at either end."""
     tenth = max(FEWEST_ENDS, len(values) // 10)
     if len(values) < 2 * tenth:
         return None

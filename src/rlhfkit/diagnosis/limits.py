@@ -9,7 +9,7 @@ seen to do.
 # ── the data, before anything is trained ─────────────────────────────────────────────────────────────────────────────
 
 MUCH_LOST = 3.0
-"""A limit that leaves less than this part of a typical row is worth a word; cutting as such is usual."""
+"""A limit that leaves less than this part of a typical row is worth a message; cutting as such is usual."""
 MANY_DOUBLES = 0.1
 MANY_CONTRARY = 0.1
 LEAK_SHARE = 0.05
@@ -29,7 +29,7 @@ ORDER_NATS = 0.1
 # about 0.05 (figures of the RLOO authors), so a single token may differ by several times that.
 ROUNDING_NATS = {"float32": (1e-3, 1e-4), "bfloat16": (0.5, 0.05)}
 # The same for another engine, whose kernels add up in another order; single tokens stray far in half precision (Yao et
-# al. 2025 show it), which the importance weights mend, so that the mean has to tell what is rounding.
+# al. 2025 show it), which the importance weights fix, so that the mean has to tell what is rounding.
 ENGINE_ROUNDING_NATS = {"float32": (1e-2, 1e-3), "bfloat16": (5.0, 0.1), "float16": (2.0, 0.02)}
 OTHER_TEMPERATURE = 10.0
 """Times the mean difference that rounding explains, beyond which logprobs are those of another temperature."""

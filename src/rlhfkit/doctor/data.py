@@ -66,7 +66,7 @@ def examine_table(name: str, loaded: Loaded[Any]) -> Iterator[Finding]:
         words += f"; {share:.1%} are repeated"
     num_read = sum(source.num_rows for source in loaded.sources) or num + len(loaded.skipped)
     if 2 * len(loaded.skipped) > num_read:  # of all that was read, of which the table may take a share only
-        yield warning(label, words, "mend the rows: most of the table is lost")
+        yield warning(label, words, "fix the rows: most of the table is lost")
     elif name in ("demonstrations", "preferences", "judge_preferences") and share > MANY_DOUBLES:
         yield warning(label, words, "remove the copies: they weigh as often as they come, and validation sees them too")
     else:

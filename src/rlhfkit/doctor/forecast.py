@@ -49,7 +49,7 @@ def examine_forecast(loaded: LoadedRecipe, run: RunDir, *, most_seconds: float =
             seconds += answer.seconds * _times(recipe, answer.stage)
             left.remove(answer.stage)  # type: ignore[arg-type]
     if left:
-        yield skipped(f"forecast.{left[0]}", "it waits for people; this stage and those after it cannot be told before")
+        yield skipped(f"forecast.{left[0]}", "it waits for people; this stage and those after it cannot be forecast")
         return
     rounds = f", in {recipe.rounds} rounds" if isinstance(recipe, Recipe) and recipe.rounds > 1 else ""
     tried = duration(time.monotonic() - start)

@@ -38,7 +38,7 @@ def examine_vocabulary(model: LanguageModel, *, num_rows: int, num_added: int) -
         yield warning(
             name,
             f"the tokenizer's EOS is token {model.encoder.eos_id}, and the model's config.json says {listed}",
-            f"{remedy}, or mend eos_token",
+            f"{remedy}, or fix eos_token",
         )
     else:
         yield ok(name, words)

@@ -28,7 +28,7 @@ PURPOSES = {
     "translation": "BLEU and chrF",
     "web": "pages: label, dashboard",
     "postgres": "votes in PostgreSQL",
-    "dev": "",  # told by the tests themselves
+    "dev": "",  # the tests say so themselves
 }
 OTHERS = {"vllm": "vLLM as sampler of PPO, in an environment of its own", "ray": "several machines"}
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -1,6 +1,6 @@
 """Whether a recipe would run here, and be worth it: its files, its data, its model, its reward, its environment.
 
-What exists is tried with a few real rows; what an earlier stage of the recipe is yet to make is told as skipped.
+What exists is tried with a few real rows; what an earlier stage of the recipe is yet to make is reported as skipped.
 """
 
 import tempfile
@@ -75,7 +75,7 @@ def examine_recipe(loaded: LoadedRecipe, directory: Path, *, forecast: bool = Fa
     if not forecast:
         return
     if has_fault:
-        yield skipped("forecast.whole", "there are faults to mend first")
+        yield skipped("forecast.whole", "there are faults to fix first")
     else:
         yield from checked("forecast.whole", lambda: examine_forecast(loaded, RunDir(directory)))
 
@@ -141,7 +141,7 @@ class Subject:
     def why_no_model(self) -> str:
         """Why the model cannot be looked at; empty if it can."""
         if "model" in self.failed:
-            return "the model is at fault, as told above"
+            return "the model is at fault, as shown above"
         return "there is no model yet: the stage pretrain makes it" if self.source is None else ""
 
     @property
@@ -315,7 +315,7 @@ def _trial(subject: Subject) -> Iterator[Finding]:
     if "ppo" not in recipe.stages:
         return
     yield from examine_prompts(recipe, subject.records("prompts"))
-    if subject.why_no_model:  # which is told above
+    if subject.why_no_model:  # which is shown above
         pass
     elif _cannot_sample(subject):
         yield skipped("model.trial", _cannot_sample(subject))
@@ -330,7 +330,7 @@ def _trial(subject: Subject) -> Iterator[Finding]:
 
 def _cannot_sample(subject: Subject) -> str:
     if subject.recipe.env is not None and "env" in subject.failed:
-        return "the environment is at fault, as told above"
+        return "the environment is at fault, as shown above"
     if subject.recipe.uses_prompts and not subject.prompts():
         return "there are no prompts"
     return ""
@@ -381,7 +381,7 @@ def _reward(subject: Subject, config: RewardConfig) -> tuple[RewardSource | None
     """The reward where it can be had already, or why not."""
     missing = _unmade(subject, config)
     if "reward" in subject.failed or missing:
-        return None, missing or "it is at fault, as told above"
+        return None, missing or "it is at fault, as shown above"
     return subject.builder.reward(config), ""
 
 

@@ -75,7 +75,7 @@ def examine_writing(directory: Path) -> Iterator[Finding]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         what = "cannot be locked" if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS) else "cannot be written"
-        yield fault(name, f"{place} {what} ({error.strerror})", "choose another --run-dir, or mend its permissions")
+        yield fault(name, f"{place} {what} ({error.strerror})", "choose another --run-dir, or fix its permissions")
         return
     yield ok(name, f"{directory} can be written to" + ("" if place == directory.absolute() else ", once it is made"))
 

@@ -1,4 +1,4 @@
-"""What is wrong with an environment, told before anything is trained on it."""
+"""What is wrong with an environment, before anything is trained on it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from rlhfkit.envs.text import (
     faults_of_step,
     guarded,
     refuse,
-    told,
+    shown,
 )
 from rlhfkit.errors import EnvError
 
@@ -40,14 +40,14 @@ TRIAL_SEEDS = (0, 1, 2)
 
 
 def check_text_env(factory: TextEnvFactory, *, max_turns: int = 200) -> None:
-    """Nothing, if the environments of `factory` can be trained on, as far as a few episodes show.
+    """Check that the environments of `factory` can be trained on, as far as a few episodes show.
 
     Each must end within `max_turns` responses.
     Raises: EnvError with a line for each fault that was found, which ends in what to change.
     """
     first, second = guarded(factory, "the factory"), guarded(factory, "the factory")
     if any(not callable(getattr(first, name, None)) for name in ("reset", "step")):
-        raise EnvError(f"{told(first)} is no TextEnv; return an object with reset(seed) and step(response)")
+        raise EnvError(f"{shown(first)} is no TextEnv; return an object with reset(seed) and step(response)")
     refuse(list(dict.fromkeys(_faults_of_text_env(first, second, max_turns))), _inner(first))
 
 
@@ -113,7 +113,7 @@ def _inner(env: TextEnv) -> object:
 def _first_difference(first: list[Any], again: list[Any]) -> str:
     for place, (a, b) in enumerate(zip(first, again, strict=False)):
         if a != b:
-            return f"{'the prompt' if place == 0 else f'step {place}'} was {told(a)}, then {told(b)}"
+            return f"{'the prompt' if place == 0 else f'step {place}'} was {shown(a)}, then {shown(b)}"
     return f"it had {len(first) - 1} steps, then {len(again) - 1}"
 
 
@@ -131,7 +131,7 @@ def check_gymnasium_env(env: Any, *, twin: Any = None, max_steps: int = 1000) ->
     missing += [name for name in ("observation_space", "action_space") if not isinstance(_get(env, name), Space)]
     if missing:
         raise EnvError(
-            f"{told(env)} is no Gymnasium environment, as it lacks {', '.join(missing)}; derive it from gymnasium.Env "
+            f"{shown(env)} is no Gymnasium environment, as it lacks {', '.join(missing)}; derive it from gymnasium.Env "
             "and set both spaces to objects of gymnasium.spaces"
         )
     subject = _get(env, "unwrapped") or env
@@ -238,22 +238,22 @@ def _reset(env: Any, seed: int) -> tuple[Any, Any, list[str]]:
     """Observation, info, and what is wrong with them."""
     result = guarded(lambda: env.reset(seed=seed), f"reset(seed={seed})", must=MUST_RESET)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
-        return None, None, [f"reset returned {told(result)}; expected (observation, info); return observation, {{}}"]
+        return None, None, [f"reset returned {shown(result)}; expected (observation, info); return observation, {{}}"]
     return _copied(result[0]), _copied(result[1]), _faults_of_observation(result[0], env.observation_space, "reset")
 
 
 def _faults_of_result(result: Any, space: Space[Any]) -> list[str]:
     if not isinstance(result, tuple) or len(result) != 5:
-        num = f"{len(result)} values" if isinstance(result, tuple) else told(result)
+        num = f"{len(result)} values" if isinstance(result, tuple) else shown(result)
         old = " (four are the old interface, whose `done` says too little)" if num == "4 values" else ""
         return [f"step returned {num}{old}; expected 5; return observation, reward, terminated, truncated, info"]
     observation, reward, terminated, truncated, info = result
     faults = _faults_of_observation(observation, space, "step") + faults_of_reward(_plain(reward))
     for name, value in (("terminated", terminated), ("truncated", truncated)):
         if not isinstance(value, bool | np.bool_):
-            faults.append(f"{name} of a step is {told(value)}; expected True or False; wrap it in bool()")
+            faults.append(f"{name} of a step is {shown(value)}; expected True or False; wrap it in bool()")
     if not isinstance(info, dict):
-        faults.append(f"info of a step is {told(info)}; expected a dict; return {{}}")
+        faults.append(f"info of a step is {shown(info)}; expected a dict; return {{}}")
     return faults
 
 
@@ -266,7 +266,7 @@ def _faults_of_observation(observation: Any, space: Space[Any], source: str) -> 
     what = f"the observation of {source}"
     if isinstance(space, spaces.Box | spaces.MultiDiscrete | spaces.MultiBinary):
         if not isinstance(observation, np.ndarray):
-            return [f"{what} is {told(observation)}; expected an array; return np.array(…, dtype=np.{space.dtype})"]
+            return [f"{what} is {shown(observation)}; expected an array; return np.array(…, dtype=np.{space.dtype})"]
         if observation.shape != space.shape:
             return [
                 f"{what} has shape {observation.shape}, and observation_space has {space.shape}; change one of the two"
@@ -288,7 +288,7 @@ def _faults_of_observation(observation: Any, space: Space[Any], source: str) -> 
                 "there; widen the space, or clip the observation"
             ]
     if not space.contains(observation):
-        return [f"{what} is {told(observation)}, outside observation_space {space}; change one of the two"]
+        return [f"{what} is {shown(observation)}, outside observation_space {space}; change one of the two"]
     return []
 
 
@@ -353,13 +353,13 @@ def _copied(value: Any) -> Any:
 def _where_they_part(first: Played, again: Played) -> str:
     for place, (a, b) in enumerate(zip(first.said, again.said, strict=False)):
         if not _same(a, b):
-            return f"{_call(place)} returned {told(a)}, then {told(b)}"
+            return f"{_call(place)} returned {shown(a)}, then {shown(b)}"
     if len(first.said) != len(again.said):
         return f"it had {len(first.said) - 1} steps, then {len(again.said) - 1}"
     for place, infos in enumerate(zip(first.infos, again.infos, strict=True)):
         a, b = (_without_times(info) for info in infos)
         if not _same(a, b):
-            return f"the info of {_call(place)} was {told(a)}, then {told(b)}"
+            return f"the info of {_call(place)} was {shown(a)}, then {shown(b)}"
     return ""
 
 

@@ -11,7 +11,7 @@ from gymnasium.spaces.utils import flatdim, flatten_space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from rlhfkit.config.callables import import_module_of, switches_kept, told_error
+from rlhfkit.config.callables import import_module_of, shown_error, switches_kept
 from rlhfkit.config.control import EnvConfig
 from rlhfkit.envs.check import MUST_BOTH, MUST_RESET, MUST_STEP
 from rlhfkit.envs.fresh import FreshEpisodes, depends_on_episodes_before
@@ -350,6 +350,6 @@ def _guarded(config: EnvConfig, make: Callable[[], T]) -> T:
         raise
     except (Exception, SystemExit) as error:
         raise EnvError(
-            f'env.id = "{config.id}", env.kwargs = {config.kwargs}: making it raised {told_error(error)}; mend the '
+            f'env.id = "{config.id}", env.kwargs = {config.kwargs}: making it raised {shown_error(error)}; fix the '
             "environment"
         ) from error

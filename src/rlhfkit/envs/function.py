@@ -42,7 +42,7 @@ def load_factory(name: str) -> TextEnvFactory:
 
 
 def _check_signature(env: object, method: str, expected: str, *names: str) -> None:
-    """Nothing, if `env.method(value)` gives the value to a parameter that is meant for it.
+    """Check that `env.method(value)` gives the value to a parameter that is meant for it.
 
     `names` are what it may be called, any name where there are none.
     Raises: EnvError where the method takes no value or several, or takes it for something else.

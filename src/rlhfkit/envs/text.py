@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rlhfkit.config.callables import switches_kept, told_error
+from rlhfkit.config.callables import shown_error, switches_kept
 from rlhfkit.errors import EnvError, RlhfkitError
 from rlhfkit.records import Message, Prompt
 
@@ -24,7 +24,7 @@ __all__ = [
     "name_of",
     "proceed",
     "refuse",
-    "told",
+    "shown",
 ]
 
 
@@ -118,12 +118,12 @@ def faults_of_prompt(prompt: Any) -> list[str]:
             return ["reset returned an empty prompt; return text for the policy to continue"]
         return _faults_of_text(prompt, "the prompt of reset")
     if not isinstance(prompt, Prompt):
-        return [f"reset returned {told(prompt)}; expected a text or a rlhfkit.records.Prompt; return one of the two"]
+        return [f"reset returned {shown(prompt)}; expected a text or a rlhfkit.records.Prompt; return one of the two"]
     if isinstance(prompt.content, str):
         return faults_of_prompt(prompt.content)
     odd = next((turn for turn in prompt.content if not isinstance(turn, Message)), None)
     if odd is not None:
-        return [f"reset returned a conversation that holds {told(odd)}; make it a rlhfkit.records.Message"]
+        return [f"reset returned a conversation that holds {shown(odd)}; make it a rlhfkit.records.Message"]
     if not prompt.content or prompt.content[-1].role != "user" or not prompt.content[-1].content.strip():
         return ["reset returned a conversation that does not end with words of the user; add the turn to be answered"]
     return [fault for turn in prompt.content for fault in _faults_of_text(turn.content, "a turn of reset's prompt")]
@@ -143,16 +143,18 @@ def _faults_of_text(text: str, what: str) -> list[str]:
 def faults_of_step(step: Any) -> list[str]:
     """What is wrong with what `step` returned, each with what to change."""
     if not isinstance(step, TextStep):
-        return [f"step returned {told(step)}; expected a TextStep; return TextStep(observation, reward, terminated)"]
+        return [f"step returned {shown(step)}; expected a TextStep; return TextStep(observation, reward, terminated)"]
     faults = []
     if not isinstance(step.observation, str):
-        faults.append(f"the observation of a step is {told(step.observation)}; expected text; return a str, if empty")
+        faults.append(f"the observation of a step is {shown(step.observation)}; expected text; return a str, if empty")
     else:
         faults += _faults_of_text(step.observation, "the observation of a step")
     faults += faults_of_reward(step.reward)
     for name in ("terminated", "truncated"):
         if not isinstance(getattr(step, name), bool):
-            faults.append(f"{name} of a step is {told(getattr(step, name))}; expected True or False; wrap it in bool()")
+            faults.append(
+                f"{name} of a step is {shown(getattr(step, name))}; expected True or False; wrap it in bool()"
+            )
     if isinstance(step.observation, str) and not step.observation and not (step.terminated or step.truncated):
         faults.append("a step that does not end the episode has an empty observation; say something to respond to")
     return faults
@@ -161,7 +163,7 @@ def faults_of_step(step: Any) -> list[str]:
 def faults_of_reward(reward: Any) -> list[str]:
     """What is wrong with a reward, and what to change."""
     if isinstance(reward, bool) or not isinstance(reward, numbers.Real):
-        return [f"the reward of a step is {told(reward)}; expected a number; return a float"]
+        return [f"the reward of a step is {shown(reward)}; expected a number; return a float"]
     if not math.isfinite(reward):
         return [f"the reward of a step is {reward}; expected a finite number; look for a division by zero"]
     return []
@@ -180,12 +182,12 @@ def guarded(call: Callable[[], Any], what: str, *, must: str = "it must take any
     except (Exception, SystemExit) as error:  # sys.exit() there would end the run as if it were done
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise EnvError(
-            f"{what} raised {told_error(error)} (at {frame.filename}:{frame.lineno}); mend the environment: {must}"
+            f"{what} raised {shown_error(error)} (at {frame.filename}:{frame.lineno}); fix the environment: {must}"
         ) from error
 
 
 def refuse(faults: list[str], env: object) -> None:
-    """Nothing, if there are no faults.
+    """Raise one error for all faults, if there are any.
 
     Raises: EnvError with each of them, on a line of its own where there are several.
     """
@@ -200,7 +202,7 @@ def name_of(env: object) -> str:
     return type(env).__name__
 
 
-def told(value: object) -> str:
+def shown(value: object) -> str:
     """A value with its type, cut short, for messages."""
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '…'} ({type(value).__name__})"

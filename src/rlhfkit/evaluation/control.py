@@ -12,7 +12,7 @@ from PIL import Image
 
 from rlhfkit.config.control import EnvConfig
 from rlhfkit.envs.control import make_env, make_envs
-from rlhfkit.envs.text import guarded, told
+from rlhfkit.envs.text import guarded, shown
 from rlhfkit.errors import EnvError
 from rlhfkit.machine.seeding import capture_rng, derive_seed, restore_rng
 from rlhfkit.models.control import ControlPolicy
@@ -129,7 +129,7 @@ def _picture(drawn: gymnasium.Env[Any, Any]) -> np.ndarray:
     picture = drawn.render()
     if not isinstance(picture, np.ndarray) or picture.ndim != 3:
         raise EnvError(
-            f'render returned {told(picture)} where render_mode is "rgb_array"; expected an array of height, width '
+            f'render returned {shown(picture)} where render_mode is "rgb_array"; expected an array of height, width '
             "and 3; hand render_mode on to what is wrapped"
         )
     return picture

@@ -14,7 +14,7 @@ _LONGEST_NAME = 200
 
 
 def check_name(what: str, name: str) -> None:
-    """Nothing, if a name can be stored and shown. Raises: DataError."""
+    """Check that a name can be stored and shown. Raises: DataError."""
     if not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
         raise DataError(
             f"{what} is {name[: _LONGEST_NAME + 1]!r}; expected 1 to {_LONGEST_NAME} characters that can be printed"
@@ -22,7 +22,7 @@ def check_name(what: str, name: str) -> None:
 
 
 def check_vote(vote: Vote) -> None:
-    """Nothing, if a vote can be stored. Raises: DataError."""
+    """Check that a vote can be stored. Raises: DataError."""
     check_name("id of a vote", vote.id)
     check_name(f"pair of vote {vote.id!r}", vote.pair_id)
     check_name("name of an annotator", vote.annotator)
@@ -47,7 +47,7 @@ def checked_row(pair: Pair) -> dict[str, Any]:
 
 
 def expect_same(known: dict[str, Any], given: dict[str, Any]) -> None:
-    """Nothing, if the rows of a pair that is known and of one that is given are the same. Raises: DataError."""
+    """Check that a given pair equals the known one of its id. Raises: DataError."""
     different = [name for name in given if known[name] != given[name]]
     if different:
         raise DataError(

@@ -69,12 +69,12 @@ def export_store(
 
 
 def _refuse_databases(path: Path) -> None:
-    """Nothing, unless writing to `path` would take the place of a database, perhaps of the store itself.
+    """Refuse to write over a database, perhaps the store itself.
 
     Raises: DataError, also where there is no directory to write to.
     """
     if not path.parent.is_dir():
-        raise DataError(f"{path} cannot be written, as there is no directory {path.parent}; make it, or mend the path")
+        raise DataError(f"{path} cannot be written, as there is no directory {path.parent}; make it, or fix the path")
     if path.is_file():
         with path.open("rb") as file:
             is_database = file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC

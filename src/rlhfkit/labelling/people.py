@@ -160,7 +160,7 @@ def read_guidelines(path: str | None) -> str | None:
 
 
 def refuse_strangers(people: PeopleConfig) -> None:
-    """Nothing; but a page that other machines reach needs people with tokens. Raises: ConfigError."""
+    """Check that a page that other machines reach has people with tokens. Raises: ConfigError."""
     from rlhfkit.web.server import Address
 
     if not people.names and not Address(people.host, people.port, people.port).is_local:
@@ -171,7 +171,7 @@ def refuse_strangers(people: PeopleConfig) -> None:
 
 
 def check_preferences(config: PreferencesConfig) -> None:
-    """Nothing; but what people need, and the database, are tried before anything is done.
+    """Check what people need, and the database, before anything is done.
 
     Raises: ConfigError, StoreError, MissingDependencyError.
     """

@@ -1,4 +1,4 @@
-"""What can be told of a model before its weights are read."""
+"""What can be known of a model before its weights are read."""
 
 import difflib
 import json
@@ -30,7 +30,7 @@ def inspect_model(
     elif directory.is_file():
         raise ModelError(f"{subject} is a file; give the directory of a model in Hugging Face format")
     elif not HUB_ID.fullmatch(path):
-        raise ModelError(f"{subject}: there is no such directory{_suggestion(directory)}; mend the path")
+        raise ModelError(f"{subject}: there is no such directory{_suggestion(directory)}; fix the path")
     try:
         with quiet_transformers():
             config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -54,7 +54,7 @@ def inspect_model(
             raise ModelError(f"{subject}: its config.json cannot be used ({reason}); copy the model again") from error
         raise ModelError(
             f"{subject}: there is no such directory{_suggestion(directory)}, and the hub does not give such a model "
-            f"({reason}); mend the path, or the connection"
+            f"({reason}); fix the path, or the connection"
         ) from error
     _check_numbers(config, subject)
     return config

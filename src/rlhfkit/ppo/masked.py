@@ -19,7 +19,7 @@ __all__ = [
 
 
 def check_shapes(mask: Tensor | None = None, **tensors: Tensor) -> None:
-    """Nothing; every function of this package calls it first, so that tensors never broadcast in silence.
+    """Check shapes; every function of this package calls it first, so that tensors never broadcast silently.
 
     `mask`, where there is one, must be bool; it and the `tensors` must all have the same shape.
     Raises: ShapeError, because (B, T) against (B, T, 1) would broadcast to (B, T, T) without a word.
@@ -35,7 +35,7 @@ def check_shapes(mask: Tensor | None = None, **tensors: Tensor) -> None:
 
 
 def check_bool(**masks: Tensor) -> None:
-    """Nothing; a mask of numbers would be read as weights or as indices.
+    """Check that a mask is bool: one of numbers would be read as weights or as indices.
 
     Raises: ShapeError if a mask is not bool.
     """
@@ -45,7 +45,7 @@ def check_bool(**masks: Tensor) -> None:
 
 
 def check_rows(mask: Tensor, **per_row: Tensor) -> None:
-    """Nothing; `mask` must be (B, T) and each of `per_row` must be (B,).
+    """Check that `mask` is (B, T) and each of `per_row` is (B,).
 
     Raises: ShapeError.
     """

@@ -375,8 +375,8 @@ def _origin(facts: Facts) -> Iterator[tuple[str, str]]:
 
 def _join(values: Mapping[str, Any]) -> str:
     """Names and values in a line; those that say nothing are left out."""
-    told = {name: number(value) if isinstance(value, float) else _compact(value) for name, value in values.items()}
-    return " · ".join(f"{name} {told[name]}" for name, value in values.items() if value is not None)
+    texts = {name: number(value) if isinstance(value, float) else _compact(value) for name, value in values.items()}
+    return " · ".join(f"{name} {texts[name]}" for name, value in values.items() if value is not None)
 
 
 def _compact(value: object) -> str:

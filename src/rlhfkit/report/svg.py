@@ -153,9 +153,9 @@ def line_chart(
         axes.set_ylim(bottom, top)
         _label(axes, x_label, y_label, whole_x=True)
 
-    told = "; ".join(f"{c.label} goes from {number(c.ys[0])} to {number(c.ys[-1])}" for c in series)
+    summary = "; ".join(f"{c.label} goes from {number(c.ys[0])} to {number(c.ys[-1])}" for c in series)
     legend = tuple((c.colour, c.label) for c in series) if len(series) > 1 else ()
-    return Chart(title, caption, _render(draw, title, f"{title} ({y_label}) over {x_label}: {told}."), legend)
+    return Chart(title, caption, _render(draw, title, f"{title} ({y_label}) over {x_label}: {summary}."), legend)
 
 
 def path_chart(
@@ -202,9 +202,9 @@ def bar_chart(bars: Sequence[Bar], *, title: str, x_label: str, caption: str, ch
         axes.grid(False)
         axes.set_xlabel(x_label)
 
-    told = "; ".join(f"{bar.label}: {percent(bar.value)}" for bar in bars)
+    summary = "; ".join(f"{bar.label}: {percent(bar.value)}" for bar in bars)
     height = max(_HEIGHT, 62 + 36 * len(bars))
-    return Chart(title, caption, _render(draw, title, f"{title}: {told}.", height=height))
+    return Chart(title, caption, _render(draw, title, f"{title}: {summary}.", height=height))
 
 
 def reliability_chart(
@@ -223,8 +223,8 @@ def reliability_chart(
         axes.grid(True, axis="both")
         _label(axes, "sure of its choice (probability)", "right (share of pairs)")
 
-    told = "; ".join(f"{percent(c)} sure, {percent(a)} right" for c, a in zip(confidences, accuracies, strict=True))
-    return Chart(title, caption, _render(draw, title, f"{title}: {told}."))
+    summary = "; ".join(f"{percent(c)} sure, {percent(a)} right" for c, a in zip(confidences, accuracies, strict=True))
+    return Chart(title, caption, _render(draw, title, f"{title}: {summary}."))
 
 
 def _label(axes: Any, x_label: str, y_label: str, *, whole_x: bool = False) -> None:

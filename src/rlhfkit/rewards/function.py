@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from rlhfkit.config.callables import import_named, switches_kept, told_error
+from rlhfkit.config.callables import import_named, shown_error, switches_kept
 from rlhfkit.config.recipe import FunctionRewardConfig
 from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.records import Prompt
@@ -64,8 +64,8 @@ class FunctionReward:
                 scores = self._called(given, len(episodes))
         except (Exception, SystemExit) as error:  # sys.exit() there would end the run as if it were done
             raise RewardError(
-                f"{self.name} raised {told_error(error)} (at {_where(error, self._function)}); correct the function: a "
-                "reward that fails must not become a number"
+                f"{self.name} raised {shown_error(error)} (at {_where(error, self._function)}); correct the function: "
+                "a reward that fails must not become a number"
             ) from error
         return check_scores(scores, episodes, source=self.name)
 
@@ -121,7 +121,7 @@ def _made(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         with switches_kept():
             made: object = function()
     except (Exception, SystemExit) as error:
-        raise RewardError(f"{name}() raised {told_error(error)} (at {_where(error, function)})") from error
+        raise RewardError(f"{name}() raised {shown_error(error)} (at {_where(error, function)})") from error
     return cast("Callable[..., Any]", made)
 
 

@@ -27,7 +27,7 @@ LARGEST_ANSWER = 16_000_000
 PACKED = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 """Headers that say how the answer was sent, and no longer hold once it is unpacked."""
 NOTABLE_ATTEMPTS = 3
-"""A single failed attempt is not worth a word."""
+"""A single failed attempt is not worth a message."""
 
 
 class HttpReward:
@@ -115,7 +115,7 @@ class HttpReward:
                     return answer
                 fault = f"answered {answer.status_code} {hidden(answer.reason_phrase)}: {self._excerpt(answer)}"
                 if answer.status_code != httpx.codes.TOO_MANY_REQUESTS and answer.status_code < 500:
-                    raise RewardError(f"{self._public_url} {fault}; mend the request or the endpoint")
+                    raise RewardError(f"{self._public_url} {fault}; fix the request or the endpoint")
                 asked_seconds = _retry_after(answer)
             left = self._config.patience_seconds - (time.monotonic() - begin)
             if left <= 0 or (self._config.retries is not None and attempt > self._config.retries):

@@ -69,7 +69,7 @@ def read_lexicon(path: Path, *, case_sensitive: bool = False) -> dict[str, float
         except ValueError:
             weight = math.nan
         if not tab or not word.strip() or not math.isfinite(weight):
-            raise DataError(f"{path}:{number}: {line[:80]!r} is not `word TAB weight` with a finite weight; mend it")
+            raise DataError(f"{path}:{number}: {line[:80]!r} is not `word TAB weight` with a finite weight; fix it")
         weights[word.strip() if case_sensitive else word.strip().lower()] = weight
     if not weights:
         raise DataError(f"the lexicon {path} has no entry; expected lines `word TAB weight`")

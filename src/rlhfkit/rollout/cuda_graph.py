@@ -1,4 +1,4 @@
-"""A step of decoding as one CUDA graph: hundreds of kernels that a GPU is told of once, and then launched together.
+"""A step of decoding as one CUDA graph: hundreds of kernels that a GPU is given once, and then launches together.
 
 A step multiplies every weight by a few rows, which takes a GPU less time than a CPU needs to launch its kernels one by
 one. A captured step is launched as a whole.

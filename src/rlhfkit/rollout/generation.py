@@ -133,7 +133,7 @@ def generate(
     """One response to each prompt, in order.
 
     `seeds` holds one number per prompt, which decides its randomness alone: a response depends on its prompt, its seed
-    and the weights, not on the batch it was sampled in. None decodes greedily. `on_finished` is told how many rows
+    and the weights, not on the batch it was sampled in. None decodes greedily. `on_finished` gets how many rows
     have just finished.
     Raises: ConfigError where prompt and response do not fit the model's context; GenerationError where the model's
     logits are not finite.

@@ -196,7 +196,7 @@ class MultiTurnRollout:
     An episode that terminates has nothing to bootstrap from. One that is truncated, by the environment's time limit or
     because the model's context is full, goes on in principle: it bootstraps from the value of what the policy would
     have read next. A response that reaches `max_response_tokens` does neither: this limit is a rule of the game, the
-    environment answers the torso as it stands, and `missing_eos_score` says what such a torso is worth.
+    environment answers the response as it stands, and `missing_eos_score` says what such a response is worth.
     """
 
     def __init__(
@@ -275,7 +275,7 @@ class MultiTurnRollout:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing: an iteration's draws follow from its number."""
+        """Empty: an iteration's draws follow from its number."""
         return {}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:

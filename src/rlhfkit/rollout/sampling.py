@@ -44,7 +44,7 @@ def _first_above(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     wanted = uniforms.double()[:, None] * cumulative[:, -1:]
     # The last number below the whole: rounding may otherwise lead to an index without weight, or beyond the end.
     wanted = torch.minimum(wanted, cumulative[:, -1:] * (1 - 2**-50))
-    # It leads beyond the end where the weights are NaN, and that is told where the logprob is looked at.
+    # It leads beyond the end where the weights are NaN, and that is reported where the logprob is looked at.
     index = torch.searchsorted(cumulative, wanted, right=True).clamp(max=weights.shape[-1] - 1)
     weight = weights.gather(-1, index).double()
     inside = (wanted - (cumulative.gather(-1, index) - weight)) / weight

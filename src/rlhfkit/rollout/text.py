@@ -28,7 +28,7 @@ class TextRollout:
     """Collects experience from prompts.
 
     A response that reaches the length limit ends its episode like any other: it is scored as it stands, nothing
-    follows it, so there is nothing to bootstrap from. `missing_eos_score` says what such a torso is worth.
+    follows it, so there is nothing to bootstrap from. `missing_eos_score` says what such a response is worth.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class TextRollout:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing: an iteration's draws follow from its number."""
+        """Empty: an iteration's draws follow from its number."""
         return {}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:

@@ -39,7 +39,7 @@ ENVIRONMENT = {
 
 
 def require_vllm() -> None:
-    """Nothing, where vLLM is installed; it is not imported, which takes seconds.
+    """Check that vLLM is installed, without importing it, which takes seconds.
 
     Raises: MissingDependencyError with the install line.
     """

@@ -77,7 +77,7 @@ REASONS = {
 
 @contextmanager
 def writing(path: Path, *, num_bytes: int | None = None) -> Iterator[None]:
-    """Nothing; but where the block cannot write to `path`, the error says why, and how many bytes there is room for.
+    """Turn an OSError of the block into an error that says why `path` cannot be written, and how many bytes are free.
 
     Raises: CheckpointError in the place of OSError, and of what other libraries make of one.
     """

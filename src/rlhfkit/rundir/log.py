@@ -48,7 +48,7 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Where the disk is full, closing fails as writing did, which is told already.
+        # Where the disk is full, closing fails as writing did, which is reported already.
         with nullcontext() if error is None else suppress(CheckpointError):
             self.close()
 
@@ -102,7 +102,7 @@ class RunLog:
             _append(self._samples, {"stage": stage, "iteration": iteration, **values})
 
     def rows(self, stage: str, *, labels: Mapping[str, int] = MappingProxyType({})) -> Iterator[dict[str, Any]]:
-        """The lines of one training that `metrics.jsonl` holds so far; a damaged one is left out, and told."""
+        """The lines of one training that `metrics.jsonl` holds so far; a damaged one is skipped with a warning."""
         rows, damaged = read_lines(self._run.metrics)
         if damaged:
             self._warn(
@@ -153,7 +153,7 @@ class RunLog:
             file.seek(0, os.SEEK_END)
 
     def _shown(self, show: Callable[..., None], *arguments: object) -> None:
-        """Have TensorBoard's files written; where they cannot be, that is told once, and none are any more."""
+        """Have TensorBoard's files written; where they cannot be, one warning says so, and no more are written."""
         try:
             show(*arguments)
         except Exception as error:  # whatever it is, it only shows the run

@@ -97,14 +97,14 @@ class Manifest:
         self.add_stage(stage, made={**made, directory.name: hashes_of_files(directory)})
 
     def refuse_damaged(self) -> None:
-        """Nothing, where what stages of earlier starts wrote is still what they wrote.
+        """Check that what earlier stages wrote is still what they wrote.
 
         Raises: CheckpointError with the first file that is another one.
         """
         for stage, facts in self.content["stages"].items():
             for name, hashes in facts.get("made", {}).items():
                 if name in self._checked or not (self.run.path / name).is_dir():
-                    continue  # a directory that is gone is told by who reads it
+                    continue  # a directory that is gone is reported by who reads it
                 now = hashes_of_files(self.run.path / name)
                 for file, sha256 in hashes.items():
                     if now.get(file) != sha256:

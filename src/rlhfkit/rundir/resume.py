@@ -27,7 +27,7 @@ __all__ = [
 
 
 def refuse_other_directories(run: RunDir) -> None:
-    """Nothing; but nothing may be written, not even the lock, among files that are no run's.
+    """Refuse a directory with files that are no run's, before anything is written there, even the lock.
 
     Raises: CheckpointError.
     """
@@ -130,7 +130,7 @@ def refuse_other_inputs(run: RunDir, inputs: Mapping[str, Sequence[Mapping[str, 
     """What differs from the models and the code that stages have read from outside of the run.
 
     `inputs`: stage → what it reads now, each with `use` (a setting), `path`, `sha256` and `kind` (model | code).
-    Code may be changed by who runs it, as to correct a fault, and is told.
+    Code may be changed by who runs it, as to correct a fault, and is reported.
     Raises: CheckpointError where a stage that has begun would go on with another model than it began with.
     """
     stages = read_json(run.manifest).get("stages", {}) if run.manifest.exists() else {}

@@ -147,7 +147,7 @@ class Checkpoints:
         self.check()
 
     def check(self) -> None:
-        """Nothing, at once, whether or not the writer is done.
+        """Raise the writer's error if it has one; return at once, whether or not it is done.
 
         Raises: CheckpointError where a checkpoint could not be written.
         """
@@ -265,7 +265,7 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def _refuse_not_finite(iteration: int, tensors: dict[str, Tensor]) -> None:
-    """Nothing; weights that no later start could go on from do not take the place of good ones.
+    """Refuse weights that no later start could go on from, before they replace good ones.
 
     Raises: TrainingError.
     """

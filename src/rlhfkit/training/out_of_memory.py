@@ -17,7 +17,7 @@ FEW_SLOTS = 8
 
 @contextmanager
 def memory_told(stage: str, recipe: Recipe | ControlRecipe) -> Iterator[None]:
-    """Nothing; but where memory runs out in the block, the error says what to lower, from what to what.
+    """Where memory runs out in the block, raise an error that says what to lower, from what to what.
 
     Raises: OutOfMemoryError in the place of torch's, and of Python's own.
     """

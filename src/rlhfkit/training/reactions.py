@@ -57,7 +57,7 @@ class Watch:
     """Why a rule has ended the stage."""
     learning_rate_factor: float = 1.0
     """What the rules have made of the learning rates."""
-    told: list[str] = field(default_factory=list)
+    named: list[str] = field(default_factory=list)
     """Rules that have warned; each does so once."""
     reactions: dict[str, Reactions] = field(default_factory=dict)
     best: float | None = None
@@ -94,10 +94,10 @@ class Watch:
                 wanted[name] = actions
         done = self._act(wanted, iteration, trainer, checkpoints, warn, logged)
         for name, finding in findings.items():
-            if self.settings.reaction(name) and (name not in self.told or name in wanted):
+            if self.settings.reaction(name) and (name not in self.named or name in wanted):
                 warn(_warning(iteration, finding, done if name in wanted else ()))
                 logged[f"watch/{name}"] = 1.0
-                self.told += [name] if name not in self.told else []
+                self.named += [name] if name not in self.named else []
         self._replay.roll_back({"iteration": iteration, **logged})
         self._is_healthy = not seen
         return logged
@@ -153,7 +153,7 @@ class Watch:
         return {
             "stopped": self.stopped,
             "learning_rate_factor": self.learning_rate_factor,
-            "told": list(self.told),
+            "named": list(self.named),
             "reactions": {name: [one.count, one.last_iteration] for name, one in self.reactions.items()},
             "best": self.best,
             "best_iteration": self.best_iteration,
@@ -163,7 +163,7 @@ class Watch:
         """Continue from what `state` gave; from nothing where the checkpoint is older than these rules."""
         if state is None:
             return
-        self.stopped, self.told = state["stopped"], list(state["told"])
+        self.stopped, self.named = state["stopped"], list(state["named"])
         self.reactions = {name: Reactions(*numbers) for name, numbers in state["reactions"].items()}
         self.best, self.best_iteration = state["best"], state["best_iteration"]
         self._set_learning_rates(state["learning_rate_factor"], optimizers)

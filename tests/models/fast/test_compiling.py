@@ -89,7 +89,7 @@ def test_layers_are_found_in_any_architecture(family, directory_of: Directory):
     assert len(layers_of(load(directory_of(family)).causal_lm)) == 2
 
 
-def test_a_machine_without_compiler_is_told_what_to_install(monkeypatch):
+def test_a_machine_without_compiler_is_reported_what_to_install(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "no g++ or clang++ or c++ here; install one" in why_no_compiler(CPU)
     assert why_no_compiler(torch.device("cuda")) == ""  # which has its own

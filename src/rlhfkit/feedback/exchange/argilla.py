@@ -161,7 +161,7 @@ def write_argilla(
     ids = {name: user_id_of(name, users) for name in dict.fromkeys(vote.annotator for vote in votes)}
     if len(set(ids.values())) < len(ids):
         twice = next(user for user, count in Counter(ids.values()).items() if count > 1)
-        raise DataError(f'two people have the user id "{twice}"; expected one each; mend users')
+        raise DataError(f'two people have the user id "{twice}"; expected one each; fix users')
     records = [
         _record(pair, found[pair.id], names=names, ids=ids, numbers=numbers, needed=needed or {}) for pair in pairs
     ]
@@ -177,7 +177,7 @@ def write_argilla(
 
 
 def _sound(records: Sequence[Record], names: ArgillaNames) -> list[dict[str, Any]]:
-    """The records that can be read; what is wrong with the others is told where they are."""
+    """The records that can be read; what is wrong with the others is reported where they are."""
     found = []
     for record in records:
         if record.is_of_table:

@@ -104,13 +104,13 @@ def deciding(records: Sequence[dict[str, Any]], names: ArgillaNames) -> ArgillaN
     if names.rating_a or names.rating_b:
         if missing := {names.rating_a, names.rating_b} - found.keys():
             raise DataError(
-                f"no responses to {', '.join(sorted(missing)) or 'a second rating'}; {_has(found)}; mend "
+                f"no responses to {', '.join(sorted(missing)) or 'a second rating'}; {_has(found)}; fix "
                 "--name rating_a=NAME --name rating_b=NAME"
             )
         return names
     if names.question:
         if found and names.question not in found:
-            raise DataError(f'no responses to "{names.question}"; {_has(found)}; mend --name question=NAME')
+            raise DataError(f'no responses to "{names.question}"; {_has(found)}; fix --name question=NAME')
         return names
     if USUAL in found or not found:
         return replace(names, question=USUAL)

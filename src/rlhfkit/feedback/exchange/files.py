@@ -61,9 +61,9 @@ def read_records(path: str | Path) -> list[Record]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path} is not there; expected a file of labels or pairs; mend the path") from None
+        raise DataError(f"{path} is not there; expected a file of labels or pairs; fix the path") from None
     except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
-        raise DataError(f"{path} cannot be read ({error}); expected a readable file; mend the path") from error
+        raise DataError(f"{path} cannot be read ({error}); expected a readable file; fix the path") from error
     return decode_records(data, name=path.name)
 
 
@@ -90,7 +90,7 @@ def decode_records(data: bytes, *, name: str) -> list[Record]:
         if isinstance(value, DataError):
             raise value
         if not isinstance(value, dict):
-            raise DataError(f"{described(value)}; expected an object; mend or remove it")
+            raise DataError(f"{described(value)}; expected an object; fix or remove it")
         _check_sound(value)
         return Record(value, number, f"{name}:{number}", is_table)
 
@@ -132,10 +132,10 @@ def write_records(path: str | Path, records: Sequence[dict[str, Any]], *, as_lin
         half = f"\\u{ord(text[error.start]):04x}"
         raise DataError(
             f"{path} is not written: a text holds half a character, {half}, before "
-            f"{text[error.end : error.end + 20]!r}; mend it in the source"
+            f"{text[error.end : error.end + 20]!r}; fix it in the source"
         ) from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be written ({error}); expected a place for a file; mend the path") from error
+        raise DataError(f"{path} cannot be written ({error}); expected a place for a file; fix the path") from error
 
 
 def text_of(content: dict[str, Any], key: str) -> str:
@@ -282,7 +282,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_sound(content: dict[str, Any]) -> None:
-    """Nothing, if every value in it can be stored and written again."""
+    """Check that every value in it can be stored and written again."""
     left: list[tuple[Any, int]] = [(content, 1)]
     while left:
         value, depth = left.pop()
@@ -293,9 +293,9 @@ def _check_sound(content: dict[str, Any]) -> None:
         elif isinstance(value, list):
             left += [(inner, depth + 1) for inner in value]
         elif isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
-            raise DataError("a number is too large to be read; expected a finite one; mend it")
+            raise DataError("a number is too large to be read; expected a finite one; fix it")
         elif isinstance(value, str) and not _is_encodable(value):
-            raise DataError("a text holds half a character, such as \\ud83d alone; mend it")
+            raise DataError("a text holds half a character, such as \\ud83d alone; fix it")
 
 
 def _is_encodable(text: str) -> bool:

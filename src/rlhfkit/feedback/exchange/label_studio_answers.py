@@ -118,7 +118,7 @@ def answers_of(tasks: Sequence[Record], names: LabelStudioNames, labels: Mapping
 
 
 def _regions(tasks: Sequence[Record]) -> Iterator[dict[str, Any]]:
-    """The regions of all annotations that count, as far as they are sound; what is not is told where it is read."""
+    """The regions of all annotations that count, as far as they are sound; what is not is reported where it is read."""
     for task in tasks:
         annotations = task.content.get("annotations")
         for annotation in annotations if isinstance(annotations, list) else ():
@@ -134,7 +134,7 @@ def _deciding(
     if names.rating1 or names.rating2:
         if missing := {names.rating1, names.rating2} - {name for _, name in found}:
             raise DataError(
-                f"no answer is called {', '.join(sorted(missing)) or 'so'}; {_has(found)}; mend "
+                f"no answer is called {', '.join(sorted(missing)) or 'so'}; {_has(found)}; fix "
                 "--name rating1=NAME --name rating2=NAME"
             )
         return names
@@ -143,7 +143,7 @@ def _deciding(
     if names.comparison:
         if names.comparison in pairwise + choices or not found:
             return names
-        raise DataError(f'no answer is called "{names.comparison}"; {_has(found)}; mend --name comparison=NAME')
+        raise DataError(f'no answer is called "{names.comparison}"; {_has(found)}; fix --name comparison=NAME')
     if USUAL in pairwise + choices:
         return replace(names, comparison=USUAL)
     ratings = _two_ratings(by_kind.get("rating", []) + by_kind.get("number", []), columns, names)

@@ -236,7 +236,7 @@ def content_from_json(value: Any, name: str) -> Content:
 
 
 def check_responses_hold_prompt(one: Content, other: Content, *, remedy: str) -> None:
-    """Nothing, if both responses are whole conversations. Raises: DataError, as text alone answers nothing."""
+    """Check that both responses are whole conversations. Raises: DataError, as text alone answers nothing."""
     if isinstance(one, str) or isinstance(other, str):
         raise DataError(
             f"--name prompt= says that there is no prompt, and the responses are text, which cannot be trained on "
@@ -307,4 +307,4 @@ def _validated(adapter: TypeAdapter[T], value: Any, what: str) -> T:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or what
         given = "" if first["type"] == "missing" else f" is {described(first['input'])};"
-        raise DataError(f"{what}: {place}{given} {first['msg']}; mend it in the file") from None
+        raise DataError(f"{what}: {place}{given} {first['msg']}; fix it in the file") from None

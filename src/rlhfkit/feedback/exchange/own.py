@@ -35,7 +35,7 @@ def read_labels(path: str | Path) -> Labels:
             number = item.pop("number", None) if isinstance(item, dict) else None
             vote = vote_from_json(item)
             if vote.pair_id != pair.id:
-                raise DataError(f'vote "{vote.id}" is on the pair "{vote.pair_id}", not on "{pair.id}"; mend it')
+                raise DataError(f'vote "{vote.id}" is on the pair "{vote.pair_id}", not on "{pair.id}"; fix it')
             votes.append((number if isinstance(number, int) else 0, vote))
         return pair, votes
 

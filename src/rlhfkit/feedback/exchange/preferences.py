@@ -92,7 +92,7 @@ def _remedy_for_prompt(row: Mapping[str, Any]) -> str:
 
 
 def expect_columns(row: Mapping[str, Any], *columns: str) -> None:
-    """Nothing, if the row has something in these columns. Raises: DataError."""
+    """Check that the row has something in these columns. Raises: DataError."""
     for column in columns:
         if row.get(column) is None:
             raise DataError(
