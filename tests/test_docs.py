@@ -40,6 +40,7 @@ from rlhfkit.config.recipe import (
     SftConfig,
     ValueConfig,
 )
+from rlhfkit.config.stages import Role
 from rlhfkit.errors import TrainingError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline.inputs import LOADERS
@@ -49,7 +50,7 @@ from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import train_ppo
-from rlhfkit.training.rates import Role, auto_learning_rate
+from rlhfkit.training.rates import auto_learning_rate
 from rlhfkit.training.reward_model import EncodedPair, train_reward_model
 from rlhfkit.training.sft import LearntText, train_sft
 from tests.training import tiny

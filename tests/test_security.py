@@ -16,6 +16,7 @@ from rlhfkit.config.recipe import PretrainedModelConfig
 from rlhfkit.errors import RlhfkitError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
+from rlhfkit.pipeline.inputs import Inputs
 from rlhfkit.report.page import write_report
 from rlhfkit.rundir.directory import RunDir
 from tests.killing import RECIPES
@@ -175,7 +176,7 @@ def test_who_trusts_a_model_of_the_hub_is_reported_to_pin_it(tmp_path):
         model = PretrainedModelConfig(**{"path": "somebody/model", "trust_remote_code": True, **changes})
         stages = tuple(stage for stage in recipe.stages if stage != "pretrain")
         changed = recipe.model_copy(update={"model": model, "stages": stages})
-        warning = pipeline.Inputs(changed, None).foreign_code()
+        warning = Inputs(changed, None).foreign_code()
         assert ("set model.revision" in warning) == is_told
 
 

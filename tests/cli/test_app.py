@@ -48,7 +48,7 @@ def recipe(tmp_path):
 def pipeline(monkeypatch):
     """A pipeline that trains nothing, so that only the command line is tested."""
     fake = ModuleType("rlhfkit.pipeline.fake")
-    for name in ("run", "rounds", "generate"):
+    for name in ("evaluate", "rounds", "generate"):
         monkeypatch.setitem(sys.modules, f"rlhfkit.pipeline.{name}", fake)
     return fake
 
@@ -336,7 +336,7 @@ def test_commands_on_a_run_need_a_run(invoke, command):
 
 def test_evaluate_hands_the_run_to_the_pipeline(invoke, pipeline, tmp_path):
     calls = []
-    pipeline.evaluate = calls.append
+    pipeline.evaluate_again = calls.append
     for name in ("config.json", "recipe.toml"):
         (tmp_path / name).write_text("{}")
     code, output, _ = invoke("evaluate", str(tmp_path))

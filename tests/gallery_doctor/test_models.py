@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from rlhfkit.pipeline.build import train_tokenizer
+from rlhfkit.models.scratch import train_tokenizer
 from tests.gallery_doctor.desk import (
     copy_of_model,
     named,

@@ -14,8 +14,10 @@ from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
 from rlhfkit.errors import CheckpointError, EnvError, TrainingError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed
+from rlhfkit.pipeline import control
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.control import load_control_policy
+from rlhfkit.pipeline.evaluate import evaluate_again
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.training.checkpoint import Checkpoints
 from tests.envs import scripted
@@ -114,7 +116,7 @@ def untimed(run):
 @pytest.mark.thorough
 def test_a_seed_without_a_checkpoint_begins_anew_and_leaves_the_others_alone(tmp_path, monkeypatch):
     whole = run(tmp_path / "whole")
-    update = pipeline.ControlPipeline._train
+    update = control.ControlPipeline._train
 
     def killed_in_the_second(self, seed, *, is_first):
         if not is_first:
@@ -122,10 +124,10 @@ def test_a_seed_without_a_checkpoint_begins_anew_and_leaves_the_others_alone(tmp
             raise KeyboardInterrupt
         update(self, seed, is_first=is_first)
 
-    monkeypatch.setattr(pipeline.ControlPipeline, "_train", killed_in_the_second)
+    monkeypatch.setattr(control.ControlPipeline, "_train", killed_in_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed")
-    monkeypatch.setattr(pipeline.ControlPipeline, "_train", update)
+    monkeypatch.setattr(control.ControlPipeline, "_train", update)
     assert untimed(run(tmp_path / "killed")) == untimed(whole)
 
 
@@ -134,7 +136,7 @@ def test_evaluate_measures_again_with_the_same_result(tmp_path):
     done = run(tmp_path / "run")
     before = done.evaluation.read_text()
     done.evaluation.unlink()
-    pipeline.evaluate(done.path)
+    evaluate_again(done.path)
     assert done.evaluation.read_text() == before
 
 

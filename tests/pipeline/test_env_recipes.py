@@ -8,7 +8,9 @@ import pytest
 from rlhfkit.config.load import load_recipe
 from rlhfkit.errors import ConfigError, DataError, EnvError
 from rlhfkit.machine.progress import Progress
+from rlhfkit.pipeline import evaluate as evaluation
 from rlhfkit.pipeline import run as pipeline
+from rlhfkit.pipeline.evaluate import evaluate_again
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import Evaluation, read_results
 from tests.tiny import Directory
@@ -61,7 +63,8 @@ def desk(tmp_path, monkeypatch):
     """A working directory with environments and dialogues."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(pipeline, "report_or_warn", lambda run_dir, *_, **__: run_dir.report.touch())
+    for module in (pipeline, evaluation):
+        monkeypatch.setattr(module, "report_or_warn", lambda run_dir, *_, **__: run_dir.report.touch())
     (tmp_path / "my_worlds.py").write_text(WORLDS)
     (tmp_path / "dialogues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DIALOGUES))
     yield tmp_path
@@ -122,7 +125,7 @@ def test_evaluating_again_plays_the_same_episodes(desk):
     run_dir = run(desk / "run")
     before = run_dir.evaluation.read_text()
     run_dir.evaluation.unlink()
-    pipeline.evaluate(run_dir.path)
+    evaluate_again(run_dir.path)
     assert run_dir.evaluation.read_text() == before
 
 

@@ -21,8 +21,10 @@ from rlhfkit.labelling import people, simulated
 from rlhfkit.labelling.people import nobody_can_go_on
 from rlhfkit.labelling.sampling import PairSampler
 from rlhfkit.machine.progress import Progress
+from rlhfkit.pipeline import evaluate as evaluation
 from rlhfkit.pipeline import rounds as loop
 from rlhfkit.pipeline import run as pipeline
+from rlhfkit.pipeline.evaluate import evaluate_again
 from rlhfkit.pipeline.generate import generate
 from rlhfkit.records import Prompt
 from rlhfkit.report.page import write_report
@@ -155,7 +157,7 @@ def finished(run, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_charts(monkeypatch):
     """Drawing takes longer than training such models; `finished`, which is made before, has its charts."""
-    for module in (loop, pipeline):
+    for module in (loop, pipeline, evaluation):
         monkeypatch.setattr(module, "report_or_warn", lambda run_dir, warn: run_dir.report.touch())
 
 
@@ -281,7 +283,7 @@ def test_the_report_of_a_run_that_is_under_way_shows_what_there_is(copy):
 
 
 def test_the_whole_run_can_be_evaluated_and_answers(copy, monkeypatch):
-    pipeline.evaluate(copy.path)
+    evaluate_again(copy.path)
     last = read_results(copy.round(2).evaluation, Evaluation)
     assert read_results(copy.evaluation, Evaluation).models["policy"] == last.models["policy"]
     (response,) = generate(copy.path, ["Review of the Blue Door, a pizza place:"])

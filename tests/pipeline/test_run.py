@@ -21,7 +21,9 @@ from rlhfkit.diagnosis.diagnose import diagnose
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.reward_model import read_normalization
+from rlhfkit.pipeline import evaluate as evaluation
 from rlhfkit.pipeline import run as pipeline
+from rlhfkit.pipeline.evaluate import evaluate_again
 from rlhfkit.pipeline.generate import generate
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import Evaluation, RewardModelResults, read_results
@@ -114,7 +116,8 @@ def finished(run, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_charts(monkeypatch):
     """Drawing takes longer than training such models; `finished`, which is made before, has its charts."""
-    monkeypatch.setattr(pipeline, "report_or_warn", lambda run_dir, warn: run_dir.report.touch())
+    for module in (pipeline, evaluation):
+        monkeypatch.setattr(module, "report_or_warn", lambda run_dir, warn: run_dir.report.touch())
 
 
 @pytest.fixture
@@ -316,7 +319,7 @@ def test_settings_that_this_version_does_not_know_are_refused(run, copy):
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read by this version.* --fresh"):
         run(copy.path)
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read by this version"):
-        pipeline.evaluate(copy.path)
+        evaluate_again(copy.path)
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read by this version"):
         next(generate(copy.path, [PROMPT]))
 
@@ -502,7 +505,7 @@ def test_generate_refuses_a_length_that_leaves_no_room(finished):
 def test_evaluating_again_gives_the_same_numbers(finished, copy):
     copy.evaluation.unlink()
     copy.report.unlink()
-    pipeline.evaluate(copy.path)
+    evaluate_again(copy.path)
     assert copy.evaluation.read_text() == finished.evaluation.read_text()
     assert copy.report.exists()
 
@@ -510,7 +513,7 @@ def test_evaluating_again_gives_the_same_numbers(finished, copy):
 def test_evaluating_a_run_without_a_policy_is_refused(copy):
     shutil.rmtree(copy.model("policy"))
     with pytest.raises(CheckpointError, match="has no policy yet; finish it with the command that began it"):
-        pipeline.evaluate(copy.path)
+        evaluate_again(copy.path)
 
 
 # ── shipped recipes ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -134,9 +134,9 @@ def evaluate(run: RunArgument, debug: Debug = False) -> None:
     Writes evaluation.json and report.html.
     """
     existing = existing_run(run)
-    from rlhfkit.pipeline.run import evaluate as evaluate_run
+    from rlhfkit.pipeline.evaluate import evaluate_again
 
-    evaluate_run(run)
+    evaluate_again(run)
     print(closing_words(existing))
 
 

@@ -5,7 +5,7 @@ imports torch, so that `--help` and the check of a recipe are instant.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     Discriminator,
@@ -56,6 +56,7 @@ from rlhfkit.config.rewards import (
     shared_parts,
 )
 from rlhfkit.config.section import LocalPath, Section, type_or
+from rlhfkit.config.stages import STAGE_SPECS, Stage
 from rlhfkit.config.training import (
     JudgeConfig,
     OptimConfig,
@@ -66,8 +67,6 @@ from rlhfkit.config.training import (
 from rlhfkit.config.watchdog import WatchdogConfig
 
 __all__ = [
-    "DATA_OF_STAGE",
-    "READERS_OF_SECTION",
     "SETTINGS_WITHOUT_EFFECT",
     "AdaptiveKLConfig",
     "AnnotatorsConfig",
@@ -110,7 +109,6 @@ __all__ = [
     "SftConfig",
     "SimulatedConfig",
     "SourceConfig",
-    "Stage",
     "StoreConfig",
     "TextEnvConfig",
     "TextsConfig",
@@ -119,34 +117,6 @@ __all__ = [
     "WatchdogConfig",
     "WeightedRewardConfig",
 ]
-
-Stage = Literal["pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate"]
-DATA_OF_STAGE: dict[Stage, tuple[str, ...]] = {
-    "pretrain": ("texts",),
-    "sft": ("demonstrations",),
-    "preferences": ("prompts",),
-    "reward_model": ("preferences", "test_preferences", "prompts"),
-    "judge": ("judge_preferences", "prompts"),
-    "ppo": ("prompts",),
-    "evaluate": ("test_prompts", "prompts"),
-}
-"""Tables of `data` that a stage reads: the first it needs, the others it uses where they are set."""
-
-
-READERS_OF_SECTION: dict[str, tuple[Stage, ...]] = {
-    "pretrain": ("pretrain",),
-    "sft": ("sft",),
-    "preferences": ("preferences",),
-    "reward_model": ("reward_model", "judge"),
-    "judge": ("judge",),
-    "reward": ("ppo", "evaluate"),
-    "env": ("ppo", "evaluate"),
-    "rollout": ("preferences", "reward_model", "judge", "ppo", "evaluate"),
-    "ppo": ("ppo",),
-    "evaluation": ("evaluate",),
-    "watchdog": (),
-}
-"""Section → the stages whose result depends on it; what is not here, all depend on."""
 
 SETTINGS_WITHOUT_EFFECT = (
     "batch_episodes",
@@ -389,13 +359,13 @@ def _faults(recipe: Recipe) -> Iterator[str]:
     stages = recipe.stages
     if len(set(stages)) != len(stages):
         yield f"stages {list(stages)} names one twice; name each once"
-    order = [stage for stage in get_args(Stage) if stage in stages]
+    order = [stage for stage in STAGE_SPECS if stage in stages]
     if list(dict.fromkeys(stages)) != order:
         yield f"stages {list(stages)} are not in order; write {order}"
     if (recipe.model.type == "scratch") != ("pretrain" in stages):
         yield 'model.type = "scratch" and the stage "pretrain" belong together; use both or neither'
     for stage in order:
-        field = DATA_OF_STAGE[stage][0]
+        field = STAGE_SPECS[stage].data[0]
         is_made = field == "preferences" and "preferences" in stages
         is_played = stage in ("ppo", "evaluate") and not recipe.uses_prompts
         if getattr(recipe.data, field) is None and not is_made and not is_played:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from rlhfkit.config.stages import STAGE_SPECS, title_of
 from rlhfkit.diagnosis import (
     CONTROL_RULES,
     PPO_RULES,
@@ -23,7 +24,7 @@ from rlhfkit.diagnosis.limits import CHANCE
 from rlhfkit.diagnosis.result_rules import findings_of, settings_of
 from rlhfkit.diagnosis.verdict import Verdict, cautions_of_reward_model, judge_run
 from rlhfkit.rundir.atomic import read_json
-from rlhfkit.rundir.contents import STAGE_NAMES, Facts, Row, finite, read_facts
+from rlhfkit.rundir.contents import Facts, Row, finite, read_facts
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.lock import is_locked
 from rlhfkit.wording import number
@@ -40,7 +41,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "ppo": PPO_RULES,
     "control": CONTROL_RULES,
 }
-STAGES = (*STAGE_NAMES, "control")
+STAGES = (*STAGE_SPECS, "control")
 WATCH = "watch/"
 
 
@@ -62,7 +63,7 @@ class Problem:
     def where(self) -> str:
         """As "PPO, iterations 12 to 39" or "round 2, reward model"."""
         words = [f"round {self.round}"] if self.round is not None else []
-        words.append(STAGE_NAMES.get(self.stage, self.stage))
+        words.append(title_of(self.stage))
         if self.seeds:
             words.append(f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}")
         if self.first is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.stages import STAGE_SPECS
 from rlhfkit.doctor.findings import Finding, fault, finding_of_error, ok, skipped
 from rlhfkit.doctor.rehearsal import StageForecast, rehearse
 from rlhfkit.doctor.system import nearest
@@ -22,7 +23,6 @@ from rlhfkit.errors import ConfigError, RlhfkitError
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import duration
 from rlhfkit.pipeline.build import Builder
-from rlhfkit.pipeline.rounds import STAGES_OF_ROUND
 from rlhfkit.rundir.directory import RunDir
 
 __all__ = ["examine_forecast"]
@@ -66,7 +66,8 @@ def _of_stage(forecast: StageForecast) -> Finding:
 
 def _times(recipe: Recipe | ControlRecipe, stage: str) -> int:
     """How often a run does a stage."""
-    return recipe.rounds if isinstance(recipe, Recipe) and stage in STAGES_OF_ROUND else 1
+    of_round = {spec.name for spec in STAGE_SPECS.values() if spec.is_of_round}
+    return recipe.rounds if isinstance(recipe, Recipe) and stage in of_round else 1
 
 
 def _named(finding: Finding, stage: str) -> Finding:

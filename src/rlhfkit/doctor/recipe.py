@@ -20,8 +20,8 @@ from rlhfkit.config.recipe import (
     Recipe,
     RewardConfig,
     RewardModelRewardConfig,
-    Stage,
 )
+from rlhfkit.config.stages import Stage
 from rlhfkit.data import Loaded
 from rlhfkit.doctor.budget import scored_within
 from rlhfkit.doctor.data import (

@@ -8,38 +8,40 @@ does around its loops, as reading weights, is done in full and counted once.
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
-from rlhfkit.config.recipe import PeopleConfig, PpoConfig, PreferencesConfig, Recipe, RolloutConfig, Stage
+from rlhfkit.config.recipe import PeopleConfig, PpoConfig, PreferencesConfig, Recipe, RolloutConfig
+from rlhfkit.config.stages import STAGE_SPECS, Stage
 from rlhfkit.config.training import SupervisedConfig
 from rlhfkit.data import load_prompts
 from rlhfkit.errors import ConfigError
 from rlhfkit.machine.device import available_bytes
 from rlhfkit.machine.dtype import DtypeChoice, bfloat16_saves
 from rlhfkit.machine.progress import Progress, StageProgress
-from rlhfkit.models.language import LanguageModel, TextPolicy
-from rlhfkit.models.loading import quiet_transformers
+from rlhfkit.models.language import LanguageModel
 from rlhfkit.pipeline.build import Builder
+from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.control import ControlPipeline
 from rlhfkit.pipeline.inputs import Inputs
-from rlhfkit.pipeline.run import Pipeline
+from rlhfkit.pipeline.opening import open_run
+from rlhfkit.pipeline.run import run_stage
+from rlhfkit.pipeline.workload import Workload
 from rlhfkit.records import Preference
-from rlhfkit.rollout.engine import Engine, Reference, Sample
+from rlhfkit.rollout.engine import Engine, Sample
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rundir.atomic import write_json
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.rundir.resume import prepare
 from rlhfkit.training.memory import MemoryPlan
-from rlhfkit.training.ppo import Rollout
 from rlhfkit.training.sft import LearntText
 from rlhfkit.training.supervised import num_supervised_updates, num_validations, split_validation
 
@@ -52,17 +54,6 @@ UPDATES, ITERATIONS, CONTROL_ITERATIONS = 4, 3, 20
 EPISODES, RESPONSES, PAIRS = 64, 64, 32
 FORWARD_SHARE = 1 / 3
 """Arithmetic of a forward pass, in that of an update, whose backward pass has two of its size."""
-
-OUTPUTS: dict[Stage, tuple[str, ...]] = {
-    "pretrain": ("base",),
-    "sft": ("sft",),
-    "preferences": ("preferences.jsonl", "test_preferences.jsonl", "trust.json"),
-    "reward_model": ("reward_model", "reward_model.json"),
-    "judge": ("judge", "judge_preferences.jsonl"),
-    "ppo": ("policy",),
-    "evaluate": (),
-}
-"""What a finished stage leaves in the run directory for those after it."""
 
 
 @dataclass(frozen=True)
@@ -152,25 +143,30 @@ def _short(seconds: float) -> str:
 
 
 @dataclass
-class Rehearsal(Pipeline):
-    """The stages of `planned`, each cut short; `inputs` hold the recipe that is."""
+class Rehearsal(Workload):
+    """A little of each stage of `planned`; what it sees on the way tells what the whole will take."""
 
     planned: Recipe
+    finished: Collection[str]
+    """Stages that the run itself has done already."""
     whole: dict[str, float] = field(default_factory=dict)
     """Loop → how many units it has in the planned recipe."""
     peaks: dict[str, int] = field(default_factory=dict)
     shortened: "Shortened | None" = None
     """What samples in PPO, where the rehearsed SFT is not what gives responses their length."""
 
-    def forecast(self, stage: Stage) -> StageForecast:
-        """Do a part of the stage, and say what the whole will take."""
-        assert isinstance(self.progress, Stopwatch)
-        before, start = len(self.progress.loops), time.monotonic()
-        self.do(stage)
-        seconds = time.monotonic() - start
-        return _forecast(stage, seconds, self.progress.loops[before:], self.whole, self.peaks.get(stage))
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """After SFT, with responses as long as SFT teaches them to be."""
+        if self.shortened is None:
+            return recipe
+        rollout = recipe.rollout.model_copy(update={"max_response_tokens": self.shortened.mean_tokens})
+        return recipe.model_copy(update={"rollout": rollout})
 
-    def _lesson(
+    def recipe_in_memory(self, recipe: Recipe) -> Recipe:
+        """The planned one, whose responses are of full length."""
+        return self.planned
+
+    def lesson(
         self, stage: Stage, rows: Sequence[T], config: Supervised, *, minibatch_rows: int
     ) -> tuple[Sequence[T], Supervised]:
         """Rows for a few updates, spread over all of them."""
@@ -183,47 +179,39 @@ class Rehearsal(Pipeline):
         validation = FORWARD_SHARE * len(held_out) / minibatch_rows
         self.whole[stage] = updates + num_validations(updates) * validation
         if stage == "sft":
-            self._expect_lengths(rows)
+            self.shortened = self._as_demonstrated(rows)
         step = max(1, len(rows) // (UPDATES * minibatch_rows))
         part = rows[::step][: UPDATES * minibatch_rows]
         epochs = math.ceil(UPDATES / math.ceil(len(part) / minibatch_rows))
         return part, config.model_copy(update={"epochs": epochs, "validation_share": 0.0})
 
-    def _expect_lengths(self, rows: Sequence[object]) -> None:
+    def _as_demonstrated(self, rows: Sequence[object]) -> "Shortened":
         """After the whole of SFT responses are as long as what it learns from, which a few updates do not teach."""
         most = self.planned.rollout.max_response_tokens
         lengths = [min(len(row.ids) - row.learnt_from, most) for row in rows if isinstance(row, LearntText)]
-        self.shortened = Shortened(self.planned.rollout, lengths)
-        mean = max(1, round(sum(lengths) / len(lengths)))
-        rollout = self.recipe.rollout.model_copy(update={"max_response_tokens": mean})
-        self.recipe = self.recipe.model_copy(update={"rollout": rollout})
+        return Shortened(self.planned.rollout, lengths)
 
-    def _rollout(self, policy: TextPolicy, reference: Reference, engine: Engine | None) -> Rollout:
-        return super()._rollout(policy, reference, engine or self.shortened)
+    def test_pairs(self, pairs: list[Preference]) -> list[Preference]:
+        """A few of them."""
+        made = "preferences" in self.planned.stages and "preferences" not in self.finished
+        self.whole["measure"] = self.planned.preferences.num_test_pairs if made else len(pairs)
+        return pairs[:PAIRS]
 
-    def _ppo_plan(self, policy: TextPolicy, rollout: Rollout, recipe: Recipe) -> MemoryPlan:
-        return super()._ppo_plan(policy, rollout, self.planned)
+    def engine(self, engine: Engine | None) -> Engine | None:
+        """The recipe's own engine, or responses that are cut to the lengths that SFT teaches."""
+        return engine or self.shortened
 
-    def _microbatch_tokens(self, stage: Stage, plan: MemoryPlan, wanted: int | Literal["auto"]) -> int:
+    def check_memory(self, stage: Stage, plan: MemoryPlan, microbatch_tokens: int, builder: Builder) -> None:
         """Raises: ConfigError where memory is too small for what the recipe wants."""
-        tokens = super()._microbatch_tokens(stage, plan, wanted)
-        self.peaks[stage] = plan.peak(tokens)
-        needed, free = plan.peak(tokens) - plan.held, available_bytes(self.builder.device)
+        self.peaks[stage] = plan.peak(microbatch_tokens)
+        needed, free = self.peaks[stage] - plan.held, available_bytes(builder.device)
         if needed > free:
             raise ConfigError(
-                f"{stage} needs {plan.peak(tokens) / 2**30:.1f} GiB, {needed / 2**30:.1f} GiB more than it holds after "
-                f"reading its models, and {free / 2**30:.1f} GiB are free; set {_section(stage)}.microbatch_tokens = "
-                '"auto", which takes what fits, or model.lora, '
-                f"{_smaller_type(self.builder)}a smaller model"
+                f"{stage} needs {self.peaks[stage] / 2**30:.1f} GiB, {needed / 2**30:.1f} GiB more than it holds after "
+                f"reading its models, and {free / 2**30:.1f} GiB are free; set {STAGE_SPECS[stage].sections[0]}."
+                'microbatch_tokens = "auto", which takes what fits, or model.lora, '
+                f"{_smaller_type(builder)}a smaller model"
             )
-        return tokens
-
-    def _preference_pairs(self) -> tuple[list[Preference], list[Preference]]:
-        """The training pairs, and a few of those that measure."""
-        train, test = super()._preference_pairs()
-        made = "preferences" in self.planned.stages and "preferences" not in self.run.finished_stages()
-        self.whole["measure"] = self.planned.preferences.num_test_pairs if made else len(test)
-        return train, test[:PAIRS]
 
 
 @dataclass(frozen=True)
@@ -233,6 +221,11 @@ class Shortened:
     rollout: RolloutConfig
     lengths: Sequence[int]
     importance_cap: float = 2.0
+
+    @property
+    def mean_tokens(self) -> int:
+        """Mean length, in whole tokens."""
+        return max(1, round(sum(self.lengths) / len(self.lengths)))
 
     def loaded(self, model: LanguageModel) -> Sample:
         """What samples."""
@@ -261,10 +254,6 @@ def _cut_response(response: Response, length: int) -> Response:
     if len(response.ids) <= length:
         return response
     return Response(response.ids[:length], response.logprobs[:length], "length")
-
-
-def _section(stage: Stage) -> str:
-    return "reward_model" if stage == "judge" else stage
 
 
 def _cut(recipe: Recipe) -> Recipe:
@@ -332,22 +321,32 @@ def rehearse(
         return
     planned, room = loaded.recipe, RunDir(stage_room)
     cut, finished = _cut(planned), run.finished_stages()
-    inputs = Inputs(cut, Builder(cut, room, given_dtype=dtype or Builder(planned, run).dtype_choice))
-    prepare(room, LoadedRecipe(cut, loaded.text, loaded.overrides), fresh=False)
+    cut_loaded = LoadedRecipe(cut, loaded.text, loaded.overrides)
+    prepare(room, cut_loaded, fresh=False)
     _link_outputs(run, room, finished)
-    left = [stage for stage in planned.stages if stage not in finished]
-    inputs.check(left)
-    with quiet_transformers(), RunLog(room) as log:
-        rehearsal = Rehearsal(inputs, room, log, Stopwatch(), planned, _units(planned, cut, inputs))
-        for stage in left:
+    rehearsal, stopwatch = Rehearsal(planned, finished), Stopwatch()
+    dtype = dtype or Builder(planned, run).dtype_choice
+    with open_run(cut_loaded, stage_room, progress=stopwatch, dtype=dtype, workload=rehearsal) as ctx:
+        rehearsal.whole |= _units(planned, cut, ctx.inputs)
+        for stage in planned.stages:
+            if stage in finished:
+                continue
             if stage == "preferences" and isinstance(planned.preferences.annotators, PeopleConfig):
                 return
-            yield rehearsal.forecast(stage)
+            yield _forecast_of(ctx, stage, rehearsal, stopwatch)
+
+
+def _forecast_of(ctx: RunContext, stage: Stage, rehearsal: Rehearsal, stopwatch: Stopwatch) -> StageForecast:
+    """Do a part of the stage, and say what the whole will take."""
+    before, start = len(stopwatch.loops), time.monotonic()
+    run_stage(ctx, stage)
+    seconds = time.monotonic() - start
+    return _forecast(stage, seconds, stopwatch.loops[before:], rehearsal.whole, rehearsal.peaks.get(stage))
 
 
 def _link_outputs(run: RunDir, room: RunDir, finished: dict[str, dict[str, object]]) -> None:
-    for stage, names in OUTPUTS.items():
-        for name in names if stage in finished else ():
+    for spec in STAGE_SPECS.values():
+        for name in spec.writes if spec.name in finished else ():
             if (run.path / name).exists():
                 os.symlink((run.path / name).absolute(), room.path / name)
     write_json(room.stages, finished)

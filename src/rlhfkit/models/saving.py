@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhfkit.config.stages import ModelName
 from rlhfkit.errors import CheckpointError, ModelError
 from rlhfkit.machine.seeding import capture_rng, restore_rng
 from rlhfkit.models.encoder import Encoder
@@ -18,7 +19,7 @@ from rlhfkit.models.generation_config import endings
 from rlhfkit.models.loading import WHAT_LOADERS_RAISE, quiet_transformers, reason_of
 from rlhfkit.models.sequence_classification import sequence_classification_class
 from rlhfkit.rundir.atomic import write_directory_atomically, writing
-from rlhfkit.rundir.directory import ModelName, RunDir
+from rlhfkit.rundir.directory import RunDir
 
 __all__ = ["check_saved_classifier", "check_saved_language_model", "save_model", "try_saving"]
 

@@ -1,6 +1,6 @@
 """Recipe → live objects; the only place that looks at `type`."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -9,39 +9,32 @@ from typing import TypeVar
 
 import torch
 from peft import PeftModel
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, KLConfig
 from rlhfkit.config.recipe import (
-    AdaptiveKLConfig,
-    BagOfWordsRewardConfig,
-    ChrfRewardConfig,
-    FixedKLConfig,
     FunctionEnvConfig,
-    FunctionRewardConfig,
-    GrammarRewardConfig,
     GuessEnvConfig,
-    HttpRewardConfig,
-    KLConfig,
-    LexiconRewardConfig,
-    MatchRewardConfig,
-    MixRewardConfig,
     PretrainedModelConfig,
     Recipe,
     ReplayEnvConfig,
-    RewardConfig,
-    RewardModelRewardConfig,
     ScratchModelConfig,
-    Stage,
     TextEnvConfig,
 )
-from rlhfkit.config.rewards import shared_parts
+from rlhfkit.config.rewards import (
+    BagOfWordsRewardConfig,
+    ChrfRewardConfig,
+    FunctionRewardConfig,
+    GrammarRewardConfig,
+    HttpRewardConfig,
+    LexiconRewardConfig,
+    MatchRewardConfig,
+    MixRewardConfig,
+    RewardConfig,
+    RewardModelRewardConfig,
+    shared_parts,
+)
+from rlhfkit.config.stages import Stage
 from rlhfkit.envs.function import load_factory
 from rlhfkit.envs.guess import GuessEnv
 from rlhfkit.envs.replay import ReplayEnv
@@ -51,7 +44,7 @@ from rlhfkit.machine.device import choose_device, keep_freed_memory
 from rlhfkit.machine.dtype import DtypeChoice, choose_dtype
 from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.machine.seeding import derive_seed, seed_everything, shuffled
-from rlhfkit.models.attention import implementations_for, try_attention
+from rlhfkit.models.attention import try_attention
 from rlhfkit.models.encoder import Encoder, read_template
 from rlhfkit.models.fast.compiling import COMPILED, compile_layers, why_no_compiler
 from rlhfkit.models.frozen_layers import Stem, too_few_layers
@@ -62,6 +55,8 @@ from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokeniz
 from rlhfkit.models.lora import add_lora
 from rlhfkit.models.outline import refuse_what_later_stages_cannot_use
 from rlhfkit.models.reward_model import RewardModel, read_max_tokens, read_normalization, score_head
+from rlhfkit.models.saving import save_model
+from rlhfkit.models.scratch import random_model, train_tokenizer
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import AdaptiveKL, FixedKL
@@ -72,9 +67,21 @@ from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.resume import recorded_date, recorded_dtype
 
-__all__ = ["Builder", "kl_controller", "train_tokenizer"]
+__all__ = ["Builder", "Given", "kl_controller"]
 
 Scorer = TypeVar("Scorer", RewardModel, ValueNetwork)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller has in memory, in place of what the recipe names."""
+
+    model: LanguageModel | None = None
+    """The model that the run starts from. It is trained in place; copies of it are read from `base/` in the run."""
+    prompts: Sequence[Prompt] | None = None
+    """The rows of `data.prompts`."""
+    reward: RewardSource | None = None
+    """What PPO maximises, in place of `reward`."""
 
 
 @dataclass
@@ -89,6 +96,7 @@ class Builder:
     """Whether what an earlier run left in the directory is about to be removed."""
     given_dtype: DtypeChoice | None = None
     """The type that was chosen already, for the whole of which this is a part."""
+    given: Given = Given()
 
     def __post_init__(self) -> None:
         self.paths = FastPaths()
@@ -125,6 +133,8 @@ class Builder:
                 self._check_lengths(model.context_tokens)
                 self._check_layers(model.num_layers)
             return None
+        if self.given.model is not None:
+            return self._check_given(self.given.model)
         source = self.source_of() if "sft" in stages else self.starting_point()
         config = inspect_model(
             source.path,
@@ -138,49 +148,15 @@ class Builder:
             refuse_what_later_stages_cannot_use(config, source, self.recipe, stages)
         return self.encoder(source)
 
-    def early_rewards(self, config: RewardConfig, *, setting: str) -> list[RewardSource]:
-        """The parts of a reward that can be had already, models that others made among them.
-
-        Raises: as `reward`.
-        """
-        from rlhfkit.rewards.model import choose_output
-
-        match config:
-            case MixRewardConfig():
-                parts = [(f"{setting}.parts[{index}].source", part.source) for index, part in enumerate(config.parts)]
-                return [source for name, part in parts for source in self.early_rewards(part, setting=name)]
-            case RewardModelRewardConfig(path=None) | BagOfWordsRewardConfig(path=None):
-                return []
-            case RewardModelRewardConfig(path=str(path)):
-                found = inspect_model(path, subject=f'{setting}.path = "{path}"')
-                if read_normalization(path) is None:
-                    choose_output(found, config)
-                return [self.reward(config)]
-            case _:
-                return [self.reward(config)]
-
-    def early_readers(self, config: RewardConfig, *, setting: str) -> list[Callable[[Prompt, str], object]]:
-        """What reads a prompt and a response by the chat template of each reward model that exists already.
-
-        They raise DataError where it refuses the conversation, or fails on it.
-        """
-        from rlhfkit.rewards.model import classifier_template, written_by
-
-        match config:
-            case MixRewardConfig():
-                parts = [(f"{setting}.parts[{index}].source", part.source) for index, part in enumerate(config.parts)]
-                return [reads for name, part in parts for reads in self.early_readers(part, setting=name)]
-            case RewardModelRewardConfig(path=str(path)):
-                whose = f'{setting}.path = "{path}"'
-                if read_normalization(path) is not None:
-                    encoder = self.encoder(self.source_of(Path(path)))
-                    encoder.name = whose
-                    return [encoder.conversation_text]
-                tokenizer, _ = load_tokenizer(PretrainedModelConfig(path=path), needs_eos=False)
-                template = classifier_template(tokenizer, now=self.now)
-                return [lambda prompt, response: written_by(template, prompt, response, whose=whose)]
-            case _:
-                return []
+    def _check_given(self, model: LanguageModel) -> Encoder:
+        if isinstance(model.causal_lm, PeftModel):
+            raise ConfigError(
+                "the model that was given has adapters already; merge them first (`merge_and_unload`), and set "
+                "model.lora for new ones"
+            )
+        self._check_lengths(model.context_tokens)
+        self._check_layers(getattr(model.config, "num_hidden_layers", None))
+        return model.encoder
 
     # ── language models ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -189,9 +165,15 @@ class Builder:
         model = self.recipe.model
         if directory is not None:
             return PretrainedModelConfig(path=str(directory), dtype=model.dtype, device=model.device)
-        if isinstance(model, ScratchModelConfig):
+        if isinstance(model, ScratchModelConfig) or self.given.model is not None:
             return self.source_of(self.run.model("base"))
         return model
+
+    def keep_given_model(self) -> None:
+        """Write the model that was given to `base/`, unless an earlier start of the run has done so."""
+        base = self.run.model("base")
+        if (model := self.given.model) is not None and not base.exists():
+            save_model(self.run, "base", model.save, model)
 
     def starting_point(self) -> PretrainedModelConfig:
         """The model that PPO starts from and is held to: after SFT if the recipe has it."""
@@ -230,9 +212,7 @@ class Builder:
 
     def language_model(self, source: PretrainedModelConfig, *, trainable: bool = False) -> LanguageModel:
         """A language model; with fresh adapters where it is to be trained and the recipe wants LoRA."""
-        encoder = self.encoder(source)
-        model, notes = load_causal_lm(source, encoder.tokenizer, device=self.device, dtype=self.dtype)
-        self._note(notes + shortened_context_note(model.config))
+        encoder, model = self._given_or_loaded(source) if trainable else self._loaded(source)
         try_attention(model, self.paths)
         model.requires_grad_(trainable)
         if trainable and self.recipe.model.lora is not None:
@@ -252,27 +232,26 @@ class Builder:
             language_model.run_compiled()
         return language_model
 
+    def _given_or_loaded(self, source: PretrainedModelConfig) -> tuple[Encoder, PreTrainedModel]:
+        given = self.given.model
+        if given is None or source != self.source_of():
+            return self._loaded(source)
+        assert not isinstance(given.causal_lm, PeftModel)  # the check saw to it
+        given.to(self.device, self.dtype).eval()
+        return given.encoder, given.causal_lm
+
+    def _loaded(self, source: PretrainedModelConfig) -> tuple[Encoder, PreTrainedModel]:
+        encoder = self.encoder(source)
+        model, notes = load_causal_lm(source, encoder.tokenizer, device=self.device, dtype=self.dtype)
+        self._note(notes + shortened_context_note(model.config))
+        return encoder, model
+
     def scratch_model(self, texts: list[str]) -> LanguageModel:
         """A small model with random weights, and a byte-level BPE tokenizer learnt on `texts`."""
         config = self.recipe.model
         assert isinstance(config, ScratchModelConfig)
         tokenizer = train_tokenizer(texts, config.vocabulary_tokens)
-        seed_everything(derive_seed(self.recipe.seed, "scratch"))
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=config.width,
-                intermediate_size=4 * config.width,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                max_position_embeddings=config.context_tokens,
-                tie_word_embeddings=True,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-        model.set_attn_implementation(implementations_for(self.device)[0])
+        model = random_model(config, tokenizer, seed=derive_seed(self.recipe.seed, "scratch"), device=self.device)
         language_model = LanguageModel(model, self._encoder_of(tokenizer)).to(self.device, self.dtype).eval()
         language_model.paths = self.paths
         return language_model
@@ -452,6 +431,8 @@ class Builder:
 
     def reward(self, config: RewardConfig, *, stem: Stem | None = None) -> RewardSource:
         """The reward source that `config` describes; a reward model begins with `stem` where it can."""
+        if (given := self.given_reward(config)) is not None:
+            return given
         match config:
             case RewardModelRewardConfig():
                 return self._model_reward(config, stem)
@@ -487,6 +468,10 @@ class Builder:
                 from rlhfkit.rewards.mix import MixReward
 
                 return MixReward([(part.weight, self.reward(part.source, stem=stem)) for part in config.parts])
+
+    def given_reward(self, config: RewardConfig) -> RewardSource | None:
+        """The reward that was given, where `config` is the one whose place it takes."""
+        return self.given.reward if config == self.recipe.reward else None
 
     def _model_reward(self, config: RewardModelRewardConfig, stem: Stem | None) -> RewardSource:
         from rlhfkit.rewards.model import ClassifierReward, RewardModelReward
@@ -530,22 +515,3 @@ def kl_controller(config: KLConfig) -> FixedKL | AdaptiveKL:
             return FixedKL(config.coef)
         case AdaptiveKLConfig():
             return AdaptiveKL(config.coef, config.target, config.horizon_episodes)
-
-
-def train_tokenizer(texts: list[str], vocabulary_tokens: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with PAD 0 and EOS 1."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocabulary_tokens,
-            special_tokens=["<|pad|>", "<|eos|>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|eos|>"
-    )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from rlhfkit.config.recipe import (
-    DATA_OF_STAGE,
     BagOfWordsRewardConfig,
     FunctionEnvConfig,
     FunctionRewardConfig,
@@ -23,10 +22,10 @@ from rlhfkit.config.recipe import (
     RewardConfig,
     RewardModelRewardConfig,
     SourceConfig,
-    Stage,
     StoreConfig,
 )
 from rlhfkit.config.rewards import parts_of
+from rlhfkit.config.stages import STAGE_SPECS, Stage
 from rlhfkit.data import (
     Loaded,
     load_demonstrations,
@@ -44,6 +43,7 @@ from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.inspection import inspect_model
 from rlhfkit.models.joins import remarks_on_rows
 from rlhfkit.pipeline.build import Builder
+from rlhfkit.pipeline.early import early_readers, early_rewards
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.chrf import ChrfReward, sacrebleu_metrics
 from rlhfkit.rewards.function import FunctionReward
@@ -94,7 +94,9 @@ class Inputs:
             assert source is not None  # the recipe's own check saw to it
             data = self.recipe.data
             try:
-                if isinstance(source, StoreConfig) and load is load_preferences:
+                if name == "prompts" and self.builder.given.prompts is not None:
+                    loaded = cast("Loaded[T]", Loaded(list(self.builder.given.prompts), (), ()))
+                elif isinstance(source, StoreConfig) and load is load_preferences:
                     loaded = cast("Loaded[T]", load_labels(source))
                 else:
                     loaded = load(source, directory=data.directory, on_bad_row=data.on_bad_row, seed=self.recipe.seed)
@@ -146,13 +148,16 @@ class Inputs:
         recipe, model = self.recipe, self.recipe.model
         from_base = "sft" not in recipe.stages or stage == "sft"
         from_base |= stage in ("reward_model", "judge") and recipe.reward_model.init == "base"
-        if isinstance(model, PretrainedModelConfig) and from_base:
+        given = self.builder.given
+        if isinstance(model, PretrainedModelConfig) and from_base and given.model is None:
             yield "model.path", model.path
         if stage == "preferences" and recipe.preferences.sampled_from is not None:
             yield "preferences.sampled_from", str(recipe.preferences.sampled_from)
         rewards = {"reward": recipe.reward} if stage in ("ppo", "evaluate") and recipe.uses_reward else {}
         if stage == "evaluate" and recipe.evaluation.judge is not None:
             rewards["evaluation.judge"] = recipe.evaluation.judge
+        if given.reward is not None:
+            rewards.pop("reward", None)
         for name, reward in rewards.items():
             for part_name, part in parts_of(reward, name):
                 if isinstance(part, FunctionRewardConfig):
@@ -219,7 +224,7 @@ class Inputs:
         if "ppo" in stages and recipe.rollout.engine == "vllm":
             yield "rollout.engine", require_vllm
         made = ("preferences", "test_preferences") if "preferences" in recipe.stages else ()
-        named = dict.fromkeys(name for stage in stages for name in DATA_OF_STAGE[stage])
+        named = dict.fromkeys(name for stage in stages for name in STAGE_SPECS[stage].data)
         for name in named:
             if name not in made and getattr(recipe.data, name) is not None:
                 yield f"data.{name}", lambda name=name: self.load(name, LOADERS[name])  # type: ignore[misc]
@@ -281,12 +286,12 @@ class Inputs:
             for prompt, response in zip(cycle(prompts), TRIAL_RESPONSES, strict=False)
         ]
         try:
-            sources = self.builder.early_rewards(config, setting=setting)
+            sources = early_rewards(self.builder, config, setting=setting)
         except RlhfkitError as error:
             if str(error).startswith(setting):
                 raise
             raise type(error)(f"{setting}: {error}") from error  # or a judge's fault would look like the reward's
-        for reads in self.builder.early_readers(config, setting=setting):
+        for reads in early_readers(self.builder, config, setting=setting):
             for name in tables:
                 self._read_by(name, reads)
         for source in sources:

@@ -17,22 +17,19 @@ from rlhfkit.config.recipe import (
     Recipe,
     RewardConfig,
     RewardModelRewardConfig,
-    Stage,
 )
+from rlhfkit.config.stages import STAGE_SPECS, ModelName, Stage
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import Progress
-from rlhfkit.models.loading import quiet_transformers
-from rlhfkit.pipeline.build import Builder
-from rlhfkit.pipeline.inputs import Inputs
-from rlhfkit.pipeline.run import Pipeline, compare_with_last
+from rlhfkit.pipeline.evaluate import compare_with_last
+from rlhfkit.pipeline.opening import open_run
 from rlhfkit.pipeline.run import run as run_stages
+from rlhfkit.pipeline.run import run_stage
 from rlhfkit.report.page import report_or_warn
 from rlhfkit.rundir.atomic import read_json, write_directory_atomically, write_json
-from rlhfkit.rundir.directory import ModelName, RunDir
-from rlhfkit.rundir.lock import locked
-from rlhfkit.rundir.log import RunLog
+from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.manifest import Manifest
-from rlhfkit.rundir.resume import prepare, refuse_other_data, refuse_other_directories, refuse_other_settings
+from rlhfkit.rundir.resume import refuse_other_settings
 
 __all__ = ["run"]
 
@@ -45,7 +42,6 @@ OF_ALL_ROUNDS = {
     "num_trained_layers",
     "chat_template",
 }
-STAGES_OF_ROUND: tuple[Stage, ...] = ("preferences", "reward_model", "ppo", "evaluate")
 SETTINGS_WITH_PATHS = ("model.path", "preferences.sampled_from", "preferences.database", "evaluation.judge.path")
 
 
@@ -59,48 +55,35 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
         run_stages(loaded, directory, fresh=fresh, progress=progress)
         return
     run_dir = RunDir(directory)
-    refuse_other_directories(run_dir)
-    for change in () if fresh else _changes(recipe, run_dir):
-        progress.note(f"changed since this run began: {change}")
-    inputs = Inputs(recipe, Builder(recipe, run_dir, fresh=fresh))
-    if warning := inputs.foreign_code():
-        progress.warn(warning)
-    finished = {} if fresh else run_dir.finished_stages()
     is_finished = not fresh and _is_taken_over(run_dir, recipe)
+    finished = {} if fresh else run_dir.finished_stages()
     left = [stage for stage in recipe.stages if stage not in finished or _is_of_round(stage)]
-    inputs.check([] if is_finished else left)
-    for change in () if fresh else refuse_other_data(run_dir, inputs.files()):
-        progress.warn(change)
-    for remark in inputs.remarks():
-        progress.warn(remark)
-    with locked(run_dir), quiet_transformers():
-        prepare(run_dir, loaded, fresh=fresh)
-        with RunLog(run_dir, warn=progress.warn) as log:
-            beginning = Pipeline(inputs, run_dir, log, progress)
-            for stage in recipe.stages:
-                if not _is_of_round(stage):
-                    beginning.do(stage)
-            for number in range(1, recipe.rounds + 1):
-                _run_round(recipe, run_dir, number, progress, beginning.builder.dtype_choice)
-                report_or_warn(run_dir, progress.warn)  # for people who look in between
-            if is_finished:
-                progress.note("nothing was left to do; --fresh starts over")
-            else:
-                _take_over(run_dir, recipe, beginning.manifest)
-                report_or_warn(run_dir, progress.warn)
+    if not fresh:
+        _refuse_changes(recipe, run_dir)
+    with open_run(loaded, directory, fresh=fresh, progress=progress, left=[] if is_finished else left) as ctx:
+        for stage in recipe.stages:
+            if not _is_of_round(stage):
+                run_stage(ctx, stage)
+        for number in range(1, recipe.rounds + 1):
+            _run_round(recipe, run_dir, number, progress, ctx.builder.dtype_choice)
+            report_or_warn(run_dir, progress.warn)  # for people who look in between
+        if is_finished:
+            progress.note("nothing was left to do; --fresh starts over")
+        else:
+            _take_over(run_dir, recipe, ctx.manifest)
+            report_or_warn(run_dir, progress.warn)
 
 
 def _is_of_round(stage: Stage) -> bool:
-    return stage in STAGES_OF_ROUND
+    return STAGE_SPECS[stage].is_of_round
 
 
-def _changes(recipe: Recipe, run_dir: RunDir) -> tuple[str, ...]:
-    """Settings that differ from those that the run began with. Raises: CheckpointError where a round has read one."""
-    changes = refuse_other_settings(run_dir, recipe)
+def _refuse_changes(recipe: Recipe, run_dir: RunDir) -> None:
+    """Raises: CheckpointError where a stage of the whole run or of a round has read a setting that is another now."""
+    refuse_other_settings(run_dir, recipe)
     for number in range(1, recipe.rounds + 1):
         own = round_recipe(recipe, run_dir, number)
         refuse_other_settings(run_dir.round(number), own, ignored=_own_paths(own, run_dir))
-    return changes
 
 
 def _run_round(recipe: Recipe, run_dir: RunDir, number: int, progress: Progress, dtype: DtypeChoice) -> None:
@@ -168,7 +151,7 @@ def round_recipe(recipe: Recipe, run_dir: RunDir, number: int) -> Recipe:
     )
     changes = {
         "rounds": 1,
-        "stages": tuple(stage for stage in recipe.stages if stage in STAGES_OF_ROUND),
+        "stages": tuple(stage for stage in recipe.stages if _is_of_round(stage)),
         "model": start,
         "preferences": preferences,
         "evaluation": recipe.evaluation.model_copy(update={"judge": _judge(recipe, run_dir)}),

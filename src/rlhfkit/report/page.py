@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhfkit.config.stages import STAGE_SPECS, title_of
 from rlhfkit.diagnosis.diagnose import problems_in_report
 from rlhfkit.diagnosis.verdict import judge_run, name_at_start
 from rlhfkit.report.control import control_page
@@ -15,7 +16,7 @@ from rlhfkit.report.plots import further_ppo_charts, ppo_charts, reward_model_ch
 from rlhfkit.report.rounds import rounds_page
 from rlhfkit.report.svg import Colour
 from rlhfkit.rundir.atomic import write_atomically
-from rlhfkit.rundir.contents import STAGE_NAMES, Facts, Row, curve, ends, finite, read_facts
+from rlhfkit.rundir.contents import Facts, Row, curve, ends, finite, read_facts
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import Estimate, Evaluation, Measure, WinRate
 from rlhfkit.wording import number, percent, score
@@ -102,7 +103,7 @@ def _stage_progress(facts: Facts) -> list[StageProgress]:
     known = {*facts.metrics, *timed, *facts.finished}
     outputs = {"evaluate": facts.evaluation, "reward_model": facts.reward_model}
     progress = []
-    for name in facts.setting("stages") or [name for name in STAGE_NAMES if name in known]:
+    for name in facts.setting("stages") or [name for name in STAGE_SPECS if name in known]:
         record = timed.get(name)
         seconds = finite(record.get("seconds")) if isinstance(record, dict) else None
         rows = facts.metrics.get(name, ())
@@ -110,7 +111,7 @@ def _stage_progress(facts: Facts) -> list[StageProgress]:
         total = finite(facts.setting("ppo", "iterations")) if name == "ppo" else None
         note = f"iteration {len(rows)}{f' of {number(total)}' if total else ''}" if rows and not done else ""
         state: Literal["done", "running", "to come"] = "done" if done else "running" if rows else "to come"
-        progress.append(StageProgress(STAGE_NAMES.get(name, str(name)), state, seconds, note))
+        progress.append(StageProgress(title_of(str(name)), state, seconds, note))
     return progress
 
 
@@ -370,7 +371,7 @@ def _origin(facts: Facts) -> Iterator[tuple[str, str]]:
                 yield kind, _compact(entry)
     for stage, record in facts.finished.items():
         if record:
-            yield f"stage: {STAGE_NAMES.get(stage, stage)}", _join(record)
+            yield f"stage: {title_of(stage)}", _join(record)
 
 
 def _join(values: Mapping[str, Any]) -> str:

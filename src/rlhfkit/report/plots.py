@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhfkit.config.stages import title_of
 from rlhfkit.diagnosis.verdict import BASELINE_NAMES
 from rlhfkit.report.svg import Bar, Chart, Colour, Level, Series, bar_chart, line_chart, path_chart, reliability_chart
-from rlhfkit.rundir.contents import STAGE_NAMES, Facts, curve, finite
+from rlhfkit.rundir.contents import Facts, curve, finite
 from rlhfkit.wording import percent
 
 __all__ = ["further_ppo_charts", "ppo_charts", "reward_model_charts", "supervised_charts"]
@@ -154,7 +155,7 @@ def supervised_charts(facts: Facts) -> list[Chart]:
         chart
         for stage in ("pretrain", "sft")
         for chart in _training_and_validation(
-            facts, stage, "loss", f"Loss: {STAGE_NAMES[stage]}", "nats per token", caption
+            facts, stage, "loss", f"Loss: {title_of(stage)}", "nats per token", caption
         )
     ]
 

@@ -12,19 +12,9 @@ from rlhfkit.rundir.atomic import read_json, read_lines
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import Evaluation, RewardModelResults, read_results
 
-__all__ = ["STAGE_NAMES", "Facts", "Row", "curve", "ends", "finite", "read_facts"]
+__all__ = ["Facts", "Row", "curve", "ends", "finite", "read_facts"]
 
 Row = Mapping[str, Any]
-
-STAGE_NAMES = {
-    "pretrain": "pre-training",
-    "sft": "supervised fine-tuning",
-    "preferences": "preferences",
-    "reward_model": "reward model",
-    "judge": "judge",
-    "ppo": "PPO",
-    "evaluate": "evaluation",
-}
 
 
 @dataclass(frozen=True, slots=True)

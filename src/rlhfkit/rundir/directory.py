@@ -3,21 +3,16 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from rlhfkit.config.stages import ModelName
 from rlhfkit.rundir.atomic import read_json, write_json
 
-__all__ = [
-    "ModelName",
-    "RunDir",
-    "default_run_dir",
-]
+__all__ = ["RunDir", "default_run_dir"]
 
 
 # As `tempfile` names what becomes NAME, and what makes room for it.
 LEFTOVER = re.compile(r"\.(.+)\.(?:[a-z0-9_]{8}|outgoing)")
-
-ModelName = Literal["base", "sft", "reward_model", "judge", "policy", "value"]
 
 
 class RunDir:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe, recipe_kind, resolved_json
-from rlhfkit.config.recipe import DATA_OF_STAGE, READERS_OF_SECTION, SETTINGS_WITHOUT_EFFECT, Recipe
+from rlhfkit.config.recipe import SETTINGS_WITHOUT_EFFECT, Recipe
+from rlhfkit.config.stages import readers_of_section, readers_of_table
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir.atomic import read_json, write_atomically
 from rlhfkit.rundir.directory import RunDir
@@ -85,7 +86,7 @@ def refuse_other_data(run: RunDir, files: Mapping[str, Mapping[str, str]]) -> tu
     finished = run.finished_stages()
     changes = []
     for table, hashes in files.items():
-        readers = [stage for stage, read in DATA_OF_STAGE.items() if table in read and _has_begun(run, stage)]
+        readers = [stage for stage in readers_of_table(table) if _has_begun(run, stage)]
         for path, sha256 in hashes.items():
             before = known.get((table, path), {}).get("sha256")
             if before == sha256 or not readers or table not in tables:
@@ -165,15 +166,10 @@ def _readers(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
     if setting.rpartition(".")[2] in SETTINGS_WITHOUT_EFFECT:
         return set()
     section, _, key = setting.partition(".")
-    if isinstance(recipe, ControlRecipe) and section != "purpose":
+    readers = readers_of_table(key.partition(".")[0]) if section == "data" else readers_of_section(section)
+    if isinstance(recipe, ControlRecipe) and readers:
         return set(recipe.stages)  # its one stage reads every section, whose names those of text have too
-    if section == "data":
-        tables = {table for several in DATA_OF_STAGE.values() for table in several}
-        table = key.partition(".")[0]
-        return {stage for stage, read in DATA_OF_STAGE.items() if table in read or table not in tables}
-    if section == "purpose":
-        return set()
-    return set(READERS_OF_SECTION.get(section, recipe.stages))
+    return set(readers)
 
 
 def prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:

@@ -1,22 +1,19 @@
 """What `optim.learning_rate = "auto"` and `optim.adam_eps = "auto"` stand for."""
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from torch import nn
 
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.ppo import PpoConfig
+from rlhfkit.config.stages import Role
 from rlhfkit.config.training import OptimConfig, SupervisedConfig
 from rlhfkit.machine.progress import Progress
 from rlhfkit.rundir.manifest import Manifest
 from rlhfkit.training.checkpoint import HasParameters
 
-__all__ = ["Role", "announced_ppo", "announced_supervised", "auto_learning_rate", "decided", "decided_ppo"]
-
-Role = Literal["pretrain", "sft", "reward_model", "policy", "value", "control"]
-"""What an optimizer trains."""
-
+__all__ = ["announced_ppo", "announced_supervised", "auto_learning_rate", "decided", "decided_ppo"]
 
 Supervised = TypeVar("Supervised", bound=SupervisedConfig)
 Ppo = TypeVar("Ppo", bound=PpoConfig | ControlPpoConfig)

@@ -1,0 +1,145 @@
+"""The stage `evaluate`: the model before PPO and the policy after it, on what neither has learnt from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhfkit.config.control import ControlRecipe
+from rlhfkit.config.recipe import PretrainedModelConfig, Recipe
+from rlhfkit.data import find_overlap, load_prompts
+from rlhfkit.errors import CheckpointError, ConfigError
+from rlhfkit.evaluation.episodes import compare_episodes
+from rlhfkit.evaluation.prompts import compare
+from rlhfkit.evaluation.task_metrics import FieldMetric, classification, likeliest_responses, questions_of, translation
+from rlhfkit.machine.progress import Progress
+from rlhfkit.machine.seeding import derive_seed, shuffled
+from rlhfkit.models.encoder import EncodedPrompt
+from rlhfkit.models.language import LanguageModel
+from rlhfkit.pipeline.context import RunContext
+from rlhfkit.pipeline.control import ControlPipeline
+from rlhfkit.pipeline.opening import reopened
+from rlhfkit.report.page import report_or_warn
+from rlhfkit.rundir.atomic import write_atomically
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.lock import locked
+from rlhfkit.rundir.log import RunLog
+from rlhfkit.rundir.results import Evaluation, TaskResults
+from rlhfkit.rundir.resume import recipe_of
+
+__all__ = ["compare_with_last", "evaluate", "evaluate_again"]
+
+
+def evaluate(ctx: RunContext) -> dict[str, Any]:
+    """Both models on held-out prompts, or in held-out episodes → `evaluation.json`."""
+    evaluation = _compared(ctx, ctx.builder.starting_point())
+    write_atomically(ctx.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
+    return {}
+
+
+def evaluate_again(directory: Path) -> None:
+    """Evaluate a finished run again, and write its report.
+
+    Raises: CheckpointError where the run has no policy yet.
+    """
+    run, progress = RunDir(directory), Progress()
+    recipe = recipe_of(run)
+    if isinstance(recipe, ControlRecipe):
+        with locked(run), RunLog(run) as log:
+            ControlPipeline(recipe, run, log, progress).evaluate()
+            report_or_warn(run, progress.warn)
+        return
+    if not run.model("policy").exists():
+        raise CheckpointError(f"{directory} has no policy yet; finish it with the command that began it")
+    if recipe.data.test_prompts is None and recipe.uses_prompts:
+        raise ConfigError(f"the recipe of {directory} has no data.test_prompts, so there is nothing to evaluate on")
+    with reopened(recipe, run, ["evaluate"], progress=progress) as ctx:
+        ctx.tell_dtype()
+        evaluate(ctx)
+        report_or_warn(run, progress.warn)
+
+
+def compare_with_last(recipe: Recipe, run: RunDir, last: Path, *, progress: Progress) -> None:
+    """The policy of a round against that of the round before, on the same prompts → `against_last_round.json`."""
+    with reopened(recipe, run, ["evaluate"], progress=progress) as ctx:
+        evaluation = _compared(ctx, ctx.builder.source_of(last))
+        write_atomically(run.against_last, evaluation.model_dump_json(indent=2) + "\n")
+
+
+def _compared(ctx: RunContext, before: PretrainedModelConfig) -> Evaluation:
+    """How the policy of this run compares with another model, such as the one that PPO started from."""
+    if ctx.recipe.env is not None:
+        return _compared_in_env(ctx, before)
+    ctx.manifest.refuse_damaged()
+    recipe = ctx.recipe
+    sft = ctx.builder.language_model(before)
+    policy = ctx.builder.language_model(ctx.builder.source_of(ctx.run.model("policy")))
+    loaded = ctx.load("test_prompts", load_prompts).records
+    if recipe.data.prompts is not None:
+        overlap = find_overlap(ctx.load("prompts", load_prompts).records, loaded)
+        if overlap:
+            ctx.once(ctx.progress.warn, f"{overlap} of {len(loaded)} test prompts are training prompts too")
+    # All files share in the sample, since their rows come one file after the other.
+    order = shuffled(len(loaded), derive_seed(recipe.seed, "test prompts"))
+    chosen = [loaded[index] for index in order[: recipe.evaluation.num_prompts]]
+    prompts = ctx.encoded(chosen, sft.encoder, "test_prompts")
+    judge, judge_name = ctx.builder.judge()
+    with ctx.progress.stage("evaluate", total=2 * len(prompts), unit="response") as progress:
+        evaluation = compare(
+            sft,
+            policy,
+            prompts,
+            reward=ctx.builder.reward(recipe.reward),
+            judge=judge,
+            reward_name=recipe.reward.type.replace("_", " "),
+            judge_name=judge_name,
+            rollout=recipe.rollout,
+            seed=recipe.seed,
+            num_samples=recipe.evaluation.num_samples,
+            max_tokens=recipe.ppo.forward_tokens,
+            on_finished=progress.advance,
+        )
+    if recipe.evaluation.metric != "none":
+        task = _task_results(ctx, recipe.evaluation.metric, sft, policy, prompts)
+        evaluation = evaluation.model_copy(update={"task": task})
+    return evaluation
+
+
+def _compared_in_env(ctx: RunContext, before: PretrainedModelConfig) -> Evaluation:
+    recipe, num = ctx.recipe, ctx.recipe.evaluation.num_prompts
+    sft = ctx.builder.language_model(before)
+    policy = ctx.builder.language_model(ctx.builder.source_of(ctx.run.model("policy")))
+    judge, judge_name = ctx.builder.judge()
+    with ctx.progress.stage("evaluate", total=2 * num, unit="episode") as progress:
+        return compare_episodes(
+            sft,
+            policy,
+            ctx.env_factory("test_prompts"),
+            reward=ctx.builder.reward(recipe.reward) if recipe.uses_reward else None,
+            judge=judge,
+            reward_name=recipe.reward.type.replace("_", " ") if recipe.uses_reward else "environment",
+            judge_name=judge_name,
+            recipe=recipe,
+            on_finished=progress.advance,
+        )
+
+
+def _task_results(
+    ctx: RunContext,
+    metric: FieldMetric,
+    sft: LanguageModel,
+    policy: LanguageModel,
+    prompts: Sequence[EncodedPrompt],
+) -> TaskResults:
+    """What the field measures, of both models."""
+    measure = {"classification": classification, "translation": translation}[metric]
+    questions = questions_of(prompts, metric)
+    with ctx.progress.stage(metric, total=2 * len(questions), unit="response") as progress:
+        before, after = (
+            likeliest_responses(model, questions, ctx.recipe.rollout, on_finished=progress.advance)
+            for model in (sft, policy)
+        )
+    results = measure(questions, before, after, seed=derive_seed(ctx.recipe.seed, metric))
+    for found in results.measures:
+        before_ppo, after_ppo = found.shown(found.sft.mean), found.shown(found.policy.mean)
+        ctx.progress.note(f"{found.name}: {before_ppo} before PPO, {after_ppo} after")
+    return results

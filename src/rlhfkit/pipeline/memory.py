@@ -1,0 +1,80 @@
+"""Microbatches that memory has room for; what was predicted and what was taken stand in the manifest."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
+
+from rlhfkit.config.ppo import PpoConfig
+from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.stages import Stage
+from rlhfkit.config.training import SupervisedConfig
+from rlhfkit.machine.device import PeakMeter
+from rlhfkit.models.language import LanguageModel, TextPolicy
+from rlhfkit.models.reward_model import RewardModel
+from rlhfkit.pipeline.context import RunContext
+from rlhfkit.rollout.text import TextRollout
+from rlhfkit.training.memory import MemoryPlan, fits, plan_of_ppo, plan_of_supervised, tokens_that_fit
+from rlhfkit.training.ppo import Rollout
+
+__all__ = ["SPARE", "fitted_ppo", "fitted_supervised", "peak_noted"]
+
+Supervised = TypeVar("Supervised", bound=SupervisedConfig)
+
+SPARE = 1.1
+"""Tokens of the fullest minibatch in those of a mean one, and what packing leaves empty."""
+
+
+def fitted_ppo(ctx: RunContext, policy: TextPolicy, rollout: Rollout, config: PpoConfig) -> PpoConfig:
+    """The settings with a microbatch that memory has room for; layers are computed twice where that is needed."""
+    recipe, wanted = ctx.workload.recipe_in_memory(ctx.recipe), config.microbatch_tokens
+    plan = _ppo_plan(policy, rollout, recipe)
+    if ctx.recipe.model.gradient_checkpointing == "auto" and not fits(plan, ctx.builder.device, wanted):
+        ctx.progress.note("memory is short, so layers are computed a second time in the backward pass")
+        policy.recompute_layers()
+        plan = _ppo_plan(policy, rollout, recipe)
+    return config.model_copy(update={"microbatch_tokens": _microbatch_tokens(ctx, "ppo", plan, wanted)})
+
+
+def _ppo_plan(policy: TextPolicy, rollout: Rollout, recipe: Recipe) -> MemoryPlan:
+    """The memory that PPO needs under the settings of `recipe`."""
+    if isinstance(rollout, TextRollout):
+        prompt_tokens = max(len(prompt.ids) for prompt in rollout.prompts)
+    else:  # an episode may fill the context
+        most = recipe.data.prompt_limit + recipe.rollout.max_response_tokens
+        context = policy.language_model.context_tokens or most
+        prompt_tokens = context - recipe.rollout.max_response_tokens
+    return plan_of_ppo(policy, prompt_tokens=prompt_tokens, rollout=recipe.rollout, ppo=recipe.ppo)
+
+
+def fitted_supervised(
+    ctx: RunContext,
+    stage: Stage,
+    model: LanguageModel | RewardModel,
+    config: Supervised,
+    *,
+    longest: int,
+    minibatch_tokens: int,
+) -> Supervised:
+    """The same for a supervised stage, whose rows have at most `longest` tokens."""
+    plan = plan_of_supervised(model, longest=longest, minibatch_tokens=max(longest, minibatch_tokens))
+    return config.model_copy(
+        update={"microbatch_tokens": _microbatch_tokens(ctx, stage, plan, config.microbatch_tokens)}
+    )
+
+
+def _microbatch_tokens(ctx: RunContext, stage: Stage, plan: MemoryPlan, wanted: int | Literal["auto"]) -> int:
+    # A run that goes on keeps what it began with: other microbatches would add up in another order.
+    before = ctx.manifest.stage(stage).get("memory", {}).get("microbatch_tokens")
+    tokens = (before or tokens_that_fit(plan, ctx.builder.device)) if wanted == "auto" else wanted
+    ctx.manifest.add_stage(stage, memory=plan.as_facts(tokens))
+    ctx.workload.check_memory(stage, plan, tokens, ctx.builder)
+    return tokens
+
+
+@contextmanager
+def peak_noted(ctx: RunContext, stage: Stage) -> Iterator[None]:
+    """The block trains; what it took is noted beside what was predicted."""
+    peak = PeakMeter(ctx.builder.device)
+    yield
+    memory = ctx.manifest.stage(stage)["memory"]
+    ctx.manifest.add_stage(stage, memory={**memory, "measured_peak_bytes": peak.bytes()})

@@ -1,0 +1,95 @@
+"""What comes before the first stage of a run: everything is checked first, and nothing is written if it will not do."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlhfkit.config.load import LoadedRecipe
+from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.stages import Stage
+from rlhfkit.machine.dtype import DtypeChoice
+from rlhfkit.machine.progress import Progress
+from rlhfkit.models.loading import quiet_transformers
+from rlhfkit.pipeline.build import Builder, Given
+from rlhfkit.pipeline.context import RunContext
+from rlhfkit.pipeline.inputs import Inputs
+from rlhfkit.pipeline.workload import Workload
+from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.lock import locked
+from rlhfkit.rundir.log import RunLog
+from rlhfkit.rundir.resume import (
+    prepare,
+    refuse_other_data,
+    refuse_other_directories,
+    refuse_other_inputs,
+    refuse_other_settings,
+)
+
+__all__ = ["note_changes", "open_log", "open_run", "reopened"]
+
+
+@contextmanager
+def open_run(
+    loaded: LoadedRecipe,
+    directory: Path,
+    *,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    dtype: DtypeChoice | None = None,
+    left: Sequence[Stage] | None = None,
+    given: Given | None = None,
+    workload: Workload | None = None,
+) -> Iterator[RunContext]:
+    """A run of a language recipe, new or gone on with, for its stages to be run; nobody else may work in it.
+
+    `dtype`: the type that was chosen already, for the run of which this is a part. `left`: the stages whose inputs are
+    tried, by default all that are not finished. `given`: what is in memory in place of what the recipe names.
+    Raises: RlhfkitError with what to do, before anything is written or removed.
+    """
+    assert isinstance(loaded.recipe, Recipe)
+    run, progress = RunDir(directory), progress or Progress()
+    note_changes(loaded, run, fresh=fresh, progress=progress)
+    inputs = Inputs(loaded.recipe, Builder(loaded.recipe, run, fresh=fresh, given_dtype=dtype, given=given or Given()))
+    if warning := inputs.foreign_code():
+        progress.warn(warning)
+    if left is None:
+        finished = {} if fresh else run.finished_stages()
+        left = [stage for stage in loaded.recipe.stages if stage not in finished]
+    inputs.check(left)
+    if not fresh:
+        changed = (*refuse_other_data(run, inputs.files()), *refuse_other_inputs(run, inputs.read_from_outside(left)))
+        for change in changed:
+            progress.warn(change)
+    for remark in inputs.remarks() if dtype is None else ():  # of a round, the whole has said it
+        progress.warn(remark)
+    with quiet_transformers(), open_log(loaded, run, fresh=fresh, progress=progress) as log:
+        inputs.builder.keep_given_model()
+        yield RunContext(inputs, run, log, progress, workload or Workload())
+
+
+def note_changes(loaded: LoadedRecipe, run: RunDir, *, fresh: bool, progress: Progress) -> None:
+    """Say which settings have changed since the run began.
+
+    Raises: CheckpointError where the directory is no run's, or a stage has read one of them.
+    """
+    refuse_other_directories(run)
+    for change in () if fresh else refuse_other_settings(run, loaded.recipe):
+        progress.note(f"changed since this run began: {change}")
+
+
+@contextmanager
+def open_log(loaded: LoadedRecipe, run: RunDir, *, fresh: bool, progress: Progress) -> Iterator[RunLog]:
+    """The log of a run whose inputs were checked: the directory is locked, and says what the run is."""
+    with locked(run):
+        prepare(run, loaded, fresh=fresh)
+        with RunLog(run, warn=progress.warn) as log:
+            yield log
+
+
+@contextmanager
+def reopened(recipe: Recipe, run: RunDir, stages: Sequence[Stage], *, progress: Progress) -> Iterator[RunContext]:
+    """A run as it is, for `stages` to be done again; what it holds stays."""
+    inputs = Inputs(recipe, Builder(recipe, run))
+    inputs.check(stages)
+    with locked(run), quiet_transformers(), RunLog(run, warn=progress.warn) as log:
+        yield RunContext(inputs, run, log, progress)

@@ -1,0 +1,134 @@
+"""The stage `ppo`: first everything that it needs is prepared, then it runs."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from rlhfkit.models.language import TextPolicy
+from rlhfkit.pipeline.build import kl_controller
+from rlhfkit.pipeline.context import RunContext
+from rlhfkit.pipeline.memory import fitted_ppo, peak_noted
+from rlhfkit.rollout.engine import Engine, Reference
+from rlhfkit.rollout.experience import Experience
+from rlhfkit.rollout.multi_turn import MultiTurnRollout
+from rlhfkit.rollout.text import TextRollout
+from rlhfkit.rollout.vllm import VllmEngine
+from rlhfkit.training.checkpoint import Checkpoints
+from rlhfkit.training.ppo import PpoTrainer, Rollout, optimizers_for, train_ppo
+from rlhfkit.training.preflight import check_first_experience
+from rlhfkit.training.rates import announced_ppo
+
+__all__ = ["PreparedPpo", "keep_ppo", "ppo", "prepared_ppo", "run_prepared"]
+
+
+@dataclass
+class PreparedPpo:
+    """All that PPO works with, ready for the next iteration."""
+
+    policy: TextPolicy
+    reference: Reference
+    rollout: Rollout
+    engine: VllmEngine | None
+    """What samples in place of the own sampler; it is a context manager, open while PPO runs."""
+    trainer: PpoTrainer
+    checkpoints: Checkpoints
+    check_first: Callable[[Experience], None]
+    """Raises TrainingError where the very first experience says that the run is doomed."""
+
+
+def ppo(ctx: RunContext) -> dict[str, Any]:
+    """The SFT model, the reward and prompts → `policy/`."""
+    return run_prepared(ctx, prepared_ppo(ctx))
+
+
+def prepared_ppo(ctx: RunContext) -> PreparedPpo:
+    """Everything but the iterations; where an earlier start was stopped, put back to its last checkpoint."""
+    recipe = ctx.recipe
+    policy = ctx.builder.policy()
+    language_model = policy.language_model
+    ctx.tell_notes()
+    ctx.try_saving("ppo", language_model.save)
+    if "sft" not in recipe.stages:
+        start = ctx.builder.starting_point().path
+        ctx.manifest.add_model("start", start, template=language_model.encoder.template_hash)
+    reference = ctx.builder.reference(policy)
+    engine = ctx.builder.engine()
+    rollout = _rollout(ctx, policy, reference, ctx.workload.engine(engine))
+    kl = kl_controller(recipe.ppo.kl)
+    config = announced_ppo(recipe.ppo, policy, stage="ppo", progress=ctx.progress, manifest=ctx.manifest)
+    optimizers = optimizers_for(policy, config, seed=recipe.seed)
+    config = fitted_ppo(ctx, policy, rollout, config)
+    table = recipe.model_dump(mode="json")
+    trainer = PpoTrainer(policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef, recipe=table)
+    checkpoints = ctx.checkpoints("ppo")
+    if not trainer.resume(checkpoints, ctx.log):
+        ctx.log.forget("ppo")
+
+    def check_first(experience: Experience) -> None:
+        measured = check_first_experience(
+            experience,
+            policy,
+            reference,
+            min_eos_rate=config.min_eos_rate,
+            engine_dtype=None if engine is None else engine.dtype,
+        )
+        ctx.manifest.add_stage("ppo", **measured)
+
+    return PreparedPpo(policy, reference, rollout, engine, trainer, checkpoints, check_first)
+
+
+def run_prepared(ctx: RunContext, prepared: PreparedPpo) -> dict[str, Any]:
+    """The iterations that are left → `policy/`."""
+    trainer = prepared.trainer
+    num_iterations, done = trainer.config.iterations, trainer.iteration
+    with (
+        peak_noted(ctx, "ppo"),
+        prepared.engine or nullcontext(),
+        ctx.progress.stage("ppo", total=num_iterations, unit="iteration", completed=done) as stage,
+    ):
+        train_ppo(
+            trainer,
+            log=ctx.log,
+            checkpoints=prepared.checkpoints,
+            progress=stage,
+            check_first=prepared.check_first,
+            after_first=ctx.tell_paths,
+        )
+    return keep_ppo(ctx, prepared)
+
+
+def keep_ppo(ctx: RunContext, prepared: PreparedPpo) -> dict[str, Any]:
+    """What the iterations have made → `policy/`; the facts for `stages.json`."""
+    trainer = prepared.trainer
+    if trainer.outcome:
+        ctx.progress.warn(f"stopped after {trainer.iteration} iterations: {trainer.outcome}")
+    ctx.save_model("ppo", prepared.policy.language_model)
+    return {"iterations": trainer.iteration, "stopped": trainer.outcome, "kl_coef": trainer.kl_coef}
+
+
+def _rollout(ctx: RunContext, policy: TextPolicy, reference: Reference, engine: Engine | None) -> Rollout:
+    """Where PPO's experience comes from: single prompts, or an environment."""
+    recipe, stem = ctx.recipe, policy.language_model.stem
+    if recipe.env is None:
+        return TextRollout(
+            policy,
+            reference,
+            ctx.builder.reward(recipe.reward, stem=stem),
+            ctx.prompts("prompts", policy.language_model.encoder),
+            rollout=recipe.rollout,
+            ppo=recipe.ppo,
+            seed=recipe.seed,
+            engine=engine,
+        )
+    return MultiTurnRollout(
+        policy,
+        reference,
+        ctx.env_factory("prompts"),
+        reward=ctx.builder.reward(recipe.reward, stem=stem) if recipe.uses_reward else None,
+        rollout=recipe.rollout,
+        ppo=recipe.ppo,
+        max_prompt_tokens=recipe.data.prompt_limit,
+        seed=recipe.seed,
+        engine=engine,
+    )
