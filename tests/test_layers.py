@@ -24,6 +24,7 @@ LAYERS = [
     ["web"],
     ["labelling"],
     ["pipeline"],
+    ["api"],
     ["doctor", "bench"],
     ["cli", "__main__"],
 ]

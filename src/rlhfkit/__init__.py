@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rlhfkit.api.control import ControlTrainer
+    from rlhfkit.config.control import ControlPpoConfig as ControlPPOConfig
     from rlhfkit.config.load import LoadedRecipe, load_recipe
     from rlhfkit.config.recipe import Recipe
     from rlhfkit.errors import (
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "ControlPPOConfig",
+    "ControlTrainer",
     "DataError",
     "EnvError",
     "GenerationError",
@@ -52,6 +56,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ControlPPOConfig": "rlhfkit.config.control:ControlPpoConfig",
+    "ControlTrainer": "rlhfkit.api.control",
     "LoadedRecipe": "rlhfkit.config.load",
     "Recipe": "rlhfkit.config.recipe",
     "RunDir": "rlhfkit.rundir.directory",
@@ -66,7 +72,8 @@ def __getattr__(name: str) -> object:
         return import_module("importlib.metadata").version("rlhfkit")
     if name not in __all__:
         raise AttributeError(f"module 'rlhfkit' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_MODULES.get(name, "rlhfkit.errors")), name)
+    module, _, its_name = _MODULES.get(name, "rlhfkit.errors").partition(":")
+    return getattr(import_module(module), its_name or name)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,1 @@
+"""The public trainers: what the command line runs, for a loop in Python."""
