@@ -1,6 +1,6 @@
 """What the documents show is true: examples run, recipes parse, commands exist, links and names lead somewhere.
 
-In README.md and docs/*.md
+In README.md, CONTRIBUTING.md, CHANGELOG.md and docs/*.md
 - every ```python block is run. One that begins with the comment `# name.py` is a file, which commands, recipes and the
   later blocks of its page may use;
 - every ```toml block is a recipe, if it has a name and stages, or else a part of one;
@@ -57,7 +57,7 @@ from tests.training import tiny
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(rlhfkit.__file__).parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = typer.main.get_command(app)
 
 TABLES = ("texts", "demonstrations", "prompts", "test_prompts", "preferences", "test_preferences", "judge_preferences")
