@@ -11,6 +11,7 @@ import pytest
 from rlhfkit.errors import StoreError
 from rlhfkit.feedback.votes import Choice, Side, Vote
 from rlhfkit.rundir.find import find_run, find_runs
+from rlhfkit.rundir.lock import locked
 from rlhfkit.rundir.tail import MOST_POINTS, Mark, new_curves, new_samples, samples_at, thinned
 from rlhfkit.web import app as app_module
 from rlhfkit.web.dashboard import dashboard_link, dashboard_router
@@ -67,7 +68,8 @@ def test_runs_are_listed_newest_first_each_with_its_rounds(tmp_path):
 def test_state_says_stage_and_iterations_done_of_how_many(tmp_path):
     run = make_run(tmp_path / "demo")
     append(run.metrics, {"stage": "sft", "iteration": 29, "loss": 1.0}, ppo_row(0), ppo_row(1))
-    state = find_runs(tmp_path).runs[0]
+    with locked(run):
+        state = find_runs(tmp_path).runs[0]
     assert (state.state, state.stage, state.num_done, state.num_planned) == ("running", "ppo", 2, 50)
     assert state.finished_stages == STAGES[:4]
     assert 0 <= state.age_seconds < 60
@@ -92,16 +94,30 @@ def test_stage_without_a_plan_counts_updates_and_one_not_begun_counts_nothing(tm
 
 def test_run_without_news_for_ten_minutes_or_three_iterations_is_quiet(tmp_path):
     run = make_run(tmp_path / "demo")
-    append(run.metrics, ppo_row(0))
-    make_older(run, 590)
-    assert find_runs(tmp_path).runs[0].state == "running"
-    make_older(run, 20)
-    assert find_runs(tmp_path).runs[0].state == "quiet"
-    append(run.metrics, ppo_row(1, **{"time/iteration_seconds": 400.0}))
-    make_older(run, 1100)
-    assert find_runs(tmp_path).runs[0].state == "running"
-    make_older(run, 200)
-    assert find_runs(tmp_path).runs[0].state == "quiet"
+    with locked(run):
+        append(run.metrics, ppo_row(0))
+        make_older(run, 590)
+        assert find_runs(tmp_path).runs[0].state == "running"
+        make_older(run, 20)
+        assert find_runs(tmp_path).runs[0].state == "quiet"
+        append(run.metrics, ppo_row(1, **{"time/iteration_seconds": 400.0}))
+        make_older(run, 1100)
+        assert find_runs(tmp_path).runs[0].state == "running"
+        make_older(run, 200)
+        assert find_runs(tmp_path).runs[0].state == "quiet"
+
+
+def test_run_on_which_no_process_works_has_stopped_however_young_its_files_are(tmp_path):
+    run = make_run(tmp_path / "demo")
+    assert find_runs(tmp_path).runs[0].state == "stopped"
+    with locked(run):
+        assert find_runs(tmp_path).runs[0].state == "running"
+    assert find_runs(tmp_path).runs[0].state == "stopped"
+
+
+def test_a_pipe_in_place_of_the_lock_keeps_nobody_waiting(tmp_path):
+    os.mkfifo(make_run(tmp_path / "demo").lock)
+    assert find_runs(tmp_path).runs[0].state == "stopped"
 
 
 def test_finished_run_says_so_and_why_ppo_ended_early(tmp_path):
@@ -117,7 +133,7 @@ def test_damaged_config_is_shown_and_hides_no_other_run(tmp_path, content):
     make_run(tmp_path / "whole")
     make_run(tmp_path / "broken").config.write_text(content)
     by_id = {run.id: run for run in find_runs(tmp_path).runs}
-    assert by_id["whole"].state == "running"
+    assert by_id["whole"].state == "stopped"
     assert by_id["broken"].state == "damaged"
     assert "config.json is damaged" in by_id["broken"].problem
 
@@ -192,7 +208,7 @@ def test_file_that_is_none_of_the_run_is_not_opened(tmp_path, make):
         reply = visitor.http.get(f"/api/dashboard/{what}", params={"run": "demo"})
         assert (reply.status_code, reply.json()["error"]["code"]) == (422, "run_damaged")
         assert "secret" not in reply.text
-    assert [run["state"] for run in got(visitor, "runs")["runs"]] == ["running"]
+    assert [run["state"] for run in got(visitor, "runs")["runs"]] == ["stopped"]
 
 
 # ── curves ───────────────────────────────────────────────────────────────────────────────────────────────────────────

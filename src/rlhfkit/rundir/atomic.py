@@ -15,7 +15,6 @@ from rlhfkit.errors import CheckpointError, RlhfkitError
 
 __all__ = [
     "read_json",
-    "read_lines",
     "write_atomically",
     "write_directory_atomically",
     "write_json",
@@ -34,29 +33,6 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is damaged ({error}); restore it, or start over with --fresh or another --run-dir"
         ) from error
-
-
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
-    """The objects in a file of lines, and the numbers of the lines that are none, from 1.
-
-    Blank lines are passed over, and so is a last one without an end, which is still being written.
-    """
-    if not path.exists():
-        return [], ()
-    rows, damaged = [], []
-    *lines, _unfinished = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            damaged.append(number)
-    return rows, tuple(damaged)
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhfkit.errors import CheckpointError
-from rlhfkit.rundir.atomic import read_json, read_lines
+from rlhfkit.rundir.atomic import read_json
 from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.lines import read_lines
 from rlhfkit.rundir.results import Evaluation, RewardModelResults, read_results
 
 __all__ = ["Facts", "Row", "curve", "ends", "finite", "read_facts"]

@@ -22,6 +22,7 @@ from rlhfkit.rundir.lines import (
     object_or,
     whole_or_none,
 )
+from rlhfkit.rundir.lock import is_locked
 
 __all__ = [
     "FoundRuns",
@@ -34,7 +35,7 @@ __all__ = [
 _DEEPEST = 3
 _MOST_DIRECTORIES = 5000
 _QUIET_SECONDS = 600.0
-"""After so long without news, or three iterations if that is longer, a run is no longer taken for running."""
+"""After so long without news, or three iterations if that is longer, a run is called quiet."""
 _ROUND = re.compile(r"round-([1-9][0-9]{0,5})")
 
 
@@ -49,8 +50,8 @@ class RunState:
     """Its path below the directory of runs."""
     name: str
     purpose: str
-    state: Literal["running", "quiet", "finished", "damaged"]
-    """Quiet: unfinished, and nothing has changed for long."""
+    state: Literal["running", "quiet", "stopped", "finished", "damaged"]
+    """Quiet: a process works there, and nothing has changed for long. Stopped: unfinished, and none works there."""
     stages: tuple[str, ...]
     finished_stages: tuple[str, ...]
     stage: str | None
@@ -161,7 +162,7 @@ def _run_state(root: Path, path: Path, parent: Path | None, now: float, rounds: 
         id=_id(root, path),
         name=str(config.get("name") or path.name),
         purpose=str(config.get("purpose") or ""),
-        state=_state(bool(problems), is_finished=bool(stages) and stage is None, is_quiet=age > quiet_after),
+        state=_state(run, bool(problems), is_finished=bool(stages) and stage is None, is_quiet=age > quiet_after),
         stages=stages,
         finished_stages=tuple(each for each in stages if each in finished),
         stage=stage,
@@ -175,11 +176,13 @@ def _run_state(root: Path, path: Path, parent: Path | None, now: float, rounds: 
 
 
 def _state(
-    is_damaged: bool, *, is_finished: bool, is_quiet: bool
-) -> Literal["running", "quiet", "finished", "damaged"]:
-    if is_damaged:
-        return "damaged"
-    return "finished" if is_finished else "quiet" if is_quiet else "running"
+    run: RunDir, is_damaged: bool, *, is_finished: bool, is_quiet: bool
+) -> Literal["running", "quiet", "stopped", "finished", "damaged"]:
+    if is_damaged or is_finished:
+        return "damaged" if is_damaged else "finished"
+    if not is_locked(run):
+        return "stopped"
+    return "quiet" if is_quiet else "running"
 
 
 def _id(root: Path, path: Path) -> str:

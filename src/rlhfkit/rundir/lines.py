@@ -21,6 +21,7 @@ __all__ = [
     "object_or",
     "open_lines",
     "read_bytes",
+    "read_lines",
     "read_object",
     "row_of",
     "whole_or_none",
@@ -94,6 +95,26 @@ def last_row(path: Path) -> Row:
         return {}
     lines = content.split(b"\n")[:-1]
     return next((row for line in reversed(lines) if (row := row_of(line)) is not None), {})
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
+    """The objects in a file of lines, and the numbers of the lines that are none, from 1.
+
+    Blank lines are passed over, and so is a last one without an end, which is still being written.
+    """
+    if not path.exists():
+        return [], ()
+    rows, damaged = [], []
+    *lines, _unfinished = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = row_of(line)
+        if row is None:
+            damaged.append(number)
+        else:
+            rows.append(row)
+    return rows, tuple(damaged)
 
 
 def row_of(line: bytes) -> dict[str, Any] | None:

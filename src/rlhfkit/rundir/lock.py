@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.lines import open_lines
 
 __all__ = [
     "is_locked",
@@ -37,10 +38,16 @@ def locked(run: RunDir) -> Iterator[None]:
 def is_locked(run: RunDir) -> bool:
     """Whether a process works in this run directory now; nothing is written, and nobody is kept waiting."""
     try:
-        with run.lock.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
+        file = open_lines(run.lock)
+    except CheckpointError:  # a link or a pipe in its place was not made by a run
         return False
+    if file is None:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
     return False

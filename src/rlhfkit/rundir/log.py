@@ -12,8 +12,9 @@ from types import MappingProxyType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from rlhfkit.errors import CheckpointError, TrainingError
-from rlhfkit.rundir.atomic import read_lines, writing
+from rlhfkit.rundir.atomic import writing
 from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.lines import read_lines
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -424,7 +424,7 @@ function showPill(node, run) {
   const class_ = `pill ${run.state}`;
   if (node.className !== class_) node.className = class_;
   node.textContent = word(`state_${run.state}`);
-  node.title = run.state === "quiet" ? word("quiet_help") : "";
+  node.title = ["quiet", "stopped"].includes(run.state) ? word(`${run.state}_help`) : "";
 }
 
 const address = (run) => `#/run/${encodeURIComponent(run.id)}`;
