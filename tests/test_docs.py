@@ -27,20 +27,15 @@ import typer
 import rlhfkit
 from rlhfkit import data
 from rlhfkit.cli.app import app
-from rlhfkit.config import recipe as schema
 from rlhfkit.config.control import ControlRecipe
+from rlhfkit.config.data import RowsConfig
 from rlhfkit.config.load import load_recipe, recipe_kind, recipe_text
-from rlhfkit.config.recipe import (
-    OptimConfig,
-    PpoConfig,
-    Recipe,
-    RewardModelConfig,
-    RolloutConfig,
-    RowsConfig,
-    SftConfig,
-    ValueConfig,
-)
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig, ValueConfig
+from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.rewards import RewardConfig
+from rlhfkit.config.section import Section
 from rlhfkit.config.stages import Role
+from rlhfkit.config.training import OptimConfig, RewardModelConfig, SftConfig
 from rlhfkit.errors import TrainingError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline.inputs import LOADERS
@@ -297,15 +292,15 @@ def test_settings_exist():
     assert {name: place for name, place in named.items() if name not in files and not is_setting(name)} == {}
 
 
-def fields_below(annotation: Any) -> list[type[schema.Section]]:
+def fields_below(annotation: Any) -> list[type[Section]]:
     """The sections that a setting of this type may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, schema.Section):
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for inner in get_args(annotation) for section in fields_below(inner)]
 
 
 def is_setting(name: str) -> bool:
-    sections: list[type[schema.Section]] = [Recipe, ControlRecipe]
+    sections: list[type[Section]] = [Recipe, ControlRecipe]
     for key in name.split("."):
         fields = [section.model_fields[key] for section in sections if key in section.model_fields]
         if not fields:
@@ -332,7 +327,7 @@ def test_defaults_in_tables_are_the_schemas():
     wrong = []
     for part, (name, default, *_), heading in tables(r"\| setting(?: of `(\w+)`)? \| default \|"):
         if heading[1]:
-            sources = {types_of(source)[0]: source for source in fields_below(schema.RewardConfig)}
+            sources = {types_of(source)[0]: source for source in fields_below(RewardConfig)}
             field = sources[heading[1]].model_fields[name]
             true = "required" if field.is_required() else said(field.default)
         else:
@@ -342,7 +337,7 @@ def test_defaults_in_tables_are_the_schemas():
     assert wrong == []
 
 
-def types_of(section: type[schema.Section]) -> tuple[str, ...]:
+def types_of(section: type[Section]) -> tuple[str, ...]:
     return get_args(section.model_fields["type"].annotation)
 
 

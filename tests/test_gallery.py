@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.ppo import AdaptiveKLConfig
-from rlhfkit.config.recipe import FixedKLConfig, OptimConfig, RewardModelConfig, RolloutConfig, SftConfig, ValueConfig
+from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, RolloutConfig, ValueConfig
+from rlhfkit.config.training import OptimConfig, RewardModelConfig, SftConfig
 from rlhfkit.diagnosis.diagnose import diagnose
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline

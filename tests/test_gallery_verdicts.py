@@ -4,7 +4,7 @@ test_verdict_and_diagnosis.py."""
 import pytest
 
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.recipe import RewardModelConfig
+from rlhfkit.config.training import RewardModelConfig
 from rlhfkit.diagnosis.diagnose import diagnose
 from rlhfkit.errors import TrainingError
 from rlhfkit.machine.progress import Progress

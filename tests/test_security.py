@@ -12,7 +12,7 @@ import pytest
 
 import rlhfkit
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.recipe import PretrainedModelConfig
+from rlhfkit.config.model import PretrainedModelConfig
 from rlhfkit.errors import RlhfkitError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline

@@ -12,16 +12,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rlhfkit.config.recipe import (
-    DataConfig,
-    LoraConfig,
-    PpoConfig,
-    PretrainedModelConfig,
-    Recipe,
-    RewardModelRewardConfig,
-    RolloutConfig,
-    RowsConfig,
-)
+from rlhfkit.config.data import DataConfig, RowsConfig
+from rlhfkit.config.model import LoraConfig, PretrainedModelConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig
+from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.rewards import RewardModelRewardConfig
 from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_tokenizer

@@ -3,7 +3,8 @@
 import pytest
 
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text, resolved_json
-from rlhfkit.config.recipe import AdaptiveKLConfig, Recipe
+from rlhfkit.config.ppo import AdaptiveKLConfig
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.errors import ConfigError
 
 MINIMAL = """\

@@ -1,19 +1,28 @@
 """The recipe's sections: documented, with defaults that hold, and checked against each other."""
 
+import importlib
 import inspect
+import pkgutil
 import typing
 from functools import partial
 
 import pytest
 from pydantic import ValidationError
 
-from rlhfkit.config import recipe as schema
-from rlhfkit.config.recipe import AdaptiveKLConfig, FixedKLConfig, PpoConfig, Recipe, ScratchModelConfig, Section
+from rlhfkit import config
+from rlhfkit.config.data import DataConfig, RowsConfig
+from rlhfkit.config.model import ScratchModelConfig
+from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, PpoConfig
+from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.section import Section
+from rlhfkit.config.stages import STAGE_SPECS, Stage, readers_of_section, readers_of_table
 
+MODULES = [importlib.import_module(f"rlhfkit.config.{module.name}") for module in pkgutil.iter_modules(config.__path__)]
 SECTIONS = [
     section
-    for _, section in inspect.getmembers(schema, inspect.isclass)
-    if issubclass(section, Section) and section is not Section
+    for module in MODULES
+    for _, section in inspect.getmembers(module, inspect.isclass)
+    if issubclass(section, Section) and section is not Section and section.__module__ == module.__name__
 ]
 
 ROWS = {"path": "rows.jsonl"}
@@ -204,18 +213,37 @@ def test_all_faults_between_sections_are_named_at_once():
 
 @pytest.mark.parametrize("rows", [":2000", "-312:", ":90%", "45%:90%", ":", "10:20"])
 def test_rows_are_slices_in_rows_or_per_cent(rows):
-    assert schema.RowsConfig(path="x", rows=rows).rows == rows
+    assert RowsConfig(path="x", rows=rows).rows == rows
 
 
 @pytest.mark.parametrize("rows", ["", "90%", "1:2:3", "a:b", "5.5%:"])
 def test_rows_that_are_no_slices_are_refused(rows):
     with pytest.raises(ValidationError, match="pattern"):
-        schema.RowsConfig(path="x", rows=rows)
+        RowsConfig(path="x", rows=rows)
 
 
 def test_stage_names_are_those_of_their_sections():
     without_section = {"evaluate"}
-    assert set(typing.get_args(schema.Stage)) - without_section <= Recipe.model_fields.keys()
+    assert set(typing.get_args(Stage)) - without_section <= Recipe.model_fields.keys()
+
+
+def test_every_stage_is_described_in_the_order_of_the_stages():
+    assert tuple(STAGE_SPECS) == typing.get_args(Stage)
+
+
+def test_what_a_stage_reads_are_tables_and_sections_of_a_recipe():
+    for spec in STAGE_SPECS.values():
+        assert set(spec.data) <= DataConfig.model_fields.keys()
+        assert set(spec.sections) <= Recipe.model_fields.keys()
+
+
+def test_a_section_is_read_by_the_stages_that_name_it_and_others_by_all():
+    assert readers_of_section("rollout") == {"preferences", "reward_model", "judge", "ppo", "evaluate"}
+    assert readers_of_section("reward_model") == {"reward_model", "judge"}
+    assert readers_of_section("watchdog") == set()
+    assert readers_of_section("model") == set(typing.get_args(Stage))
+    assert readers_of_table("test_prompts") == ("evaluate",)
+    assert readers_of_table("on_bad_row") == typing.get_args(Stage)
 
 
 @pytest.mark.parametrize(

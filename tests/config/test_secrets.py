@@ -13,7 +13,7 @@ import pytest
 from rlhfkit.config import secrets
 from rlhfkit.config.feedback import usable_database
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.recipe import HttpRewardConfig
+from rlhfkit.config.rewards import HttpRewardConfig
 from rlhfkit.config.secrets import filled, hidden, hidden_in, remember, secret_in
 from rlhfkit.errors import ConfigError, RewardError, StoreError
 from rlhfkit.feedback.database import Database

@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from rlhfkit.config.recipe import DataConfig, RowsConfig
+from rlhfkit.config.data import DataConfig, RowsConfig
 from rlhfkit.data import load_demonstrations, load_preferences, load_prompts
 from rlhfkit.errors import DataError
 from rlhfkit.records import Message

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rlhfkit.config.recipe import GrammarConfig
+from rlhfkit.config.data import GrammarConfig
 from rlhfkit.data import find_overlap, load_demonstrations, load_preferences, load_prompts, load_texts
 from rlhfkit.data.grammar import OPINIONS, demonstrations, prompts, texts, true_score
 from rlhfkit.errors import DataError

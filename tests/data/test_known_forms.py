@@ -7,7 +7,7 @@ import tomllib
 import pandas
 import pytest
 
-from rlhfkit.config.recipe import RowsConfig
+from rlhfkit.config.data import RowsConfig
 from rlhfkit.data import load_demonstrations, load_preferences, load_prompts, load_texts
 from rlhfkit.errors import DataError
 from rlhfkit.records import Message

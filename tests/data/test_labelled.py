@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhfkit.config.recipe import LabelledConfig, RowsConfig
+from rlhfkit.config.data import LabelledConfig, RowsConfig
 from rlhfkit.data import load_demonstrations, load_preferences, load_prompts, load_texts
 from rlhfkit.errors import DataError
 from rlhfkit.records import Message, Prompt

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from rlhfkit.config.recipe import ContrastConfig, RowsConfig
+from rlhfkit.config.data import ContrastConfig, RowsConfig
 from rlhfkit.data import (
     find_overlap,
     load_demonstrations,

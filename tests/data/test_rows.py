@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 from pydantic import ValidationError
 
-from rlhfkit.config.recipe import RowsConfig
+from rlhfkit.config.data import RowsConfig
 from rlhfkit.data import Row, files, load_prompts, load_texts, read_rows
 from rlhfkit.errors import DataError, MissingDependencyError
 

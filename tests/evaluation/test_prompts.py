@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import RewardError
 from rlhfkit.evaluation.prompts import compare, distinct, estimate, win_rate
 from tests.training import tiny

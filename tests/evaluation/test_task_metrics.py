@@ -8,7 +8,7 @@ import sacrebleu
 import torch
 from sklearn.metrics import f1_score
 
-from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import RewardError
 from rlhfkit.evaluation.task_metrics import Question, classification, likeliest_responses, questions_of, translation
 from rlhfkit.models.encoder import EncodedPrompt

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rlhfkit.config.recipe import RowsConfig
+from rlhfkit.config.data import RowsConfig
 from rlhfkit.data.preferences import load_preferences
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.exchange import (

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlhfkit.config.recipe import SimulatedConfig
+from rlhfkit.config.feedback import SimulatedConfig
 from rlhfkit.errors import ShapeError
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.store import Store

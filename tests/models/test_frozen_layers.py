@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rlhfkit.config.recipe import LoraConfig, OptimConfig, PpoConfig, PretrainedModelConfig, RolloutConfig, ValueConfig
+from rlhfkit.config.model import LoraConfig, PretrainedModelConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig, ValueConfig
+from rlhfkit.config.training import OptimConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.models.frozen_layers import Stem
 from rlhfkit.models.language import LanguageModel, TextPolicy

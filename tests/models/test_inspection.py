@@ -12,7 +12,8 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlhfkit.config.recipe import LoraConfig, RolloutConfig
+from rlhfkit.config.model import LoraConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import ConfigError, ModelError, RlhfkitError
 from rlhfkit.models.inspection import context_of, inspect_model, shortened_context_note
 from rlhfkit.models.outline import outline_of, refuse_more_than_files

@@ -12,7 +12,7 @@ from transformers import (
     Gemma3TextConfig,
 )
 
-from rlhfkit.config.recipe import PretrainedModelConfig
+from rlhfkit.config.model import PretrainedModelConfig
 from rlhfkit.errors import ConfigError, ModelError
 from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.inspection import inspect_model, refuse_more_than_text, refuse_quantized

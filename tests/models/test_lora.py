@@ -2,7 +2,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhfkit.config.recipe import LoraConfig, PpoConfig, ValueConfig
+from rlhfkit.config.model import LoraConfig
+from rlhfkit.config.ppo import PpoConfig, ValueConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.lora import merged, merged_weights, unwrapped

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.models import hidden_states as reading
 from rlhfkit.models.attention import OWN_ATTENTION, WRITTEN_OUT, try_attention, written_out_attention

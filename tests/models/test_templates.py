@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 from transformers import AutoTokenizer
 
-from rlhfkit.config.recipe import PretrainedModelConfig
+from rlhfkit.config.model import PretrainedModelConfig
 from rlhfkit.errors import DataError
 from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.joins import remarks_on_rows

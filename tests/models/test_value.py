@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rlhfkit.config.recipe import PpoConfig, ValueConfig
+from rlhfkit.config.ppo import PpoConfig, ValueConfig
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.models.reward_model import Normalization
 from rlhfkit.models.value import ValueHead, ValueNetwork

@@ -5,8 +5,9 @@ import torch
 
 from rlhfkit.config.data import DataConfig, RowsConfig
 from rlhfkit.config.load import LoadedRecipe
+from rlhfkit.config.model import LoraConfig, PretrainedModelConfig
 from rlhfkit.config.ppo import PpoConfig, RolloutConfig
-from rlhfkit.config.recipe import LoraConfig, PretrainedModelConfig, Recipe
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.rewards import FunctionRewardConfig
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.errors import ConfigError, DataError

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from rlhfkit.config.data import RowsConfig
+from rlhfkit.config.feedback import PreferencesConfig
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.recipe import PreferencesConfig, RolloutConfig, RowsConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.data import load_preferences
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, StoreError
 from rlhfkit.feedback.exchange import preferences_of

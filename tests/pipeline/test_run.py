@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
+from rlhfkit.config.stages import STAGE_SPECS
 from rlhfkit.data import load_prompts
 from rlhfkit.diagnosis.diagnose import diagnose
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
@@ -124,6 +125,10 @@ def no_charts(monkeypatch):
 def copy(finished, tmp_path):
     shutil.copytree(finished.path, tmp_path / "copy")
     return RunDir(tmp_path / "copy")
+
+
+def test_every_stage_of_a_recipe_has_a_function():
+    assert tuple(pipeline.STAGES) == tuple(STAGE_SPECS)
 
 
 PRETRAIN_ONLY = ('stages=["pretrain"]', "data.texts.num_rows=16")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
-from rlhfkit.config.recipe import PretrainedModelConfig, ScratchModelConfig
+from rlhfkit.config.model import PretrainedModelConfig, ScratchModelConfig
 from rlhfkit.doctor.hardware import examine_dtypes
 from rlhfkit.doctor.recipe import examine_recipe
 from rlhfkit.errors import CheckpointError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhfkit.config.recipe import FunctionRewardConfig
+from rlhfkit.config.rewards import FunctionRewardConfig
 from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.rewards import FunctionReward
 

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.recipe import HttpRewardConfig
+from rlhfkit.config.rewards import HttpRewardConfig
 from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.rewards import HttpReward
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhfkit.config.recipe import LexiconRewardConfig
+from rlhfkit.config.rewards import LexiconRewardConfig
 from rlhfkit.errors import DataError
 from rlhfkit.rewards import LexiconReward, read_lexicon
 

@@ -5,7 +5,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
-from rlhfkit.config.recipe import RewardModelRewardConfig
+from rlhfkit.config.rewards import RewardModelRewardConfig
 from rlhfkit.errors import ConfigError, ModelError
 from rlhfkit.models.reward_model import Normalization, read_normalization
 from rlhfkit.records import Message, Prompt

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.machine.fast_paths import FastPaths
 from rlhfkit.rollout import cuda_graph as capture
 from rlhfkit.rollout import generation

@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TopKLogitsWarper, TopPLogitsWarper
 
-from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import ConfigError, GenerationError
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.padding import Sequences

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhfkit.config.recipe import PpoConfig
+from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.errors import DataError, RewardError
 from rlhfkit.rollout.given import GivenRollout
 from rlhfkit.training.checkpoint import trainable_tensors

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhfkit.config.recipe import PpoConfig, RolloutConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.envs.text import TextStep, TurnLimit
 from rlhfkit.errors import EnvError
 from rlhfkit.models.language import LanguageModel, TextPolicy

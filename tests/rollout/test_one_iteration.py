@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from rlhfkit.config.recipe import LoraConfig, OptimConfig, PpoConfig, RolloutConfig, ValueConfig
+from rlhfkit.config.model import LoraConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig, ValueConfig
+from rlhfkit.config.training import OptimConfig
 from rlhfkit.training.advantages import advantages_and_returns
 from rlhfkit.training.checkpoint import trainable_tensors
 from rlhfkit.training.ppo import PpoTrainer, update

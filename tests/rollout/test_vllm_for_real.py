@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.recipe import LoraConfig, OptimConfig, PpoConfig, RolloutConfig, ValueConfig, VllmConfig
+from rlhfkit.config.model import LoraConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig, ValueConfig, VllmConfig
+from rlhfkit.config.training import OptimConfig
 from rlhfkit.errors import GenerationError
 from rlhfkit.padding import Sequences
 from rlhfkit.pipeline import run as pipeline

@@ -6,15 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhfkit.config.recipe import (
-    FixedKLConfig,
-    OptimConfig,
-    PpoConfig,
-    RewardModelConfig,
-    RolloutConfig,
-    SftConfig,
-    ValueConfig,
-)
+from rlhfkit.config.ppo import FixedKLConfig, PpoConfig, RolloutConfig, ValueConfig
+from rlhfkit.config.training import OptimConfig, RewardModelConfig, SftConfig
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.reward_model import RewardModel
 from rlhfkit.rundir.atomic import write_json

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhfkit.config.recipe import FixedKLConfig, PpoConfig, RolloutConfig
+from rlhfkit.config.ppo import FixedKLConfig, PpoConfig, RolloutConfig
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import next_token_values, token_rewards
 from rlhfkit.rollout.experience import Experience

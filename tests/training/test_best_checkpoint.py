@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.recipe import FixedKLConfig, PpoConfig
+from rlhfkit.config.ppo import FixedKLConfig, PpoConfig
 from rlhfkit.config.watch import WatchConfig
 from rlhfkit.evaluation.control import quick_return
 from rlhfkit.machine.progress import Progress

@@ -2,7 +2,8 @@
 
 import torch
 
-from rlhfkit.config.recipe import FixedKLConfig, OptimConfig, PpoConfig, ValueConfig
+from rlhfkit.config.ppo import FixedKLConfig, PpoConfig, ValueConfig
+from rlhfkit.config.training import OptimConfig
 from rlhfkit.config.watch import WatchConfig
 from rlhfkit.machine.progress import Progress
 from rlhfkit.rundir.directory import RunDir

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from rlhfkit.config.recipe import AdaptiveKLConfig, FixedKLConfig, OptimConfig, PpoConfig, ValueConfig
+from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, PpoConfig, ValueConfig
+from rlhfkit.config.training import OptimConfig
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline.build import kl_controller
 from rlhfkit.rundir.directory import RunDir

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhfkit.config.recipe import PpoConfig, RolloutConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.models.frozen_layers import Stem
 from rlhfkit.models.language import TextPolicy

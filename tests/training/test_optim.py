@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhfkit.config.recipe import OptimConfig
+from rlhfkit.config.training import OptimConfig
 from rlhfkit.errors import TrainingError
 from rlhfkit.training.optim import Optimizer, dithered, learning_rate_factor
 

@@ -6,7 +6,8 @@ import itertools
 import pytest
 import torch
 
-from rlhfkit.config.recipe import OptimConfig, PpoConfig, ValueConfig
+from rlhfkit.config.ppo import PpoConfig, ValueConfig
+from rlhfkit.config.training import OptimConfig
 from rlhfkit.errors import TrainingError
 from rlhfkit.padding import Sequences
 from rlhfkit.rollout.experience import Experience

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from rlhfkit.config.recipe import PpoConfig, RolloutConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.errors import TrainingError
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.models.policy import PolicyOutput

@@ -8,7 +8,8 @@ from rich.console import Console
 from torch import nn
 
 from rlhfkit.config.control import ControlPpoConfig
-from rlhfkit.config.recipe import OptimConfig, PpoConfig, SftConfig, ValueConfig
+from rlhfkit.config.ppo import PpoConfig, ValueConfig
+from rlhfkit.config.training import OptimConfig, SftConfig
 from rlhfkit.machine.progress import Progress
 from rlhfkit.rundir.atomic import write_json
 from rlhfkit.rundir.contents import read_facts

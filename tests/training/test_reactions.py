@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from rlhfkit.config.control import ControlWatchConfig
-from rlhfkit.config.recipe import AdaptiveKLConfig, FixedKLConfig, OptimConfig, RewardModelConfig
+from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig
+from rlhfkit.config.training import OptimConfig, RewardModelConfig
 from rlhfkit.config.watch import WatchConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.machine.progress import Progress

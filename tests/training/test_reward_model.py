@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rlhfkit.config.recipe import OptimConfig, RewardModelConfig
+from rlhfkit.config.training import OptimConfig, RewardModelConfig
 from rlhfkit.errors import RewardError, TrainingError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.loading import load_classifier

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from rlhfkit.config.recipe import OptimConfig, SftConfig
+from rlhfkit.config.training import OptimConfig, SftConfig
 from rlhfkit.errors import DataError, TrainingError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.encoder import Encoder

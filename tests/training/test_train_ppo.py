@@ -12,7 +12,8 @@ import sys
 import pytest
 import torch
 
-from rlhfkit.config.recipe import AdaptiveKLConfig, FixedKLConfig, OptimConfig, PpoConfig, ValueConfig
+from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, PpoConfig, ValueConfig
+from rlhfkit.config.training import OptimConfig
 from rlhfkit.errors import RewardError, TrainingError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.ppo import AdaptiveKL

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from rlhfkit.config.recipe import PpoConfig, RolloutConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.envs.text import TextStep
 from rlhfkit.machine.progress import Progress, StageProgress
 from rlhfkit.models.attention import WRITTEN_OUT

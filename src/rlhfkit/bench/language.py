@@ -17,7 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlhfkit.bench.limit import Work, generate_work, limit_seconds, ppo_work
-from rlhfkit.config.recipe import OptimConfig, PpoConfig, RolloutConfig, ValueConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig, ValueConfig
+from rlhfkit.config.training import OptimConfig
 from rlhfkit.machine.device import choose_device, keep_freed_memory
 from rlhfkit.machine.dtype import choose_dtype
 from rlhfkit.models.attention import implementations_for

@@ -83,7 +83,7 @@ def label(
         raise typer.BadParameter(f"give one of RUN, --prompts and --pairs; there is {' and '.join(given) or 'none'}")
     if (prompts is None) != (model is None):
         raise typer.BadParameter("--prompts FILE and --model DIR belong together")
-    from rlhfkit.config.recipe import PeopleConfig
+    from rlhfkit.config.feedback import PeopleConfig
     from rlhfkit.feedback.transfer import usable
     from rlhfkit.machine.progress import Progress
     from rlhfkit.pipeline import label_session as session

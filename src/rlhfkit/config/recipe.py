@@ -1,122 +1,35 @@
-"""Every setting of a recipe: one frozen class per section, its help under each field.
+"""A whole recipe: one section of settings for each subject, and what has to fit between them.
 
-A recipe is a TOML file whose tables are the fields of `Recipe`. Nothing computed is stored here, and nothing here
-imports torch, so that `--help` and the check of a recipe are instant.
+A recipe is a TOML file whose tables are the fields of `Recipe`. Each section is a frozen class in a file of its own,
+with its help under each field. Nothing computed is stored here, and nothing here imports torch, so that `--help` and
+the check of a recipe are instant.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated
 
-from pydantic import (
-    Discriminator,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from rlhfkit.config.data import (
-    ContrastConfig,
-    DataConfig,
-    GrammarConfig,
-    GuessRules,
-    GuessTextsConfig,
-    LabelledConfig,
-    RowsConfig,
-    SourceConfig,
-    StoreConfig,
-    TextsConfig,
-)
-from rlhfkit.config.feedback import AnnotatorsConfig, PeopleConfig, PreferencesConfig, SimulatedConfig
-from rlhfkit.config.ppo import (
-    AdaptiveKLConfig,
-    FixedKLConfig,
-    KLConfig,
-    PpoConfig,
-    PpoUpdateConfig,
-    RolloutConfig,
-    ValueConfig,
-    VllmConfig,
-)
+from rlhfkit.config.data import DataConfig, GuessTextsConfig
+from rlhfkit.config.envs import GuessEnvConfig, TextEnvConfig
+from rlhfkit.config.evaluation import EvaluationConfig
+from rlhfkit.config.feedback import PreferencesConfig
+from rlhfkit.config.model import ModelConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.config.rewards import (
     BagOfWordsRewardConfig,
-    ChrfRewardConfig,
-    FunctionRewardConfig,
-    GrammarRewardConfig,
-    HttpRewardConfig,
-    LexiconRewardConfig,
-    MatchRewardConfig,
     MixRewardConfig,
     RewardConfig,
     RewardModelRewardConfig,
-    WeightedRewardConfig,
     parts_of,
     shared_parts,
 )
-from rlhfkit.config.section import LocalPath, Section, type_or
+from rlhfkit.config.section import Section
 from rlhfkit.config.stages import STAGE_SPECS, Stage
-from rlhfkit.config.training import (
-    JudgeConfig,
-    OptimConfig,
-    PretrainConfig,
-    RewardModelConfig,
-    SftConfig,
-)
+from rlhfkit.config.training import JudgeConfig, PretrainConfig, RewardModelConfig, SftConfig
 from rlhfkit.config.watchdog import WatchdogConfig
 
-__all__ = [
-    "SETTINGS_WITHOUT_EFFECT",
-    "AdaptiveKLConfig",
-    "AnnotatorsConfig",
-    "BagOfWordsRewardConfig",
-    "ChrfRewardConfig",
-    "ContrastConfig",
-    "DataConfig",
-    "EvaluationConfig",
-    "FixedKLConfig",
-    "FunctionEnvConfig",
-    "FunctionRewardConfig",
-    "GrammarConfig",
-    "GrammarRewardConfig",
-    "GuessEnvConfig",
-    "GuessTextsConfig",
-    "HttpRewardConfig",
-    "JudgeConfig",
-    "KLConfig",
-    "LabelledConfig",
-    "LexiconRewardConfig",
-    "LoraConfig",
-    "MatchRewardConfig",
-    "MixRewardConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "PeopleConfig",
-    "PpoConfig",
-    "PpoUpdateConfig",
-    "PreferencesConfig",
-    "PretrainConfig",
-    "PretrainedModelConfig",
-    "Recipe",
-    "ReplayEnvConfig",
-    "RewardConfig",
-    "RewardModelConfig",
-    "RewardModelRewardConfig",
-    "RolloutConfig",
-    "RowsConfig",
-    "ScratchModelConfig",
-    "SftConfig",
-    "SimulatedConfig",
-    "SourceConfig",
-    "StoreConfig",
-    "TextEnvConfig",
-    "TextsConfig",
-    "ValueConfig",
-    "VllmConfig",
-    "WatchdogConfig",
-    "WeightedRewardConfig",
-]
+__all__ = ["SETTINGS_WITHOUT_EFFECT", "Recipe"]
 
 SETTINGS_WITHOUT_EFFECT = (
     "batch_episodes",
@@ -131,157 +44,6 @@ SETTINGS_WITHOUT_EFFECT = (
     "token_env",
 )
 """Last names of settings that may change in the middle of a stage: they are about memory, time and faults."""
-
-
-# ── model ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class LoraConfig(Section):
-    """Low-rank adapters instead of full fine-tuning (Hu et al. 2021, arXiv 2106.09685)."""
-
-    rank: PositiveInt = 16
-    """Rank of the update of each weight matrix."""
-    alpha: PositiveFloat = 32.0
-    """Scale of the update; the update is multiplied by alpha / rank."""
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Names of the modules that get an adapter, or "all-linear"."""
-
-
-AnyModelConfig = TypeVar("AnyModelConfig", "PretrainedModelConfig", "ScratchModelConfig")
-
-
-def _adapters_or_layers(model: "AnyModelConfig") -> "AnyModelConfig":
-    """The config as it is. Raises: ValueError where both ways to train less than all are set."""
-    if model.lora is not None and model.num_trained_layers is not None:
-        raise ValueError(
-            f"lora and num_trained_layers = {model.num_trained_layers} are both set, and adapters sit in all layers; "
-            "leave one of them out"
-        )
-    return model
-
-
-class PretrainedModelConfig(Section):
-    """A pre-trained causal language model."""
-
-    type: Literal["pretrained"] = "pretrained"
-    path: Annotated[LocalPath, Field(examples=["DIR-or-hub-id"])]
-    """Directory in Hugging Face format, or a hub id."""
-    revision: str | None = None
-    """Commit or tag on the hub; give one to make a run repeatable."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights in memory, beside float32 masters; "auto": bfloat16 where its products are faster here."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute; "auto" takes an accelerator if there is one."""
-    compile: bool = False
-    """Compile what takes the time (torch.compile): a minute or two at the start, then faster; pays in longer runs."""
-    gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Compute layers a second time in the backward pass, to save memory; "auto": in PPO, where it would not do else."""
-    lora: LoraConfig | None = None
-    """Train adapters instead of all weights, in SFT, reward model, value and PPO alike."""
-    num_trained_layers: PositiveInt | None = None
-    """Train only this many of the last layers; those below are computed once an iteration."""
-    chat_template: LocalPath | None = None
-    """Jinja file for conversations; by default the tokenizer's own, or Human/Assistant transcripts if it has none."""
-    trust_remote_code: bool = False
-    """Execute Python code that comes with the model. Leave this off unless you have read that code."""
-
-    _adapters_or_layers = model_validator(mode="after")(_adapters_or_layers)
-
-
-class ScratchModelConfig(Section):
-    """A small Llama-shaped model with random weights, for the stage `pretrain` to train."""
-
-    type: Literal["scratch"]
-    num_layers: PositiveInt = 2
-    """Transformer layers."""
-    width: PositiveInt = 64
-    """Size of a hidden state."""
-    num_heads: PositiveInt = 4
-    """Attention heads; the width must be a multiple."""
-    vocabulary_tokens: PositiveInt = 512
-    """Upper bound of the byte-level BPE vocabulary, learnt on the pre-training text."""
-    context_tokens: PositiveInt = 128
-    """Longest sequence the model can read."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the weights in memory, beside float32 masters; "auto": bfloat16 where its products are faster here."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute; "auto" takes an accelerator if there is one."""
-    compile: bool = False
-    """Compile what takes the time (torch.compile): a minute or two at the start, then faster; pays in longer runs."""
-    gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Compute layers a second time in the backward pass, to save memory; "auto": in PPO, where it would not do else."""
-    lora: LoraConfig | None = None
-    """Train adapters instead of all weights in the stages after `pretrain`."""
-    num_trained_layers: PositiveInt | None = None
-    """Train only this many of the last layers, after `pretrain`; those below are computed once an iteration."""
-    chat_template: LocalPath | None = None
-    """Jinja file for conversations; by default Human/Assistant transcripts."""
-
-    _adapters_or_layers = model_validator(mode="after")(_adapters_or_layers)
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> "ScratchModelConfig":
-        if self.width % (2 * self.num_heads):
-            raise ValueError(
-                f"width {self.width} is not a multiple of 2 x num_heads = {2 * self.num_heads}; change one of the two"
-            )
-        return self
-
-
-ModelConfig = Annotated[
-    Annotated[PretrainedModelConfig, Tag("pretrained")] | Annotated[ScratchModelConfig, Tag("scratch")],
-    Discriminator(type_or("pretrained")),
-]
-
-# ── environments ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class GuessEnvConfig(GuessRules):
-    """The number-guessing game, whose optimum is known."""
-
-    type: Literal["guess"]
-
-
-class ReplayEnvConfig(Section):
-    """Recorded dialogues: the user says what the user said, and the policy answers in its own words.
-
-    The dialogues are `data.prompts`, in evaluation `data.test_prompts`; every answer gets the score of `reward`.
-    """
-
-    type: Literal["replay"]
-    max_turns: PositiveInt = 3
-    """Turns of the user in an episode, counted from the beginning of the dialogue."""
-
-
-class FunctionEnvConfig(Section):
-    """An environment of your own."""
-
-    type: Literal["function"]
-    function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
-    """`package.module:factory`, importable from the working directory; called without arguments, gives a TextEnv."""
-    max_turns: PositiveInt = 16
-    """Responses after which an episode is cut off, truncated, if the environment has not ended it."""
-    add_reward: bool = False
-    """Pay every response the score of `reward` on top of what the environment pays."""
-    check: bool = True
-    """Try it before anything is trained; false for one that cannot be the same twice, which no run can repeat then."""
-
-
-TextEnvConfig = Annotated[GuessEnvConfig | ReplayEnvConfig | FunctionEnvConfig, Field(discriminator="type")]
-
-
-class EvaluationConfig(Section):
-    """Before and after, on held-out prompts."""
-
-    num_prompts: PositiveInt = 256
-    """Held-out prompts; the SFT model and the policy answer each of them once."""
-    judge: RewardConfig | None = None
-    """Independent judge; by default this run's, if there is a stage `judge`."""
-    metric: Literal["none", "classification", "translation"] = "none"
-    """What the field measures, of the likeliest responses against those that the rows give: accuracy and macro-F1, or
-    chrF and BLEU. With it no judge is needed."""
-    num_samples: PositiveInt = 12
-    """Pairs of responses shown side by side in the report."""
 
 
 class Recipe(Section):

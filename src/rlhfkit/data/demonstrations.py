@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
-from rlhfkit.config.recipe import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig, StoreConfig
+from rlhfkit.config.data import (
+    ContrastConfig,
+    GrammarConfig,
+    LabelledConfig,
+    SourceConfig,
+    StoreConfig,
+)
 from rlhfkit.data import grammar
 from rlhfkit.data.formats import make_prompt, make_response, read_answered_prompt
 from rlhfkit.data.known_forms import in_known_form, marks_a_bad_answer

@@ -14,8 +14,7 @@ import random
 import re
 from typing import Any
 
-from rlhfkit.config.data import has_formats
-from rlhfkit.config.recipe import LabelledConfig, RowsConfig
+from rlhfkit.config.data import LabelledConfig, RowsConfig, has_formats
 from rlhfkit.data.conversations import as_messages, part_dialogues, read_messages, read_text, read_transcript
 from rlhfkit.data.rows import MissingColumnError, Row, listed
 from rlhfkit.errors import DataError

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rlhfkit.config.recipe import RowsConfig
+from rlhfkit.config.data import RowsConfig
 from rlhfkit.data.prompts import load_prompts
 from rlhfkit.data.texts import load_texts
 from rlhfkit.errors import DataError

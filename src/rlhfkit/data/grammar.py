@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from rlhfkit.config.recipe import GrammarConfig
+from rlhfkit.config.data import GrammarConfig
 from rlhfkit.data.rows import Loaded, SourceFile
 from rlhfkit.errors import DataError
 from rlhfkit.records import Demonstration, Preference, Prompt

@@ -13,8 +13,7 @@ A column that is one of ours already is left as it is.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from rlhfkit.config.data import has_formats
-from rlhfkit.config.recipe import RowsConfig
+from rlhfkit.config.data import RowsConfig, has_formats
 from rlhfkit.data.conversations import as_messages
 from rlhfkit.data.rows import Row, described
 from rlhfkit.errors import DataError

@@ -3,7 +3,7 @@
 from operator import itemgetter
 from pathlib import Path
 
-from rlhfkit.config.recipe import LabelledConfig
+from rlhfkit.config.data import LabelledConfig
 from rlhfkit.data.conversations import read_text
 from rlhfkit.data.formats import make_prompt, need
 from rlhfkit.data.loading import load_rows

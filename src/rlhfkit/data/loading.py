@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from rlhfkit.config.recipe import RowsConfig
+from rlhfkit.config.data import RowsConfig
 from rlhfkit.data.notes import notes_on, notes_on_joins
 from rlhfkit.data.remedies import remedy_for_missing
 from rlhfkit.data.rows import Loaded, MissingColumnError, OnBadRow, Row, read_rows

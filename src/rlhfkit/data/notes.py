@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlhfkit.config.recipe import RowsConfig
+from rlhfkit.config.data import RowsConfig
 from rlhfkit.data.formats import OWN_COLUMNS
 from rlhfkit.data.known_forms import used_columns
 from rlhfkit.data.rows import Row, listed

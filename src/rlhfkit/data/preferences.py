@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rlhfkit.config.recipe import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig, StoreConfig
+from rlhfkit.config.data import (
+    ContrastConfig,
+    GrammarConfig,
+    LabelledConfig,
+    SourceConfig,
+    StoreConfig,
+)
 from rlhfkit.data import grammar
 from rlhfkit.data.formats import make_prompt, make_response, read_pair
 from rlhfkit.data.known_forms import in_known_form

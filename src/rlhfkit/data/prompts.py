@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhfkit.config.recipe import ContrastConfig, GrammarConfig, LabelledConfig, SourceConfig, StoreConfig
+from rlhfkit.config.data import (
+    ContrastConfig,
+    GrammarConfig,
+    LabelledConfig,
+    SourceConfig,
+    StoreConfig,
+)
 from rlhfkit.data import grammar
 from rlhfkit.data.formats import make_prompt, read_prompt
 from rlhfkit.data.known_forms import in_known_form, marks_a_bad_answer

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from rlhfkit.config.recipe import RowsConfig
+from rlhfkit.config.data import RowsConfig
 from rlhfkit.data.files import close_names, decode, not_found, read_bytes, refuse_if_unpacked_is_too_large, unpacked
 from rlhfkit.errors import DataError, MissingDependencyError
 

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from rlhfkit.config.recipe import (
+from rlhfkit.config.data import (
     ContrastConfig,
     GrammarConfig,
     GuessTextsConfig,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from rlhfkit.config.recipe import PretrainedModelConfig
+from rlhfkit.config.model import PretrainedModelConfig
 from rlhfkit.doctor.findings import Finding, fault, ok, warning
 from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.loading import load_tokenizer

@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlhfkit.config.recipe import PpoConfig, Recipe, RolloutConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.diagnosis.limits import OTHER_TEMPERATURE, STRANGE_DEVIATIONS, STRANGE_NATS
 from rlhfkit.doctor.budget import scored_within
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning

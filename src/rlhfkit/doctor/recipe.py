@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rlhfkit.config.control import ControlRecipe
+from rlhfkit.config.feedback import PeopleConfig
 from rlhfkit.config.load import LoadedRecipe
-from rlhfkit.config.recipe import (
+from rlhfkit.config.model import PretrainedModelConfig
+from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.rewards import (
     BagOfWordsRewardConfig,
     MixRewardConfig,
-    PeopleConfig,
-    PretrainedModelConfig,
-    Recipe,
     RewardConfig,
     RewardModelRewardConfig,
 )

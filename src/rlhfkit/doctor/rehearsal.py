@@ -17,8 +17,10 @@ from typing import TypeVar
 import torch
 
 from rlhfkit.config.control import ControlRecipe
+from rlhfkit.config.feedback import PeopleConfig, PreferencesConfig
 from rlhfkit.config.load import LoadedRecipe
-from rlhfkit.config.recipe import PeopleConfig, PpoConfig, PreferencesConfig, Recipe, RolloutConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import STAGE_SPECS, Stage
 from rlhfkit.config.training import SupervisedConfig
 from rlhfkit.data import load_prompts

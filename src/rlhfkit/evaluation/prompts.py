@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.evaluation.prompts import share_estimate
 from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rlhfkit.config.recipe import StoreConfig
+from rlhfkit.config.data import StoreConfig
 from rlhfkit.data.rows import Loaded, SourceFile
 from rlhfkit.errors import DataError, StoreError
 from rlhfkit.feedback.exchange import Aggregated, preferences_of

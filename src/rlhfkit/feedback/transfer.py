@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhfkit.config.feedback import usable_database
-from rlhfkit.config.recipe import (
-    Recipe,
-)
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.errors import ConfigError, DataError
 from rlhfkit.feedback.exchange import (
     ExportFormat,

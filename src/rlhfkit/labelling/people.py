@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhfkit.config.recipe import PeopleConfig, PreferencesConfig, SimulatedConfig
+from rlhfkit.config.feedback import PeopleConfig, PreferencesConfig, SimulatedConfig
 from rlhfkit.errors import ConfigError, RlhfkitError, StoreError
 from rlhfkit.feedback.source import is_missing
 from rlhfkit.feedback.states import StoreSettings

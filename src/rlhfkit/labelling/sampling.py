@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlhfkit.config.recipe import PeopleConfig, PreferencesConfig, RolloutConfig
+from rlhfkit.config.feedback import PeopleConfig, PreferencesConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.active.choose import choose_pairs
 from rlhfkit.feedback.active.features import text_features

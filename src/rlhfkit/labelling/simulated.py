@@ -6,7 +6,7 @@ from itertools import islice
 
 import numpy as np
 
-from rlhfkit.config.recipe import SimulatedConfig
+from rlhfkit.config.feedback import SimulatedConfig
 from rlhfkit.errors import ShapeError
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.votes import Choice, Pair, Vote

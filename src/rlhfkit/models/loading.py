@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from rlhfkit.config.recipe import PretrainedModelConfig
+from rlhfkit.config.model import PretrainedModelConfig
 from rlhfkit.errors import ModelError
 from rlhfkit.models.attention import WRITTEN_OUT, implementations_for
 from rlhfkit.models.fast.activation import use_fast_activations

@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhfkit.config.recipe import LoraConfig
+from rlhfkit.config.model import LoraConfig
 from rlhfkit.errors import ConfigError
 
 __all__ = ["add_lora", "merged", "merged_weights", "unwrapped"]

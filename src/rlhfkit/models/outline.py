@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from rlhfkit.config.recipe import PretrainedModelConfig, Recipe
+from rlhfkit.config.model import PretrainedModelConfig
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import Stage
 from rlhfkit.errors import ConfigError, ModelError
 from rlhfkit.models.inspection import refuse_more_than_text, refuse_quantized

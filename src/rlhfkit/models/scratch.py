@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rlhfkit.config.recipe import ScratchModelConfig
+from rlhfkit.config.model import ScratchModelConfig
 from rlhfkit.machine.seeding import seed_everything
 from rlhfkit.models.attention import implementations_for
 

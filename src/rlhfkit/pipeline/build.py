@@ -11,16 +11,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhfkit.config.envs import FunctionEnvConfig, GuessEnvConfig, ReplayEnvConfig, TextEnvConfig
+from rlhfkit.config.model import PretrainedModelConfig, ScratchModelConfig
 from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, KLConfig
-from rlhfkit.config.recipe import (
-    FunctionEnvConfig,
-    GuessEnvConfig,
-    PretrainedModelConfig,
-    Recipe,
-    ReplayEnvConfig,
-    ScratchModelConfig,
-    TextEnvConfig,
-)
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.rewards import (
     BagOfWordsRewardConfig,
     ChrfRewardConfig,

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rlhfkit.config.recipe import (
+from rlhfkit.config.model import PretrainedModelConfig
+from rlhfkit.config.rewards import (
     BagOfWordsRewardConfig,
     MixRewardConfig,
-    PretrainedModelConfig,
     RewardConfig,
     RewardModelRewardConfig,
 )

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhfkit.config.control import ControlRecipe
-from rlhfkit.config.recipe import PretrainedModelConfig, Recipe
+from rlhfkit.config.model import PretrainedModelConfig
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.data import find_overlap, load_prompts
 from rlhfkit.errors import CheckpointError, ConfigError
 from rlhfkit.evaluation.episodes import compare_episodes

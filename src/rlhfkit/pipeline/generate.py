@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlhfkit.config.control import ControlRecipe
-from rlhfkit.config.recipe import PretrainedModelConfig, RolloutConfig
+from rlhfkit.config.model import PretrainedModelConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import ConfigError, ModelError
 from rlhfkit.machine.device import choose_device
 from rlhfkit.machine.dtype import choose_dtype

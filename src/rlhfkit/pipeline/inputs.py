@@ -10,21 +10,20 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from rlhfkit.config.recipe import (
+from rlhfkit.config.data import SourceConfig, StoreConfig
+from rlhfkit.config.envs import FunctionEnvConfig
+from rlhfkit.config.feedback import PreferencesConfig
+from rlhfkit.config.model import PretrainedModelConfig
+from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.rewards import (
     BagOfWordsRewardConfig,
-    FunctionEnvConfig,
     FunctionRewardConfig,
     GrammarRewardConfig,
     LexiconRewardConfig,
-    PreferencesConfig,
-    PretrainedModelConfig,
-    Recipe,
     RewardConfig,
     RewardModelRewardConfig,
-    SourceConfig,
-    StoreConfig,
+    parts_of,
 )
-from rlhfkit.config.rewards import parts_of
 from rlhfkit.config.stages import STAGE_SPECS, Stage
 from rlhfkit.data import (
     Loaded,

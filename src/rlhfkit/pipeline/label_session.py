@@ -9,16 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhfkit.config.control import ControlRecipe
+from rlhfkit.config.data import DataConfig, RowsConfig
+from rlhfkit.config.feedback import PeopleConfig, PreferencesConfig
 from rlhfkit.config.load import load_recipe
-from rlhfkit.config.recipe import (
-    DataConfig,
-    PeopleConfig,
-    PreferencesConfig,
-    PretrainedModelConfig,
-    Recipe,
-    RolloutConfig,
-    RowsConfig,
-)
+from rlhfkit.config.model import PretrainedModelConfig
+from rlhfkit.config.ppo import RolloutConfig
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.data import load_prompts
 from rlhfkit.errors import ConfigError
 from rlhfkit.feedback.exchange import (

@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhfkit.config.load import LoadedRecipe
-from rlhfkit.config.recipe import (
-    BagOfWordsRewardConfig,
-    PretrainedModelConfig,
-    Recipe,
-    RewardConfig,
-    RewardModelRewardConfig,
-)
+from rlhfkit.config.model import PretrainedModelConfig
+from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.rewards import BagOfWordsRewardConfig, RewardConfig, RewardModelRewardConfig
 from rlhfkit.config.stages import STAGE_SPECS, ModelName, Stage
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import Progress

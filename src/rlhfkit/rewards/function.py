@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from rlhfkit.config.callables import import_named, shown_error, switches_kept
-from rlhfkit.config.recipe import FunctionRewardConfig
+from rlhfkit.config.rewards import FunctionRewardConfig
 from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.binding import Binding, bind

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import torch
 
-from rlhfkit.config.recipe import HttpRewardConfig
+from rlhfkit.config.rewards import HttpRewardConfig
 from rlhfkit.config.secrets import filled, hidden, remember
 from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.rewards.source import ScoredText, check_scores

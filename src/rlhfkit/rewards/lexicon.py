@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rlhfkit.config.recipe import LexiconRewardConfig
+from rlhfkit.config.rewards import LexiconRewardConfig
 from rlhfkit.errors import DataError
 from rlhfkit.rewards.source import ScoredText, check_scores
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhfkit.config.recipe import RewardModelRewardConfig
+from rlhfkit.config.rewards import RewardModelRewardConfig
 from rlhfkit.errors import ConfigError, DataError, ModelError
 from rlhfkit.models.chat_template import ChatTemplate, TemplateFailure, transcript_template
 from rlhfkit.models.cutting import cut

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.padding import Sequences
 from rlhfkit.rollout.generation import Response, generate

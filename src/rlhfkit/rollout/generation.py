@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import ConfigError, GenerationError
 from rlhfkit.machine.fast_paths import agree
 from rlhfkit.models.attention import additive_masks

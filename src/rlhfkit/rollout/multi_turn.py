@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from rlhfkit.config.recipe import PpoConfig, RolloutConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.envs.text import TextEnv, TextEnvFactory, TextStep, begin, proceed
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.machine.watchdog import phase

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.config.ppo import RolloutConfig
 
 __all__ = ["draw", "next_token", "nucleus", "truncated"]
 

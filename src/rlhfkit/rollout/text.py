@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rlhfkit.config.recipe import PpoConfig, RolloutConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.machine.seeding import derive_seed, shuffled
 from rlhfkit.machine.watchdog import phase
 from rlhfkit.models.encoder import EncodedPrompt

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhfkit.config.recipe import PpoConfig
+from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import TextPolicy, spread
 from rlhfkit.padding import Sequences, microbatches

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import torch
 
-from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import ConfigError, GenerationError, MissingDependencyError
 from rlhfkit.machine.seeding import capture_rng, restore_rng
 from rlhfkit.models.language import LanguageModel

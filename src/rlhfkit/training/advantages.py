@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlhfkit.config.control import ControlPpoConfig
-from rlhfkit.config.recipe import PpoConfig
+from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.ppo import gae, grpo_advantages, masked_var, rloo_advantages, spread_over_tokens, whiten
 from rlhfkit.rollout.experience import Experience
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhfkit.config.recipe import PpoConfig, RolloutConfig
+from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.machine.device import available_bytes, held_bytes
 from rlhfkit.machine.dtype import bfloat16_saves

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from rlhfkit.config.recipe import OptimConfig
+from rlhfkit.config.training import OptimConfig
 from rlhfkit.errors import TrainingError
 from rlhfkit.machine.seeding import derive_seed
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhfkit.config.control import ControlPpoConfig
-from rlhfkit.config.recipe import PpoConfig
+from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.diagnosis.limits import KL_PATIENCE
 from rlhfkit.errors import ConfigError, TrainingError
 from rlhfkit.machine.interrupts import interrupts_wait

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhfkit.config.recipe import RewardModelConfig
+from rlhfkit.config.training import RewardModelConfig
 from rlhfkit.errors import RewardError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import Metrics

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from rlhfkit.config.recipe import SftConfig
+from rlhfkit.config.training import SftConfig
 from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import Metrics
 from rlhfkit.models.attention import additive_masks

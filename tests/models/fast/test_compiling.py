@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from rlhfkit.config.recipe import RolloutConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.models.fast import weight_layout as reordering
 from rlhfkit.models.fast.compiling import why_no_compiler
 from rlhfkit.models.language import LanguageModel, TextPolicy

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from rlhfkit.config.recipe import LoraConfig, RolloutConfig
+from rlhfkit.config.model import LoraConfig
+from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import GenerationError
 from rlhfkit.models.fast import weight_layout as reordering
 from rlhfkit.models.fast.weight_layout import ReorderedWeights
