@@ -1,6 +1,7 @@
 """Numbers in words, for report, diagnosis and command line alike."""
 
 __all__ = [
+    "duration",
     "number",
     "percent",
     "score",
@@ -35,3 +36,13 @@ def percent(value: float | None) -> str:
     if value is None or value != value:
         return "–"
     return f"{100 * value:.{1 if 0 < value < 0.01 or 0.99 < value < 1 else 0}f}\u202f%"
+
+
+def duration(seconds: float, *, digits: int | None = None) -> str:
+    """As "45 s", "6 min 12 s", "2 h 05 min"; below a minute with so many significant digits."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole if digits is None else number(seconds, digits)} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -14,8 +14,9 @@ from rlhfkit.diagnosis.limits import (
     USUAL_CLIP_FRACTION,
 )
 from rlhfkit.diagnosis.verdict import Verdict, accuracy_interval, rival_of_reward_model
-from rlhfkit.rundir.contents import Facts, Row, curve, ends, finite
+from rlhfkit.rundir.contents import Facts, Row, curve, ends
 from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.lines import finite_or_none
 from rlhfkit.rundir.results import ControlEvaluation, read_results
 from rlhfkit.stats.intervals import Z
 from rlhfkit.wording import number, percent
@@ -72,9 +73,9 @@ def rise_of_returns(values: Sequence[float]) -> tuple[float, float, float, float
 
 
 def _prompts_of_iteration(facts: Facts, rows: Sequence[Row]) -> float:
-    episodes = finite(facts.setting("ppo", "rollout_episodes")) or 1.0
-    drawn = episodes / (finite(facts.setting("ppo", "group_size")) or 1.0)
-    distinct = finite(rows[-1].get("rollout/num_distinct_prompts"))
+    episodes = finite_or_none(facts.setting("ppo", "rollout_episodes")) or 1.0
+    drawn = episodes / (finite_or_none(facts.setting("ppo", "group_size")) or 1.0)
+    distinct = finite_or_none(rows[-1].get("rollout/num_distinct_prompts"))
     return drawn if distinct is None else min(drawn, distinct)
 
 
@@ -98,7 +99,7 @@ def _in_ppo(facts: Facts, rows: Sequence[Row], wrong: set[str], verdict: Verdict
             f"The score of sampled responses rose from {number(rise[0])} to {number(rise[1])} ({percent(0.95)} "
             f"interval of the difference {number(rise[2])} to {number(rise[3])})."
         )
-    target = finite(facts.setting("ppo", "kl", "target"))
+    target = finite_or_none(facts.setting("ppo", "kl", "target"))
     kl = both("ref_kl/sequence", "kl_exploding", "kl_negative", "kl_over_limit", "kl_weightless", "nothing_moves")
     if kl and (target is None or kl[1] <= KL_CAUTION_TIMES_TARGET * target):
         aim = "" if target is None else f" (target {number(target)})"
@@ -132,7 +133,7 @@ def unusual_in(facts: Facts, wrong: set[str]) -> Iterator[str]:
 def _in_control(facts: Facts, run: RunDir, wrong: set[str]) -> Iterator[str]:
     by_seed: dict[float, list[Row]] = {}
     for row in facts.metrics["control"]:
-        by_seed.setdefault(finite(row.get("seed")) or 0.0, []).append(row)
+        by_seed.setdefault(finite_or_none(row.get("seed")) or 0.0, []).append(row)
     rises = {seed: rise_of_returns(curve(rows, "episode_return/mean")[1]) for seed, rows in by_seed.items()}
     clear = {seed: rise for seed, rise in rises.items() if rise is not None and rise[2] > 0}
     if clear and not wrong & {"reward_flat", "reward_falling"}:

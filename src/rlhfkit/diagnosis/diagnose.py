@@ -24,8 +24,9 @@ from rlhfkit.diagnosis.limits import CHANCE
 from rlhfkit.diagnosis.result_rules import findings_of, settings_of
 from rlhfkit.diagnosis.verdict import Verdict, cautions_of_reward_model, judge_run
 from rlhfkit.rundir.atomic import read_json
-from rlhfkit.rundir.contents import Facts, Row, finite, read_facts
+from rlhfkit.rundir.contents import Facts, Row, read_facts
 from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.lines import finite_or_none
 from rlhfkit.rundir.lock import is_locked
 from rlhfkit.wording import number
 
@@ -201,7 +202,7 @@ def _too_early(facts: Facts) -> str:
 
 
 def _rounds(facts: Facts, run: RunDir) -> Iterator[tuple[int, Facts]]:
-    for round_number in range(1, int(finite(facts.setting("rounds")) or 1) + 1):
+    for round_number in range(1, int(finite_or_none(facts.setting("rounds")) or 1) + 1):
         if run.round(round_number).is_run():
             yield round_number, read_facts(run.round(round_number))
 
@@ -225,7 +226,7 @@ def _of_curves(stage: str, facts: Facts, round_number: int | None) -> Iterator[P
     settings = settings_of(stage, facts)
     by_seed: dict[float | None, list[Row]] = {}
     for row in facts.metrics[stage]:
-        by_seed.setdefault(finite(row.get("seed")), []).append(row)
+        by_seed.setdefault(finite_or_none(row.get("seed")), []).append(row)
     found: dict[str, tuple[Named, list[int]]] = {}
     for seed, rows in by_seed.items():
         if stage in facts.finished:
@@ -355,9 +356,9 @@ def _last_row(facts: Facts, stage: str) -> str:
     rows = facts.metrics.get(stage, ())
     if not rows:
         return "which has written no metrics yet"
-    seed = finite(rows[-1].get("seed"))
-    last = f"last iteration {number(finite(rows[-1].get('iteration')) or 0.0)}"
-    total = finite(facts.setting("ppo", "iterations")) if stage == "ppo" else None
+    seed = finite_or_none(rows[-1].get("seed"))
+    last = f"last iteration {number(finite_or_none(rows[-1].get('iteration')) or 0.0)}"
+    total = finite_or_none(facts.setting("ppo", "iterations")) if stage == "ppo" else None
     return f"{last}{f' of {number(total)}' if total else ''}{'' if seed is None else f' of seed {number(seed)}'}"
 
 
@@ -387,7 +388,7 @@ def _done(parts: Sequence[tuple[int | None, Facts]]) -> Iterator[str]:
                 if actions:
                     rules = [name.removeprefix(WATCH) for name in row if _names_rule(name)]
                     at = "" if round_number is None else f"round {round_number}, "
-                    seed = finite(row.get("seed"))
+                    seed = finite_or_none(row.get("seed"))
                     of_seed = "" if seed is None else f" of seed {number(seed)}"
                     yield f"{at}iteration {row.get('iteration')}{of_seed}: {', '.join(rules)}: {'; '.join(actions)}"
 
@@ -397,11 +398,11 @@ def _names_rule(name: str) -> bool:
 
 
 def _actions(row: Row) -> Iterator[str]:
-    if (to := finite(row.get("watch/rolled_back_to"))) is not None:
+    if (to := finite_or_none(row.get("watch/rolled_back_to"))) is not None:
         yield "the weights went back to those " + (f"of iteration {number(to)}" if to >= 0 else "that PPO began with")
-    if (factor := finite(row.get("watch/learning_rate_factor"))) is not None:
+    if (factor := finite_or_none(row.get("watch/learning_rate_factor"))) is not None:
         yield f"the learning rates became {number(factor)} of the recipe's"
-    if (coef := finite(row.get("watch/kl_coef"))) is not None:
+    if (coef := finite_or_none(row.get("watch/kl_coef"))) is not None:
         yield f"the KL coefficient became {number(coef)}"
     if row.get("watch/stopped"):
         yield "the stage ended"

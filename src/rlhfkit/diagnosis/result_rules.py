@@ -11,7 +11,8 @@ from rlhfkit.diagnosis.limits import CHANCE, FEW_PAIRS, MANY_CUT
 from rlhfkit.diagnosis.rules import length
 from rlhfkit.diagnosis.trends import kl_remedies, shown
 from rlhfkit.diagnosis.verdict import accuracy_interval, is_at_chance, judge_run
-from rlhfkit.rundir.contents import Facts, finite
+from rlhfkit.rundir.contents import Facts
+from rlhfkit.rundir.lines import finite_or_none
 from rlhfkit.rundir.results import ModelResults, RewardModelResults
 from rlhfkit.stats.intervals import is_clearly_lower
 from rlhfkit.wording import number, percent
@@ -42,10 +43,10 @@ def settings_of(stage: str, facts: Facts) -> dict[str, Any]:
 
 def _demonstrations_cut(facts: Facts) -> Iterator[Finding]:
     record = facts.finished.get("sft", {})
-    num, cut = finite(record.get("num_demonstrations")), finite(record.get("num_cut"))
+    num, cut = finite_or_none(record.get("num_demonstrations")), finite_or_none(record.get("num_cut"))
     if not num or not cut or cut < MANY_CUT * num:
         return
-    limit = finite(facts.setting("sft", "max_tokens"))
+    limit = finite_or_none(facts.setting("sft", "max_tokens"))
     longer = () if limit is None else (_raised("sft.max_tokens", limit, note="more than the longest demonstration"),)
     yield Finding(
         "demonstrations_cut",
@@ -92,16 +93,16 @@ def _more_pairs(results: RewardModelResults) -> tuple[str, ...]:
 def _better_reward_model(facts: Facts, results: RewardModelResults) -> Iterator[Remedy]:
     makes_pairs = "preferences" in (facts.setting("stages") or ())
     if results.num_pairs < FEW_PAIRS and makes_pairs:
-        held = finite(facts.setting("preferences", "num_test_pairs"))
+        held = finite_or_none(facts.setting("preferences", "num_test_pairs"))
         if held is not None and held < FEW_PAIRS:
             yield Remedy("preferences.num_test_pairs", str(FEW_PAIRS), number(held))
-    if (pairs := finite(facts.setting("preferences", "num_pairs"))) and "preferences" in (
+    if (pairs := finite_or_none(facts.setting("preferences", "num_pairs"))) and "preferences" in (
         facts.setting("stages") or ()
     ):
         yield Remedy("preferences.num_pairs", str(int(2 * pairs)), str(int(pairs)))
-    if rate := finite(facts.setting("reward_model", "optim", "learning_rate")):
+    if rate := finite_or_none(facts.setting("reward_model", "optim", "learning_rate")):
         yield _raised("reward_model.optim.learning_rate", rate, factor=3)
-    if epochs := finite(facts.setting("reward_model", "epochs")):
+    if epochs := finite_or_none(facts.setting("reward_model", "epochs")):
         yield Remedy(
             "reward_model.epochs", str(int(epochs) + 1), str(int(epochs)), note="more, while validation/loss falls"
         )
@@ -144,7 +145,7 @@ def _nearer(facts: Facts) -> tuple[Remedy, ...]:
 
 
 def _shorter(facts: Facts) -> tuple[Remedy, ...]:
-    num = finite(facts.setting("ppo", "iterations"))
+    num = finite_or_none(facts.setting("ppo", "iterations"))
     if num is None or num < 2:
         return ()
     return (Remedy("ppo.iterations", str(int(num // 2)), str(int(num)), note="as many as until the judge was best"),)
@@ -190,4 +191,4 @@ def _side_effects(facts: Facts) -> Iterator[Finding]:
 
 
 def _both(before: ModelResults, after: ModelResults, key: str) -> tuple[float | None, float | None]:
-    return finite(getattr(before, key)), finite(getattr(after, key))
+    return finite_or_none(getattr(before, key)), finite_or_none(getattr(after, key))

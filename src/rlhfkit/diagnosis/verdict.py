@@ -13,7 +13,8 @@ from rlhfkit.diagnosis.limits import (
     PERPLEXITY_CAUTION_FACTOR,
     VARIETY_CAUTION_FACTOR,
 )
-from rlhfkit.rundir.contents import Facts, Row, curve, ends, finite
+from rlhfkit.rundir.contents import Facts, Row, curve, ends
+from rlhfkit.rundir.lines import finite_or_none
 from rlhfkit.rundir.results import Evaluation, Measure, RewardModelResults, TaskResults, WinRate
 from rlhfkit.stats.intervals import is_clearly_lower, share_interval
 from rlhfkit.wording import number, percent, score
@@ -158,7 +159,7 @@ def _judge_training(facts: Facts) -> Verdict:
         reasons = "PPO has not begun. Whether the responses get better is for the evaluation to say."
         return Verdict("open", "Too early to say.", reasons, list(cautions_of_reward_model(facts)))
     first, last = ends(scores)
-    total = finite(facts.setting("ppo", "iterations"))
+    total = finite_or_none(facts.setting("ppo", "iterations"))
     reasons = (
         f"PPO has done {len(scores)}{f' of {number(total)}' if total else ''} iterations. The score of the responses "
         f"sampled in training went from {score(first)} to {score(last)} (means of the first and the last tenth). "
@@ -181,7 +182,7 @@ def _cautions(facts: Facts, evaluation: Evaluation) -> list[str]:
             num=evaluation.num_prompts,
             wants_variety=not evaluation.reward_is_truth,
         )
-    target = finite(facts.setting("ppo", "kl", "target"))
+    target = finite_or_none(facts.setting("ppo", "kl", "target"))
     if target and after is not None and after.ref_kl is not None and after.ref_kl > KL_CAUTION_TIMES_TARGET * target:
         found.append(f"The KL to the reference is {number(after.ref_kl)} nats, far above its target {number(target)}.")
     if evaluation.num_prompts < FEW_COMPARED:
@@ -192,7 +193,7 @@ def _cautions(facts: Facts, evaluation: Evaluation) -> list[str]:
 
 def _side_effects(before: Row, after: Row, *, num: int, wants_variety: bool) -> Iterator[str]:
     def both(key: str) -> tuple[float, float] | None:
-        old, new = finite(before.get(key)), finite(after.get(key))
+        old, new = finite_or_none(before.get(key)), finite_or_none(after.get(key))
         return None if old is None or new is None or old <= 0 else (old, new)
 
     eos = both("eos_rate")

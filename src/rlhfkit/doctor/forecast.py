@@ -21,9 +21,9 @@ from rlhfkit.doctor.rehearsal import StageForecast, rehearse
 from rlhfkit.doctor.system import nearest
 from rlhfkit.errors import ConfigError, RlhfkitError
 from rlhfkit.machine.dtype import DtypeChoice
-from rlhfkit.machine.progress import duration
 from rlhfkit.pipeline.build import Builder
 from rlhfkit.rundir.directory import RunDir
+from rlhfkit.wording import duration
 
 __all__ = ["examine_forecast"]
 

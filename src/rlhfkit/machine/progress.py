@@ -10,8 +10,9 @@ from rich.progress import Progress as Bars
 
 from rlhfkit.config.secrets import hidden
 from rlhfkit.machine.watchdog import sign_of_life
+from rlhfkit.wording import duration
 
-__all__ = ["Progress", "StageProgress", "duration"]
+__all__ = ["Progress", "StageProgress"]
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -128,13 +129,3 @@ class StageProgress:
     def summary(self) -> str:
         """As "100/100 iterations in 6 min 12 s · score 1.23"."""
         return " · ".join(part for part in (f"{self.count()} in {duration(self.seconds())}", self.detail) if part)
-
-
-def duration(seconds: float) -> str:
-    """As "45 s", "6 min 12 s", "2 h 05 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from rlhfkit.report.svg import Chart, Level, Series, line_chart
-from rlhfkit.rundir.contents import Facts, Row, finite
+from rlhfkit.rundir.contents import Facts, Row
 from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.lines import finite_or_none
 from rlhfkit.rundir.results import ControlEvaluation, SeedResult, read_results
 from rlhfkit.wording import number
 
@@ -121,7 +122,7 @@ def _curve_over_seeds(rows: Sequence[Row], key: str, *, title: str, unit: str, c
     """Mean over seeds at each iteration that all of them have, by environment steps."""
     by_iteration: dict[float, list[tuple[float, float]]] = {}
     for row in rows:
-        value, steps, iteration = (finite(row.get(name)) for name in (key, "env_steps", "iteration"))
+        value, steps, iteration = (finite_or_none(row.get(name)) for name in (key, "env_steps", "iteration"))
         if value is not None and steps is not None and iteration is not None:
             by_iteration.setdefault(iteration, []).append((steps, value))
     if not by_iteration:

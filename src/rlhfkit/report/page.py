@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,11 @@ from rlhfkit.report.plots import further_ppo_charts, ppo_charts, reward_model_ch
 from rlhfkit.report.rounds import rounds_page
 from rlhfkit.report.svg import Colour
 from rlhfkit.rundir.atomic import write_atomically
-from rlhfkit.rundir.contents import Facts, Row, curve, ends, finite, read_facts
+from rlhfkit.rundir.contents import Facts, Row, curve, ends, read_facts
 from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.lines import finite_or_none
 from rlhfkit.rundir.results import Estimate, Evaluation, Measure, WinRate
-from rlhfkit.wording import number, percent, score
+from rlhfkit.wording import duration, number, percent, score
 
 __all__ = ["render_report", "report_or_warn", "write_report"]
 
@@ -59,7 +61,7 @@ def render_report(run: RunDir) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent, score=score, duration=_duration)
+    environment.filters.update(number=number, percent=percent, score=score, duration=partial(duration, digits=2))
     settings, origin = _settings(facts.config), list(_origin(facts))
     environment.globals["problems"] = problems_in_report(facts, run)
     if run.is_control():
@@ -105,10 +107,10 @@ def _stage_progress(facts: Facts) -> list[StageProgress]:
     progress = []
     for name in facts.setting("stages") or [name for name in STAGE_SPECS if name in known]:
         record = timed.get(name)
-        seconds = finite(record.get("seconds")) if isinstance(record, dict) else None
+        seconds = finite_or_none(record.get("seconds")) if isinstance(record, dict) else None
         rows = facts.metrics.get(name, ())
         done = name in facts.finished or seconds is not None or outputs.get(name) is not None
-        total = finite(facts.setting("ppo", "iterations")) if name == "ppo" else None
+        total = finite_or_none(facts.setting("ppo", "iterations")) if name == "ppo" else None
         note = f"iteration {len(rows)}{f' of {number(total)}' if total else ''}" if rows and not done else ""
         state: Literal["done", "running", "to come"] = "done" if done else "running" if rows else "to come"
         progress.append(StageProgress(title_of(str(name)), state, seconds, note))
@@ -309,12 +311,12 @@ def _development(samples: Sequence[Row]) -> list[list[Moment]]:
             iteration=int(iteration),
             prompt=str(row.get("prompt", "")),
             response=str(row.get("response", "")),
-            score=finite(row.get("score")),
-            ref_kl=finite(row.get("ref_kl")),
+            score=finite_or_none(row.get("score")),
+            ref_kl=finite_or_none(row.get("ref_kl")),
             is_cut=row.get("finish_reason") == "length",
         )
         for row in samples
-        if (iteration := finite(row.get("iteration"))) is not None
+        if (iteration := finite_or_none(row.get("iteration"))) is not None
     ]
     by_prompt: dict[str, dict[int, Moment]] = {}
     by_iteration: dict[int, Moment] = {}
@@ -386,13 +388,3 @@ def _compact(value: object) -> str:
         return "–"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return re.sub(r"://[^/@\s]+@", "://…@", text)
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as people say them: "8.1 s", "3 min 20 s", "2 h 05 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{number(seconds, 2)} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

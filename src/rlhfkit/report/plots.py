@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from rlhfkit.config.stages import title_of
 from rlhfkit.diagnosis.verdict import BASELINE_NAMES
 from rlhfkit.report.svg import Bar, Chart, Colour, Level, Series, bar_chart, line_chart, path_chart, reliability_chart
-from rlhfkit.rundir.contents import Facts, curve, finite
+from rlhfkit.rundir.contents import Facts, curve
+from rlhfkit.rundir.lines import finite_or_none
 from rlhfkit.wording import percent
 
 __all__ = ["further_ppo_charts", "ppo_charts", "reward_model_charts", "supervised_charts"]
@@ -110,7 +111,7 @@ _FURTHER_PLOTS = (
 
 def ppo_charts(facts: Facts) -> list[Chart]:
     """The curves to look at first: score, KL, their path, and the signs of health."""
-    rows = [row for row in facts.metrics.get("ppo", ()) if finite(row.get("score/mean")) is not None]
+    rows = [row for row in facts.metrics.get("ppo", ()) if finite_or_none(row.get("score/mean")) is not None]
     charts = []
     if rows:
         iterations, scores = curve(rows, "score/mean")
@@ -127,7 +128,7 @@ def ppo_charts(facts: Facts) -> list[Chart]:
             )
         )
     charts += _draw(facts, [_KL])
-    both = [row for row in rows if finite(row.get(_KL.key)) is not None]
+    both = [row for row in rows if finite_or_none(row.get(_KL.key)) is not None]
     if len(both) >= 3:
         charts.append(
             path_chart(
@@ -261,7 +262,7 @@ def _levels(facts: Facts, key: str, highest: float) -> list[Level]:
         "response_tokens/mean": [(("rollout", "max_response_tokens"), "limit")],
         "ppo/approx_kl": [(("ppo", "target_kl"), "target_kl")],
     }
-    values = [(finite(facts.setting(*path)), label) for path, label in settings.get(key, [])]
+    values = [(finite_or_none(facts.setting(*path)), label) for path, label in settings.get(key, [])]
     return [Level(value, label) for value, label in values if value is not None and value < 2.5 * highest]
 
 

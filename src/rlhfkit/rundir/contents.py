@@ -1,7 +1,6 @@
 """What a run's files say, read once and checked, for whoever judges or shows the run."""
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir.atomic import read_json
 from rlhfkit.rundir.directory import RunDir
-from rlhfkit.rundir.lines import read_lines
+from rlhfkit.rundir.lines import finite_or_none, read_lines
 from rlhfkit.rundir.results import Evaluation, RewardModelResults, read_results
 
-__all__ = ["Facts", "Row", "curve", "ends", "finite", "read_facts"]
+__all__ = ["Facts", "Row", "curve", "ends", "read_facts"]
 
 Row = Mapping[str, Any]
 
@@ -58,7 +57,7 @@ def read_facts(run: RunDir) -> Facts:
     by_stage: dict[str, dict[tuple[float, float], Row]] = {}
     for row in metrics_rows:
         # An iteration that a killed run did and its successor repeated is there twice; the later one counts.
-        key = finite(row.get("seed")) or 0.0, finite(row.get("iteration")) or 0.0
+        key = finite_or_none(row.get("seed")) or 0.0, finite_or_none(row.get("iteration")) or 0.0
         by_stage.setdefault(str(row.get("stage")), {})[key] = row
     return Facts(
         name=str(config.get("name") or run.path.resolve().name),
@@ -92,7 +91,7 @@ def _with_rates(config: Row, manifest: Row) -> Row:
 
 def curve(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
     """Iterations and values of the rows in which `key` has a finite value."""
-    points = [(finite(row.get("iteration")), finite(row.get(key))) for row in rows]
+    points = [(finite_or_none(row.get("iteration")), finite_or_none(row.get(key))) for row in rows]
     found = [(x, y) for x, y in points if x is not None and y is not None]
     return [x for x, _ in found], [y for _, y in found]
 
@@ -101,13 +100,6 @@ def ends(values: Sequence[float]) -> tuple[float, float]:
     """Means of the first and of the last tenth."""
     tenth = max(1, len(values) // 10)
     return sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
-
-
-def finite(value: object) -> float | None:
-    """`value` if it is a finite number."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
 
 
 def _read_object(path: Path) -> Row:

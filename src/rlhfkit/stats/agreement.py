@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlhfkit.errors import ShapeError
-from rlhfkit.stats.intervals import share_interval
+from rlhfkit.stats.intervals import Z, share_interval
 
 __all__ = [
     "Level",
@@ -40,7 +40,6 @@ Level = Literal["nominal", "ordinal", "interval", "ratio"]
 Weights = Literal["linear", "quadratic"]
 Ties = Literal["count", "drop", "half"]
 
-Z = 1.959964
 NUM_RESAMPLES = 1000
 RESAMPLES_AT_ONCE = 100
 
@@ -137,14 +136,9 @@ def raw_agreement(ratings: ValueCounts, *, ties: Ties = "count") -> Statistic:
 
 def binomial_p_value(successes: int, num: int) -> float | None:
     """Chance that a fair coin strays at least as far from num / 2, two-sided and exact; None where num is 0."""
-    if num == 0:
-        return None
-    fewer = min(successes, num - successes)
-    if 2 * fewer == num:
-        return 1.0
-    log_half = num * math.log(2)
-    logs = [math.lgamma(num + 1) - math.lgamma(k + 1) - math.lgamma(num - k + 1) - log_half for k in range(fewer + 1)]
-    return min(1.0, 2 * math.fsum(map(math.exp, logs)))
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+    return float(binomtest(successes, num).pvalue) if num else None
 
 
 # ── two people ───────────────────────────────────────────────────────────────────────────────────────────────────────

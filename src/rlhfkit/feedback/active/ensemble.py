@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import entr, expit  # type: ignore[import-untyped]
 
 from rlhfkit.feedback.active.labelled import Floats
 
@@ -40,7 +41,8 @@ class Ensemble:
 
     def probabilities(self, differences: ArrayLike) -> Floats:
         """Probability (heads, N) that a is better."""
-        return sigmoid(self.weights @ np.asarray(differences, dtype=np.float64).T)
+        probabilities: Floats = expit(self.weights @ np.asarray(differences, dtype=np.float64).T)
+        return probabilities
 
 
 def variance(probabilities: ArrayLike) -> Floats:
@@ -58,7 +60,7 @@ def bald(probabilities: ArrayLike) -> Floats:
     Source: Houlsby et al. 2011, arXiv 1112.5745.
     """
     p = np.asarray(probabilities, dtype=np.float64)
-    result: Floats = np.maximum(0.0, entropy(p.mean(axis=0)) - entropy(p).mean(axis=0))
+    result: Floats = np.maximum(0.0, _entropy(p.mean(axis=0)) - _entropy(p).mean(axis=0))
     return result
 
 
@@ -136,7 +138,7 @@ def _fit_head(x: Floats, y: Floats, times: Floats, start: Floats, *, precision: 
     w = np.zeros_like(start)
     now = loss(w)
     for _ in range(NEWTON_STEPS):
-        p = sigmoid(x @ w)
+        p = expit(x @ w)
         gradient = x.T @ (times * (p - y)) + precision * (w - start)
         hessian = (x.T * (times * p * (1 - p))) @ x + precision * np.eye(len(w))
         step = np.linalg.solve(hessian, gradient)
@@ -149,14 +151,7 @@ def _fit_head(x: Floats, y: Floats, times: Floats, start: Floats, *, precision: 
     return w
 
 
-def sigmoid(logits: Floats) -> Floats:
-    result: Floats = np.exp(-np.logaddexp(0, -logits))
-    return result
-
-
-def entropy(p: Floats) -> Floats:
-    """Entropy in nats of coins with probability p; 0 where it is certain."""
-    q = 1 - p
-    logs = [np.log(part, out=np.zeros_like(part), where=part > 0) for part in (p, q)]
-    result: Floats = -(p * logs[0] + q * logs[1])
+def _entropy(p: Floats) -> Floats:
+    """Entropy in nats of coins with probability p."""
+    result: Floats = entr(p) + entr(1 - p)
     return result

@@ -18,7 +18,6 @@ from rlhfkit.feedback.trust.votes import (
     TOO_MANY_TIES,
     Booleans,
     Votes,
-    Z,
 )
 from rlhfkit.feedback.votes import Vote
 from rlhfkit.stats.agreement import (
@@ -26,6 +25,7 @@ from rlhfkit.stats.agreement import (
     cohen_kappa,
     confusion,
 )
+from rlhfkit.stats.intervals import Z
 
 __all__ = [
     "annotators_of",

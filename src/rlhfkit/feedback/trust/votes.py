@@ -29,7 +29,6 @@ __all__ = [
     "TOO_MANY_TIES",
     "Booleans",
     "Votes",
-    "Z",
     "is_random",
 ]
 
@@ -61,9 +60,6 @@ TOO_FAST = 1 / 3
 
 
 TOO_MANY_TIES = 0.9
-
-
-Z = 1.959964
 
 
 def is_random(pair: Pair) -> bool:
