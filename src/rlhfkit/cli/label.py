@@ -78,11 +78,7 @@ def label(
 
     Votes are kept as they are given; Ctrl-C ends. Started again, it goes on where it was.
     """
-    given = [name for name, value in (("RUN", run), ("--prompts", prompts), ("--pairs", pairs)) if value is not None]
-    if len(given) != 1:
-        raise typer.BadParameter(f"give one of RUN, --prompts and --pairs; there is {' and '.join(given) or 'none'}")
-    if (prompts is None) != (model is None):
-        raise typer.BadParameter("--prompts FILE and --model DIR belong together")
+    _one_source(run, prompts, model, pairs)
     from rlhfkit.config.feedback import PeopleConfig
     from rlhfkit.feedback.transfer import usable
     from rlhfkit.machine.progress import Progress
@@ -113,6 +109,15 @@ def label(
         assert pairs is not None
         words = session.label_pairs(pairs, options, Progress())
     print(words)
+
+
+def _one_source(run: Path | None, prompts: Path | None, model: str | None, pairs: Path | None) -> None:
+    """Check that exactly one source of pairs was given. Raises: typer.BadParameter."""
+    given = [name for name, value in (("RUN", run), ("--prompts", prompts), ("--pairs", pairs)) if value is not None]
+    if len(given) != 1:
+        raise typer.BadParameter(f"give one of RUN, --prompts and --pairs; there is {' and '.join(given) or 'none'}")
+    if (prompts is None) != (model is None):
+        raise typer.BadParameter("--prompts FILE and --model DIR belong together")
 
 
 @app.command()

@@ -5,23 +5,18 @@ What exists is tried with a few real rows; what an earlier stage of the recipe i
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.feedback import PeopleConfig
 from rlhfkit.config.load import LoadedRecipe
-from rlhfkit.config.model import PretrainedModelConfig
-from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.rewards import (
     BagOfWordsRewardConfig,
     MixRewardConfig,
     RewardConfig,
     RewardModelRewardConfig,
 )
-from rlhfkit.config.stages import Stage
 from rlhfkit.data import Loaded
 from rlhfkit.doctor.budget import scored_within
 from rlhfkit.doctor.data import (
@@ -30,7 +25,6 @@ from rlhfkit.doctor.data import (
     examine_lengths,
     examine_pairs,
     examine_table,
-    plain_text,
     spaced,
 )
 from rlhfkit.doctor.encoding import examine_first_prompt, examine_joins, examine_special_tokens, examine_template
@@ -46,24 +40,23 @@ from rlhfkit.doctor.first_rollout import (
 )
 from rlhfkit.doctor.forecast import examine_forecast
 from rlhfkit.doctor.model import examine_likelihood, examine_vocabulary
-from rlhfkit.doctor.reward import examine_accuracy, examine_report, examine_scores, trial_texts
+from rlhfkit.doctor.reward import examine_accuracy, examine_report, examine_scores
 from rlhfkit.doctor.signal import examine_prompts, examine_weight
+from rlhfkit.doctor.subject import NUM_PROMPTS, Subject, context_tokens, inspected, texts_of, texts_of_data
 from rlhfkit.doctor.system import examine_port, examine_run_directory
 from rlhfkit.errors import ConfigError, RewardError, RlhfkitError
-from rlhfkit.models.inspection import context_of, inspect_model
-from rlhfkit.models.language import LanguageModel, TextPolicy
+from rlhfkit.models.inspection import context_of
+from rlhfkit.models.language import TextPolicy
 from rlhfkit.models.loading import load_tokenizer, quiet_transformers
 from rlhfkit.padding import Sequences
-from rlhfkit.pipeline.build import Builder
-from rlhfkit.pipeline.inputs import Inputs
-from rlhfkit.records import Demonstration, Preference, Prompt
-from rlhfkit.rewards.source import RewardSource, ScoredText
+from rlhfkit.records import Preference
+from rlhfkit.rewards.source import RewardSource
 from rlhfkit.rollout.engine import Reference
 from rlhfkit.rundir.directory import RunDir
 
-__all__ = ["examine_recipe"]
-
-NUM_PROMPTS = 16
+__all__ = [
+    "examine_recipe",
+]
 
 
 def examine_recipe(loaded: LoadedRecipe, directory: Path, *, forecast: bool = False) -> Iterator[Finding]:
@@ -105,59 +98,6 @@ def _raising(error: RlhfkitError) -> Callable[[], Iterable[Finding]]:
         raise error
 
     return raise_it
-
-
-@dataclass
-class Subject:
-    """A recipe, and what of it exists so far."""
-
-    recipe: Recipe
-    run: RunDir
-    failed: set[str] = field(default_factory=set)
-    """Names under which the check of the inputs has found a fault; what rests on them is skipped."""
-
-    def __post_init__(self) -> None:
-        self.builder = Builder(self.recipe, self.run)
-        self.inputs = Inputs(self.recipe, self.builder)
-        finished = self.run.finished_stages()
-        self.stages: list[Stage] = [stage for stage in self.recipe.stages if stage not in finished]
-
-    @cached_property
-    def source(self) -> PretrainedModelConfig | None:
-        """The model that can be looked at: what PPO starts from, or what that is made from; None if there is none."""
-        if self.run.model("sft").exists() and "sft" in self.recipe.stages:
-            return self.builder.starting_point()
-        if self.recipe.model.type == "scratch" and not self.run.model("base").exists():
-            return None
-        return self.builder.source_of()
-
-    @cached_property
-    def model(self) -> LanguageModel:
-        """Its weights, read once. Raises: RlhfkitError."""
-        assert self.source is not None
-        return self.builder.language_model(self.source)
-
-    @property
-    def why_no_model(self) -> str:
-        """Why the model cannot be looked at; empty if it can."""
-        if "model" in self.failed:
-            return "the model is at fault, as shown above"
-        return "there is no model yet: the stage pretrain makes it" if self.source is None else ""
-
-    @property
-    def is_before_sft(self) -> bool:
-        """Whether SFT will still change the model that can be looked at."""
-        return "sft" in self.recipe.stages and not self.run.model("sft").exists()
-
-    def records(self, *tables: str) -> list[Any]:
-        """Rows of the first of the tables that could be read."""
-        loaded = self.inputs.loaded()
-        return next((loaded[table].records for table in tables if table in loaded), [])
-
-    def prompts(self) -> list[Prompt]:
-        """Prompts of PPO, or other ones of the recipe."""
-        rows = self.records("prompts", "test_prompts", "demonstrations")
-        return [row.prompt if isinstance(row, Demonstration) else row for row in rows]
 
 
 def _dtype(subject: Subject) -> Iterator[Finding]:
@@ -209,33 +149,18 @@ def _data(subject: Subject) -> Iterator[Finding]:
         why = subject.why_no_model.replace("model yet", "tokenizer yet")
         yield skipped("data.lengths", f"tokens cannot be counted: {why}")
     else:
-        yield from checked("data.lengths", lambda: examine_lengths(tables, recipe, encoder, context=_context(subject)))
+        yield from checked(
+            "data.lengths", lambda: examine_lengths(tables, recipe, encoder, context=context_tokens(subject))
+        )
     if encoder is not None:
         yield from checked("data.joins", lambda: examine_joins(subject.inputs.remarks()))
     if "demonstrations" in tables and "sft" in recipe.stages and encoder is not None:
         rows = tables["demonstrations"].records
-        yield from checked("data.ends", lambda: examine_ends(rows, recipe, encoder, context=_context(subject)))
+        yield from checked("data.ends", lambda: examine_ends(rows, recipe, encoder, context=context_tokens(subject)))
     for name in ("preferences", "judge_preferences"):
         if name in tables:
             yield from checked(f"data.{name}", lambda name=name: examine_pairs(name, tables[name].records))  # type: ignore[misc]
     yield from checked("data.leakage", lambda: examine_leakage(tables))
-
-
-def _context(subject: Subject) -> int | None:
-    if subject.source is None or "model" in subject.failed:
-        return None
-    return context_of(_inspected(subject))
-
-
-def _inspected(subject: Subject) -> Any:
-    source = subject.source
-    assert source is not None
-    return inspect_model(
-        source.path,
-        subject=f'model.path = "{source.path}"',
-        revision=source.revision,
-        trust_remote_code=source.trust_remote_code,
-    )
 
 
 def _model(subject: Subject) -> Iterator[Finding]:
@@ -268,7 +193,7 @@ def _model(subject: Subject) -> Iterator[Finding]:
 
 
 def _files(subject: Subject) -> Iterator[Finding]:
-    config, recipe = _inspected(subject), subject.recipe
+    config, recipe = inspected(subject), subject.recipe
     context = context_of(config)
     wanted = recipe.data.prompt_limit + recipe.rollout.max_response_tokens
     room = f"{wanted} tokens of prompt and response fit its context of {context}" if context else "no limit of context"
@@ -282,31 +207,12 @@ def _weights(subject: Subject) -> Iterator[Finding]:
     source = subject.source
     assert source is not None
     _, notes = load_tokenizer(source)
-    config = _inspected(subject)
+    config = inspected(subject)
     num_rows = int(getattr(config, "vocab_size", 0) or len(model.encoder.tokenizer))
     yield from examine_vocabulary(model, num_rows=num_rows, num_added=len(notes))
-    texts = _texts(subject)
+    texts = texts_of(subject)
     if texts:
         yield from examine_likelihood(model, texts, seed=recipe.seed)
-
-
-def _texts(subject: Subject) -> list[str]:
-    """What the recipe's rows say: texts that the model is to continue, or has to learn."""
-    found: list[str] = []
-    for rows in (subject.records(name) for name in ("demonstrations", "preferences", "prompts", "texts")):
-        for row in spaced(rows, 2 * NUM_PROMPTS):
-            match row:
-                case str():
-                    found.append(row)
-                case Demonstration():
-                    found.append(plain_text(row.prompt) + row.response)
-                case Preference():
-                    found.append(plain_text(row.prompt) + row.chosen)
-                case Prompt():
-                    found.append(plain_text(row) + (row.reference or ""))
-        if found:
-            break
-    return found
 
 
 def _trial(subject: Subject) -> Iterator[Finding]:
@@ -413,7 +319,7 @@ def _scores_of(subject: Subject, trial: Trial) -> Iterator[Finding]:
 
 def _scores_of_model(subject: Subject, trial: Trial) -> Iterator[Finding]:
     recorder = trial.recorder
-    texts = _data_texts(subject)
+    texts = texts_of_data(subject)
     if recorder.source is None or len(set(recorder.scores)) > 1 or not texts:
         yield from examine_scores(recorder.episodes, recorder.scores, of_model=True)
         return
@@ -434,15 +340,6 @@ def _scores_of_model(subject: Subject, trial: Trial) -> Iterator[Finding]:
             f"{words}: it seldom finds what is paid for",
             "train it with SFT first, pay for steps on the way, or raise ppo.rollout_episodes",
         )
-
-
-def _data_texts(subject: Subject) -> list[ScoredText]:
-    return trial_texts(
-        subject.records("prompts"),
-        subject.records("demonstrations"),
-        subject.records("preferences", "test_preferences"),
-        subject.inputs.encoder,
-    )
 
 
 def _penalties(trial: Trial) -> Iterator[Finding]:
@@ -466,7 +363,7 @@ def _scores_of_data(subject: Subject) -> Iterator[Finding]:
         if "reward" not in subject.failed:
             yield skipped("reward.scores", why)
         return
-    episodes = _data_texts(subject)
+    episodes = texts_of_data(subject)
     if not episodes:
         yield skipped("reward.scores", "no model can answer yet, and the data hold no responses")
         return
