@@ -14,7 +14,7 @@ from rlhfkit.config.data import DataConfig, RowsConfig
 from rlhfkit.config.model import ScratchModelConfig
 from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, PpoConfig
 from rlhfkit.config.recipe import Recipe
-from rlhfkit.config.section import Section
+from rlhfkit.config.section import Section, may_change
 from rlhfkit.config.stages import STAGE_SPECS, Stage, readers_of_section, readers_of_table
 
 MODULES = [importlib.import_module(f"rlhfkit.config.{module.name}") for module in pkgutil.iter_modules(config.__path__)]
@@ -240,7 +240,6 @@ def test_what_a_stage_reads_are_tables_and_sections_of_a_recipe():
 def test_a_section_is_read_by_the_stages_that_name_it_and_others_by_all():
     assert readers_of_section("rollout") == {"preferences", "reward_model", "judge", "ppo", "evaluate"}
     assert readers_of_section("reward_model") == {"reward_model", "judge"}
-    assert readers_of_section("watchdog") == set()
     assert readers_of_section("model") == set(typing.get_args(Stage))
     assert readers_of_table("test_prompts") == ("evaluate",)
     assert readers_of_table("on_bad_row") == typing.get_args(Stage)
@@ -297,3 +296,21 @@ def test_a_reward_model_of_this_run_is_read_as_long_as_it_was_trained():
     assert "reward.max_tokens = 64, but the reward model is trained on sequences of up to" in message
     assert recipe(stages=stages, reward=own, reward_model={"max_tokens": 64})
     assert recipe(stages=stages, reward={"type": "reward_model"}, reward_model={"max_tokens": 128})
+
+
+@pytest.mark.parametrize(
+    ("name", "may"),
+    [
+        ("ppo.microbatch_tokens", True),
+        ("ppo.minibatch_episodes", False),
+        ("reward.timeout_seconds", True),
+        ("reward.url", False),
+        ("purpose", True),
+        ("watchdog.action", True),
+        ("evaluation.judge.path", False),
+        ("ppo.no_such_setting", False),
+    ],
+)
+def test_the_declaration_of_a_setting_says_whether_it_may_change_when_a_stage_has_read_it(name, may):
+    http = {"type": "http", "url": "http://localhost:1/score"}
+    assert may_change(recipe(reward=http, evaluation={"judge": {"type": "grammar"}}), name) is may

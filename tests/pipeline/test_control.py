@@ -361,7 +361,7 @@ def test_a_finished_run_refuses_other_settings_and_keeps_its_own(tmp_path, chang
 
 def test_what_changes_no_result_may_change(tmp_path):
     run(tmp_path / "run", "num_seeds=1", "ppo.checkpoint_minutes=5")
-    run(tmp_path / "run", "num_seeds=1", "ppo.checkpoint_minutes=7")
+    run(tmp_path / "run", "num_seeds=1", "ppo.checkpoint_minutes=7", "watchdog.action=stop")
 
 
 def test_a_policy_is_loaded_from_the_run_and_acts_in_the_environment(tmp_path):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rlhfkit.config.ppo import PpoUpdateConfig
-from rlhfkit.config.section import OpenShare, Section
+from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.config.watch import ControlWatchConfig
 from rlhfkit.config.watchdog import WatchdogConfig
@@ -150,7 +150,7 @@ class ControlRecipe(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
     """Name of the recipe and of its run directory."""
-    purpose: str = ""
+    purpose: Annotated[str, MAY_CHANGE] = ""
     """One line that the report shows."""
     seed: NonNegativeInt = 0
     """All randomness follows from this."""
@@ -166,5 +166,5 @@ class ControlRecipe(Section):
     """How it learns."""
     evaluation: ControlEvaluationConfig = ControlEvaluationConfig()
     """How it is measured."""
-    watchdog: WatchdogConfig = WatchdogConfig()
+    watchdog: Annotated[WatchdogConfig, MAY_CHANGE] = WatchdogConfig()
     """What happens when it gives no sign of life."""

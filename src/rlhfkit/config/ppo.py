@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from rlhfkit.config.section import OpenShare, Section, Share, type_or
+from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, Share, type_or
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.config.watch import WatchConfig
 
@@ -59,7 +59,7 @@ class RolloutConfig(Section):
     """Keep the likeliest tokens up to this probability; 1 keeps all. See `top_k`."""
     stop_tokens: tuple[str, ...] = ()
     """Further tokens that end a response, as "\\n"; the token itself is part of the response."""
-    slots: PositiveInt = 64
+    slots: Annotated[PositiveInt, MAY_CHANGE] = 64
     """Rows sampled at the same time; a waiting prompt takes the place of a finished row."""
     engine: Literal["own", "vllm"] = "own"
     """What samples in PPO; all other stages sample with the own engine."""
@@ -158,7 +158,7 @@ class PpoUpdateConfig(Section):
     """Stop the epochs of an iteration once `approx_kl` passes this, in nats per action."""
     optim: OptimConfig = OptimConfig()
     """The policy's optimizer."""
-    checkpoint_minutes: PositiveFloat = 2.0
+    checkpoint_minutes: Annotated[PositiveFloat, MAY_CHANGE] = 2.0
     """Time between two checkpoints."""
 
 
@@ -175,7 +175,7 @@ class PpoConfig(PpoUpdateConfig):
     """Responses sampled per iteration."""
     minibatch_episodes: PositiveInt = 64
     """Responses per optimizer step; must divide `rollout_episodes`."""
-    microbatch_tokens: PositiveInt | Literal["auto"] = 8192
+    microbatch_tokens: Annotated[PositiveInt | Literal["auto"], MAY_CHANGE] = 8192
     """Tokens (padding included) in one forward and backward pass: bounds memory; "auto": as many as it has room for."""
     whiten_rewards: bool = False
     """Scale token rewards to deviation 1 (mean kept)."""

@@ -24,26 +24,12 @@ from rlhfkit.config.rewards import (
     parts_of,
     shared_parts,
 )
-from rlhfkit.config.section import Section
+from rlhfkit.config.section import MAY_CHANGE, Section
 from rlhfkit.config.stages import STAGE_SPECS, Stage
 from rlhfkit.config.training import JudgeConfig, PretrainConfig, RewardModelConfig, SftConfig
 from rlhfkit.config.watchdog import WatchdogConfig
 
-__all__ = ["SETTINGS_WITHOUT_EFFECT", "Recipe"]
-
-SETTINGS_WITHOUT_EFFECT = (
-    "batch_episodes",
-    "batch_tokens",
-    "checkpoint_minutes",
-    "microbatch_tokens",
-    "patience_seconds",
-    "retries",
-    "retry_wait_seconds",
-    "slots",
-    "timeout_seconds",
-    "token_env",
-)
-"""Last names of settings that may change in the middle of a stage: they are about memory, time and faults."""
+__all__ = ["Recipe"]
 
 
 class Recipe(Section):
@@ -51,7 +37,7 @@ class Recipe(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
     """Name of the recipe and of its run directory."""
-    purpose: str = ""
+    purpose: Annotated[str, MAY_CHANGE] = ""
     """One line that the report shows."""
     synthetic: bool = False
     """Whether data and people are made up; the report says so."""
@@ -85,7 +71,7 @@ class Recipe(Section):
     """Settings of the stage."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Settings of the stage `evaluate`."""
-    watchdog: WatchdogConfig = WatchdogConfig()
+    watchdog: Annotated[WatchdogConfig, MAY_CHANGE] = WatchdogConfig()
     """What happens when a stage gives no sign of life."""
 
     @property

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhfkit.config.secrets import looks_secret, secret_in
-from rlhfkit.config.section import LocalPath, Section
+from rlhfkit.config.section import MAY_CHANGE, LocalPath, Section
 
 __all__ = [
     "BagOfWordsRewardConfig",
@@ -40,7 +40,7 @@ class RewardModelRewardConfig(Section):
     max_tokens: PositiveInt | None = None
     """Longer sequences lose the beginning of their prompt; by default as in the reward model's training, and 2048 for
     somebody else's model."""
-    batch_tokens: PositiveInt = 16384
+    batch_tokens: Annotated[PositiveInt, MAY_CHANGE] = 16384
     """Tokens per forward pass."""
 
 
@@ -90,17 +90,17 @@ class HttpRewardConfig(Section):
     type: Literal["http"]
     url: Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_without_secrets)]
     """Address of the endpoint."""
-    batch_episodes: PositiveInt = 64
+    batch_episodes: Annotated[PositiveInt, MAY_CHANGE] = 64
     """Responses per request."""
-    timeout_seconds: PositiveFloat = 30.0
+    timeout_seconds: Annotated[PositiveFloat, MAY_CHANGE] = 30.0
     """How long one request may take."""
-    patience_seconds: NonNegativeFloat = 600.0
+    patience_seconds: Annotated[NonNegativeFloat, MAY_CHANGE] = 600.0
     """How long to try again after a failed attempt (no answer, 429, 5xx) before the run stops."""
-    retries: NonNegativeInt | None = None
+    retries: Annotated[NonNegativeInt | None, MAY_CHANGE] = None
     """Further attempts at most; by default as many as `patience_seconds` leaves room for."""
-    retry_wait_seconds: NonNegativeFloat = 1.0
+    retry_wait_seconds: Annotated[NonNegativeFloat, MAY_CHANGE] = 1.0
     """Wait before the first further attempt; it doubles each time, up to half a minute."""
-    token_env: Annotated[str | None, AfterValidator(_name_of_variable)] = None
+    token_env: Annotated[str | None, AfterValidator(_name_of_variable), MAY_CHANGE] = None
     """Environment variable that holds a bearer token; the token itself is never written anywhere."""
 
 

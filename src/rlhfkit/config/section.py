@@ -2,15 +2,26 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ["LocalPath", "OpenShare", "Section", "Share", "type_or"]
+__all__ = ["MAY_CHANGE", "LocalPath", "OpenShare", "Section", "Share", "may_change", "type_or"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenShare = Annotated[float, Field(gt=0.0, le=1.0)]
 LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]  # no shell expands the ~ of model.path=~/models/mine
+
+
+@dataclass(frozen=True, slots=True)
+class _MayChange:
+    """A mark in the type of a setting."""
+
+
+MAY_CHANGE = _MayChange()
+"""Marks a setting, or all of a section, that may change in the middle of a stage, since no result depends on it: it is
+about memory, time and faults, or only shown. Any other setting is fixed for the stages that have read it."""
 
 
 class Section(BaseModel):
@@ -28,3 +39,13 @@ def type_or(default: str) -> Callable[[object], str]:
         return str(value.get("type", default) if isinstance(value, dict) else getattr(value, "type", default))
 
     return read
+
+
+def may_change(section: BaseModel, name: str) -> bool:
+    """Whether the setting of this dotted name below `section`, or a section that it is in, has the mark MAY_CHANGE."""
+    key, _, rest = name.partition(".")
+    field = type(section).model_fields.get(key)
+    if field is None or MAY_CHANGE in field.metadata:
+        return field is not None
+    inner = getattr(section, key)
+    return bool(rest) and isinstance(inner, BaseModel) and may_change(inner, rest)

@@ -119,14 +119,9 @@ STAGE_SPECS: dict[Stage, StageSpec] = {
     )
 }
 
-READ_BY_NONE = ("purpose", "watchdog")
-"""Sections on which no result depends."""
-
 
 def readers_of_section(section: str) -> frozenset[Stage]:
     """The stages whose result depends on a section, or on a setting outside of all sections."""
-    if section in READ_BY_NONE:
-        return frozenset()
     found = frozenset(spec.name for spec in STAGE_SPECS.values() if section in spec.sections)
     return found or frozenset(STAGE_SPECS)
 

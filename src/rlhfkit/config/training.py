@@ -1,10 +1,10 @@
 """Settings of the optimizer and of the stages before PPO."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rlhfkit.config.section import OpenShare, Section, Share
+from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, Share
 
 __all__ = [
     "JudgeConfig",
@@ -53,13 +53,13 @@ class SupervisedConfig(Section):
 
     epochs: PositiveInt = 1
     """Passes over the data."""
-    microbatch_tokens: PositiveInt | Literal["auto"] = 4096
+    microbatch_tokens: Annotated[PositiveInt | Literal["auto"], MAY_CHANGE] = 4096
     """Tokens (padding included) in one forward and backward pass: bounds memory; "auto": as many as it has room for."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
     validation_share: Share = 0.05
     """Share of the rows held out to measure the loss during training."""
-    checkpoint_minutes: PositiveFloat = 5.0
+    checkpoint_minutes: Annotated[PositiveFloat, MAY_CHANGE] = 5.0
     """Time between two checkpoints."""
 
     @property

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe, recipe_kind, resolved_json
-from rlhfkit.config.recipe import SETTINGS_WITHOUT_EFFECT, Recipe
+from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.section import may_change
 from rlhfkit.config.stages import readers_of_section, readers_of_table
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir.atomic import read_json, write_atomically
@@ -163,13 +164,12 @@ def _has_begun(run: RunDir, stage: str) -> bool:
 
 def _readers(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
     """The stages that read a setting, by its dotted name."""
-    if setting.rpartition(".")[2] in SETTINGS_WITHOUT_EFFECT:
+    if may_change(recipe, setting):
         return set()
     section, _, key = setting.partition(".")
     readers = readers_of_table(key.partition(".")[0]) if section == "data" else readers_of_section(section)
-    if isinstance(recipe, ControlRecipe) and readers:
-        return set(recipe.stages)  # its one stage reads every section, whose names those of text have too
-    return set(readers)
+    # The one stage of a control task reads every section, whose names those of text have too.
+    return set(recipe.stages if isinstance(recipe, ControlRecipe) else readers)
 
 
 def prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:
