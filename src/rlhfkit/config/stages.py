@@ -14,6 +14,9 @@ __all__ = [
     "StageSpec",
     "readers_of_section",
     "readers_of_table",
+    "role_of",
+    "section_of",
+    "spec_of",
     "title_of",
 ]
 
@@ -133,6 +136,23 @@ def readers_of_table(table: str) -> tuple[Stage, ...]:
 
 
 def title_of(stage: str) -> str:
-    """The name of a stage for people; a name that is no stage's, as of a control task, stays what it is."""
-    spec = next((spec for spec in STAGE_SPECS.values() if spec.name == stage), None)
+    """The name of a stage for people."""
+    spec = spec_of(stage)
     return stage if spec is None else spec.title
+
+
+def role_of(stage: str) -> Role | None:
+    """What a stage trains, that of a control task included; None where it trains no network."""
+    spec = spec_of(stage)
+    return spec.trains if spec is not None else "control" if stage == "control" else None
+
+
+def section_of(stage: str) -> str:
+    """The section of the recipe that says how a stage works."""
+    spec = spec_of(stage)
+    return spec.sections[0] if spec is not None else "ppo" if stage == "control" else stage
+
+
+def spec_of(stage: str) -> StageSpec | None:
+    """What there is to know of a stage; None of a control task's, or where no stage is called so."""
+    return next((spec for spec in STAGE_SPECS.values() if spec.name == stage), None)

@@ -7,21 +7,17 @@ from typing import Any, Literal
 
 from rlhfkit.config.stages import STAGE_SPECS, title_of
 from rlhfkit.diagnosis import (
-    CONTROL_RULES,
     PPO_RULES,
-    PRETRAIN_RULES,
-    REWARD_MODEL_RULES,
-    SUPERVISED_RULES,
     Evidence,
     Finding,
     Named,
-    Rule,
     replay,
 )
 from rlhfkit.diagnosis.claims import right_of, unusual_in
 from rlhfkit.diagnosis.curves import WINDOW
 from rlhfkit.diagnosis.limits import CHANCE
 from rlhfkit.diagnosis.result_rules import findings_of, settings_of
+from rlhfkit.diagnosis.rule_sets import rules_of
 from rlhfkit.diagnosis.verdict import Verdict, cautions_of_reward_model, judge_run
 from rlhfkit.rundir.atomic import read_json
 from rlhfkit.rundir.contents import Facts, Row, read_facts
@@ -34,14 +30,6 @@ __all__ = ["Diagnosis", "Problem", "diagnose", "problems_in_report", "problems_o
 
 State = Literal["finished", "running", "dead"]
 
-RULES: dict[str, tuple[Rule, ...]] = {
-    "pretrain": PRETRAIN_RULES,
-    "sft": SUPERVISED_RULES,
-    "reward_model": REWARD_MODEL_RULES,
-    "judge": REWARD_MODEL_RULES,
-    "ppo": PPO_RULES,
-    "control": CONTROL_RULES,
-}
 STAGES = (*STAGE_SPECS, "control")
 WATCH = "watch/"
 
@@ -192,8 +180,8 @@ def _count(num: int) -> str:
 def _too_early(facts: Facts) -> str:
     """Why next to nothing can be said of the stage that is at work, or of PPO; empty where something can."""
     stage = next((name for name in facts.setting("stages") or () if name not in facts.finished), None)
-    trained = [name for name in RULES if facts.metrics.get(name)]
-    if stage in RULES and stage not in trained:
+    trained = [name for name in STAGES if rules_of(name) and facts.metrics.get(name)]
+    if stage is not None and rules_of(stage) and stage not in trained:
         return f"the stage {stage} has made no update yet"
     for name in ("ppo", "control"):
         if name in trained and len(facts.metrics[name]) < WINDOW:
@@ -214,7 +202,7 @@ def problems_of(facts: Facts, round_number: int | None = None) -> list[Problem]:
     """What the rules name in a run, stage by stage, those that have passed included."""
     found: list[Problem] = []
     for stage in STAGES:
-        curves = list(_of_curves(stage, facts, round_number)) if stage in RULES and stage in facts.metrics else []
+        curves = list(_of_curves(stage, facts, round_number)) if rules_of(stage) and stage in facts.metrics else []
         known = {problem.finding.rule for problem in curves if problem.is_present}
         found += [*_of_results(stage, facts, round_number, known), *curves]
     if not any(problem.stage == "ppo" and problem.is_present for problem in found):
@@ -231,7 +219,7 @@ def _of_curves(stage: str, facts: Facts, round_number: int | None) -> Iterator[P
     for seed, rows in by_seed.items():
         if stage in facts.finished:
             settings["num_updates"] = len(rows)
-        for named in replay(rows, RULES[stage], settings):
+        for named in replay(rows, rules_of(stage), settings):
             _, seeds = found.setdefault(f"{named.finding.rule} {named.is_present}", (named, []))
             seeds += [] if seed is None else [int(seed)]
     for named, seeds in found.values():
@@ -349,7 +337,8 @@ def _error_of(run: RunDir, stage: str) -> str | None:
 
 
 def _is_before_rounds(facts: Facts) -> bool:
-    return any(stage in ("pretrain", "sft") and stage not in facts.finished for stage in facts.setting("stages") or ())
+    once = {spec.name for spec in STAGE_SPECS.values() if not spec.is_of_round}
+    return any(stage in once and stage not in facts.finished for stage in facts.setting("stages") or ())
 
 
 def _last_row(facts: Facts, stage: str) -> str:

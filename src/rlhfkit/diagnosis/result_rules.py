@@ -6,6 +6,7 @@ The verdict's cautions and these findings ask the same questions with the same l
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhfkit.config.stages import section_of
 from rlhfkit.diagnosis import Curves, Evidence, Finding, Remedy
 from rlhfkit.diagnosis.limits import CHANCE, FEW_PAIRS, MANY_CUT
 from rlhfkit.diagnosis.rules import length
@@ -34,10 +35,11 @@ def findings_of(stage: str, facts: Facts) -> Iterator[Finding]:
 
 def settings_of(stage: str, facts: Facts) -> dict[str, Any]:
     """The section that a stage's rules read, and the whole recipe beside it."""
-    section = facts.setting("ppo" if stage in ("ppo", "control") else "reward_model" if stage == "judge" else stage)
+    name = section_of(stage)
+    section = facts.setting(name)
     settings = dict(section) if isinstance(section, Mapping) else {}
-    if stage not in ("ppo", "control"):
-        settings["name"] = "reward_model" if stage == "judge" else stage
+    if name != "ppo":
+        settings["name"] = name
     return {**settings, "recipe": facts.config}
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhfkit.config.stages import title_of
+from rlhfkit.config.stages import STAGE_SPECS, title_of
 from rlhfkit.diagnosis.verdict import BASELINE_NAMES
 from rlhfkit.report.svg import Bar, Chart, Colour, Level, Series, bar_chart, line_chart, path_chart, reliability_chart
 from rlhfkit.rundir.contents import Facts, curve
@@ -154,7 +154,7 @@ def supervised_charts(facts: Facts) -> list[Chart]:
     caption = "Cross entropy on text. Validation that rises while training falls is over-fitting."
     return [
         chart
-        for stage in ("pretrain", "sft")
+        for stage in (spec.name for spec in STAGE_SPECS.values() if spec.trains in ("pretrain", "sft"))
         for chart in _training_and_validation(
             facts, stage, "loss", f"Loss: {title_of(stage)}", "nats per token", caption
         )

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.stages import role_of, section_of
 from rlhfkit.errors import OutOfMemoryError
 from rlhfkit.machine.device import choose_device, is_out_of_memory
 from rlhfkit.machine.dtype import bfloat16_saves
@@ -67,10 +68,10 @@ def _advice(stage: str, phases: tuple[str, ...], recipe: Recipe | ControlRecipe)
 
 def _section(stage: str, recipe: Recipe) -> tuple[str, int]:
     """(the section whose `microbatch_tokens` counts, tokens of the longest row)."""
-    match stage:
+    match role_of(stage):
         case "pretrain" | "sft":
-            return stage, getattr(recipe, stage).max_tokens
-        case "reward_model" | "judge":
+            return stage, getattr(recipe, section_of(stage)).max_tokens
+        case "reward_model":
             return "reward_model", 2 * recipe.reward_model.max_tokens
         case _:
             return "ppo", recipe.data.prompt_limit + recipe.rollout.max_response_tokens

@@ -8,15 +8,11 @@ from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.config.watch import Action, ControlWatchConfig, WatchConfig
 from rlhfkit.diagnosis import (
-    CONTROL_RULES,
-    PPO_RULES,
-    PRETRAIN_RULES,
-    REWARD_MODEL_RULES,
     ROLLED_BACK_TO,
-    SUPERVISED_RULES,
     Finding,
     Replay,
 )
+from rlhfkit.diagnosis.rule_sets import rules_of
 from rlhfkit.errors import CheckpointError, ConfigError
 from rlhfkit.metrics import rounded
 from rlhfkit.rollout.experience import Experience
@@ -67,7 +63,7 @@ class Watch:
 
     def __post_init__(self) -> None:
         is_control = isinstance(self.config, ControlPpoConfig)
-        self._rules = CONTROL_RULES if is_control else PPO_RULES
+        self._rules = rules_of("control" if is_control else "ppo")
         self._replay = Replay(self._rules, {**self.config.model_dump(mode="json"), "recipe": self.recipe})
         self._is_healthy = True
 
@@ -284,8 +280,7 @@ class SupervisedWatch:
         self, stage: str, settings: Mapping[str, Any], rows: Iterable[Mapping[str, object]], warn: Warn
     ) -> None:
         """Begin with the `rows` of the updates before; `settings` has `num_updates` beside those of the recipe."""
-        rules = {"pretrain": PRETRAIN_RULES, "sft": SUPERVISED_RULES}.get(stage, REWARD_MODEL_RULES)
-        self._replay = Replay(rules, {"name": stage, **settings})
+        self._replay = Replay(rules_of(stage), {"name": stage, **settings})
         self._warn = warn
         self._told: set[str] = set()
         for row in rows:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from rlhfkit.config.stages import role_of
 from rlhfkit.config.training import SftConfig
 from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import Metrics
@@ -85,7 +86,7 @@ def train_sft(
     loss = - sum over the minibatch's learnt tokens of log p(token | tokens before) / their number
     Raises: TrainingError where the loss or a gradient is not finite.
     """
-    optim = decided(config.optim, model, "pretrain" if stage == "pretrain" else "sft")
+    optim = decided(config.optim, model, role_of(stage) or "sft")
     config = config.model_copy(update={"optim": optim})
     prompts = [
         tuple(text.ids[: text.learnt_from]) if text.learnt_from > 1 else number for number, text in enumerate(texts)
