@@ -63,15 +63,14 @@ lint: install
 # The exact versions of all packages: uv.lock, and constraints.txt from it for pip. `make lock LOCK=--upgrade` takes newer
 # ones. Asks PyPI. constraints.txt keeps its comment.
 LOCK ?=
-UV := .venv/lock/bin/uv
 
 lock:
-	$(PYTHON) -m venv .venv/lock
-	.venv/lock/bin/python -m pip install --quiet uv
-	$(UV) lock $(LOCK)
-	{ grep '^#' constraints.txt; $(UV) export --quiet --frozen --all-extras --no-hashes --no-header --no-annotate \
-		--no-emit-project | sed 's/ ;.*//' | sort -f; } > constraints.new
-	mv constraints.new constraints.txt
+	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && $(PYTHON) -m venv "$$scratch" && \
+	"$$scratch/bin/python" -m pip install --quiet uv && "$$scratch/bin/uv" lock $(LOCK) && \
+	"$$scratch/bin/uv" export --quiet --frozen --all-extras --no-hashes --no-header --no-annotate --no-emit-project \
+		--output-file "$$scratch/versions" && \
+	{ grep '^#' constraints.txt; sed 's/ ;.*//' "$$scratch/versions" | sort -f; } > "$$scratch/constraints.txt" && \
+	cp "$$scratch/constraints.txt" constraints.txt
 
 # Known vulnerabilities of the exact versions in constraints.txt; asks PyPI, so it needs the net.
 audit:

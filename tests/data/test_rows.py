@@ -312,7 +312,7 @@ def test_without_the_extra_the_install_line_is_told(tmp_path, monkeypatch, path,
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, module, None)  # its import fails
     with pytest.raises(
-        MissingDependencyError, match=rf"{path} needs .*\({module}\).* pip install 'rlhfkit\[datasets\]'"
+        MissingDependencyError, match=rf"{path} .*needs .*\({module}\).* pip install 'rlhfkit\[datasets\]'"
     ):
         read_rows(RowsConfig(path=path), directory=tmp_path)
 

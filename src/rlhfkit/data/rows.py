@@ -447,7 +447,7 @@ def _directory_rows(name: str, path: Path, split: str) -> tuple[list[Row | DataE
 
 
 def _hub_rows(name: str, source: RowsConfig) -> tuple[list[Row | DataError], str]:
-    datasets = _optional("datasets", name)
+    datasets = _optional("datasets", f"{name} is not a file here; as a dataset of the hub it")
     try:
         dataset = datasets.load_dataset(name, source.subset, split=source.split, revision=source.revision)
     except Exception as error:  # the hub's client lets the exceptions of four libraries through
@@ -459,7 +459,7 @@ def _hub_rows(name: str, source: RowsConfig) -> tuple[list[Row | DataError], str
 
 
 def _optional(module: str, name: str) -> Any:
-    """A module of the extra [datasets], which `name`, the file or dataset, needs. Raises: MissingDependencyError."""
+    """A module of the extra [datasets], which what `name` says needs. Raises: MissingDependencyError."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
