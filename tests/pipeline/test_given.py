@@ -69,7 +69,7 @@ def weights(model):
 
 def test_ppo_runs_on_what_is_in_memory_alone(model, tmp_path):
     before, reward = weights(model), Asked()
-    with opened(tmp_path / "run", Given(model=model, prompts=PROMPTS, reward=reward)) as ctx:
+    with opened(tmp_path / "run", Given(model=model, data={"prompts": PROMPTS}, reward=reward)) as ctx:
         prepared = prepared_ppo(ctx)
         assert prepared.trainer.iteration == 0
         record = run_prepared(ctx, prepared)
@@ -80,7 +80,7 @@ def test_ppo_runs_on_what_is_in_memory_alone(model, tmp_path):
 
 def test_the_reference_stays_what_was_given(model, tmp_path):
     before = weights(model)
-    with opened(tmp_path / "run", Given(model=model, prompts=PROMPTS, reward=Asked())) as ctx:
+    with opened(tmp_path / "run", Given(model=model, data={"prompts": PROMPTS}, reward=Asked())) as ctx:
         run_stage(ctx, "ppo")
     kept, trained = tiny.load(tmp_path / "run" / "base"), tiny.load(tmp_path / "run" / "policy")
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(kept).items())
@@ -94,7 +94,7 @@ def test_a_given_model_computes_as_one_read_from_its_directory(model, directory_
             recipe().model_copy(update={"model": PretrainedModelConfig(path=path, dtype="float32")}), "", ()
         )
         directory = tmp_path / f"run-{len(policies)}"
-        in_memory = Given(model=given, prompts=PROMPTS, reward=Asked())
+        in_memory = Given(model=given, data={"prompts": PROMPTS}, reward=Asked())
         with open_run(loaded, directory, progress=Progress(quiet=True), given=in_memory) as ctx:
             run_stage(ctx, "ppo")
         policies.append(weights(tiny.load(directory / "policy")))
@@ -103,7 +103,7 @@ def test_a_given_model_computes_as_one_read_from_its_directory(model, directory_
 
 def test_adapters_are_put_on_a_given_model(model, tmp_path):
     before = weights(model)
-    given = Given(model=model, prompts=PROMPTS, reward=Asked())
+    given = Given(model=model, data={"prompts": PROMPTS}, reward=Asked())
     with opened(tmp_path / "run", given, lora=LoraConfig(rank=2)) as ctx:
         run_stage(ctx, "ppo")
     merged = weights(tiny.load(tmp_path / "run" / "policy"))
@@ -115,7 +115,7 @@ def test_a_given_model_that_has_adapters_is_refused(model, tmp_path):
     model.causal_lm = add_lora(model.causal_lm, LoraConfig(rank=2))
     with (
         pytest.raises(ConfigError, match="has adapters already; merge them first"),
-        opened(tmp_path / "run", Given(model=model, prompts=PROMPTS, reward=Asked())),
+        opened(tmp_path / "run", Given(model=model, data={"prompts": PROMPTS}, reward=Asked())),
     ):
         pass
     assert not (tmp_path / "run").exists()
@@ -128,7 +128,7 @@ def test_a_given_reward_is_tried_before_anything_is_written(model, tmp_path):
 
     with (
         pytest.raises(DataError, match="it has no such column"),
-        opened(tmp_path / "run", Given(model=model, prompts=PROMPTS, reward=Fails())),
+        opened(tmp_path / "run", Given(model=model, data={"prompts": PROMPTS}, reward=Fails())),
     ):
         pass
     assert not (tmp_path / "run").exists()

@@ -11,13 +11,13 @@ from rlhfkit.errors import ConfigError, EnvError
 __all__ = ["load_factory"]
 
 
-def load_factory(name: str) -> TextEnvFactory:
-    """The factory `package.module:factory`, looked up from the working directory first.
+def load_factory(name: str, *, given: Callable[[], Any] | None = None) -> TextEnvFactory:
+    """The factory `package.module:factory`, looked up from the working directory first, unless it is `given`.
 
     Raises: ConfigError where there is no such module or factory, or it cannot be called without arguments; EnvError
     where the module fails while it is imported, or, once it is called, the factory does or returns no environment.
     """
-    factory = import_named(name, setting="env.function", error=EnvError)
+    factory = given or import_named(name, setting="env.function", error=EnvError)
     if _refuses(factory):
         raise ConfigError(
             f"env.function {name!r} takes {inspect.signature(factory)}; expected a class or a function that is called "

@@ -1,11 +1,11 @@
 """Recipe → live objects; the only place that looks at `type`."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -72,10 +72,12 @@ class Given:
 
     model: LanguageModel | None = None
     """The model that the run starts from. It is trained in place; copies of it are read from `base/` in the run."""
-    prompts: Sequence[Prompt] | None = None
-    """The rows of `data.prompts`."""
+    data: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Table of `data` → its records."""
     reward: RewardSource | None = None
     """What PPO maximises, in place of `reward`."""
+    env: Callable[[], Any] | None = None
+    """What makes the environment, in place of `env.function`."""
 
 
 @dataclass
@@ -90,7 +92,7 @@ class Builder:
     """Whether what an earlier run left in the directory is about to be removed."""
     given_dtype: DtypeChoice | None = None
     """The type that was chosen already, for the whole of which this is a part."""
-    given: Given = Given()
+    given: Given = field(default_factory=Given)
 
     def __post_init__(self) -> None:
         self.paths = FastPaths()
@@ -394,7 +396,7 @@ class Builder:
                 mixed = [dialogues[index] for index in order]
                 return lambda: ReplayEnv(mixed, max_turns=config.max_turns)
             case FunctionEnvConfig():
-                factory = load_factory(config.function)
+                factory = load_factory(config.function, given=self.given.env)
                 return lambda: TurnLimit(factory(), config.max_turns)
 
     # ── rewards ──────────────────────────────────────────────────────────────────────────────────────────────────────

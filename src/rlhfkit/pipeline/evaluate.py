@@ -27,7 +27,7 @@ from rlhfkit.rundir.log import RunLog
 from rlhfkit.rundir.results import Evaluation, TaskResults
 from rlhfkit.rundir.resume import recipe_of
 
-__all__ = ["compare_with_last", "evaluate", "evaluate_again"]
+__all__ = ["compare_with_last", "compared", "evaluate", "evaluate_again"]
 
 
 def evaluate(ctx: RunContext) -> dict[str, Any]:
@@ -71,9 +71,13 @@ def _compared(ctx: RunContext, before: PretrainedModelConfig) -> Evaluation:
     if ctx.recipe.env is not None:
         return _compared_in_env(ctx, before)
     ctx.manifest.refuse_damaged()
-    recipe = ctx.recipe
     sft = ctx.builder.language_model(before)
-    policy = ctx.builder.language_model(ctx.builder.source_of(ctx.run.model("policy")))
+    return compared(ctx, sft, ctx.builder.language_model(ctx.builder.source_of(ctx.run.model("policy"))))
+
+
+def compared(ctx: RunContext, sft: LanguageModel, policy: LanguageModel) -> Evaluation:
+    """How two models do on the recipe's test prompts; the first is the reference of the second."""
+    recipe = ctx.recipe
     loaded = ctx.load("test_prompts", load_prompts).records
     if recipe.data.prompts is not None:
         overlap = find_overlap(ctx.load("prompts", load_prompts).records, loaded)

@@ -27,6 +27,7 @@ from rlhfkit.config.rewards import (
 from rlhfkit.config.stages import STAGE_SPECS, Stage
 from rlhfkit.data import (
     Loaded,
+    SourceFile,
     load_demonstrations,
     load_preferences,
     load_prompts,
@@ -93,8 +94,8 @@ class Inputs:
             assert source is not None  # the recipe's own check saw to it
             data = self.recipe.data
             try:
-                if name == "prompts" and self.builder.given.prompts is not None:
-                    loaded = cast("Loaded[T]", Loaded(list(self.builder.given.prompts), (), ()))
+                if (given := self.builder.given.data.get(name)) is not None:
+                    loaded = _in_memory(given)
                 elif isinstance(source, StoreConfig) and load is load_preferences:
                     loaded = cast("Loaded[T]", load_labels(source))
                 else:
@@ -163,7 +164,7 @@ class Inputs:
                     yield f"{part_name}.function", part.function
                 elif isinstance(part, RewardModelRewardConfig | BagOfWordsRewardConfig | LexiconRewardConfig):
                     yield f"{part_name}.path", part.path or ""
-        if stage in ("ppo", "evaluate") and isinstance(recipe.env, FunctionEnvConfig):
+        if stage in ("ppo", "evaluate") and isinstance(recipe.env, FunctionEnvConfig) and given.env is None:
             yield "env.function", recipe.env.function
 
     def _entry(self, use: str, place: str) -> dict[str, str] | None:
@@ -366,6 +367,14 @@ class Inputs:
                 self._encoder.conversation_text(prompt, record.chosen)
             case _:  # text can be cut anywhere
                 pass
+
+
+def _in_memory(records: Sequence[Any]) -> Loaded[Any]:
+    """Records that nobody has to read, with what tells them from others when the run goes on."""
+    if not records:
+        return Loaded([], (), ())
+    digest = hashlib.sha256("\n".join(map(repr, records)).encode("utf-8", "surrogatepass")).hexdigest()
+    return Loaded(list(records), (), (SourceFile("rows in memory", digest, len(records)),))
 
 
 def _hash(path: Path) -> str:

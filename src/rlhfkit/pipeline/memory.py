@@ -37,9 +37,9 @@ def fitted_ppo(ctx: RunContext, policy: TextPolicy, rollout: Rollout, config: Pp
 
 def _ppo_plan(policy: TextPolicy, rollout: Rollout, recipe: Recipe) -> MemoryPlan:
     """The memory that PPO needs under the settings of `recipe`."""
-    if isinstance(rollout, TextRollout):
+    if isinstance(rollout, TextRollout) and rollout.prompts:
         prompt_tokens = max(len(prompt.ids) for prompt in rollout.prompts)
-    else:  # an episode may fill the context
+    else:  # an episode may fill the context, and so may prompts that are still to come
         most = recipe.data.prompt_limit + recipe.rollout.max_response_tokens
         context = policy.language_model.context_tokens or most
         prompt_tokens = context - recipe.rollout.max_response_tokens

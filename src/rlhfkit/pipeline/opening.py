@@ -62,7 +62,7 @@ def open_run(
             progress.warn(change)
     for remark in inputs.remarks() if dtype is None else ():  # of a round, the whole has said it
         progress.warn(remark)
-    with quiet_transformers(), open_log(loaded, run, fresh=fresh, progress=progress) as log:
+    with open_log(loaded, run, fresh=fresh, progress=progress) as log:
         inputs.builder.keep_given_model()
         yield RunContext(inputs, run, log, progress, workload or Workload())
 

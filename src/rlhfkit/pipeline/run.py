@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed, seed_everything
 from rlhfkit.machine.watchdog import Watchdog, phase
+from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.control import ControlPipeline, check_control
 from rlhfkit.pipeline.evaluate import evaluate
@@ -26,7 +28,7 @@ from rlhfkit.report.page import report_or_warn
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.training.out_of_memory import memory_told
 
-__all__ = ["STAGES", "run", "run_stage"]
+__all__ = ["STAGES", "begin_stage", "end_stage", "run", "run_stage", "working"]
 
 STAGES: dict[Stage, Callable[[RunContext], dict[str, Any]]] = {
     "pretrain": pretrain,
@@ -82,19 +84,37 @@ def run_stage(ctx: RunContext, stage: Stage) -> None:
     if stage in ctx.run.finished_stages():
         ctx.progress.note(f"{stage}: finished before")
         return
+    start = begin_stage(ctx, stage)
+    watchdog = Watchdog(ctx.recipe.watchdog, ctx.run.stacks, warn=ctx.progress.warn)
+    with watchdog, working(ctx, stage):
+        record = STAGES[stage](ctx)
+    end_stage(ctx, stage, record, seconds=time.monotonic() - start)
+
+
+def begin_stage(ctx: RunContext, stage: Stage) -> float:
+    """When the stage began, once what it reads from outside of the run is noted and its random numbers are set."""
     ctx.tell_dtype()
     ctx.manifest.refuse_damaged()
     ctx.manifest.add_inputs(stage, ctx.inputs.read_from_outside([stage])[stage])
     start = time.monotonic()
     seed_everything(derive_seed(ctx.recipe.seed, stage))
     release_memory()  # of the stage before, whose gigabytes this one would begin with
-    watchdog = Watchdog(ctx.recipe.watchdog, ctx.run.stacks, warn=ctx.progress.warn)
-    with ctx.manifest.error_noted(stage), watchdog, memory_told(stage, ctx.recipe), phase(stage):
-        record = STAGES[stage](ctx)
+    return start
+
+
+@contextmanager
+def working(ctx: RunContext, stage: Stage) -> Iterator[None]:
+    """In the block the stage works: its errors are noted, and one of memory says which setting to lower."""
+    with quiet_transformers(), ctx.manifest.error_noted(stage), memory_told(stage, ctx.recipe), phase(stage):
+        yield
+
+
+def end_stage(ctx: RunContext, stage: Stage, record: dict[str, Any], *, seconds: float) -> None:
+    """Note that the stage is finished, with its record of facts."""
     ctx.manifest.add("fast_paths", ctx.builder.paths.as_facts())
     if "ppo" not in ctx.recipe.stages and stage == ctx.recipe.stages[-1]:
         ctx.tell_paths()
-    seconds = round(time.monotonic() - start, 1)
+    seconds = round(seconds, 1)
     ctx.manifest.add_stage(stage, seconds=seconds)
     ctx.run.finish_stage(stage, {"seconds": seconds, **record})
     if not STAGE_SPECS[stage].keeps_checkpoints:  # the result is written, and nobody needs them any more

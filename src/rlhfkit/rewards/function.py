@@ -35,14 +35,15 @@ class FunctionReward:
     that can be called, or a class of such objects.
     """
 
-    def __init__(self, config: FunctionRewardConfig) -> None:
-        """Import the function.
+    def __init__(self, config: FunctionRewardConfig, *, given: Callable[..., Any] | None = None) -> None:
+        """Import the function, unless it is `given`.
 
         Raises: ConfigError where there is no such module or function, or its parameters do not fit; RewardError where
         the module fails while it is imported.
         """
         self.name = config.function
-        self._function = _made(import_named(config.function, setting="reward.function", error=RewardError), self.name)
+        found = given or import_named(config.function, setting="reward.function", error=RewardError)
+        self._function = _made(found, self.name)
         self._binding = bind(self._function, config.function)
 
     def score(self, episodes: Sequence[ScoredText]) -> torch.Tensor:
