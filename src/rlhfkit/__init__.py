@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlhfkit.api.control import ControlTrainer
+    from rlhfkit.api.ppo import PPOTrainer
     from rlhfkit.config.control import ControlPpoConfig as ControlPPOConfig
+    from rlhfkit.config.control import EnvConfig, NetworkConfig
     from rlhfkit.config.load import LoadedRecipe, load_recipe
-    from rlhfkit.config.recipe import Recipe
+    from rlhfkit.config.model import LoraConfig, Recipe
+    from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, RolloutConfig, ValueConfig
+    from rlhfkit.config.ppo import PpoConfig as PPOConfig
+    from rlhfkit.config.training import OptimConfig
     from rlhfkit.errors import (
         CheckpointError,
         ConfigError,
@@ -26,41 +31,64 @@ if TYPE_CHECKING:
         StoreError,
         TrainingError,
     )
+    from rlhfkit.machine.progress import Progress
     from rlhfkit.pipeline.control import load_control_policy
     from rlhfkit.rundir.directory import RunDir
 
     __version__: str
 
 __all__ = [
+    "AdaptiveKLConfig",
     "CheckpointError",
     "ConfigError",
     "ControlPPOConfig",
     "ControlTrainer",
     "DataError",
+    "EnvConfig",
     "EnvError",
+    "FixedKLConfig",
     "GenerationError",
     "LoadedRecipe",
+    "LoraConfig",
     "MissingDependencyError",
     "ModelError",
+    "NetworkConfig",
+    "OptimConfig",
     "OutOfMemoryError",
+    "PPOConfig",
+    "PPOTrainer",
+    "Progress",
     "Recipe",
     "RewardError",
     "RlhfkitError",
+    "RolloutConfig",
     "RunDir",
     "ShapeError",
     "StoreError",
     "TrainingError",
+    "ValueConfig",
     "__version__",
     "load_control_policy",
     "load_recipe",
 ]
 
 _MODULES = {
+    "AdaptiveKLConfig": "rlhfkit.config.ppo",
     "ControlPPOConfig": "rlhfkit.config.control:ControlPpoConfig",
     "ControlTrainer": "rlhfkit.api.control",
+    "EnvConfig": "rlhfkit.config.control",
+    "FixedKLConfig": "rlhfkit.config.ppo",
     "LoadedRecipe": "rlhfkit.config.load",
+    "LoraConfig": "rlhfkit.config.model",
+    "NetworkConfig": "rlhfkit.config.control",
+    "OptimConfig": "rlhfkit.config.training",
+    "PPOConfig": "rlhfkit.config.ppo:PpoConfig",
+    "PPOTrainer": "rlhfkit.api.ppo",
+    "Progress": "rlhfkit.machine.progress",
     "Recipe": "rlhfkit.config.recipe",
+    "RolloutConfig": "rlhfkit.config.ppo",
     "RunDir": "rlhfkit.rundir.directory",
+    "ValueConfig": "rlhfkit.config.ppo",
     "load_control_policy": "rlhfkit.pipeline.control",
     "load_recipe": "rlhfkit.config.load",
 }

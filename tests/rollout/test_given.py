@@ -35,7 +35,7 @@ def test_what_was_sampled_and_comes_back_trains_to_the_same_bits_as_collecting_i
     trainer = given_trainer()
     for iteration in range(2):
         run_iteration(collected)
-        prompts = trainer.rollout.own._prompts_of(iteration)
+        prompts = trainer.rollout.own.prompts_of(iteration)
         texts = trainer.rollout.sample(prompts, iteration=iteration)
         trainer.rollout.give(prompts, texts, [float(text.count("a")) for text in texts])
         run_iteration(trainer)

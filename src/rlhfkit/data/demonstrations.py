@@ -1,11 +1,13 @@
 """Demonstrations: prompts with a good response."""
 
+from functools import partial
 from pathlib import Path
 
 from rlhfkit.config.data import (
     ContrastConfig,
     GrammarConfig,
     LabelledConfig,
+    RowsConfig,
     SourceConfig,
     StoreConfig,
 )
@@ -18,7 +20,7 @@ from rlhfkit.data.rows import Loaded, OnBadRow, Row
 from rlhfkit.errors import DataError
 from rlhfkit.records import Demonstration
 
-__all__ = ["load_demonstrations"]
+__all__ = ["demonstration_of", "load_demonstrations"]
 
 
 def load_demonstrations(
@@ -39,15 +41,18 @@ def load_demonstrations(
         demonstrations = [Demonstration(prompt, prompt.reference) for prompt in loaded.records if prompt.reference]
         return Loaded(demonstrations, loaded.skipped, loaded.sources, loaded.notes)
 
-    def parse(row: Row) -> Demonstration:
-        row = in_known_form(row, source)
-        if marks_a_bad_answer(row):
-            raise DataError(
-                f"label is {row.columns['label']!r}: the row shows a bad answer, which would be learnt like a good "
-                "one; keep the good ones with where = {label = true}"
-            )
-        content, response = read_answered_prompt(row, beginning_words=source.beginning_words, seed=seed)
-        prompt = make_prompt(content, row, formats=source, response=response)
-        return Demonstration(prompt, make_response(response, formats=source))
-
+    parse = partial(demonstration_of, source=source, seed=seed)
     return load_rows(source, parse, directory=directory, on_bad_row=on_bad_row)
+
+
+def demonstration_of(row: Row, *, source: RowsConfig, seed: int = 0) -> Demonstration:
+    """The demonstration of a row of `source`. Raises: DataError where it has none."""
+    row = in_known_form(row, source)
+    if marks_a_bad_answer(row):
+        raise DataError(
+            f"label is {row.columns['label']!r}: the row shows a bad answer, which would be learnt like a good "
+            "one; keep the good ones with where = {label = true}"
+        )
+    content, response = read_answered_prompt(row, beginning_words=source.beginning_words, seed=seed)
+    prompt = make_prompt(content, row, formats=source, response=response)
+    return Demonstration(prompt, make_response(response, formats=source))

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rlhfkit.config.data import (
     ContrastConfig,
     GrammarConfig,
     LabelledConfig,
+    RowsConfig,
     SourceConfig,
     StoreConfig,
 )
@@ -25,7 +27,7 @@ from rlhfkit.errors import DataError
 from rlhfkit.records import Preference, Prompt
 from rlhfkit.rundir.atomic import write_atomically
 
-__all__ = ["load_preferences", "write_preferences"]
+__all__ = ["load_preferences", "preference_of", "write_preferences"]
 
 
 def load_preferences(
@@ -40,14 +42,17 @@ def load_preferences(
     if isinstance(source, LabelledConfig):
         raise DataError('type = "labelled" makes no preferences; for two kinds of text use type = "contrast"')
 
-    def parse(row: Row) -> Preference:
-        row = in_known_form(row, source)
-        content, *responses = read_pair(row)
-        chosen, rejected = (make_response(response, formats=source) for response in responses)
-        prompt = make_prompt(content, row, formats=source)
-        return Preference(prompt, chosen, rejected, _margin(row.columns.get("margin")))
-
+    parse = partial(preference_of, source=source)
     return load_rows(source, parse, directory=directory, on_bad_row=on_bad_row)
+
+
+def preference_of(row: Row, *, source: RowsConfig) -> Preference:
+    """The preference of a row of `source`. Raises: DataError where it has none."""
+    row = in_known_form(row, source)
+    content, *responses = read_pair(row)
+    chosen, rejected = (make_response(response, formats=source) for response in responses)
+    prompt = make_prompt(content, row, formats=source)
+    return Preference(prompt, chosen, rejected, _margin(row.columns.get("margin")))
 
 
 def write_preferences(path: str | Path, preferences: Sequence[Preference]) -> None:

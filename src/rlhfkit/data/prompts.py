@@ -1,12 +1,14 @@
 """Prompts, from rows of any format that has one."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rlhfkit.config.data import (
     ContrastConfig,
     GrammarConfig,
     LabelledConfig,
+    RowsConfig,
     SourceConfig,
     StoreConfig,
 )
@@ -19,7 +21,7 @@ from rlhfkit.data.rows import Loaded, OnBadRow, Row
 from rlhfkit.errors import DataError
 from rlhfkit.records import Prompt, folded
 
-__all__ = ["find_overlap", "load_prompts"]
+__all__ = ["find_overlap", "load_prompts", "prompt_of"]
 
 
 def load_prompts(
@@ -36,13 +38,16 @@ def load_prompts(
     if isinstance(source, LabelledConfig):
         return load_labelled_prompts(source, directory=directory, on_bad_row=on_bad_row)
 
-    def parse(row: Row) -> Prompt:
-        row = in_known_form(row, source)
-        content, response = read_prompt(row, beginning_words=source.beginning_words, seed=seed)
-        reference = None if marks_a_bad_answer(row) else response
-        return make_prompt(content, row, formats=source, response=reference)
-
+    parse = partial(prompt_of, source=source, seed=seed)
     return load_rows(source, parse, directory=directory, on_bad_row=on_bad_row)
+
+
+def prompt_of(row: Row, *, source: RowsConfig, seed: int = 0) -> Prompt:
+    """The prompt of a row of `source`. Raises: DataError where it has none."""
+    row = in_known_form(row, source)
+    content, response = read_prompt(row, beginning_words=source.beginning_words, seed=seed)
+    reference = None if marks_a_bad_answer(row) else response
+    return make_prompt(content, row, formats=source, response=reference)
 
 
 def find_overlap(train: Sequence[Prompt], test: Sequence[Prompt]) -> int:

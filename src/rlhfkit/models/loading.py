@@ -33,6 +33,8 @@ from rlhfkit.models.sequence_classification import sequence_classification_class
 
 __all__ = [
     "WHAT_LOADERS_RAISE",
+    "fit_model",
+    "fit_tokenizer",
     "load_causal_lm",
     "load_classifier",
     "load_tokenizer",
@@ -148,14 +150,22 @@ def load_tokenizer(
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     _refuse_runaway(tokenizer, config.path)
+    return tokenizer, fit_tokenizer(tokenizer, config.path, needs_eos=needs_eos)
+
+
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, *, needs_eos: bool = True) -> list[str]:
+    """What was changed so that the tokenizer, `name` in messages, has a PAD that stands in no text.
+
+    Raises: ModelError where it `needs_eos` and has none.
+    """
     notes = []
     if needs_eos and tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {config.path!r} has no EOS token; set eos_token in tokenizer_config.json")
+        raise ModelError(f"the tokenizer of {name!r} has no EOS token; set eos_token in tokenizer_config.json")
     if why := _why_no_pad(tokenizer):
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
         notes.append(f"the tokenizer had {why}: added {PAD_TOKEN} as token {tokenizer.pad_token_id}")
     tokenizer.padding_side = "right"
-    return tokenizer, notes
+    return notes
 
 
 def _why_no_pad(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -238,7 +248,7 @@ def load_causal_lm(
             "float16, from which it was made"
         )
     notes = _unused_notes(report.unused, config.path) + make_generation_config_valid(model)
-    model, more = _ready(model, tokenizer, device)
+    model, more = fit_model(model, tokenizer, device)
     return model, [*notes, *more]
 
 
@@ -274,7 +284,7 @@ def load_classifier(
     )
     _refuse_random(replace(report, random=report.random - {"score.weight"}) if fresh_head else report, path)
     _unused_notes(report.unused, path)
-    return _ready(model, tokenizer, device)[0]
+    return fit_model(model, tokenizer, device)[0]
 
 
 @dataclass(frozen=True)
@@ -372,7 +382,9 @@ def _refuse_random(report: _Report, path: str, *, made_as: Sequence[str] | None 
     )
 
 
-def _ready(model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[PreTrainedModel, list[str]]:
+def fit_model(
+    model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> tuple[PreTrainedModel, list[str]]:
     """The model with an embedding for each token of `tokenizer`, and notes that say what was changed.
 
     In evaluation mode for good: dropout would make the old, new and reference logprobs differ by chance.

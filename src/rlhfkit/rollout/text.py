@@ -55,7 +55,7 @@ class TextRollout:
 
         Raises: RewardError where the reward source fails.
         """
-        prompts = self._prompts_of(iteration)
+        prompts = self.prompts_of(iteration)
         start = time.perf_counter()
         responses = self.sample(
             prompts,
@@ -149,7 +149,7 @@ class TextRollout:
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Nothing to load; see `state`."""
 
-    def _prompts_of(self, iteration: int) -> list[EncodedPrompt]:
+    def prompts_of(self, iteration: int) -> list[EncodedPrompt]:
         """Each prompt `group_size` times in a row; all prompts are seen before one comes again."""
         num = self.ppo.rollout_episodes // self.ppo.group_size
         places = [divmod(index, len(self.prompts)) for index in range(iteration * num, (iteration + 1) * num)]

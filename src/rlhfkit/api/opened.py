@@ -1,0 +1,67 @@
+"""A run of a recipe that stays open while somebody's program works with it."""
+
+import weakref
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rlhfkit.api.given import Gathered
+from rlhfkit.api.places import Place
+from rlhfkit.api.recipes import loaded_recipe
+from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.stages import Stage
+from rlhfkit.machine.progress import Progress
+from rlhfkit.models.loading import quiet_transformers
+from rlhfkit.pipeline.context import RunContext
+from rlhfkit.pipeline.opening import open_run
+from rlhfkit.rundir.directory import RunDir
+
+__all__ = ["Opened"]
+
+
+class Opened:
+    """A run with one stage, in the run directory that was given or in one that goes with it."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        gathered: Gathered,
+        *,
+        by: str,
+        seed: int,
+        run_dir: str | Path | None,
+        progress: Progress | None,
+        **sections: Any,
+    ) -> None:
+        """Check everything, and open the run; `by` is who asks. Raises: RlhfkitError before anything is written."""
+        self.stage, self.progress = stage, progress or Progress()
+        self.recipe = Recipe(name=stage.replace("_", "-"), stages=(stage,), seed=seed, **gathered.sections, **sections)
+        self.place = Place(run_dir)
+        self.run_dir = RunDir(self.place.path)
+        with ExitStack() as stack:
+            loaded = loaded_recipe(self.recipe, by=by)
+            with quiet_transformers():
+                self.ctx: RunContext = stack.enter_context(
+                    open_run(loaded, self.place.path, progress=self.progress, given=gathered.given)
+                )
+            self.stack = stack.pop_all()
+        self._close = weakref.finalize(self, _close, self.stack, self.place)
+
+    @property
+    def stays(self) -> bool:
+        """Whether what is written stays."""
+        return self.place.stays
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier start has finished the stage."""
+        return self.stage in self.run_dir.finished_stages()
+
+    def close(self) -> None:
+        """Let go of the run directory, and remove it if it does not stay."""
+        self._close()
+
+
+def _close(stack: ExitStack, place: Place) -> None:
+    stack.close()
+    place.close()

@@ -1,0 +1,347 @@
+"""`PPOTrainer` does what `rlhfkit run` does, takes things as people have them, and serves a loop of your own."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhfkit import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FixedKLConfig,
+    LoraConfig,
+    ModelError,
+    OptimConfig,
+    PPOConfig,
+    PPOTrainer,
+    Progress,
+    RewardError,
+    RolloutConfig,
+    RunDir,
+    TrainingError,
+    ValueConfig,
+)
+from rlhfkit.config.load import load_recipe
+from rlhfkit.envs.text import TextStep
+from rlhfkit.pipeline.run import run
+
+FAST = OptimConfig(learning_rate=1e-3)
+SMALL = PPOConfig(
+    iterations=2,
+    rollout_episodes=8,
+    minibatch_episodes=4,
+    epochs=2,
+    min_eos_rate=0.0,
+    optim=FAST,
+    value=ValueConfig(optim=FAST, clip_range=0),
+    kl=FixedKLConfig(coef=0.02),
+)
+PROMPTS = ["Once upon a time", "There was", "Say"]
+CONFIG_OF_RECIPE = """
+name = "ppo"
+stages = ["ppo"]
+seed = 5
+[model]
+path = "{model}"
+[data]
+prompts = {{ path = "{prompts}" }}
+[reward]
+type = "function"
+function = "tests.api.test_ppo:plainness"
+[rollout]
+max_response_tokens = 8
+[ppo]
+iterations = 2
+rollout_episodes = 8
+minibatch_episodes = 4
+epochs = 2
+min_eos_rate = 0.0
+optim = {{ learning_rate = 1e-3 }}
+value = {{ optim = {{ learning_rate = 1e-3 }}, clip_range = 0 }}
+kl = {{ coef = 0.02 }}
+"""
+
+
+def plainness(prompts, responses):
+    return [float(sum(letter.isascii() for letter in response)) for response in responses]
+
+
+def trainer(model, **options):
+    usual = {
+        "config": SMALL,
+        "rollout": RolloutConfig(max_response_tokens=8),
+        "seed": 5,
+        "progress": Progress(quiet=True),
+    }
+    return PPOTrainer(model, **{"prompts": PROMPTS, "reward": plainness, **usual, **options})
+
+
+def own_loop(model, **options):
+    return trainer(model, **{"prompts": None, "reward": None, **options})
+
+
+def weights(trained):
+    return {name: tensor.detach().clone() for name, tensor in trained.model.causal_lm.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def prompts_file(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    return file
+
+
+def test_it_trains_to_the_bits_of_the_command_line(model_dir, prompts_file, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(CONFIG_OF_RECIPE.format(model=model_dir, prompts=prompts_file))
+    run(load_recipe(recipe), tmp_path / "run", progress=Progress(quiet=True))
+    trainer(model_dir).train().save(tmp_path / "saved")
+    assert same(*(load_file(path / "model.safetensors") for path in (tmp_path / "run" / "policy", tmp_path / "saved")))
+    assert not same(*(load_file(tmp_path / name / "model.safetensors") for name in ("saved", model_dir)))
+
+
+def test_each_iteration_gives_its_metrics(model_dir):
+    trained = trainer(model_dir)
+    rows = list(trained)
+    assert len(rows) == 2 and rows == trained.history
+    assert {"score/mean", "ref_kl/sequence", "kl_coef", "ppo/approx_kl"} <= rows[0].keys()
+    assert rows[0]["ref_kl/sequence"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_transformers_loads_what_is_saved(model_dir, tmp_path):
+    trained = trainer(model_dir).train()
+    trained.save(tmp_path / "tuned")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
+    AutoTokenizer.from_pretrained(tmp_path / "tuned")
+    assert torch.equal(loaded.lm_head.weight, trained.model.causal_lm.lm_head.weight)
+
+
+def test_nothing_is_left_on_the_disk_without_a_run_directory(model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with trainer(model_dir) as trained:
+        trained.train()
+    assert list(tmp_path.iterdir()) == []
+    assert len(trained._repr_html_()) > 100  # it still shows itself
+
+
+@pytest.mark.thorough
+def test_a_run_directory_holds_what_the_command_leaves(model_dir, tmp_path):
+    trained = trainer(model_dir, run_dir=tmp_path / "run").train()
+    directory = RunDir(tmp_path / "run")
+    assert directory.report.exists() and "ppo" in directory.finished_stages()
+    assert same(load_file(directory.model("policy") / "model.safetensors"), weights(trained))
+    assert len(directory.metrics.read_text().splitlines()) == 2
+    trained.close()
+    again = trainer(model_dir, run_dir=tmp_path / "run")
+    assert list(again) == [] and same(weights(again), weights(trained))
+
+
+def test_a_training_that_stopped_goes_on_to_the_same_bits(model_dir, tmp_path):
+    config = SMALL.model_copy(update={"checkpoint_minutes": 1e-9})
+    whole = weights(trainer(model_dir).train())
+    with trainer(model_dir, run_dir=tmp_path / "run", config=config) as first:
+        next(first)
+    second = trainer(model_dir, run_dir=tmp_path / "run", config=config)
+    assert len(list(second)) == 1 and same(weights(second), whole)
+
+
+def test_a_run_directory_of_other_prompts_is_refused(model_dir, tmp_path):
+    config = SMALL.model_copy(update={"checkpoint_minutes": 1e-9})
+    with trainer(model_dir, run_dir=tmp_path / "run", config=config) as first:
+        next(first)
+    with pytest.raises(CheckpointError, match="rows in memory has changed since the stage ppo read it"):
+        trainer(model_dir, run_dir=tmp_path / "run", config=config, prompts=["Other"])
+
+
+# ── what may be given ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_model_in_memory_trains_as_the_one_in_its_directory(model_dir):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(model_dir), AutoTokenizer.from_pretrained(model_dir)
+    trained = trainer(model, tokenizer=tokenizer, dtype="float32").train()
+    assert trained.model.causal_lm is model
+    assert same(weights(trained), weights(trainer(model_dir, dtype="float32").train()))
+
+
+def test_a_model_in_memory_needs_its_tokenizer(model_dir):
+    with pytest.raises(ConfigError, match="a model in memory needs its tokenizer"):
+        trainer(AutoModelForCausalLM.from_pretrained(model_dir))
+    with pytest.raises(ConfigError, match="has its own; leave it out"):
+        trainer(model_dir, tokenizer=AutoTokenizer.from_pretrained(model_dir))
+
+
+def test_prompts_may_be_a_file_rows_or_conversations(model_dir, prompts_file):
+    expected = weights(trainer(model_dir).train())
+    assert same(weights(trainer(model_dir, prompts=str(prompts_file)).train()), expected)
+    assert same(weights(trainer(model_dir, prompts=[{"prompt": prompt} for prompt in PROMPTS]).train()), expected)
+    conversations = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    assert not same(weights(trainer(model_dir, prompts=conversations).train()), expected)
+
+
+def test_prompts_may_be_a_dataset(model_dir):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"prompt": PROMPTS})
+    assert same(weights(trainer(model_dir, prompts=rows).train()), weights(trainer(model_dir).train()))
+
+
+def test_a_reward_gets_the_columns_of_the_rows(model_dir):
+    seen = []
+
+    def reward(prompts, responses, label):
+        seen.extend(label)
+        return plainness(prompts, responses)
+
+    next(trainer(model_dir, prompts=[{"prompt": "Say", "label": 7}], reward=reward))
+    assert set(seen) == {7}
+
+
+class Counting:
+    """An object that can be called."""
+
+    def __call__(self, prompts, responses):
+        return plainness(prompts, responses)
+
+
+class Source:
+    """A reward source."""
+
+    def score(self, episodes):
+        return torch.tensor(plainness([], [episode.response for episode in episodes]))
+
+
+@pytest.mark.parametrize("reward", [Counting(), Source(), lambda prompts, responses: plainness(prompts, responses)])
+def test_a_reward_may_be_any_callable_or_a_source(model_dir, reward):
+    assert same(weights(trainer(model_dir, reward=reward).train()), weights(trainer(model_dir).train()))
+
+
+def test_adapters_are_trained_and_folded_in(model_dir, tmp_path):
+    trained = trainer(model_dir, lora=LoraConfig(rank=2)).train()
+    trained.save(tmp_path / "tuned")
+    before, after = (load_file(f"{path}/model.safetensors") for path in (model_dir, tmp_path / "tuned"))
+    assert before.keys() == after.keys() and not same(before, after)
+
+
+class Echo:
+    """Two turns."""
+
+    def reset(self, seed):
+        self.turns = 0
+        return "Say"
+
+    def step(self, response):
+        self.turns += 1
+        return TextStep("And?", plainness([], [response])[0], terminated=self.turns >= 2)
+
+
+@pytest.mark.parametrize("env", [Echo, lambda: Echo()])
+def test_an_environment_may_be_a_class_or_a_function(model_dir, env):
+    trained = trainer(model_dir, prompts=None, reward=None, env=env)
+    assert next(trained)["score/mean"] > 0
+    with pytest.raises(ConfigError, match="this trainer plays in an environment"):
+        trained.sample(["Say"])
+
+
+# ── a loop of ones own ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_own_loop_over_the_same_prompts_trains_to_the_same_bits(model_dir):
+    trained, own = trainer(model_dir), own_loop(model_dir)
+    for iteration in range(2):
+        next(trained)
+        prompts = [prompt.prompt.content for prompt in trained._given.own.prompts_of(iteration)]
+        responses = own.sample(prompts)
+        metrics = own.step(prompts, responses, plainness(prompts, responses))
+        assert metrics["score/mean"] == trained.history[-1]["score/mean"]
+    assert same(weights(own), weights(trained))
+
+
+def test_texts_of_somebody_else_may_be_learnt(model_dir):
+    own = own_loop(model_dir)
+    before = weights(own)
+    metrics = own.step(["Say", "Tell"], ["yes", "no"], [1.0, -1.0])
+    assert metrics["score/max"] == 1.0 and metrics["eos_rate"] == 1.0
+    assert not same(before, weights(own))
+
+
+def test_after_the_planned_steps_an_own_loop_is_told_what_to_set(model_dir):
+    own = own_loop(model_dir)
+    for _ in range(2):
+        own.step(["Say", "Tell"], ["yes", "no"], [1.0, -1.0])
+    with pytest.raises(ConfigError, match=r"config\.iterations = 2 steps are done; set as many as your loop makes"):
+        own.step(["Say", "Tell"], ["yes", "no"], [1.0, -1.0])
+
+
+def test_a_step_refuses_what_does_not_fit(model_dir):
+    own = own_loop(model_dir)
+    with pytest.raises(DataError, match="2 prompts and 1 responses; give one response to each prompt"):
+        own.step(["a", "b"], ["c"], [1.0])
+    with pytest.raises(RewardError, match="your code returned 1 score for 2 responses"):
+        own.step(["a", "b"], ["c", "d"], [1.0])
+    with pytest.raises(DataError, match=r"prompts\[0\]: a row of type int"):
+        own.sample([3])
+    own.step(["Say", "Tell"], ["yes", "no"], [1.0, -1.0])  # none of these has ended it
+
+
+def test_iterations_need_prompts_and_a_reward(model_dir):
+    with pytest.raises(ConfigError, match="an iteration needs prompts, and none were given"):
+        next(own_loop(model_dir))
+    with pytest.raises(ConfigError, match=r"train\(\) needs reward, and none were given"):
+        own_loop(model_dir, prompts=PROMPTS).train()
+
+
+# ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_faults_are_those_of_the_command_line(model_dir, tmp_path):
+    with pytest.raises(ModelError, match="nowhere"):
+        trainer(str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"data\.prompts: .*missing\.jsonl"):
+        trainer(model_dir, prompts=str(tmp_path / "missing.jsonl"))
+    with pytest.raises(DataError, match="prompts is empty"):
+        trainer(model_dir, prompts=[])
+    with pytest.raises(RewardError, match=r"reward, tried on an empty response .* returned 1 score for 2 responses"):
+        trainer(model_dir, reward=lambda prompts, responses: [0.0])
+    with pytest.raises(ConfigError, match="reward is of type int; expected a function of"):
+        trainer(model_dir, reward=3)
+    with pytest.raises(ConfigError, match=r"takes \(texts\); expected"):
+        trainer(model_dir, reward=lambda texts: [0.0])
+
+
+def test_a_failed_iteration_is_not_gone_on_from(model_dir):
+    calls = []
+
+    def reward(prompts, responses):
+        calls.append(1)
+        return plainness(prompts, responses) if len(calls) < 3 else [float("nan")] * len(responses)
+
+    trained = trainer(model_dir, reward=reward)
+    with pytest.raises(RewardError, match="not finite"):
+        trained.train()
+    with pytest.raises(TrainingError, match=r"failed .*make a new trainer"):
+        next(trained)
+
+
+# ── how it shows itself ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_it_shows_curves_and_responses_before_and_after(model_dir):
+    trained = trainer(model_dir)
+    next(trained)
+    shown = trained._repr_html_()
+    assert shown.count("<polyline") == 2 and shown.count("<tr>") == 1 + 4 and "<th" in shown
+    assert "http" not in shown and "<script" not in shown and len(shown) < 10_000
+
+
+def test_showing_it_changes_no_bits(model_dir):
+    trained = trainer(model_dir)
+    for _ in trained:
+        trained._repr_html_()
+    assert same(weights(trained), weights(trainer(model_dir).train()))
