@@ -187,7 +187,6 @@ REQUIRES = {
         "numpy>=1.26",
         'old; python_version < "3"',
         'fastapi>=0.115; extra == "web"',
-        'vllm>=0.20; extra == "vllm"',
     ],
     "torchvision": ["torch==2.12.0"],
     "vllm": ["torch==2.11.0", "ray>=2"],
