@@ -48,14 +48,14 @@ from rlhfkit.models.layers import recompute_layers
 from rlhfkit.models.loading import load_causal_lm, load_classifier, load_tokenizer
 from rlhfkit.models.lora import add_lora
 from rlhfkit.models.outline import refuse_what_later_stages_cannot_use
-from rlhfkit.models.reward_model import RewardModel, read_max_tokens, read_normalization, score_head
+from rlhfkit.models.reward_model import RewardModel, read_normalization, score_head
 from rlhfkit.models.saving import save_model
 from rlhfkit.models.scratch import random_model, train_tokenizer
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import AdaptiveKL, FixedKL
 from rlhfkit.records import Prompt
-from rlhfkit.rewards.source import DEFAULT_MAX_TOKENS, RewardSource
+from rlhfkit.rewards.source import RewardSource
 from rlhfkit.rollout.engine import Reference
 from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.rundir.directory import RunDir
@@ -470,7 +470,7 @@ class Builder:
         return self.given.reward if config == self.recipe.reward else None
 
     def _model_reward(self, config: RewardModelRewardConfig, stem: Stem | None) -> RewardSource:
-        from rlhfkit.rewards.model import ClassifierReward, RewardModelReward
+        from rlhfkit.rewards.model import ClassifierReward, RewardModelReward, longest_scored
 
         directory = self.run.model("reward_model") if config.path is None else Path(config.path)
         normalization = read_normalization(directory)
@@ -478,26 +478,12 @@ class Builder:
             return RewardModelReward(
                 self.reward_model(directory, stem=stem),
                 normalization,
-                max_tokens=_max_tokens(config, directory),
+                max_tokens=longest_scored(config, directory),
                 batch_tokens=config.batch_tokens,
             )
         tokenizer, _ = load_tokenizer(PretrainedModelConfig(path=str(directory)), needs_eos=False)
         model = load_classifier(str(directory), tokenizer, device=self.device, dtype=torch.float32)
         return ClassifierReward(model, tokenizer, config, now=self.now)
-
-
-def _max_tokens(config: RewardModelRewardConfig, directory: Path) -> int:
-    """Longest sequence that a reward model of ours scores.
-
-    Raises: ConfigError where the recipe wants another than it was trained on: what is cut off would not be scored.
-    """
-    wanted, trained = config.max_tokens, read_max_tokens(directory)
-    if wanted is not None and trained is not None and wanted != trained:
-        raise ConfigError(
-            f"max_tokens = {wanted} of a reward, but {directory} was trained on sequences of up to {trained} tokens; "
-            "leave max_tokens out"
-        )
-    return trained or wanted or DEFAULT_MAX_TOKENS
 
 
 def _in_common(stem: Stem | None, model: PreTrainedModel | PeftModel) -> Stem | None:

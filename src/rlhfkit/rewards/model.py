@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,19 @@ from rlhfkit.models.cutting import cut
 from rlhfkit.models.encoder import chosen_template
 from rlhfkit.models.inspection import context_of
 from rlhfkit.models.lora import unwrapped
-from rlhfkit.models.reward_model import Normalization, RewardModel, reward_ids
+from rlhfkit.models.reward_model import Normalization, RewardModel, read_max_tokens, reward_ids
 from rlhfkit.padding import length_buckets, microbatches, pad_right
 from rlhfkit.records import Message, Prompt
 from rlhfkit.rewards.source import DEFAULT_MAX_TOKENS, ScoredText, check_scores
 
-__all__ = ["ClassifierReward", "RewardModelReward", "choose_output", "classifier_template", "written_by"]
+__all__ = [
+    "ClassifierReward",
+    "RewardModelReward",
+    "choose_output",
+    "classifier_template",
+    "longest_scored",
+    "written_by",
+]
 
 
 class RewardModelReward:
@@ -183,3 +191,17 @@ class ClassifierReward:
         is_own = self.tokenizer.chat_template is not None
         ids: list[int] = self.tokenizer(text, add_special_tokens=not is_own, verbose=False)["input_ids"]
         return ids
+
+
+def longest_scored(config: RewardModelRewardConfig, directory: Path) -> int:
+    """Longest sequence that a reward model of ours scores.
+
+    Raises: ConfigError where the recipe wants another than it was trained on: what is cut off would not be scored.
+    """
+    wanted, trained = config.max_tokens, read_max_tokens(directory)
+    if wanted is not None and trained is not None and wanted != trained:
+        raise ConfigError(
+            f"max_tokens = {wanted} of a reward, but {directory} was trained on sequences of up to {trained} tokens; "
+            "leave max_tokens out"
+        )
+    return trained or wanted or DEFAULT_MAX_TOKENS
