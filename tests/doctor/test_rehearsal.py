@@ -15,6 +15,7 @@ from rlhfkit.doctor.rehearsal import Loop, Shortened, Stopwatch, rehearse
 from rlhfkit.errors import ConfigError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
+from rlhfkit.records import Preference, Prompt
 from rlhfkit.rollout.generation import Response
 from rlhfkit.rundir.directory import RunDir
 from tests.killing import RECIPES
@@ -127,6 +128,14 @@ def test_the_stopwatch_says_nothing_and_sees_every_unit(capsys):
 def test_few_episodes_are_whole_minibatches_and_whole_groups(rollout, minibatch, group, few):
     ppo = PpoConfig.model_construct(rollout_episodes=rollout, minibatch_episodes=minibatch, group_size=group)
     assert rehearsal._few_episodes(ppo) == few
+
+
+@pytest.mark.parametrize(("finished", "whole"), [((), 30), (("preferences",), 16)])
+def test_pairs_that_measure_are_those_of_the_run_where_it_has_made_them(tmp_path, finished, whole):
+    rehearsed = rehearsal.Rehearsal(loaded(tmp_path).recipe, finished)
+    pairs = [Preference(Prompt(f"{number}"), "yes", "no") for number in range(16)]
+    assert rehearsed.test_pairs(pairs) == pairs
+    assert rehearsed.whole["measure"] == whole
 
 
 def test_responses_are_cut_to_lengths_drawn_from_the_demonstrations(monkeypatch):

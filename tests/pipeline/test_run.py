@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -15,9 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
+from rlhfkit.config.load import load_recipe
 from rlhfkit.config.stages import STAGE_SPECS
-from rlhfkit.data import load_prompts
 from rlhfkit.diagnosis.diagnose import diagnose
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from rlhfkit.machine.progress import Progress
@@ -28,6 +26,7 @@ from rlhfkit.pipeline.evaluate import evaluate_again
 from rlhfkit.pipeline.generate import generate
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import Evaluation, RewardModelResults, read_results
+from tests.pipeline.whole_runs import metrics
 from tests.training import tiny
 
 RECIPE = """
@@ -132,11 +131,6 @@ def test_every_stage_of_a_recipe_has_a_function():
 
 
 PRETRAIN_ONLY = ('stages=["pretrain"]', "data.texts.num_rows=16")
-
-
-def metrics(run_dir):
-    rows = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
 def results_of(run_dir):
@@ -519,93 +513,3 @@ def test_evaluating_a_run_without_a_policy_is_refused(copy):
     shutil.rmtree(copy.model("policy"))
     with pytest.raises(CheckpointError, match="has no policy yet; finish it with the command that began it"):
         evaluate_again(copy.path)
-
-
-# ── shipped recipes ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("name", [summary.name for summary in list_recipes()])
-def test_every_shipped_recipe_parses_with_the_command_in_its_header(name):
-    command = re.search(rf"^# +rlhfkit run {name} (.*)$", recipe_text(name), flags=re.MULTILINE)
-    recipe = load_recipe(name, shlex.split(command[1]) if command else []).recipe
-    assert recipe.name == name
-    assert recipe.purpose
-
-
-@pytest.mark.thorough
-def test_the_demo_runs_two_iterations_at_reduced_size(tmp_path):
-    loaded = load_recipe(
-        "demo",
-        [
-            "data.texts.num_rows=64",
-            "data.demonstrations.num_rows=32",
-            "data.prompts.num_rows=24",
-            "data.test_prompts.num_rows=8",
-            "pretrain.epochs=1",
-            "preferences.num_pairs=16",
-            "preferences.num_test_pairs=4",
-            "reward_model.normalization_responses=8",
-            "ppo.iterations=2",
-            "ppo.rollout_episodes=8",
-            "ppo.minibatch_episodes=8",
-            "ppo.min_eos_rate=0",
-            "model.num_layers=1",
-            "model.width=16",
-            "model.num_heads=2",
-        ],
-    )
-    pipeline.run(loaded, tmp_path / "demo", progress=Progress(quiet=True))
-    run_dir = RunDir(tmp_path / "demo")
-    assert tuple(run_dir.finished_stages()) == loaded.recipe.stages
-    assert [row["iteration"] for row in metrics(run_dir) if row["stage"] == "ppo"] == [0, 1]
-    assert run_dir.recipe.read_text() == loaded.text
-    test_prompts = load_prompts(loaded.recipe.data.test_prompts, seed=loaded.recipe.seed).records
-    assert {sample.prompt for sample in read_results(run_dir.evaluation, Evaluation).samples} <= {
-        prompt.content for prompt in test_prompts
-    }
-
-
-def run_shipped(name, directory, model, *overrides):
-    """Two iterations of a shipped recipe with the tiny model in a directory."""
-    small = ("ppo.iterations=2", "ppo.rollout_episodes=16", "ppo.minibatch_episodes=8", "ppo.min_eos_rate=0")
-    given = (f"model.path={model}", f"data.directory={directory}", "model.device=cpu", *small, *overrides)
-    pipeline.run(load_recipe(name, given), directory / "run", progress=Progress(quiet=True))
-    run_dir = RunDir(directory / "run")
-    assert [row["iteration"] for row in metrics(run_dir) if row["stage"] == "ppo"] == [0, 1]
-    return read_results(run_dir.evaluation, Evaluation)
-
-
-@pytest.mark.thorough
-def test_classification_runs_two_iterations_on_a_tiny_model(tmp_path, directory_of):
-    for name, word in (("pos", "fine"), ("neg", "poor")):
-        (tmp_path / f"rt-polarity.{name}").write_text("".join(f"a {word} film , no {row}\n" for row in range(100)))
-    evaluation = run_shipped(
-        "classification",
-        tmp_path,
-        directory_of("llama"),
-        "data.max_prompt_tokens=48",
-        "rollout.max_response_tokens=12",  # it reads bytes, and " positive" has nine
-        "sft.epochs=40",
-        "sft.optim.learning_rate=1e-2",
-    )
-    accuracy, macro_f1 = evaluation.task.measures
-    assert (accuracy.name, macro_f1.name, evaluation.task.num) == ("accuracy", "macro-F1", 20)
-    confusion = evaluation.task.confusion
-    assert confusion.labels == ("negative", "positive")
-    for side, table in (("sft", confusion.sft), ("policy", confusion.policy)):
-        assert [sum(row) for row in table] == [10, 10]
-        assert getattr(accuracy, side).mean == (table[0][0] + table[1][1]) / 20
-    assert evaluation.win_rate.judge is None
-    assert evaluation.models["policy"].judge is None
-
-
-@pytest.mark.thorough
-def test_translation_runs_two_iterations_on_a_tiny_model(tmp_path, directory_of):
-    lines = [f"Go {row // 2}.\tVa {row} !\tCC-BY {row}\n" for row in range(60)]
-    (tmp_path / "eng-fra.txt").write_text("".join(lines))
-    evaluation = run_shipped("translation", tmp_path, directory_of("llama"), "data.max_prompt_tokens=36")
-    assert [measure.name for measure in evaluation.task.measures] == ["chrF", "BLEU"]
-    assert evaluation.num_prompts == 2 * evaluation.task.num  # each sentence has two translations
-    assert 2 <= evaluation.task.num <= 12  # about a fifth of 30
-    assert evaluation.task.confusion is None
-    assert evaluation.samples[0].prompt.startswith("English: Go ")
