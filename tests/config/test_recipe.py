@@ -289,6 +289,11 @@ def test_a_judge_of_other_words_or_another_output_is_one():
         assert recipe(stages=["ppo", "evaluate"], reward=reward, evaluation={"judge": judge})
 
 
+def test_a_mix_in_which_nothing_counts_is_refused():
+    parts = [{"weight": 0.0, "source": {"type": "match"}}, {"weight": 0.0, "source": {"type": "grammar"}}]
+    assert "all weights are 0, so every score would be 0" in fault(reward={"type": "mix", "parts": parts})
+
+
 def test_a_reward_model_of_this_run_is_read_as_long_as_it_was_trained():
     own = {"type": "reward_model", "max_tokens": 64}
     stages = ["reward_model", "ppo"]

@@ -3,10 +3,18 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from rlhfkit.config.secrets import looks_secret, secret_in
 from rlhfkit.config.section import MAY_CHANGE, LocalPath, Section
@@ -145,6 +153,12 @@ class MixRewardConfig(Section):
     type: Literal["mix"]
     parts: Annotated[tuple[WeightedRewardConfig, ...], Field(min_length=1)]
     """The sources with their weights."""
+
+    @model_validator(mode="after")
+    def _some_part_counts(self) -> Self:
+        if not any(part.weight for part in self.parts):
+            raise ValueError("all weights are 0, so every score would be 0; give one part another weight")
+        return self
 
 
 RewardConfig = Annotated[
