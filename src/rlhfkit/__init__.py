@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from rlhfkit.config.control import ControlPpoConfig as ControlPPOConfig
     from rlhfkit.config.control import EnvConfig, NetworkConfig
     from rlhfkit.config.load import LoadedRecipe, load_recipe
-    from rlhfkit.config.model import LoraConfig, Recipe
+    from rlhfkit.config.model import LoraConfig
     from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, RolloutConfig, ValueConfig
     from rlhfkit.config.ppo import PpoConfig as PPOConfig
+    from rlhfkit.config.recipe import Recipe
     from rlhfkit.config.training import OptimConfig
     from rlhfkit.errors import (
         CheckpointError,
