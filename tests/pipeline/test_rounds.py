@@ -300,6 +300,23 @@ def test_settings_of_the_whole_are_refused_too(run, copy):
         run(copy.path, "sft.epochs=2")
 
 
+def test_another_start_model_is_refused_where_a_stage_before_the_rounds_has_begun(run, directory_of, tmp_path):
+    changes = [
+        f'model={{path="{directory_of("llama")}"}}',
+        'stages=["sft", "preferences", "reward_model", "ppo", "evaluate"]',
+        "data.max_prompt_tokens=52",
+        "sft.checkpoint_minutes=1e-9",
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", *changes, progress=Killed("sft", 1, completed=2))
+    manifest = tmp_path / "run" / "manifest.json"
+    table = json.loads(manifest.read_text())
+    table["stages"]["sft"]["inputs"][0]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(table))
+    with pytest.raises(CheckpointError, match=r"model\.path: .* has changed since the stage sft began"):
+        run(tmp_path / "run", *changes)
+
+
 @pytest.mark.thorough
 def test_fresh_starts_over_but_never_removes_what_people_said(run, copy):
     for path in (copy.labels, copy.round(1).labels):
