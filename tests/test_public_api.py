@@ -35,7 +35,7 @@ def test_names_are_the_ones_of_their_modules():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'; it has CheckpointError"):
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'; it has AdaptiveKLConfig"):
         _ = rlhfkit.nonsense
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlhfkit.api.control import ControlTrainer
+    from rlhfkit.api.evaluation import evaluate, sample
     from rlhfkit.api.ppo import PPOTrainer
+    from rlhfkit.api.supervised import RewardTrainer, SFTTrainer
     from rlhfkit.config.control import ControlPpoConfig as ControlPPOConfig
     from rlhfkit.config.control import EnvConfig, NetworkConfig
     from rlhfkit.config.load import LoadedRecipe, load_recipe
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, RolloutConfig, ValueConfig
     from rlhfkit.config.ppo import PpoConfig as PPOConfig
     from rlhfkit.config.recipe import Recipe
-    from rlhfkit.config.training import OptimConfig
+    from rlhfkit.config.training import OptimConfig, RewardModelConfig
+    from rlhfkit.config.training import SftConfig as SFTConfig
     from rlhfkit.errors import (
         CheckpointError,
         ConfigError,
@@ -61,16 +64,22 @@ __all__ = [
     "Progress",
     "Recipe",
     "RewardError",
+    "RewardModelConfig",
+    "RewardTrainer",
     "RlhfkitError",
     "RolloutConfig",
     "RunDir",
+    "SFTConfig",
+    "SFTTrainer",
     "ShapeError",
     "StoreError",
     "TrainingError",
     "ValueConfig",
     "__version__",
+    "evaluate",
     "load_control_policy",
     "load_recipe",
+    "sample",
 ]
 
 _MODULES = {
@@ -87,11 +96,17 @@ _MODULES = {
     "PPOTrainer": "rlhfkit.api.ppo",
     "Progress": "rlhfkit.machine.progress",
     "Recipe": "rlhfkit.config.recipe",
+    "RewardModelConfig": "rlhfkit.config.training",
+    "RewardTrainer": "rlhfkit.api.supervised",
     "RolloutConfig": "rlhfkit.config.ppo",
     "RunDir": "rlhfkit.rundir.directory",
+    "SFTConfig": "rlhfkit.config.training:SftConfig",
+    "SFTTrainer": "rlhfkit.api.supervised",
     "ValueConfig": "rlhfkit.config.ppo",
+    "evaluate": "rlhfkit.api.evaluation",
     "load_control_policy": "rlhfkit.pipeline.control",
     "load_recipe": "rlhfkit.config.load",
+    "sample": "rlhfkit.api.evaluation",
 }
 
 

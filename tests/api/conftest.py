@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 
-from tests.tiny import Directory
+from tests.tiny import save_family
 
 
-@pytest.fixture
-def model_dir(directory_of: Directory) -> str:
-    """Directory of a tiny Llama that writes any bytes."""
-    return str(directory_of("llama"))
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Directory of a tiny Llama that writes any bytes; leave it as it is."""
+    directory: Path = tmp_path_factory.mktemp("llama")
+    return str(save_family("llama", directory, max_position_embeddings=256))

@@ -140,6 +140,8 @@ def reward_of(reward: RewardLike) -> tuple[RewardConfig, RewardSource | None]:
         if re.fullmatch(r"[\w.]+:[\w.]+", text) and not Path(text).exists():
             return FunctionRewardConfig(type="function", function=text), None
         return RewardModelRewardConfig(type="reward_model", path=text), None
+    if isinstance(directory := getattr(reward, "directory", None), Path):  # of a RewardTrainer
+        return RewardModelRewardConfig(type="reward_model", path=str(directory)), None
     name = _name(reward)
     section = FunctionRewardConfig(type="function", function=name)
     if callable(getattr(reward, "score", None)) and not callable(reward):

@@ -1,15 +1,20 @@
 """A run of a recipe that stays open while somebody's program works with it."""
 
 import weakref
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rlhfkit.api.given import Gathered
 from rlhfkit.api.places import Place
 from rlhfkit.api.recipes import loaded_recipe
+from rlhfkit.config.faults import faults_of
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import Stage
+from rlhfkit.errors import ConfigError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline.context import RunContext
@@ -31,18 +36,26 @@ class Opened:
         seed: int,
         run_dir: str | Path | None,
         progress: Progress | None,
+        left: Sequence[Stage] | None = None,
         **sections: Any,
     ) -> None:
-        """Check everything, and open the run; `by` is who asks. Raises: RlhfkitError before anything is written."""
+        """Check everything, and open the run; `by` is who asks, `left` what is tried if it is not the stage alone.
+
+        Raises: RlhfkitError before anything is written.
+        """
         self.stage, self.progress = stage, progress or Progress()
-        self.recipe = Recipe(name=stage.replace("_", "-"), stages=(stage,), seed=seed, **gathered.sections, **sections)
+        settings = {"name": stage, "stages": (stage,), "seed": seed, **gathered.sections, **sections}
+        try:
+            self.recipe = Recipe.model_validate(settings)
+        except ValidationError as error:
+            raise ConfigError("; ".join(faults_of(error, {}, Recipe))) from error
         self.place = Place(run_dir)
         self.run_dir = RunDir(self.place.path)
         with ExitStack() as stack:
             loaded = loaded_recipe(self.recipe, by=by)
             with quiet_transformers():
                 self.ctx: RunContext = stack.enter_context(
-                    open_run(loaded, self.place.path, progress=self.progress, given=gathered.given)
+                    open_run(loaded, self.place.path, progress=self.progress, left=left, given=gathered.given)
                 )
             self.stack = stack.pop_all()
         self._close = weakref.finalize(self, _close, self.stack, self.place)

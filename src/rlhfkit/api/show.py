@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from rlhfkit.rundir.results import Evaluation
 from rlhfkit.wording import number
 
-__all__ = ["control_html", "curve", "evaluation_html", "ppo_html", "table"]
+__all__ = ["control_html", "curve", "evaluation_html", "ppo_html", "supervised_html", "table"]
 
 WIDTH, HEIGHT, PADDING = 280, 90, 6
 LONGEST_TEXT = 300

@@ -21,7 +21,13 @@ __all__ = [
 
 
 class EnvConfig(Section):
-    """The environment."""
+    """The environment.
+
+    Example:
+        >>> from rlhfkit import EnvConfig
+        >>> EnvConfig(id="Pendulum-v1", normalize_observations=True).id
+        'Pendulum-v1'
+    """
 
     id: Annotated[str, Field(examples=["CartPole-v1"])]
     """What Gymnasium calls it; "package.module:Name-v0" imports the module first."""
@@ -42,7 +48,13 @@ class EnvConfig(Section):
 
 
 class NetworkConfig(Section):
-    """Actor and critic: fully connected, with orthogonal weights at the start."""
+    """Actor and critic: fully connected, with orthogonal weights at the start.
+
+    Example:
+        >>> from rlhfkit import NetworkConfig
+        >>> NetworkConfig(hidden=(32, 32)).activation
+        'tanh'
+    """
 
     hidden: tuple[PositiveInt, ...] = (64, 64)
     """Widths of the hidden layers, the same in actor and critic."""
@@ -74,7 +86,13 @@ class ControlValueConfig(Section):
 
 
 class ControlPpoConfig(PpoUpdateConfig):
-    """PPO on steps of vectorised environments."""
+    """PPO on steps of vectorised environments.
+
+    Example:
+        >>> from rlhfkit import ControlPPOConfig
+        >>> ControlPPOConfig(env_steps=100_000, num_envs=8, rollout_steps=125, minibatch_steps=250).iterations
+        100
+    """
 
     env_steps: PositiveInt = 100_000
     """Steps of all environments together, rounded up to whole rollouts."""

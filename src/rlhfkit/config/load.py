@@ -34,7 +34,13 @@ Table = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
-    """A recipe with what it was made from."""
+    """A recipe with what it was made from.
+
+    Example:
+        >>> from rlhfkit import load_recipe
+        >>> load_recipe("demo", ["ppo.iterations=2"]).overrides
+        ('ppo.iterations=2',)
+    """
 
     recipe: Recipe | ControlRecipe
     """Every setting, checked."""
@@ -58,6 +64,11 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
 
     A value is read as TOML where it is TOML, and as a text otherwise: `ppo.iterations=2`, `data.prompts.rows=:90%`.
     Raises: ConfigError, which lists every fault.
+
+    Example:
+        >>> from rlhfkit import load_recipe
+        >>> load_recipe("demo", ["ppo.iterations=2", "seed=7"]).recipe.ppo.iterations
+        2
     """
     text = _read(str(name_or_path))
     try:

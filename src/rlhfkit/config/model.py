@@ -10,7 +10,13 @@ __all__ = ["LoraConfig", "ModelConfig", "PretrainedModelConfig", "ScratchModelCo
 
 
 class LoraConfig(Section):
-    """Low-rank adapters instead of full fine-tuning (Hu et al. 2021, arXiv 2106.09685)."""
+    """Low-rank adapters instead of full fine-tuning (Hu et al. 2021, arXiv 2106.09685).
+
+    Example:
+        >>> from rlhfkit import LoraConfig
+        >>> LoraConfig(rank=8).alpha
+        32.0
+    """
 
     rank: PositiveInt = 16
     """Rank of the update of each weight matrix."""

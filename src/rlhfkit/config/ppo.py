@@ -47,7 +47,13 @@ class VllmConfig(Section):
 
 
 class RolloutConfig(Section):
-    """Sampling of responses, the same in PPO and in evaluation."""
+    """Sampling of responses, the same in PPO and in evaluation.
+
+    Example:
+        >>> from rlhfkit import RolloutConfig
+        >>> RolloutConfig(max_response_tokens=128, temperature=0.7).max_response_tokens
+        128
+    """
 
     max_response_tokens: PositiveInt = 64
     """Sampling stops here if it has not met EOS."""
@@ -91,7 +97,13 @@ RewardEstimator = Annotated[Literal["k1"], BeforeValidator(_holds_the_policy)]
 
 
 class FixedKLConfig(Section):
-    """Constant coefficient."""
+    """Constant coefficient.
+
+    Example:
+        >>> from rlhfkit import FixedKLConfig, PPOConfig
+        >>> PPOConfig(kl=FixedKLConfig(coef=0.1)).kl.coef
+        0.1
+    """
 
     type: Literal["fixed"] = "fixed"
     coef: NonNegativeFloat = 0.05
@@ -101,7 +113,13 @@ class FixedKLConfig(Section):
 
 
 class AdaptiveKLConfig(Section):
-    """Coefficient that steers the KL to a target (Ziegler et al. 2019, arXiv 1909.08593)."""
+    """Coefficient that steers the KL to a target (Ziegler et al. 2019, arXiv 1909.08593).
+
+    Example:
+        >>> from rlhfkit import AdaptiveKLConfig, PPOConfig
+        >>> PPOConfig(kl=AdaptiveKLConfig(type="adaptive", target=4.0)).kl.target
+        4.0
+    """
 
     type: Literal["adaptive"]
     coef: PositiveFloat = 0.15
@@ -121,7 +139,13 @@ KLConfig = Annotated[
 
 
 class ValueConfig(Section):
-    """The critic."""
+    """The critic.
+
+    Example:
+        >>> from rlhfkit import PPOConfig, ValueConfig
+        >>> PPOConfig(value=ValueConfig(network="shared")).value.coef
+        0.1
+    """
 
     network: Literal["separate", "shared"] = "separate"
     """Its own network, or a head on the policy's trunk (half the memory, but the two tasks share weights)."""
@@ -163,7 +187,14 @@ class PpoUpdateConfig(Section):
 
 
 class PpoConfig(PpoUpdateConfig):
-    """PPO of a language model, or a critic-free estimator in its place."""
+    """PPO of a language model, or a critic-free estimator in its place.
+
+    Example:
+        >>> from rlhfkit import PPOConfig
+        >>> config = PPOConfig(iterations=20, rollout_episodes=128, minibatch_episodes=64, epochs=2)
+        >>> config.updates_per_iteration
+        4
+    """
 
     estimator: Literal["gae", "rloo", "grpo"] = "gae"
     """How advantages are made: GAE with a critic, or from the scores of `group_size` responses to the same prompt."""

@@ -33,7 +33,13 @@ __all__ = ["Recipe"]
 
 
 class Recipe(Section):
-    """A whole run."""
+    """A whole run.
+
+    Example:
+        >>> from rlhfkit import load_recipe
+        >>> load_recipe("demo").recipe.stages[0]
+        'pretrain'
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
     """Name of the recipe and of its run directory."""

@@ -17,7 +17,13 @@ __all__ = [
 
 
 class OptimConfig(Section):
-    """AdamW with gradient clipping and a learning-rate schedule."""
+    """AdamW with gradient clipping and a learning-rate schedule.
+
+    Example:
+        >>> from rlhfkit import OptimConfig, PPOConfig
+        >>> PPOConfig(optim=OptimConfig(learning_rate=1e-5, schedule="constant")).optim.learning_rate
+        1e-05
+    """
 
     learning_rate: PositiveFloat | Literal["auto"] = "auto"
     """Highest learning rate; "auto": by the model's size, full training or LoRA, and the stage (docs/settings.md)."""
@@ -69,7 +75,13 @@ class SupervisedConfig(Section):
 
 
 class SftConfig(SupervisedConfig):
-    """Supervised fine-tuning: cross entropy on what the assistant says, and on what ends its turns."""
+    """Supervised fine-tuning: cross entropy on what the assistant says, and on what ends its turns.
+
+    Example:
+        >>> from rlhfkit import SFTConfig
+        >>> SFTConfig(epochs=2, minibatch_sequences=16).epochs
+        2
+    """
 
     minibatch_sequences: PositiveInt = 32
     """Sequences per update."""
@@ -89,7 +101,13 @@ class PretrainConfig(SftConfig):
 
 
 class RewardModelConfig(SupervisedConfig):
-    """Bradley-Terry reward model: -log sigmoid(r(chosen) - r(rejected) - margin)."""
+    """Bradley-Terry reward model: -log sigmoid(r(chosen) - r(rejected) - margin).
+
+    Example:
+        >>> from rlhfkit import RewardModelConfig
+        >>> RewardModelConfig(epochs=1, minibatch_pairs=32).minibatch_pairs
+        32
+    """
 
     init: Literal["sft", "base"] = "sft"
     """Which weights to start from: the SFT model of this run (or the base model where there is none), or the base."""

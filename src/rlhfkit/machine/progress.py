@@ -18,7 +18,12 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """What a person sees of a run, on stderr."""
+    """What a person sees of a run, on stderr.
+
+    Example:
+        >>> from rlhfkit import Progress
+        >>> Progress(quiet=True).note("nobody reads this")
+    """
 
     def __init__(
         self,

@@ -281,6 +281,14 @@ def load_control_policy(directory: str | Path, *, seed: int | None = None) -> Co
     `directory` is the run's, or a policy's inside it (`policy/seed-0`). Of a run with several seeds `seed` says which;
     the first by default.
     Raises: CheckpointError where there is none; EnvError where its environment cannot be had.
+
+    Example:
+        >>> import numpy
+        >>> from rlhfkit import ControlPPOConfig, ControlTrainer, load_control_policy
+        >>> config = ControlPPOConfig(env_steps=128, num_envs=4, rollout_steps=32, minibatch_steps=64)
+        >>> ControlTrainer("CartPole-v1", config=config).train().save(out_dir)
+        >>> int(load_control_policy(out_dir).predict(numpy.zeros(4, numpy.float32))) in (0, 1)
+        True
     """
     directory = _directory_of_policy(Path(directory), seed)
     made: dict[str, Any] = read_json(directory / "policy.json")

@@ -20,6 +20,7 @@ from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.control import ControlPipeline
 from rlhfkit.pipeline.opening import reopened
 from rlhfkit.report.page import report_or_warn
+from rlhfkit.rewards.source import RewardSource
 from rlhfkit.rundir.atomic import write_atomically
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.lock import locked
@@ -75,8 +76,13 @@ def _compared(ctx: RunContext, before: PretrainedModelConfig) -> Evaluation:
     return compared(ctx, sft, ctx.builder.language_model(ctx.builder.source_of(ctx.run.model("policy"))))
 
 
-def compared(ctx: RunContext, sft: LanguageModel, policy: LanguageModel) -> Evaluation:
-    """How two models do on the recipe's test prompts; the first is the reference of the second."""
+def compared(
+    ctx: RunContext, sft: LanguageModel, policy: LanguageModel, *, judge: RewardSource | None = None
+) -> Evaluation:
+    """How two models do on the recipe's test prompts; the first is the reference of the second.
+
+    `judge` takes the place of the recipe's.
+    """
     recipe = ctx.recipe
     loaded = ctx.load("test_prompts", load_prompts).records
     if recipe.data.prompts is not None:
@@ -87,7 +93,7 @@ def compared(ctx: RunContext, sft: LanguageModel, policy: LanguageModel) -> Eval
     order = shuffled(len(loaded), derive_seed(recipe.seed, "test prompts"))
     chosen = [loaded[index] for index in order[: recipe.evaluation.num_prompts]]
     prompts = ctx.encoded(chosen, sft.encoder, "test_prompts")
-    judge, judge_name = ctx.builder.judge()
+    judge, judge_name = ctx.builder.judge() if judge is None else (judge, "judge")
     with ctx.progress.stage("evaluate", total=2 * len(prompts), unit="response") as progress:
         evaluation = compare(
             sft,

@@ -16,7 +16,13 @@ LEFTOVER = re.compile(r"\.(.+)\.(?:[a-z0-9_]{8}|outgoing)")
 
 
 class RunDir:
-    """Paths inside a run directory, and its small records of what is finished."""
+    """Paths inside a run directory, and its small records of what is finished.
+
+    Example:
+        >>> from rlhfkit import RunDir
+        >>> RunDir("runs/demo").metrics.name
+        'metrics.jsonl'
+    """
 
     def __init__(self, path: str | Path) -> None:
         """Point at `path`; nothing is created yet."""

@@ -1,0 +1,126 @@
+"""Writes docs/api.md from the docstrings of the public names: `python docs/make_api.py`, or `--print` to look at it."""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import rlhfkit
+
+GROUPS = {
+    "Trainers": ["PPOTrainer", "SFTTrainer", "RewardTrainer", "ControlTrainer"],
+    "Functions": ["evaluate", "sample", "load_control_policy", "load_recipe"],
+    "Settings": [name for name in rlhfkit.__all__ if name.endswith("Config")],
+    "Runs": ["Recipe", "LoadedRecipe", "RunDir", "Progress"],
+    "Errors": [name for name in rlhfkit.__all__ if name.endswith("Error")],
+}
+HEAD = """# The Python API
+
+Made from the docstrings by `python docs/make_api.py`; do not edit it here. A test holds the two in step, and runs every
+example: in them `model_dir` is the directory of a small model, and `out_dir` one that does not exist yet.
+
+Everything is imported from `rlhfkit`, which imports torch only when a name that needs it is used. The mathematics is in
+`rlhfkit.ppo`. Sections of settings are those of a [recipe](settings.md), where each of them is explained; the trainers
+run the same code as `rlhfkit run`. From TRL: [moving a script over](from_trl.md). More: [examples](../examples).
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for group, names in GROUPS.items():
+        parts.append(f"## {group}\n")
+        parts += [part for name in names for part in entries(name)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def entries(name: str) -> Iterator[str]:
+    """A public name, then its methods."""
+    value = getattr(rlhfkit, name)
+    if name.endswith("Error"):
+        builtin = value.__mro__[2].__name__ if name != "RlhfkitError" else "Exception"
+        yield f"- `{name}` (also a `{builtin}`): {value.__doc__}"
+        if name == sorted(GROUPS["Errors"])[-1]:
+            yield ""
+        return
+    if not inspect.isclass(value):
+        yield f"### `{name}`\n\n{signature(name, value)}\n\n{body(value)}\n"
+        return
+    if name.endswith("Config"):
+        yield f"### `{name}`\n\n{body(value)}\n\n{fields(value)}\n"
+        return
+    yield f"### `{name}`\n\n{signature(name, value)}\n\n{body(value)}\n"
+    if name.endswith("Trainer"):
+        yield f"{body(value.__init__)}\n"
+        for key, member in vars(value).items():
+            if key[0] != "_" and isinstance(member, property):
+                yield f"- `.{key}`: {body(member)}"
+        yield ""
+        for key, member in vars(value).items():
+            if key[0] != "_" and inspect.isfunction(member):
+                yield f"#### `{name}.{key}`\n\n{signature(key, member)}\n\n{body(member)}\n"
+
+
+def signature(name: str, value: object) -> str:
+    """How it is called, one parameter a line."""
+    parameters = [
+        parameter
+        for parameter in inspect.signature(value).parameters.values()  # type: ignore[arg-type]
+        if parameter.name != "self"
+    ]
+    shown = ", ".join(("*, " if first_keyword(parameters, p) else "") + with_default(p) for p in parameters)
+    return f"```text\n{name}({shown})\n```"
+
+
+def first_keyword(parameters: list[inspect.Parameter], parameter: inspect.Parameter) -> bool:
+    """Whether the names from here on must be given."""
+    keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return bool(keywords) and keywords[0] is parameter
+
+
+def with_default(parameter: inspect.Parameter) -> str:
+    """A parameter as it stands in the call."""
+    return parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default!r}"
+
+
+def fields(section: type) -> str:
+    """The settings of a section with their defaults."""
+    return "\n".join(
+        f"- `{name}`"
+        + ("" if field.is_required() else f" = `{field.get_default(call_default_factory=True)!r}`")
+        + f": {' '.join((field.description or '').split())}"
+        for name, field in section.model_fields.items()  # type: ignore[attr-defined]
+    )
+
+
+def body(value: object) -> str:
+    """A docstring as Markdown: examples as code, arguments as a list."""
+    lines = inspect.cleandoc(value.__doc__ or "").splitlines()
+    shown: list[str] = []
+    index = 0
+    while index < len(lines):
+        line = lines[index]
+        if line in ("Example:", "Args:"):
+            end = next((i for i in range(index + 1, len(lines)) if lines[i] and lines[i][0] != " "), len(lines))
+            block = [inner[4:] for inner in lines[index + 1 : end]]
+            while block and not block[-1]:
+                block.pop()
+            if line == "Example:":
+                shown += ["```pycon", *block, "```", ""]
+            else:
+                shown += [re.sub(r"^(\w+): ", r"- `\1`: ", inner) if inner[:1] != " " else inner for inner in block] + [
+                    ""
+                ]
+            index = end
+        else:
+            shown.append(line.replace("Raises:", "**Raises**").strip())
+            index += 1
+    return "\n".join(shown).strip()
+
+
+if __name__ == "__main__":
+    if "--print" in sys.argv:
+        print(page(), end="")
+    else:
+        (Path(__file__).parent / "api.md").write_text(page(), encoding="utf-8")
