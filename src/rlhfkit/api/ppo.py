@@ -224,7 +224,7 @@ class PPOTrainer:
 
     @property
     def model(self) -> LanguageModel:
-        """What is trained: `model.causal_lm` is transformers' model, `model.encoder.tokenizer` its tokenizer."""
+        """What is trained; its `causal_lm` is the model of transformers, its `encoder` has the tokenizer."""
         return self._prepared.policy.language_model
 
     @property
