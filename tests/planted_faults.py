@@ -122,7 +122,7 @@ FAULTS = (
         "loss over the tokens of the rollout, not of the minibatch",
     ),
     Fault(
-        "training/ppo.py",
+        "training/advantages.py",
         "return whiten(advantages, mask), advantages + experience.old_values",
         "return whiten(advantages, mask), whiten(advantages, mask) + experience.old_values",
         "returns from whitened advantages",
