@@ -188,7 +188,7 @@ def test_memory_that_runs_out_is_an_error_with_the_phase_and_what_to_lower(run, 
 
     vowels = RECIPES["ppo"]
     with monkeypatch.context() as patch:
-        patch.setattr("rlhfkit.rollout.text.generate", no_room)
+        patch.setattr("rlhfkit.rollout.engine.generate", no_room)
         with pytest.raises(
             OutOfMemoryError,
             match=r"generation of the stage ppo \(CUDA .* 2\.00 GiB\.\); rollout\.slots is 64: try rollout\.slots=32",
