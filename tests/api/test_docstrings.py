@@ -50,3 +50,20 @@ def test_the_page_is_what_the_docstrings_say():
     written = subprocess.run([sys.executable, "docs/make_api.py", "--print"], cwd=ROOT, capture_output=True, text=True)
     assert written.returncode == 0, written.stderr
     assert written.stdout == (ROOT / "docs" / "api.md").read_text(), "run python docs/make_api.py"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: rlhfkit.PPOConfig(clip_rang=0.1), "clip_rang: no such setting; did you mean clip_range"),
+        (lambda: rlhfkit.PPOConfig(epochs=0), "epochs = 0: expected a number above 0"),
+        (lambda: rlhfkit.PPOConfig(rollout_episodes=6, minibatch_episodes=4), "minibatch_episodes 4 does not divide"),
+        (
+            lambda: rlhfkit.PPOConfig(kl={"type": "fixed", "coef": -1}),
+            r"kl\.coef = -1: expected a number of at least 0",
+        ),
+    ],
+)
+def test_settings_are_refused_in_the_words_of_the_command_line(make, words):
+    with pytest.raises(rlhfkit.ConfigError, match=words):
+        make()

@@ -2,7 +2,6 @@ import json
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from rlhfkit.config.data import ContrastConfig, RowsConfig
 from rlhfkit.data import (
@@ -13,7 +12,7 @@ from rlhfkit.data import (
     load_texts,
     write_preferences,
 )
-from rlhfkit.errors import DataError
+from rlhfkit.errors import ConfigError, DataError
 from rlhfkit.records import Demonstration, Message, Preference, Prompt
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -338,7 +337,7 @@ def test_whole_texts_have_no_prompt_to_part_by(tmp_path):
 
 @pytest.mark.parametrize("share", ["50", ":101%", "-10%:", "a%:", ""])
 def test_a_share_that_is_none_is_refused(share):
-    with pytest.raises(ValidationError, match="prompt_share"):
+    with pytest.raises(ConfigError, match="prompt_share"):
         RowsConfig(path="x.jsonl", prompt_share=share)
 
 

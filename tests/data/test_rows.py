@@ -10,11 +10,10 @@ from pathlib import Path
 import pyarrow
 import pytest
 from pyarrow import parquet
-from pydantic import ValidationError
 
 from rlhfkit.config.data import RowsConfig
 from rlhfkit.data import Row, files, load_prompts, load_texts, read_rows
-from rlhfkit.errors import DataError, MissingDependencyError
+from rlhfkit.errors import ConfigError, DataError, MissingDependencyError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -325,7 +324,7 @@ def test_mistyped_directory_is_not_looked_up_on_the_hub(tmp_path):
 
 
 def test_range_of_beginning_words_must_be_in_order():
-    with pytest.raises(ValidationError, match=r"\[8, 4\] is not a range; write \[4, 8\]"):
+    with pytest.raises(ConfigError, match=r"\[8, 4\] is not a range; write \[4, 8\]"):
         RowsConfig(path="x.txt", beginning_words=(8, 4))
 
 

@@ -80,7 +80,7 @@ class ControlTrainer:
         """
         settings = config or ControlPpoConfig()
         if env_steps is not None:
-            settings = ControlPpoConfig.model_validate({**settings.model_dump(), "env_steps": env_steps})
+            settings = ControlPpoConfig(**{**settings.model_dump(), "env_steps": env_steps})
         described, self._spec = _described(env)
         self.recipe = ControlRecipe(
             name="control", env=described, network=network or NetworkConfig(), ppo=settings, seed=seed

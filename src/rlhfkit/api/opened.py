@@ -6,15 +6,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from rlhfkit.api.given import Gathered
 from rlhfkit.api.places import Place
 from rlhfkit.api.recipes import loaded_recipe
-from rlhfkit.config.faults import faults_of
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import Stage
-from rlhfkit.errors import ConfigError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline.context import RunContext
@@ -45,10 +41,7 @@ class Opened:
         """
         self.stage, self.progress = stage, progress or Progress()
         settings = {"name": stage, "stages": (stage,), "seed": seed, **gathered.sections, **sections}
-        try:
-            self.recipe = Recipe.model_validate(settings)
-        except ValidationError as error:
-            raise ConfigError("; ".join(faults_of(error, {}, Recipe))) from error
+        self.recipe = Recipe(**settings)
         self.place = Place(run_dir)
         self.run_dir = RunDir(self.place.path)
         with ExitStack() as stack:

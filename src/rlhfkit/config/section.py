@@ -3,9 +3,11 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from rlhfkit.errors import ConfigError
 
 __all__ = ["MAY_CHANGE", "LocalPath", "OpenShare", "Section", "Share", "may_change", "type_or"]
 
@@ -30,6 +32,18 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    def __init__(self, **settings: Any) -> None:
+        """A section made in Python. Raises: ConfigError, in the words in which a recipe's faults are reported."""
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            from rlhfkit.config.faults import faults_of
+
+            raise ConfigError("; ".join(faults_of(error, {}, type(self)))) from None
+
+    # So that pydantic goes on making the sections inside of others by itself, and names them in one error.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 def type_or(default: str) -> Callable[[object], str]:
