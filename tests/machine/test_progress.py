@@ -1,6 +1,8 @@
 """Plain lines in a pipe, now and then; a bar on a terminal; nothing when quiet."""
 
 import io
+import sys
+import types
 
 import pytest
 from rich.console import Console
@@ -122,3 +124,32 @@ def test_quiet_prints_nothing(capfd):
     progress.note("a fact")
     progress.warn("a danger")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_notebook_shows_one_bar_that_is_written_over(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, content, raw):
+            shown[-1].append(content["text/html"])
+
+    def display(content, raw, display_id):
+        shown.append([])
+        return Handle()
+
+    class ZMQInteractiveShell:
+        """What a notebook's kernel has."""
+
+    ipython = types.ModuleType("IPython")
+    ipython.get_ipython = ZMQInteractiveShell
+    ipython.display = types.ModuleType("IPython.display")
+    ipython.display.display = display
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython.display)
+    with Progress().stage("ppo", total=2, unit="iteration") as stage:
+        stage.advance(1, "score <1>")
+    assert len(shown) == 1 and "0/2 iterations" in shown[0][0]
+    assert "width:50%" in shown[0][1] and "score &lt;1&gt;" in shown[0][1]
+    with Progress(quiet=True).stage("ppo", total=2, unit="iteration") as stage:
+        stage.advance(1)
+    assert len(shown) == 1

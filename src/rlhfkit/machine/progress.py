@@ -1,5 +1,7 @@
 """How far a stage is: a live bar on a terminal, a plain line now and then anywhere else."""
 
+import html
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +35,8 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write to `console`, by default stderr; `quiet` writes nothing at all."""
-        self._console = console or Console(stderr=True, quiet=quiet)
+        self._show = None if quiet or console is not None else _updating_display()
+        self._console = console or Console(stderr=True, quiet=quiet, force_jupyter=False)
         self._live = not quiet and self._console.file.isatty() and not self._console.is_dumb_terminal
         self._clock = clock
 
@@ -50,25 +53,31 @@ class Progress:
         )
         task = bars.add_task(name, total=max(total, 1), text="")
         last_line = self._clock()
+        show = None if self._show is None else self._show()
+        plain = self._plain if show is None else lambda text: None
 
         def report(stage: StageProgress) -> None:
             nonlocal last_line
             bars.update(task, completed=stage.completed, text=stage.text())
-            if self._clock() - last_line >= SECONDS_BETWEEN_LINES:
+            if show is not None:
+                show(_bar(name, stage.completed / max(total, 1), stage.text()))
+            elif self._clock() - last_line >= SECONDS_BETWEEN_LINES:
                 last_line = self._clock()
                 self._plain(f"{name}: {stage.text()}")
 
         stage = StageProgress(total, unit, completed, self._clock, report, self.warn)
         with bars:
             report(stage)
-            self._plain(f"{name}: {stage.count()}" + (", resumed" if completed else ""))
+            plain(f"{name}: {stage.count()}" + (", resumed" if completed else ""))
             try:
                 yield stage
             except BaseException:
                 self._plain(f"{name}: stopped at {stage.count()} after {duration(stage.seconds())}")
                 raise
             bars.update(task, text=stage.summary())
-            self._plain(f"{name}: {stage.summary()}")
+            if show is not None:
+                show(_bar(name, 1.0, stage.summary()))
+            plain(f"{name}: {stage.summary()}")
 
     def note(self, text: str) -> None:
         """One line about a fact, as "3 rows skipped"."""
@@ -84,6 +93,32 @@ class Progress:
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._console.print(hidden(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _bar(name: str, share: float, text: str) -> str:
+    """A bar of HTML, for a notebook."""
+    filled = f"<div style='width:{100 * min(share, 1):.0f}%;height:100%;background:#1f77b4'></div>"
+    return (
+        f"<div>{html.escape(name)} <span style='display:inline-block;width:12em;height:.7em;background:#ddd'>{filled}"
+        f"</span> {html.escape(text)}</div>"
+    )
+
+
+def _updating_display() -> Callable[[], Callable[[str], None]] | None:
+    """What opens a place in a notebook's output and writes HTML to it, each time over what stood there; else None."""
+    ipython = sys.modules.get("IPython")  # a notebook has imported it
+    shell = ipython and ipython.get_ipython()
+    if shell is None or type(shell).__name__ != "ZMQInteractiveShell":
+        return None
+    from importlib import import_module
+
+    display = import_module("IPython.display").display
+
+    def opened() -> Callable[[str], None]:
+        handle = display({"text/html": ""}, raw=True, display_id=True)
+        return lambda text: handle.update({"text/html": text}, raw=True)
+
+    return opened
 
 
 class StageProgress:
