@@ -146,9 +146,13 @@ def test_groups_of_one_value_are_no_groups():
     assert mean_interval(values, range(5)) == mean_interval(values)
 
 
-def test_one_group_says_nothing_of_others():
-    assert rate_interval([1.0, 1.0, 0.0], ["a"] * 3) == (0.0, 1.0)
-    assert mean_interval([1.0, 2.0], ["a", "a"])[1:3] == (None, None)
+def test_values_of_the_one_prompt_there_is_are_independent():
+    """Reviews that all continue the same prompt: 429 of 534 right is far from a coin's half."""
+    right = [1.0] * 429 + [0.0] * 105
+    low, high = rate_interval(right, ["Write a review."] * 534)
+    assert (low, high) == rate_interval(right)
+    assert 0.76 < low < 429 / 534 < high < 0.84
+    assert mean_interval([1.0, 2.0], ["a", "a"]) == mean_interval([1.0, 2.0])
 
 
 @pytest.mark.filterwarnings("error")

@@ -18,7 +18,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 Groups = Sequence[Hashable] | None
-"""Which values belong together, as those of one prompt do; None where all are independent."""
+"""Which values belong together, as those of one prompt do; None, or one group for all, where all are independent."""
 
 Z = 1.959964
 """Quantile of the normal distribution that leaves 2.5 % above."""
@@ -27,7 +27,7 @@ STEPS = 60
 
 
 def mean_interval(values: Sequence[float], groups: Groups = None) -> tuple[float, float | None, float | None, float]:
-    """(mean, low, high, deviation of the single values); no interval where there is one group (or value) only.
+    """(mean, low, high, deviation of the single values); no interval where there is one value only.
 
     mean ± t sqrt(v), with Student's t of K - 1 degrees, K = (sum of the sizes of the groups)² / sum of their squares,
     which is the number of groups where all have one size (Kish 1965); and v the jackknife's variance of a ratio:
@@ -155,9 +155,13 @@ def _crossing(holds: Callable[[float], bool], low: float, high: float) -> float:
 
 
 def _by_group(values: Sequence[float], groups: Groups) -> tuple[Floats, Floats]:
-    """(sum, number) of the values of each group."""
+    """(sum, number) of the values of each group.
+
+    Where all belong to one group, as reviews that all answer the same prompt, nothing can be said of other groups: what
+    is said is of this one, whose values are independent.
+    """
     given = np.asarray(values, dtype=np.float64)
-    if groups is None:
+    if groups is None or len(set(groups)) == 1:
         return given, np.ones(len(given))
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
