@@ -130,11 +130,11 @@ HALF_LINE, HALF_TENSORS = "half a line", "half the tensors"
 def _run(name: str, directory: str, die_at: tuple[str, int] | None, by: int, slow_disk: bool) -> None:
     import torch
 
-    from rlhfkit import metrics
     from rlhfkit.cli import app as cli
     from rlhfkit.config.load import load_recipe
     from rlhfkit.machine.progress import Progress
     from rlhfkit.pipeline import run as pipeline
+    from rlhfkit.rundir import log
     from rlhfkit.training import checkpoint
 
     torch.set_num_threads(1)
@@ -145,7 +145,7 @@ def _run(name: str, directory: str, die_at: tuple[str, int] | None, by: int, slo
     if die_at is not None:
         pattern, number = die_at
         if pattern == HALF_LINE:
-            _replace(metrics, "_append", _Countdown(number, _half_a_line))
+            _replace(log, "_append", _Countdown(number, _half_a_line))
         elif pattern == HALF_TENSORS:
             _replace(checkpoint, "save_file", _Countdown(number, _half_the_tensors))
         else:
