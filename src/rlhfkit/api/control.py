@@ -11,7 +11,7 @@ import gymnasium
 import torch
 from gymnasium.envs.registration import EnvSpec
 
-from rlhfkit.api.places import Place
+from rlhfkit.api.places import Place, place_to_save
 from rlhfkit.api.recipes import loaded_recipe
 from rlhfkit.api.show import control_html
 from rlhfkit.api.training import Training
@@ -147,7 +147,7 @@ class ControlTrainer:
 
     def save(self, directory: str | Path) -> None:
         """Write the policy to a directory, from which `load_control_policy` reads it."""
-        with write_directory_atomically(Path(directory)) as temporary:
+        with write_directory_atomically(place_to_save(directory)) as temporary:
             save_control_policy(self.policy, temporary, self.recipe)
 
     def close(self) -> None:

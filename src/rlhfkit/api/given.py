@@ -160,6 +160,8 @@ def gathered_prompts(prompts: Sequence[Any]) -> list[Any]:
 
 
 def _records(table: str, rows: Any) -> list[Any]:
+    if isinstance(rows, str):
+        raise DataError(f"{table} is one text, {rows[:60]!r}; expected a list: give [{rows[:60]!r}]")
     if isinstance(rows, Mapping):
         raise DataError(f"{table} is a mapping; expected a list of rows, each of them a mapping or a text")
     records = []

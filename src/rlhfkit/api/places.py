@@ -1,9 +1,15 @@
 """Where a trainer keeps its files: the run directory that it was given, or one that goes with it."""
 
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 
-__all__ = ["Place"]
+from rlhfkit.errors import CheckpointError
+
+__all__ = ["Place", "place_to_save"]
+
+OF_A_MODEL = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+"""Names of the files that a saved model has."""
 
 
 class Place:
@@ -20,3 +26,26 @@ class Place:
         """Remove what does not stay."""
         if self._temporary is not None:
             self._temporary.cleanup()
+
+
+def place_to_save(directory: str | Path) -> Path:
+    """Where a model is saved to: a new directory, an empty one, or one that holds a saved model, which it replaces.
+
+    Raises: CheckpointError where files of something else would be removed.
+    """
+    path = Path(directory).expanduser().absolute()
+    if not path.exists():
+        return path
+    if not path.is_dir():
+        raise CheckpointError(f"cannot save to {directory}: it is a file; expected a directory, give another name")
+    inside = sorted(path.iterdir())
+    other = [each.name for each in inside if not any(fnmatch(each.name, pattern) for pattern in OF_A_MODEL)]
+    if inside and not any(each.suffix == ".safetensors" for each in inside):
+        other = [each.name for each in inside]
+    if other:
+        named = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
+        raise CheckpointError(
+            f"cannot save to {directory}: it holds {named}, which saving would remove; "
+            "expected a new or empty directory, or one that holds a saved model: give another name"
+        )
+    return path

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfkit.api.given import DataSource, Gathered, ModelSource, RewardLike, TextEnvFactory, gathered_prompts
 from rlhfkit.api.opened import Opened
+from rlhfkit.api.places import place_to_save
 from rlhfkit.api.show import ppo_html
 from rlhfkit.api.training import Training
 from rlhfkit.config.model import LoraConfig
@@ -247,9 +248,12 @@ class PPOTrainer:
     def save(self, directory: str | Path) -> None:
         """Write the policy as a directory that transformers loads, adapters folded in, tokenizer beside.
 
-        Raises: ModelError where transformers would read another model; CheckpointError where it cannot be written.
+        It takes the place of a model that was saved there before.
+
+        Raises: ModelError where transformers would read another model; CheckpointError where it cannot be written, or
+            where the directory holds other files.
         """
-        with quiet_transformers(), write_directory_atomically(Path(directory)) as temporary:
+        with quiet_transformers(), write_directory_atomically(place_to_save(directory)) as temporary:
             self.model.save(temporary)
 
     def close(self) -> None:

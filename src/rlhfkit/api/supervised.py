@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfkit.api.given import DataSource, Gathered, ModelSource, gathered_prompts
 from rlhfkit.api.opened import Opened
+from rlhfkit.api.places import place_to_save
 from rlhfkit.api.show import supervised_html
 from rlhfkit.config.model import LoraConfig
 from rlhfkit.config.ppo import RolloutConfig
@@ -258,5 +259,5 @@ def _directory(opened: Opened) -> Path:
 
 
 def _copy(trained: Path, directory: str | Path) -> None:
-    with write_directory_atomically(Path(directory)) as temporary:
+    with write_directory_atomically(place_to_save(directory)) as temporary:
         shutil.copytree(trained, temporary, dirs_exist_ok=True)

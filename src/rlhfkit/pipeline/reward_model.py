@@ -129,8 +129,9 @@ def _measured(
     ctx.progress.note(f"reward model: right on {accuracy} of {len(test)} held-out pairs ({baselines})")
     if report["accuracy_low"] <= 0.5:
         ctx.progress.warn(
-            f"the reward model is not clearly better than a coin on {len(test)} held-out pairs, so PPO may "
-            "learn nothing, or nonsense; give more pairs, more reward_model.epochs, or a higher learning rate"
+            f"the reward model is not clearly better than a coin on {len(test)} held-out pairs of "
+            f"{report['num_prompts']} prompts, so PPO may learn nothing, or nonsense; give pairs of more prompts, more "
+            "reward_model.epochs, or a higher learning rate"
         )
     return report
 
