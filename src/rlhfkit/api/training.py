@@ -12,7 +12,7 @@ from rlhfkit.training.ppo import PpoTrainer
 __all__ = ["Steps", "Training"]
 
 Steps = Callable[[StageProgress, Callable[[], bool]], Generator[dict[str, float]]]
-"""What `training.ppo.iterations` gives, for who is told of each iteration, and whether an interrupt has come."""
+"""What `training.ppo.iterations` gives, for whoever follows each iteration, and whether an interrupt has come."""
 
 
 class Training:
@@ -36,8 +36,8 @@ class Training:
         self._bar: StageProgress | None = None
         self._fault: BaseException | None = None
         self._has_come: Callable[[], bool] = lambda: False
-        told = StageProgress(self.total, "iteration", trainer.iteration, time.monotonic, self._tell, progress.warn)
-        self._steps = steps(told, lambda: self._has_come())
+        followed = StageProgress(self.total, "iteration", trainer.iteration, time.monotonic, self._tell, progress.warn)
+        self._steps = steps(followed, lambda: self._has_come())
         if trainer.is_done:
             self._end()
 

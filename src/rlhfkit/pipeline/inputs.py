@@ -268,7 +268,7 @@ class Inputs:
         assert config is not None
         dialogues = self._loaded[table].records if table in self._loaded else []
         if config.type == "replay" and not dialogues:
-            return  # the table itself is at fault, and told
+            return  # the table itself is at fault, and reported
         try:
             factory = self.builder.env_factory(config, dialogues)
             check_text_env(factory)
@@ -400,7 +400,7 @@ TABLE = re.compile(r"(data\.\w+): ")
 
 
 def _without_table(fault: str) -> str:
-    """Several tables may read one file, whose fault is told once."""
+    """Several tables may read one file, whose fault is reported once."""
     return TABLE.sub("", fault, count=1) if TABLE.match(fault) else fault
 
 
