@@ -34,6 +34,16 @@ def preference(tmp_path, row, **settings):
     return record.prompt.content, record.chosen, record.rejected
 
 
+def arena(*votes):
+    """A row of lmsys, whose turns are lists written as JSON."""
+    row = {"id": 1, "model_a": "x", "model_b": "y"}
+    row |= {"prompt": '["Hi"]', "response_a": '["Hello."]', "response_b": '["What?"]'}
+    return row | dict(zip(("winner_model_a", "winner_model_b", "winner_tie"), votes, strict=True))
+
+
+TLDR = {"info": {"post": "My cat."}, "summaries": [{"text": " A cat."}, {"text": " A dog."}]}
+
+
 # ── forms of data sets ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -137,6 +147,26 @@ def test_demonstrations_of_known_data_sets_are_read_whole(tmp_path, row, expecte
             },
             (ASKED, "Hello.", "What?"),
         ),
+        (arena(0, 1, 0), (ASKED, "What?", "Hello.")),
+        (arena("1", "0", "0"), (ASKED, "Hello.", "What?")),
+        (arena(True, False, False) | {"prompt": ["Hi"], "response_a": ["Hello."]}, (ASKED, "Hello.", "What?")),
+        (
+            {
+                "info": {"id": "t3", "post": "My cat.", "title": "Cat", "subreddit": "pets", "article": None},
+                "summaries": [{"text": " A cat.", "policy": "sup4"}, {"text": " A dog.", "policy": "ref"}],
+                "choice": 1,
+                "batch": "batch3",
+            },
+            ("SUBREDDIT: r/pets\n\nTITLE: Cat\n\nPOST: My cat.\n\nTL;DR:", " A dog.", " A cat."),
+        ),
+        (
+            {
+                "info": {"article": "News.", "title": "Cat", "post": None, "subreddit": None},
+                "summaries": [{"text": " A cat."}, {"text": " A dog."}],
+                "choice": "0",
+            },
+            ("TITLE: Cat\n\nNews.\n\nTL;DR:", " A cat.", " A dog."),
+        ),
     ],
 )
 def test_preferences_of_known_data_sets_are_read_whole(tmp_path, row, expected):
@@ -156,6 +186,12 @@ def test_preferences_of_known_data_sets_are_read_whole(tmp_path, row, expected):
             {"prompt": "Hi", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 1}]},
             "all 2 answers are ranked alike",
         ),
+        (load_preferences, arena(0, 0, 1), "winner_tie is 1, which prefers neither response_a nor response_b"),
+        (load_preferences, arena(1, 1, 0), "winner_model_a, winner_model_b, winner_tie are 1, 1, 0; expected a single"),
+        (load_preferences, arena(1, 0, 0) | {"response_b": "[]"}, "have 1, 1 and 0 turns"),
+        (load_preferences, arena(1, 0, 0) | {"prompt": "['Hi']"}, "prompt is the text .* cannot be read as JSON"),
+        (load_preferences, TLDR | {"choice": 2}, "choice is 2 of 2 summaries; expected 0 or 1"),
+        (load_preferences, TLDR | {"info": {"id": "t3"}, "choice": 1}, "no post and no article, but id"),
         (
             load_demonstrations,
             {"message_id": "1", "parent_id": "0", "role": "prompter", "text": "Hi"},

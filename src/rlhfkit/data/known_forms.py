@@ -5,17 +5,20 @@ system, question, response or a pair        Orca: the system prompt is the first
 conversations                               ShareGPT: {"from", "value"}, or messages; the prompt where there is a pair
 history, human_ref_A, human_ref_B, labels   SHP; PKU-SafeRLHF, WebGPT, Chatbot Arena, HelpSteer and AlpacaFarm likewise:
                                             which of two is better
+prompt, response_a, response_b, winner_…    lmsys: turns as lists in JSON, the vote in three columns of which one is 1
+info, summaries, choice                     OpenAI's summaries of Reddit (TL;DR) and CNN
 prompt, answers with ranks or scores        Nectar, UltraFeedback before it was made pairs: the best against the worst
 
 A column that is one of ours already is left as it is.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from rlhfkit.config.data import RowsConfig, has_formats
 from rlhfkit.data.conversations import as_messages
-from rlhfkit.data.rows import Row, described
+from rlhfkit.data.rows import Row, described, listed
 from rlhfkit.errors import DataError
 
 __all__ = ["ANSWERS", "INPUTS", "QUESTIONS", "SYSTEMS", "in_known_form", "marks_a_bad_answer", "used_columns"]
@@ -62,6 +65,8 @@ CHOICES = (
     Choice("", "conversation_a", "conversation_b", "winner", _is("model_a", "model_b")),  # Chatbot Arena
 )
 SCORED = ("answer_0", "answer_1", "score_0", "score_1")  # WebGPT
+TURNS = ("prompt", "response_a", "response_b")  # lmsys
+VOTES = {"winner_model_a": "response_a", "winner_model_b": "response_b", "winner_tie": None}
 LISTS_OF_ANSWERS = ("answers", "completions", "responses", "candidates")
 TEXTS_OF_ANSWERS = ("answer", "response", "text")
 SCORES_OF_ANSWERS = ("overall_score", "score", "rating")
@@ -91,6 +96,8 @@ def in_known_form(row: Row, source: RowsConfig) -> Row:
                 "in words what it shows, and leave out the column"
             )
     _read_choice(columns)
+    _read_votes(columns)
+    _read_summaries(columns)
     _read_ranks(columns)
     _read_conversation(columns)
     _read_question(columns, source)
@@ -105,7 +112,7 @@ def used_columns(columns: Mapping[str, Any], source: RowsConfig) -> set[str]:
         used.update(SYSTEMS)
     if any(name in columns for name in QUESTIONS):
         used |= {*QUESTIONS, *INPUTS, *ANSWERS}
-    return used | {name for choice in CHOICES for name in choice[:4]}
+    return used | {*TURNS, *VOTES} | {name for choice in CHOICES for name in choice[:4]}
 
 
 def marks_a_bad_answer(row: Row) -> bool:
@@ -142,6 +149,81 @@ def _read_choice(columns: dict[str, Any]) -> None:
         columns |= {"chosen": columns[better], "rejected": columns[worse]}
         if isinstance(columns.get("question"), dict):
             columns["prompt"] = columns["question"].get("full_text")
+
+
+def _read_votes(columns: dict[str, Any]) -> None:
+    """lmsys: prompts and answers of whole conversations, and a vote for one of two, or a tie."""
+    if "chosen" in columns or not {*TURNS, "winner_model_a", "winner_model_b"} <= columns.keys():
+        return
+    held = {name: columns[name] for name in VOTES if name in columns}
+    cast = [name for name, value in held.items() if str(value).strip().casefold() in ("1", "1.0", "true")]
+    if len(cast) != 1:
+        raise DataError(
+            f"{', '.join(held)} are {', '.join(map(str, held.values()))}; expected a single 1; leave the row out, or "
+            "write the better one as chosen and the other as rejected"
+        )
+    better = VOTES[cast[0]]
+    if better is None:
+        raise DataError(
+            f"{cast[0]} is {held[cast[0]]!r}, which prefers neither response_a nor response_b; leave the row out"
+        )
+    prompts, *answers = (_texts(columns[name], name) for name in TURNS)
+    lengths = [len(prompts), *map(len, answers)]
+    if len(set(lengths)) != 1:
+        raise DataError(
+            f"prompt, response_a and response_b have {lengths[0]}, {lengths[1]} and {lengths[2]} turns; "
+            "expected a response of each model to every prompt; leave the row out"
+        )
+    first, second = ([list(pair) for pair in zip(prompts, texts, strict=True)] for texts in answers)
+    if better == "response_b":
+        first, second = second, first
+    columns |= {"prompt": None, "chosen": _turns(first), "rejected": _turns(second)}
+
+
+def _texts(value: Any, name: str) -> list[Any]:
+    """The turns in a column, which may be a list, a list written as JSON, or the text of a single turn."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise DataError(
+                f"{name} is {described(value)}, which begins like a list and cannot be read as JSON; write it as JSON"
+            ) from None
+    return value if isinstance(value, list) else [value]
+
+
+def _read_summaries(columns: dict[str, Any]) -> None:
+    """OpenAI's comparisons of summaries: the prompt as its models were given it.
+
+    Source: Stiennon et al. 2020, arXiv 2009.01325, appendix B.
+    """
+    info, summaries = columns.get("info"), columns.get("summaries")
+    if "chosen" in columns or not isinstance(info, dict) or not isinstance(summaries, list):
+        return
+    if "choice" not in columns or not all(isinstance(summary, dict) and "text" in summary for summary in summaries):
+        return
+    choice = {"0": 0, "1": 1}.get(str(columns["choice"]).strip())
+    if choice is None or len(summaries) != 2:
+        raise DataError(
+            f"choice is {columns['choice']!r} of {len(summaries)} summaries; expected 0 or 1, of two; leave the row out"
+        )
+    columns |= {"chosen": summaries[choice]["text"], "rejected": summaries[1 - choice]["text"]}
+    if columns.get("prompt") is None:
+        columns["prompt"] = _to_be_summarized(info)
+
+
+def _to_be_summarized(info: dict[str, Any]) -> str:
+    named = {"SUBREDDIT": "subreddit", "TITLE": "title", "POST": "post"}
+    parts = []
+    for heading, name in named.items():
+        if _has_text(info, name):
+            prefix = "r/" if name == "subreddit" and not info[name].startswith("r/") else ""
+            parts.append(f"{heading}: {prefix}{info[name]}")
+    if _has_text(info, "article"):
+        parts.append(info["article"])
+    if not any(_has_text(info, name) for name in ("post", "article")):
+        raise DataError(f"info has no post and no article, but {listed(info)}; leave the row out")
+    return "\n\n".join([*parts, "TL;DR:"])
 
 
 def _read_ranks(columns: dict[str, Any]) -> None:
