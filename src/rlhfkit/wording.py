@@ -1,11 +1,33 @@
-"""Numbers in words, for report, diagnosis and command line alike."""
+"""Numbers, counts and lists in words, for report, diagnosis, command line and errors alike."""
+
+from collections.abc import Iterable
 
 __all__ = [
+    "counted",
     "duration",
+    "listed",
     "number",
     "percent",
     "score",
+    "shortened",
 ]
+
+
+def counted(num: int, one: str, several: str = "") -> str:
+    """As "1 vote", "12 votes", "1,200 votes"; `several` where an s at the end does not make it."""
+    return f"{num:,} {one if num == 1 else several or one + 's'}"
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """`text`, of which at most so many characters are shown."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Names with commas between them, at most so many: "a, b and 3 more"; "none" where there are none."""
+    all_of_them = [shortened(name) or '""' for name in names]
+    more = f" and {len(all_of_them) - most} more" if len(all_of_them) > most else ""
+    return ", ".join(all_of_them[:most]) + more or "none"
 
 
 def number(value: float | None, digits: int = 3) -> str:

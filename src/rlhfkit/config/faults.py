@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from rlhfkit.config.section import Section
+from rlhfkit.wording import shortened
 
 __all__ = [
     "faults_of",
@@ -218,4 +219,4 @@ def _either(names: Sequence[str]) -> str:
 def shown(value: object) -> str:
     """A value as a recipe may have it, shortened where it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "…"
+    return shortened(text, 80)

@@ -1,6 +1,7 @@
 """What all sections of a recipe are made of."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -9,10 +10,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from rlhfkit.errors import ConfigError
 
-__all__ = ["MAY_CHANGE", "LocalPath", "OpenShare", "Section", "Share", "may_change", "type_or"]
+__all__ = ["HUB_ID", "MAY_CHANGE", "LocalPath", "OpenShare", "Section", "Share", "may_change", "type_or"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenShare = Annotated[float, Field(gt=0.0, le=1.0)]
+HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+"""What the Hugging Face hub calls a model or a dataset; those of its first years have no owner."""
 LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]  # no shell expands the ~ of model.path=~/models/mine
 
 

@@ -6,6 +6,7 @@ from rlhfkit.data.preferences import load_preferences, write_preferences
 from rlhfkit.data.prompts import find_overlap, load_prompts
 from rlhfkit.data.rows import Loaded, OnBadRow, Row, SourceFile, read_rows
 from rlhfkit.data.texts import load_texts
+from rlhfkit.data.unread import note_on_unread
 
 __all__ = [
     "Loaded",
@@ -17,6 +18,7 @@ __all__ = [
     "load_preferences",
     "load_prompts",
     "load_texts",
+    "note_on_unread",
     "read_rows",
     "refuse_bad_rows",
     "write_preferences",

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 from rlhfkit.errors import DataError
+from rlhfkit.wording import listed
 
 __all__ = ["close_names", "decode", "not_found", "read_bytes", "refuse_if_unpacked_is_too_large", "unpacked"]
 
@@ -95,9 +96,9 @@ def not_found(name: str, path: Path) -> DataError:
     if close := close_names(path):
         return DataError(f"{name} is not in {directory}; did you mean {' or '.join(close)}?")
     there = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
-    listed = ", ".join(there[:8]) + (", …" if len(there) > 8 else "") if there else "nothing"
+    held = listed(there, 8) if there else "nothing"
     return DataError(
-        f"{name} is not in {directory}, which holds {listed}; correct the path or data.directory "
+        f"{name} is not in {directory}, which holds {held}; correct the path or data.directory "
         '(a dataset on the hub is format = "hub")'
     )
 

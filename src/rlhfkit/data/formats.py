@@ -16,9 +16,10 @@ from typing import Any
 
 from rlhfkit.config.data import LabelledConfig, RowsConfig, has_formats
 from rlhfkit.data.conversations import as_messages, part_dialogues, read_messages, read_text, read_transcript
-from rlhfkit.data.rows import MissingColumnError, Row, listed
+from rlhfkit.data.rows import MissingColumnError, Row
 from rlhfkit.errors import DataError
 from rlhfkit.records import Conversation, Message, Prompt
+from rlhfkit.wording import listed
 
 __all__ = ["make_prompt", "make_response", "need", "read_answered_prompt", "read_pair", "read_prompt"]
 

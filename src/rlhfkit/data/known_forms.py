@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 from rlhfkit.config.data import RowsConfig, has_formats
 from rlhfkit.data.conversations import as_messages
-from rlhfkit.data.rows import Row, described, listed
+from rlhfkit.data.rows import Row, described
 from rlhfkit.errors import DataError
+from rlhfkit.wording import listed
 
 __all__ = ["ANSWERS", "INPUTS", "QUESTIONS", "SYSTEMS", "in_known_form", "marks_a_bad_answer", "used_columns"]
 

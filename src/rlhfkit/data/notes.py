@@ -7,8 +7,9 @@ from typing import Any
 from rlhfkit.config.data import RowsConfig
 from rlhfkit.data.formats import OWN_COLUMNS
 from rlhfkit.data.known_forms import used_columns
-from rlhfkit.data.rows import Row, listed
+from rlhfkit.data.rows import Row
 from rlhfkit.records import Demonstration, Preference
+from rlhfkit.wording import listed
 
 __all__ = ["notes_on", "notes_on_joins"]
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from rlhfkit.data.conversations import as_messages
 from rlhfkit.data.known_forms import ANSWERS, QUESTIONS
-from rlhfkit.data.rows import Row, listed
+from rlhfkit.data.rows import Row
 from rlhfkit.errors import DataError
+from rlhfkit.wording import listed
 
 __all__ = ["remedy_for_missing"]
 

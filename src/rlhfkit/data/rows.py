@@ -7,16 +7,18 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from rlhfkit.config.data import RowsConfig
+from rlhfkit.config.section import HUB_ID
 from rlhfkit.data.files import close_names, decode, not_found, read_bytes, refuse_if_unpacked_is_too_large, unpacked
 from rlhfkit.errors import DataError, MissingDependencyError
+from rlhfkit.wording import listed, shortened
 
-__all__ = ["Loaded", "MissingColumnError", "OnBadRow", "Row", "SourceFile", "described", "listed", "read_rows"]
+__all__ = ["Loaded", "MissingColumnError", "OnBadRow", "Row", "SourceFile", "described", "read_rows"]
 
 T = TypeVar("T")
 OnBadRow = Literal["stop", "skip"]
@@ -30,7 +32,6 @@ FORMATS = {
     ".parquet": "parquet",
     ".txt": "text",
 }
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 NAMES_OF_ROWS = ("data", "rows", "examples", "items", "instances")
 LONGEST_CSV_FIELD = 2**31 - 1
 MOST_COLUMNS = 10_000
@@ -57,6 +58,8 @@ class SourceFile:
     """Of the bytes on disk; of a dataset in several files, of all of them in order."""
     num_rows: int
     """Rows taken from it."""
+    splits: tuple[str, ...] = ()
+    """All splits of a dataset that has several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,7 @@ def read_rows(
     rows: list[Row | DataError] = []
     files: list[SourceFile] = []
     for name in names:
-        found, sha256 = _read(name, source, Path(directory).expanduser())
+        found, sha256, *splits = _read(name, source, Path(directory).expanduser())
         if not found:
             raise DataError(f"{name} is empty; expected at least one row; is it the right file?")
         if source.where:
@@ -111,11 +114,12 @@ def read_rows(
         if not taken:
             raise DataError(f'rows = "{source.rows}" leaves none of the {len(found)} rows of {name}; widen the slice')
         rows += [_renamed(row, source.columns) for row in taken]
-        files.append(SourceFile(name, sha256, len(taken)))
+        files.append(SourceFile(name, sha256, len(taken), tuple(splits)))
     return rows, tuple(files)
 
 
-def _read(name: str, source: RowsConfig, directory: Path) -> tuple[list[Row | DataError], str]:
+def _read(name: str, source: RowsConfig, directory: Path) -> tuple[list[Row | DataError], str, *tuple[str, ...]]:
+    """Rows and SHA-256 of a file or dataset; of a dataset that has several splits, their names after these."""
     path = directory / Path(name).expanduser()
     form = _format(name, path) if source.format == "auto" else source.format
     if source.column_names and form not in ("csv", "tsv"):
@@ -159,7 +163,7 @@ def _format(name: str, path: Path) -> str:
             f"{name} is of unknown format; expected one of the endings {', '.join(FORMATS)} (each also .gz); "
             'say how to read it, for example format = "text"'
         )
-    if HUB_ID.fullmatch(name) and not close_names(path):
+    if "/" in name and HUB_ID.fullmatch(name) and not close_names(path):
         return "hub"
     raise not_found(name, path)
 
@@ -191,7 +195,7 @@ def _value(row: Row, column: str) -> Any:
 
 
 def _plain(value: object) -> str:
-    return _short(str(value).strip().casefold())
+    return shortened(str(value).strip().casefold())
 
 
 def _slice(rows: str, num_rows: int) -> slice:
@@ -271,7 +275,7 @@ def _json_rows(name: str, text: str, split: str) -> list[Row | DataError]:
         except (ValueError, RecursionError) as error:
             rows.append(
                 DataError(
-                    f"{origin}: not JSON ({_json_fault(error)}) in {_short(line)!r}; expected one object per line, "
+                    f"{origin}: not JSON ({_json_fault(error)}) in {shortened(line)!r}; expected one object per line, "
                     'as {"prompt": "…"}'
                 )
             )
@@ -339,20 +343,13 @@ def described(value: object) -> str:
         case int() | float():
             return f"the number {value}"
         case str():
-            return f"the text {_short(value)!r}"
+            return f"the text {shortened(value)!r}"
         case list():
-            return f"a list, {_short(str(value))}"
+            return f"a list, {shortened(str(value))}"
         case dict():
-            return f"an object, {_short(str(value))}"
+            return f"an object, {shortened(str(value))}"
         case _:
-            return f"of type {type(value).__name__}, {_short(str(value))}"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names of columns for a message, not too many of them."""
-    all_of_them = [_short(name) or '""' for name in names]
-    more = f" and {len(all_of_them) - 20} more" if len(all_of_them) > 20 else ""
-    return ", ".join(all_of_them[:20]) + more or "none"
+            return f"of type {type(value).__name__}, {shortened(str(value))}"
 
 
 def _json_fault(error: Exception) -> str:
@@ -384,7 +381,7 @@ def _csv_rows(name: str, text: str, *, delimiter: str, column_names: Sequence[st
             raise DataError(f"{name}:1: {len(header):,} columns; expected one row a line; is the table on its side?")
         if len(set(header)) < len(header):
             place = "column_names" if column_names else f"{name}:1: the header"
-            raise DataError(f"{place} {_short(','.join(header))} names a column twice; rename one")
+            raise DataError(f"{place} {shortened(','.join(header))} names a column twice; rename one")
         line = reader.line_num + 1
         for fields in reader:
             if len(fields) == len(header):
@@ -422,7 +419,7 @@ def _parquet_rows(name: str, data: bytes) -> list[Row | DataError]:
     return rows
 
 
-def _directory_rows(name: str, path: Path, split: str) -> tuple[list[Row | DataError], str]:
+def _directory_rows(name: str, path: Path, split: str) -> tuple[list[Row | DataError], str, *tuple[str, ...]]:
     datasets = _optional("datasets", name)
     if not path.is_dir():
         raise (
@@ -440,13 +437,13 @@ def _directory_rows(name: str, path: Path, split: str) -> tuple[list[Row | DataE
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:
             raise DataError(f'{name} has no split "{split}"; it has {", ".join(dataset)}; set data.split')
-        return _dataset_rows(name, dataset[split])
+        return *_dataset_rows(name, dataset[split]), *dataset
     if split != "train" and str(dataset.split) != split:
         raise DataError(f'{name} has no splits, so split = "{split}" cannot be taken from it; leave split out')
     return _dataset_rows(name, dataset)
 
 
-def _hub_rows(name: str, source: RowsConfig) -> tuple[list[Row | DataError], str]:
+def _hub_rows(name: str, source: RowsConfig) -> tuple[list[Row | DataError], str, *tuple[str, ...]]:
     datasets = _optional("datasets", f"{name} is not a file here; as a dataset of the hub it")
     try:
         dataset = datasets.load_dataset(name, source.subset, split=source.split, revision=source.revision)
@@ -455,7 +452,7 @@ def _hub_rows(name: str, source: RowsConfig) -> tuple[list[Row | DataError], str
             f"{name} is not a file here and cannot be loaded from the hub: {_first_line(error)}; "
             "check the path, the id, split and subset, and the connection, or download its files and name them"
         ) from error
-    return _dataset_rows(name, dataset)
+    return *_dataset_rows(name, dataset), *(dataset.info.splits or ())
 
 
 def _optional(module: str, name: str) -> Any:
@@ -486,10 +483,6 @@ def _dataset_rows(name: str, dataset: Any) -> tuple[list[Row | DataError], str]:
             while block := opened.read(1 << 20):
                 sha256.update(block)
     return [Row(row, f"{name}:{number}") for number, row in enumerate(dataset, start=1)], sha256.hexdigest()
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _first_line(error: Exception) -> str:

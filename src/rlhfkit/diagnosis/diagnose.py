@@ -24,7 +24,7 @@ from rlhfkit.rundir.contents import Facts, Row, read_facts
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.lines import finite_or_none
 from rlhfkit.rundir.lock import is_locked
-from rlhfkit.wording import number
+from rlhfkit.wording import counted, number
 
 __all__ = ["Diagnosis", "Problem", "diagnose", "problems_in_report", "problems_of"]
 
@@ -156,7 +156,9 @@ def diagnose(run: RunDir) -> Diagnosis:
     wrong = {problem.finding.rule for problem in problems}
     verdict = judge_run(judged) if judged.evaluation is not None else None
     if verdict is not None and verdict.tone == "good" and problems:
-        verdict = replace(verdict, cautions=[*verdict.cautions, f"The rules find {_count(len(problems))}, below."])
+        verdict = replace(
+            verdict, cautions=[*verdict.cautions, f"The rules find {counted(len(problems), 'fault')}, below."]
+        )
     return Diagnosis(
         run=str(run.path),
         name=facts.name,
@@ -171,10 +173,6 @@ def diagnose(run: RunDir) -> Diagnosis:
         cautions=() if verdict is not None else tuple(cautions_of_reward_model(judged)),
         too_early=_too_early(rounds[-1][1] if rounds and not _is_before_rounds(facts) else facts),
     )
-
-
-def _count(num: int) -> str:
-    return "one fault" if num == 1 else f"{num} faults"
 
 
 def _too_early(facts: Facts) -> str:

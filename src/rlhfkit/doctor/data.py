@@ -24,6 +24,7 @@ from rlhfkit.models.reward_model import reward_ids
 from rlhfkit.records import Demonstration, Preference, Prompt, folded
 from rlhfkit.rewards.bag_of_words import share_of_pairs_won
 from rlhfkit.training.sft import encode_demonstrations, encode_texts
+from rlhfkit.wording import counted
 
 __all__ = [
     "examine_ends",
@@ -31,6 +32,7 @@ __all__ = [
     "examine_lengths",
     "examine_pairs",
     "examine_table",
+    "examine_unread",
     "plain_text",
     "spaced",
 ]
@@ -57,7 +59,7 @@ def plain_text(prompt: Prompt) -> str:
 def examine_table(name: str, loaded: Loaded[Any]) -> Iterator[Finding]:
     """How many rows there are, how many had to be left out, and how many come more than once."""
     label, num = f"data.{name}", len(loaded.records)
-    words = f"{num:,} row{'s' * (num != 1)}"
+    words = counted(num, "row")
     if loaded.skipped:
         words += f"; {len(loaded.skipped):,} of what was read left out, the first: {loaded.skipped[0]}"
     doubles = num - len({_key(row) for row in loaded.records})
@@ -74,6 +76,12 @@ def examine_table(name: str, loaded: Loaded[Any]) -> Iterator[Finding]:
     for note in loaded.notes:
         what, _, remedy = note.partition("; ")
         yield warning(label, what, remedy)
+
+
+def examine_unread(note: str | None) -> Iterator[Finding]:
+    """Files and splits that no table reads, as a run's own note says."""
+    if note is not None:
+        yield ok("data.unread", note.removeprefix("data: "))
 
 
 def _key(row: Row) -> object:

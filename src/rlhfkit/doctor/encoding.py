@@ -52,7 +52,7 @@ def examine_template(encoder: Encoder, *, goes_on: bool = False) -> Iterator[Fin
     if not faults:
         ending = encoder.turns.closing.strip()
         how = f"{ending} ends a response" if ending else "it writes no ending, so that EOS ends a response"
-        yield ok(name, f"turns are marked by {_listed(_marks(encoder)) or 'words alone'}; {how}")
+        yield ok(name, f"turns are marked by {', '.join(_marks(encoder)) or 'words alone'}; {how}")
 
 
 def _faults_of_template(name: str, encoder: Encoder, *, goes_on: bool) -> Iterator[Finding]:
@@ -65,7 +65,7 @@ def _faults_of_template(name: str, encoder: Encoder, *, goes_on: bool) -> Iterat
     if split:
         yield fault(
             name,
-            f"{_listed(split)} {'is' if len(split) == 1 else 'are'} no token of this tokenizer, which reads "
+            f"{', '.join(split)} {'is' if len(split) == 1 else 'are'} no token of this tokenizer, which reads "
             f"{split[0]!r} as {len(_ids(encoder, split[0]))}: the template is another model's",
             remedy,
         )
@@ -118,10 +118,6 @@ def _marks(encoder: Encoder) -> list[str]:
 def _ids(encoder: Encoder, text: str) -> list[int]:
     ids: list[int] = encoder.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
     return ids
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)
 
 
 def examine_first_prompt(encoder: Encoder, prompt: Prompt, *, max_tokens: int) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhfkit.doctor.findings import Finding, fault, ok, skipped, warning
+from rlhfkit.wording import counted
 
 __all__ = [
     "CpuFacts",
@@ -130,7 +131,7 @@ def examine_torch(torch: TorchFacts, driver: Driver | None) -> Iterator[Finding]
     elif torch.cuda is None:
         yield warning(
             name,
-            f"{words}, beside {_listed(driver.gpus)}, which stays idle",
+            f"{words}, beside {_gpus(driver.gpus)}, which stays idle",
             "install the torch build for CUDA, by the line that pytorch.org/get-started gives",
         )
     elif driver_is_old(torch.cuda, driver.version):
@@ -138,7 +139,7 @@ def examine_torch(torch: TorchFacts, driver: Driver | None) -> Iterator[Finding]
         yield fault(
             name,
             f"{words}, but the driver is {driver.version}, and CUDA {torch.cuda} needs {oldest} or newer, so "
-            f"{_listed(driver.gpus)} cannot be used",
+            f"{_gpus(driver.gpus)} cannot be used",
             "update the driver, or install a torch build for an older CUDA",
         )
     else:
@@ -257,7 +258,7 @@ def memory_facts(root: Path = Path("/")) -> MemoryFacts | None:
 def examine_cpu(cpu: CpuFacts) -> Iterator[Finding]:
     """What the processor can do that matters here."""
     name = "machine.cpu"
-    cores = f"{cpu.num_cores} core{'s' * (cpu.num_cores != 1)}"
+    cores = counted(cpu.num_cores, "core")
     flags = cpu.flags
     if flags is None or not flags & {"sse2", "asimd"}:
         yield ok(name, f"{cpu.name}, {cores}; nothing tells what it can do")
@@ -304,18 +305,18 @@ def examine_threads(torch: TorchFacts, cpu: CpuFacts, environment: Mapping[str, 
     name, num = "machine.threads", torch.num_threads
     allowed = max(1, int(cpu.quota_cores)) if cpu.quota_cores else cpu.num_cores
     why = f" (OMP_NUM_THREADS is {environment['OMP_NUM_THREADS']})" if "OMP_NUM_THREADS" in environment else ""
-    words = f"torch uses {num} thread{'s' * (num != 1)}{why}"
+    words = f"torch uses {counted(num, 'thread')}{why}"
     limit = f", as the container's limit is {cpu.quota_cores:g}" if cpu.quota_cores else ""
     if num > allowed:
         yield warning(
             name,
-            f"{words}, and {allowed} core{'s' * (allowed != 1)} may be used{limit}, so threads wait for each other",
+            f"{words}, and {counted(allowed, 'core')} may be used{limit}, so threads wait for each other",
             f"set OMP_NUM_THREADS={allowed}",
         )
     elif why and num < allowed // 2 + allowed % 2:
         yield warning(name, f"{words} of {allowed} cores", "unset OMP_NUM_THREADS, unless other work needs the rest")
     else:
-        yield ok(name, f"{words} of {allowed} core{'s' * (allowed != 1)}")
+        yield ok(name, f"{words} of {counted(allowed, 'core')}")
 
 
 def examine_memory(memory: MemoryFacts | None) -> Iterator[Finding]:
@@ -334,5 +335,5 @@ def examine_memory(memory: MemoryFacts | None) -> Iterator[Finding]:
         yield ok(name, words)
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def _gpus(names: tuple[str, ...]) -> str:
     return f"{len(names)} x {names[0]}" if len(names) > 1 and len(set(names)) == 1 else ", ".join(names)

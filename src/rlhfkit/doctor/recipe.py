@@ -25,6 +25,7 @@ from rlhfkit.doctor.data import (
     examine_lengths,
     examine_pairs,
     examine_table,
+    examine_unread,
     spaced,
 )
 from rlhfkit.doctor.encoding import examine_first_prompt, examine_joins, examine_special_tokens, examine_template
@@ -161,6 +162,7 @@ def _data(subject: Subject) -> Iterator[Finding]:
         if name in tables:
             yield from checked(f"data.{name}", lambda name=name: examine_pairs(name, tables[name].records))  # type: ignore[misc]
     yield from checked("data.leakage", lambda: examine_leakage(tables))
+    yield from checked("data.unread", lambda: examine_unread(subject.inputs.unread()))
 
 
 def _model(subject: Subject) -> Iterator[Finding]:

@@ -46,6 +46,7 @@ from rlhfkit.rundir.resume import prepare
 from rlhfkit.training.memory import MemoryPlan
 from rlhfkit.training.sft import LearntText
 from rlhfkit.training.supervised import num_supervised_updates, num_validations, split_validation
+from rlhfkit.wording import counted
 
 __all__ = ["StageForecast", "rehearse"]
 
@@ -133,7 +134,7 @@ def _forecast(
     if by_loop:
         main = next(loop for loop in loops if loop.name == max(by_loop, key=by_loop.__getitem__))
         num = round(whole[main.name])
-        work = f"{num:,} {main.unit}{'s' * (num != 1)} of {_short(main.pace)}"
+        work = f"{counted(num, main.unit)} of {_short(main.pace)}"
     return StageForecast(stage, around + uncut + sum(by_loop.values()), work, peak)
 
 

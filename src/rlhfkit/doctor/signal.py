@@ -8,6 +8,7 @@ from rlhfkit.diagnosis.limits import EPISODES_OF_FEW_PROMPTS, FEW_PROMPTS, KL_LI
 from rlhfkit.diagnosis.rules.kl import is_weightless
 from rlhfkit.doctor.findings import Finding, ok, warning
 from rlhfkit.records import Prompt
+from rlhfkit.wording import counted
 
 __all__ = ["examine_prompts", "examine_weight"]
 
@@ -18,7 +19,7 @@ def examine_prompts(recipe: Recipe, prompts: Sequence[Prompt]) -> Iterator[Findi
     if recipe.uses_prompts and 0 < num <= FEW_PROMPTS and recipe.ppo.rollout_episodes >= EPISODES_OF_FEW_PROMPTS:
         yield warning(
             "data.variety",
-            f"{num} different prompt{'s' * (num != 1)} in {len(prompts)} rows: the policy learns its answers by heart",
+            f"{counted(num, 'different prompt')} in {len(prompts)} rows: the policy learns its answers by heart",
             "give more different prompts in data.prompts",
         )
     low, high = TEMPERATURES

@@ -20,6 +20,7 @@ from rlhfkit.feedback.trust.report import TrustReport
 from rlhfkit.feedback.votes import Part
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.resume import recipe_of
+from rlhfkit.wording import counted
 
 __all__ = [
     "TEST_SHARE",
@@ -63,7 +64,7 @@ def export_store(
     )
     kept_back = {"votes that were taken back": num_undone, "texts of the guidelines": version}
     left_out = written.left_out | {what: number for what, number in kept_back.items() if number}
-    return [f"{written.path}: {_count(written.num_records, 'record')}", *_left_out(left_out)]
+    return [f"{written.path}: {counted(written.num_records, 'record')}", *_left_out(left_out)]
 
 
 def _refuse_databases(path: Path) -> None:
@@ -97,9 +98,12 @@ def import_into_store(store: str, path: Path, *, format: ImportFormat, **options
     with Store.open(database, settings=asked if is_new else None) as opened:
         num_pairs = opened.add_pairs(new_pairs(opened, labels.pairs))
         num_votes = opened.add_votes(labels.votes)
-    lines = [f"{store}: {_count(num_pairs, 'new pair')}, {_count(num_votes, 'new vote')}", *_left_out(labels.left_out)]
+    lines = [
+        f"{store}: {counted(num_pairs, 'new pair')}, {counted(num_votes, 'new vote')}",
+        *_left_out(labels.left_out),
+    ]
     if num_votes < len(labels.votes):
-        lines.append(f"  known already: {_count(len(labels.votes) - num_votes, 'vote')}")
+        lines.append(f"  known already: {counted(len(labels.votes) - num_votes, 'vote')}")
     if is_new and asked != StoreSettings():
         lines.append(f"  pairs have {overlap} votes each here, those that show agreement {calibration_overlap}")
     if not is_new and (overlap, calibration_overlap) != (old.overlap, old.calibration_overlap):
@@ -114,10 +118,6 @@ def usable(database: str) -> str:
     except ValueError as error:
         shown = f"{database.partition('://')[0]}://…"
         raise ConfigError(f"database {shown}: {error}") from error
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _left_out(left_out: dict[str, int]) -> list[str]:

@@ -20,6 +20,7 @@ from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.records import Conversation, Prompt
 from rlhfkit.rollout.generation import generate
+from rlhfkit.wording import counted
 
 __all__ = [
     "PairSampler",
@@ -76,7 +77,7 @@ class PairSampler:
         if not parts["train"] or (test_share > 0 and not parts["test"]):
             stay = ", some of which the store has already for one of the two" if known else ""
             raise DataError(
-                f"{len(self.prompts)} prompt{'s' * (len(self.prompts) != 1)}{stay}: too few for training and test "
+                f"{counted(len(self.prompts), 'prompt')}{stay}: too few for training and test "
                 "pairs, as each prompt is for one of the two; give some dozens"
             )
         return parts

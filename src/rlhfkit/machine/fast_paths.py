@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhfkit.machine.device import is_out_of_memory
+from rlhfkit.wording import shortened
 
 __all__ = ["FastPaths", "agree", "is_about_memory", "reason"]
 
@@ -140,4 +141,4 @@ def _chain(error: BaseException | None) -> Iterable[BaseException]:
 def reason(error: BaseException) -> str:
     """The first line of an error, short enough for a line of output."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return first if len(first) <= LONGEST_REASON else f"{first[: LONGEST_REASON - 1]}…"
+    return shortened(first, LONGEST_REASON)

@@ -2,19 +2,17 @@
 
 import difflib
 import json
-import re
 from pathlib import Path
 
 import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
+from rlhfkit.config.section import HUB_ID
 from rlhfkit.errors import ModelError
 from rlhfkit.models.loading import WHAT_LOADERS_RAISE, quiet_transformers, reason_of
 
 __all__ = ["context_of", "inspect_model", "refuse_more_than_text", "refuse_quantized", "shortened_context_note"]
-
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def inspect_model(

@@ -32,6 +32,7 @@ from rlhfkit.data import (
     load_preferences,
     load_prompts,
     load_texts,
+    note_on_unread,
     refuse_bad_rows,
 )
 from rlhfkit.envs.check import check_text_env
@@ -126,6 +127,11 @@ class Inputs:
             for name, loaded in self._loaded.items()
             for remark in remarks_on_rows(self._encoder, loaded.records)
         ]
+
+    def unread(self) -> str | None:
+        """What to say of files and splits beside those that are read, and that no table reads."""
+        sources = [file for loaded in self._loaded.values() for file in loaded.sources]
+        return note_on_unread(self.recipe.data, sources)
 
     def files(self) -> dict[str, dict[str, str]]:
         """Table of `data` → file → SHA-256, of what was loaded; of a store, to which votes are added, none."""

@@ -23,7 +23,7 @@ from rlhfkit.feedback.exchange import (
 )
 from rlhfkit.feedback.source import is_missing, new_pairs, trust_in
 from rlhfkit.feedback.store import Store
-from rlhfkit.feedback.transfer import TEST_SHARE, _count
+from rlhfkit.feedback.transfer import TEST_SHARE
 from rlhfkit.feedback.trust.text import lines_of
 from rlhfkit.feedback.votes import Pair, Part
 from rlhfkit.labelling.people import nobody_can_go_on, read_guidelines, refuse_strangers, store_settings
@@ -38,6 +38,7 @@ from rlhfkit.rundir.resume import recipe_of
 from rlhfkit.web.app import create_app
 from rlhfkit.web.dashboard import dashboard_link, dashboard_router
 from rlhfkit.web.server import Address, serve
+from rlhfkit.wording import counted
 
 __all__ = [
     "LabelOptions",
@@ -240,7 +241,7 @@ def _closing_words(store: Store, database: str, *, run: RunDir | None = None, re
     """What the store holds, how far it can be trusted, and the commands that use it."""
     queue, snapshot = store.queue(), store.snapshot()
     report = trust_in(store, snapshot)
-    lines = [f"{database} holds {_count(queue.num_pairs, 'pair')}, {queue.num_finished} with all the votes asked for"]
+    lines = [f"{database} holds {counted(queue.num_pairs, 'pair')}, {queue.num_finished} with all the votes asked for"]
     if report.num_votes:
         lines += [f"  {line}" if line else "" for line in lines_of(report)]
     else:

@@ -62,6 +62,8 @@ def open_run(
             progress.warn(change)
     for remark in inputs.remarks() if dtype is None else ():  # of a round, the whole has said it
         progress.warn(remark)
+    if dtype is None and (unread := inputs.unread()):
+        progress.note(unread)
     with open_log(loaded, run, fresh=fresh, progress=progress) as log:
         inputs.builder.keep_given_model()
         yield RunContext(inputs, run, log, progress, workload or Workload())

@@ -12,6 +12,7 @@ import torch
 
 from rlhfkit.errors import RewardError
 from rlhfkit.records import Prompt
+from rlhfkit.wording import counted
 
 __all__ = ["RewardSource", "ScoredText", "check_scores", "references_of"]
 
@@ -64,7 +65,7 @@ def check_scores(scores: object, episodes: Sequence[ScoredText], *, source: str)
             f"{source} returned scores of shape ({shape}) for {num} responses; return one float per response, in order"
         )
     if len(listed) != num:
-        scored = f"{len(listed)} score{'s' * (len(listed) != 1)}"
+        scored = counted(len(listed), "score")
         raise RewardError(f"{source} returned {scored} for {num} responses; return one float per response, in order")
     found = [_number(value) for value in listed]
     if None in found:

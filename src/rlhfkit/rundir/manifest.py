@@ -12,6 +12,7 @@ from rlhfkit.config.secrets import hidden_in
 from rlhfkit.errors import CheckpointError, RlhfkitError
 from rlhfkit.rundir.atomic import read_json, write_json
 from rlhfkit.rundir.directory import RunDir
+from rlhfkit.wording import counted
 
 __all__ = ["Manifest", "hash_of_directory", "hash_of_file", "hashes_of_files"]
 
@@ -53,7 +54,7 @@ class Manifest:
         before, now = known.get("num_threads"), num_threads
         if before not in (None, now) and device.startswith("cpu") and _is_under_way(run):
             warn(
-                f"this run began with {before} thread{'s' * (before != 1)} and goes on with {now}, which add sums up "
+                f"this run began with {counted(before, 'thread')} and goes on with {now}, which add sums up "
                 f"in another order, so it will not end with the same bits; set OMP_NUM_THREADS={before} for that"
             )
         self.content: dict[str, Any] = {

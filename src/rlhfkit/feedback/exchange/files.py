@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from rlhfkit.data.rows import described
 from rlhfkit.errors import DataError
 from rlhfkit.rundir.atomic import write_atomically
+from rlhfkit.wording import listed
 
 __all__ = [
     "Record",
@@ -114,9 +115,8 @@ def parse_all(items: Sequence[Any], parse: Callable[[Any], T], *, origin: Callab
     (place, fault), *others = faults
     if not others:
         raise DataError(f"{place}: {fault}")
-    named = ", ".join(place for place, _ in others[:MOST_FAULTS_NAMED])
-    more = ", …" if len(others) > MOST_FAULTS_NAMED else ""
-    raise DataError(f"{place}: {fault} ({len(faults)} bad records of {len(items)}, also {named}{more})")
+    named = listed((place for place, _ in others), MOST_FAULTS_NAMED)
+    raise DataError(f"{place}: {fault} ({len(faults)} bad records of {len(items)}, also {named})")
 
 
 def write_records(path: str | Path, records: Sequence[dict[str, Any]], *, as_lines: bool) -> None:

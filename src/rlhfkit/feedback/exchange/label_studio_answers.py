@@ -20,6 +20,7 @@ from rlhfkit.feedback.exchange.names import (
     shown_options,
 )
 from rlhfkit.feedback.votes import Choice
+from rlhfkit.wording import listed
 
 __all__ = ["Answers", "answers_of", "as_tasks"]
 
@@ -109,9 +110,9 @@ def answers_of(tasks: Sequence[Record], names: LabelStudioNames, labels: Mapping
     names = _deciding(names, found, columns)
     unknown = [label for label in said.get(names.comparison, ()) if choice_of(label, labels) is None]
     if unknown:
+        choices = listed((f"{label!r} ({num})" for label, num in said[names.comparison].items()), 8)
         raise DataError(
-            f'the choices of "{names.comparison}" are '
-            f"{_listed(said[names.comparison])}; expected {', '.join(LABELS)}; say what yours mean: "
+            f'the choices of "{names.comparison}" are {choices}; expected {", ".join(LABELS)}; say what yours mean: '
             f"{shown_options(unknown)}"
         )
     return Answers(_with_columns(names, columns, tasks), labels)
@@ -178,12 +179,7 @@ def _two_ratings(ratings: Sequence[str], columns: Mapping[str, str], names: Labe
 
 
 def _has(found: Mapping[tuple[str, str], int]) -> str:
-    listed = [f"{name} ({kind}, {count})" for (kind, name), count in list(found.items())[:8]]
-    return f"the file has {', '.join(listed) or 'none'}"
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{label!r} ({count})" for label, count in list(counts.items())[:8])
+    return f"the file has {listed((f'{name} ({kind}, {count})' for (kind, name), count in found.items()), 8)}"
 
 
 def _with_columns(names: LabelStudioNames, columns: Mapping[str, str], tasks: Sequence[Record]) -> LabelStudioNames:

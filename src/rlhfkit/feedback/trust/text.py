@@ -7,6 +7,7 @@ from rlhfkit.feedback.votes import DEGREES
 from rlhfkit.stats.agreement import (
     Statistic,
 )
+from rlhfkit.wording import counted
 
 MOST_LINES = 10
 """Pairs of people shown in the terminal, the worst first."""
@@ -34,12 +35,8 @@ def _coefficient_text(statistic: Statistic) -> str:
     return f"{text}, n = {statistic.n:,} {statistic.unit}"
 
 
-def _listed(counts: Mapping[str, int]) -> str:
+def _counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())) or "none"
-
-
-def _count(number: int, one: str, several: str = "") -> str:
-    return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def lines_of(report: TrustReport) -> list[str]:
@@ -49,11 +46,12 @@ def lines_of(report: TrustReport) -> list[str]:
 
 def _summary_lines(report: TrustReport) -> list[str]:
     lines = [
-        f"{_count(report.num_votes, 'vote')} on {report.num_labelled_pairs:,} of {report.num_pairs:,} pairs by "
-        f"{_count(len(report.annotators), 'person', 'people')}: {_count(report.num_preferences, 'preference')}, "
-        f"{_count(report.num_ties, 'tie')}, "
+        f"{counted(report.num_votes, 'vote')} on {report.num_labelled_pairs:,} of {report.num_pairs:,} pairs by "
+        f"{counted(len(report.annotators), 'person', 'people')}: {counted(report.num_preferences, 'preference')}, "
+        f"{counted(report.num_ties, 'tie')}, "
         f"{report.num_both_bad:,} both bad",
-        f"Skips: {_listed(report.skips)}. Flags: {_listed(report.flags)}. Surplus votes: {report.num_surplus:,}.",
+        f"Skips: {_counts_text(report.skips)}. Flags: {_counts_text(report.flags)}. "
+        f"Surplus votes: {report.num_surplus:,}.",
         f"Random stream, from which agreement, length and the ceiling come: {report.num_random_votes:,} votes on "
         f"{report.num_random_pairs:,} pairs; {report.num_shared_pairs:,} pairs with two votes or more",
     ]
@@ -111,8 +109,8 @@ def _people_lines(report: TrustReport) -> list[str]:
     for person in report.annotators:
         seconds = "" if person.median_active_seconds is None else f", {person.median_active_seconds:.1f} s a pair"
         lines.append(
-            f"  {person.name}: {_count(person.num_votes, 'vote')}, {person.num_ties:,} without a preference, "
-            f"{_count(person.num_skips, 'skip')}{seconds}; "
+            f"  {person.name}: {counted(person.num_votes, 'vote')}, {person.num_ties:,} without a preference, "
+            f"{counted(person.num_skips, 'skip')}{seconds}; "
             f"with most of the others {_share_text(person.with_majority)}; left {_share_text(person.left)}"
         )
         lines += [f"    look at this: {alarm}" for alarm in person.alarms]
