@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import rlhfkit
+from rlhfkit.config.elsewhere import ELSEWHERE
 
 GROUPS = {
     "Trainers": ["PPOTrainer", "SFTTrainer", "RewardTrainer", "ControlTrainer"],
@@ -24,6 +25,9 @@ Everything is imported from `rlhfkit`, which imports torch only when a name that
 `rlhfkit.ppo`. Sections of settings are those of a [recipe](settings.md), where each of them is explained; the trainers
 run the same code as `rlhfkit run`. From TRL: [moving a script over](from_trl.md). More: [examples](../examples).
 """
+
+
+BEGIN, END = "<!-- made by docs/make_api.py -->", "<!-- to here -->"
 
 
 def page() -> str:
@@ -85,13 +89,41 @@ def with_default(parameter: inspect.Parameter) -> str:
 
 
 def fields(section: type) -> str:
-    """The settings of a section with their defaults."""
+    """The settings of a section, or what a result holds, with their defaults."""
     return "\n".join(
         f"- `{name}`"
-        + ("" if field.is_required() else f" = `{field.get_default(call_default_factory=True)!r}`")
+        + ("" if field.is_required() else f" = `{field.get_default(call_default_factory=True, validated_data={})!r}`")
         + f": {' '.join((field.description or '').split())}"
         for name, field in section.model_fields.items()  # type: ignore[attr-defined]
     )
+
+
+def names_elsewhere() -> str:
+    """The table of settings in docs/from_trl.md: names of others, and ours as Python has them."""
+    classes = {
+        "ppo": ("PPOConfig", "ControlPPOConfig"),
+        "rollout": ("RolloutConfig",),
+        "sft": ("SFTConfig",),
+        "reward_model": ("RewardModelConfig",),
+    }
+
+    def in_python(ours: str) -> str:
+        section, key, *_ = ours.split(".")
+        owner = next(name for name in classes[section] if key in getattr(rlhfkit, name).model_fields)
+        return f"`{owner}{ours.removeprefix(section)}`"
+
+    cells = [
+        (", ".join(f"`{name}`" for name in names.theirs), ", ".join(map(in_python, names.ours)), names.note)
+        for names in ELSEWHERE
+    ]
+    rows = [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in cells]
+    return "\n".join(["| TRL, SB3 | here | |", "|---|---|---|", *rows])
+
+
+def with_names_elsewhere(text: str) -> str:
+    """The page docs/from_trl.md with that table as it is now."""
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{names_elsewhere()}\n\n{END}{rest.partition(END)[2]}"
 
 
 def body(value: object) -> str:
@@ -124,3 +156,5 @@ if __name__ == "__main__":
         print(page(), end="")
     else:
         (Path(__file__).parent / "api.md").write_text(page(), encoding="utf-8")
+        from_trl = Path(__file__).parent / "from_trl.md"
+        from_trl.write_text(with_names_elsewhere(from_trl.read_text(encoding="utf-8")), encoding="utf-8")

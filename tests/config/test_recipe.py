@@ -50,7 +50,7 @@ def fault(**changes):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_setting_has_help(section):
     assert section.__doc__
-    silent = [name for name, field in section.model_fields.items() if not field.description and name != "type"]
+    silent = [name for name, field in section.model_fields.items() if not field.description]
     assert silent == []
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rlhfkit.config.ppo import PpoUpdateConfig
-from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section
+from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, divisor_near
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.config.watch import ControlWatchConfig
 from rlhfkit.config.watchdog import WatchdogConfig
@@ -100,8 +100,10 @@ class ControlPpoConfig(PpoUpdateConfig):
     """Environments side by side."""
     rollout_steps: PositiveInt = 128
     """Steps of each environment per iteration."""
-    minibatch_steps: PositiveInt = 256
-    """Steps per optimizer step, from anywhere in the rollout."""
+    minibatch_steps: PositiveInt = Field(
+        default_factory=lambda read: divisor_near(256, read.get("num_envs", 8) * read.get("rollout_steps", 128))
+    )
+    """Steps per optimizer step, from anywhere in the rollout; by default the divisor of its steps nearest to 256."""
     gamma: OpenShare = 0.99
     """Discount per step."""
     optim: OptimConfig = OptimConfig(learning_rate=3e-4, max_grad_norm=0.5)

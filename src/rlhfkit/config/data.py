@@ -48,6 +48,7 @@ class RowsConfig(Section):
     """Rows of files, of a `datasets` directory or of a dataset on the hub."""
 
     type: Literal["rows"] = "rows"
+    """Says which kind this is; in Python the class does."""
     path: str | tuple[str, ...]
     """File(s), directory or hub id. Relative paths are looked up in `data.directory`."""
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet", "datasets", "hub", "text"] = "auto"
@@ -100,7 +101,8 @@ UNNAMED = "\0"
 class ContrastConfig(Section):
     """Preferences out of two unpaired kinds of text: any text of the first kind beats any of the second."""
 
-    type: Literal["contrast"]
+    type: Literal["contrast"] = "contrast"
+    """Says which kind this is; in Python the class does."""
     chosen: RowsConfig
     """Texts with the quality that is wanted."""
     rejected: RowsConfig
@@ -110,7 +112,8 @@ class ContrastConfig(Section):
 class LabelledConfig(Section):
     """Texts of which the class is known: the text is the prompt, the name of its class the response."""
 
-    type: Literal["labelled"]
+    type: Literal["labelled"] = "labelled"
+    """Says which kind this is; in Python the class does."""
     classes: Annotated[dict[str, RowsConfig], Field(min_length=2)]
     """Name of the class → its texts, as in {positive = {path = "rt.pos"}, negative = {path = "rt.neg"}}."""
     prompt_format: PromptFormat = "{prompt}"
@@ -135,7 +138,8 @@ def has_formats(source: RowsConfig | LabelledConfig) -> bool:
 class GrammarConfig(Section):
     """Synthetic restaurant reviews that the package writes itself; see `data/grammar.py`."""
 
-    type: Literal["grammar"]
+    type: Literal["grammar"] = "grammar"
+    """Says which kind this is; in Python the class does."""
     num_rows: PositiveInt
     """How many reviews to write."""
     seed_offset: NonNegativeInt = 0
@@ -145,7 +149,8 @@ class GrammarConfig(Section):
 class StoreConfig(Section):
     """People's votes, out of the store that `rlhfkit label` fills; the majority of a pair decides."""
 
-    type: Literal["store"]
+    type: Literal["store"] = "store"
+    """Says which kind this is; in Python the class does."""
     database: Database
     """SQLite file or address of a PostgreSQL database."""
     part: Literal["train", "test", "all"]
@@ -178,7 +183,8 @@ class GuessRules(Section):
 class GuessTextsConfig(GuessRules):
     """Games of somebody who guesses blindly, which the package plays itself."""
 
-    type: Literal["guess"]
+    type: Literal["guess"] = "guess"
+    """Says which kind this is; in Python the class does."""
     num_rows: PositiveInt
     """How many games."""
     seed_offset: NonNegativeInt = 0

@@ -13,7 +13,8 @@ __all__ = ["FunctionEnvConfig", "GuessEnvConfig", "ReplayEnvConfig", "TextEnvCon
 class GuessEnvConfig(GuessRules):
     """The number-guessing game, whose optimum is known."""
 
-    type: Literal["guess"]
+    type: Literal["guess"] = "guess"
+    """Says which kind this is; in Python the class does."""
 
 
 class ReplayEnvConfig(Section):
@@ -22,7 +23,8 @@ class ReplayEnvConfig(Section):
     The dialogues are `data.prompts`, in evaluation `data.test_prompts`; every answer gets the score of `reward`.
     """
 
-    type: Literal["replay"]
+    type: Literal["replay"] = "replay"
+    """Says which kind this is; in Python the class does."""
     max_turns: PositiveInt = 3
     """Turns of the user in an episode, counted from the beginning of the dialogue."""
 
@@ -30,7 +32,8 @@ class ReplayEnvConfig(Section):
 class FunctionEnvConfig(Section):
     """An environment of your own."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
+    """Says which kind this is; in Python the class does."""
     function: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
     """`package.module:factory`, importable from the working directory; called without arguments, gives a TextEnv."""
     max_turns: PositiveInt = 16

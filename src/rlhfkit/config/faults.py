@@ -6,7 +6,7 @@ A fault names the setting as the recipe spells it, shows the value, and says wha
 import difflib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from rlhfkit.config.elsewhere import named_elsewhere
 from rlhfkit.config.section import Section
 from rlhfkit.wording import shortened
 
@@ -21,6 +22,18 @@ __all__ = [
     "faults_of",
     "shown",
 ]
+
+
+LONGEST_VALUE = 80
+
+
+def shown(value: object) -> str:
+    """A value as a recipe may have it, shortened where it is long."""
+    return shortened(json.dumps(value, ensure_ascii=False, default=str), LONGEST_VALUE)
+
+
+def _shown_in_python(value: object) -> str:
+    return shortened(repr(value), LONGEST_VALUE)
 
 
 class _Place(NamedTuple):
@@ -35,20 +48,40 @@ class _Place(NamedTuple):
     siblings: tuple[type[Section], ...]
     """Other sections that may stand there, with another `type`."""
     recipe: type[Section]
-    """The class of the whole recipe."""
+    """The class of the whole recipe; in Python, of the section that is made."""
 
 
-def faults_of(error: ValidationError, overrides: dict[str, str], kind: type[Section]) -> list[str]:
-    """One line for each setting that is wrong."""
+def faults_of(
+    error: ValidationError, overrides: dict[str, str], kind: type[Section], *, in_python: bool = False
+) -> list[str]:
+    """One line for each setting that is wrong; `in_python` names the class, and types as Python has them."""
     reasons: dict[str, list[str]] = {}
     for detail in error.errors(include_url=False):
-        subject, reason = _fault(detail, _locate(detail["loc"], kind), overrides)
+        place = _locate(detail["loc"], kind)
+        if in_python:
+            subject, reason = _fault_in_python(detail, place)
+        else:
+            subject, reason = _fault(detail, place, overrides)
         if reason and reason not in reasons.setdefault(subject, []):  # the members of a union complain one by one
             reasons[subject].append(reason)
     return [subject + " or ".join(several) for subject, several in reasons.items() if several]
 
 
-def _fault(detail: ErrorDetails, place: _Place, overrides: dict[str, str]) -> tuple[str, str]:
+def _fault_in_python(detail: ErrorDetails, place: _Place) -> tuple[str, str]:
+    """As `_fault`, of a section that a program has made."""
+    subject, reason = _fault(detail, place, {}, shown=_shown_in_python)
+    owner = place.recipe.public_name()
+    if detail["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        sections = _sections(_members(place.field.annotation if place.field else None))
+        reason = " or ".join(["a dictionary", *(section.public_name() for section in sections)])
+    elif detail["type"] in ("bool_type", "bool_parsing"):
+        reason = "True or False"
+    return f"{owner}.{subject}" if place.name else f"{owner}: {subject}", reason
+
+
+def _fault(
+    detail: ErrorDetails, place: _Place, overrides: dict[str, str], *, shown: Callable[[object], str] = shown
+) -> tuple[str, str]:
     """Which setting is wrong, and what was expected; the latter is empty where pydantic repeats itself."""
     name, value, context = place.name, detail["input"], detail.get("ctx", {})
     origin = _origin(name, overrides)
@@ -68,6 +101,8 @@ def _fault(detail: ErrorDetails, place: _Place, overrides: dict[str, str]) -> tu
         case "union_tag_invalid":
             tags = _either(context["expected_tags"].replace("'", "").split(", "))
             return f"{name}.type = {shown(context['tag'])}{_origin(f'{name}.type', overrides)}: expected ", tags
+        case "default_factory_not_called":  # what it would go by is wrong, and is reported
+            return name, ""
         case "too_short" if len(value) >= context["min_length"]:  # counts without the items that are wrong themselves
             return name, ""
         case kind:
@@ -191,12 +226,15 @@ def _where_instead(place: _Place) -> str:
     parent, _, key = place.name.rpartition(".")
     if tags := [tag for sibling in place.siblings if key in sibling.model_fields for tag in _literals(sibling)]:
         return f"{key} belongs to {parent}.type = {_either(tags)}"
+    elsewhere = [name for name in _settings(place.recipe) if name.endswith(f".{key}")]
+    if not elsewhere and (ours := named_elsewhere(key, place.section, place.recipe)):
+        return f"here it is {ours}"
     if near := difflib.get_close_matches(key, place.section.model_fields, n=1):
         return f"did you mean {f'{parent}.' if parent else ''}{near[0]}?"
-    elsewhere = [name for name in _settings(place.recipe) if name.endswith(f".{key}")]
     if near := [name for name in elsewhere if name.startswith(f"{parent}.")] or elsewhere:
         return f"did you mean {' or '.join(near[:3])}?"
-    return f"{parent or 'a recipe'} has {', '.join(place.section.model_fields)}"
+    owner = parent or ("a recipe" if "stages" in place.recipe.model_fields else place.recipe.public_name())
+    return f"{owner} has {', '.join(place.section.model_fields)}"
 
 
 def _settings(section: type[Section], prefix: str = "") -> Iterator[str]:
@@ -214,9 +252,3 @@ def _help(field: FieldInfo | None) -> str:
 def _either(names: Sequence[str]) -> str:
     *others, last = (f'"{name}"' for name in names)
     return f"{', '.join(others)} or {last}" if others else last
-
-
-def shown(value: object) -> str:
-    """A value as a recipe may have it, shortened where it is long."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return shortened(text, 80)

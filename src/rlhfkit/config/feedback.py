@@ -35,6 +35,7 @@ class SimulatedConfig(Section):
     """Simulated people, who know the true reward and err at a stated rate."""
 
     type: Literal["simulated"] = "simulated"
+    """Says which kind this is; in Python the class does."""
     disagreement: Share = 0.15
     """Share of the votes that go against the true reward."""
     votes_per_pair: PositiveInt = 1
@@ -44,7 +45,8 @@ class SimulatedConfig(Section):
 class PeopleConfig(Section):
     """People, who compare the responses on a page that the run shows while it waits."""
 
-    type: Literal["people"]
+    type: Literal["people"] = "people"
+    """Says which kind this is; in Python the class does."""
     votes_per_pair: PositiveInt = 1
     """How many of them vote on a pair; one more is asked where the first two disagree."""
     calibration_share: Share = 0.15

@@ -58,6 +58,7 @@ class PretrainedModelConfig(AnyModelConfig):
     """A pre-trained causal language model."""
 
     type: Literal["pretrained"] = "pretrained"
+    """Says which kind this is; in Python the class does."""
     path: Annotated[LocalPath, Field(examples=["DIR-or-hub-id"])]
     """Directory in Hugging Face format, or a hub id."""
     revision: str | None = None
@@ -69,7 +70,8 @@ class PretrainedModelConfig(AnyModelConfig):
 class ScratchModelConfig(AnyModelConfig):
     """A small Llama-shaped model with random weights, for the stage `pretrain` to train."""
 
-    type: Literal["scratch"]
+    type: Literal["scratch"] = "scratch"
+    """Says which kind this is; in Python the class does."""
     num_layers: PositiveInt = 2
     """Transformer layers."""
     width: PositiveInt = 64

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, Share, type_or
+from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, Share, divisor_near, type_or
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.config.watch import WatchConfig
 
@@ -106,6 +106,7 @@ class FixedKLConfig(Section):
     """
 
     type: Literal["fixed"] = "fixed"
+    """Says which kind this is; in Python the class does."""
     coef: NonNegativeFloat = 0.05
     """Reward per nat."""
     estimator: RewardEstimator = "k1"
@@ -117,11 +118,12 @@ class AdaptiveKLConfig(Section):
 
     Example:
         >>> from rlhfkit import AdaptiveKLConfig, PPOConfig
-        >>> PPOConfig(kl=AdaptiveKLConfig(type="adaptive", target=4.0)).kl.target
+        >>> PPOConfig(kl=AdaptiveKLConfig(target=4.0)).kl.target
         4.0
     """
 
-    type: Literal["adaptive"]
+    type: Literal["adaptive"] = "adaptive"
+    """Says which kind this is; in Python the class does."""
     coef: PositiveFloat = 0.15
     """Reward per nat at the start."""
     target: PositiveFloat = 6.0
@@ -204,8 +206,10 @@ class PpoConfig(PpoUpdateConfig):
     """Rounds of collect and update."""
     rollout_episodes: PositiveInt = 64
     """Responses sampled per iteration."""
-    minibatch_episodes: PositiveInt = 64
-    """Responses per optimizer step; must divide `rollout_episodes`."""
+    minibatch_episodes: PositiveInt = Field(
+        default_factory=lambda read: divisor_near(64, read.get("rollout_episodes", 64))
+    )
+    """Responses per optimizer step; must divide `rollout_episodes`, and is by default its divisor nearest to 64."""
     microbatch_tokens: Annotated[PositiveInt | Literal["auto"], MAY_CHANGE] = 8192
     """Tokens (padding included) in one forward and backward pass: bounds memory; "auto": as many as it has room for."""
     whiten_rewards: bool = False

@@ -40,7 +40,8 @@ __all__ = [
 class RewardModelRewardConfig(Section):
     """Score of a reward model, read with its own tokenizer."""
 
-    type: Literal["reward_model"]
+    type: Literal["reward_model"] = "reward_model"
+    """Says which kind this is; in Python the class does."""
     path: LocalPath | None = None
     """Directory or hub id of a sequence-classification model; by default the one that this run trains."""
     label: NonNegativeInt | None = None
@@ -55,7 +56,8 @@ class RewardModelRewardConfig(Section):
 class FunctionRewardConfig(Section):
     """A Python function over lists of prompts and responses that returns one number for each."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
+    """Says which kind this is; in Python the class does."""
     function: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
     """`package.module:function`, importable from the working directory."""
 
@@ -63,7 +65,8 @@ class FunctionRewardConfig(Section):
 class LexiconRewardConfig(Section):
     """Mean weight of a response's words in a lexicon."""
 
-    type: Literal["lexicon"]
+    type: Literal["lexicon"] = "lexicon"
+    """Says which kind this is; in Python the class does."""
     path: LocalPath
     """File of lines `word TAB weight` (further columns are ignored, as in VADER's)."""
     case_sensitive: bool = False
@@ -95,7 +98,8 @@ class HttpRewardConfig(Section):
     ${NAME} in its address is filled from the environment, and the value is written nowhere.
     """
 
-    type: Literal["http"]
+    type: Literal["http"] = "http"
+    """Says which kind this is; in Python the class does."""
     url: Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_without_secrets)]
     """Address of the endpoint."""
     batch_episodes: Annotated[PositiveInt, MAY_CHANGE] = 64
@@ -115,7 +119,8 @@ class HttpRewardConfig(Section):
 class BagOfWordsRewardConfig(Section):
     """Logistic regression on TF-IDF that the stage `judge` fitted, or one that was saved earlier."""
 
-    type: Literal["bag_of_words"]
+    type: Literal["bag_of_words"] = "bag_of_words"
+    """Says which kind this is; in Python the class does."""
     path: LocalPath | None = None
     """Directory that holds it; by default this run's judge."""
 
@@ -123,19 +128,22 @@ class BagOfWordsRewardConfig(Section):
 class MatchRewardConfig(Section):
     """1 for the response that the prompt's row gives, 0 for any other."""
 
-    type: Literal["match"]
+    type: Literal["match"] = "match"
+    """Says which kind this is; in Python the class does."""
 
 
 class ChrfRewardConfig(Section):
     """Similarity to the response that the prompt's row gives, from 0 to 1: chrF over character n-grams."""
 
-    type: Literal["chrf"]
+    type: Literal["chrf"] = "chrf"
+    """Says which kind this is; in Python the class does."""
 
 
 class GrammarRewardConfig(Section):
     """The true reward of the synthetic reviews; for evaluation only."""
 
-    type: Literal["grammar"]
+    type: Literal["grammar"] = "grammar"
+    """Says which kind this is; in Python the class does."""
 
 
 class WeightedRewardConfig(Section):
@@ -150,7 +158,8 @@ class WeightedRewardConfig(Section):
 class MixRewardConfig(Section):
     """Weighted sum of several sources."""
 
-    type: Literal["mix"]
+    type: Literal["mix"] = "mix"
+    """Says which kind this is; in Python the class does."""
     parts: Annotated[tuple[WeightedRewardConfig, ...], Field(min_length=1)]
     """The sources with their weights."""
 

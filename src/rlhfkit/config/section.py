@@ -10,7 +10,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from rlhfkit.errors import ConfigError
 
-__all__ = ["HUB_ID", "MAY_CHANGE", "LocalPath", "OpenShare", "Section", "Share", "may_change", "type_or"]
+__all__ = [
+    "HUB_ID",
+    "MAY_CHANGE",
+    "LocalPath",
+    "OpenShare",
+    "Section",
+    "Share",
+    "divisor_near",
+    "may_change",
+    "type_or",
+]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenShare = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -37,16 +47,30 @@ class Section(BaseModel):
     )
 
     def __init__(self, **settings: Any) -> None:
-        """A section made in Python. Raises: ConfigError, in the words in which a recipe's faults are reported."""
+        """A section made in Python. Raises: ConfigError, which names the class and what of it is wrong."""
         try:
             super().__init__(**settings)
         except ValidationError as error:
             from rlhfkit.config.faults import faults_of
 
-            raise ConfigError("; ".join(faults_of(error, {}, type(self)))) from None
+            raise ConfigError("; ".join(faults_of(error, {}, type(self), in_python=True))) from None
+
+    @classmethod
+    def public_name(cls) -> str:
+        """The name under which Python programs import the class: `PPOConfig`, not `PpoConfig`."""
+        return cls.__name__.replace("Ppo", "PPO").replace("Sft", "SFT")
+
+    def __repr_name__(self) -> str:
+        return self.public_name()
 
     # So that pydantic goes on making the sections inside of others by itself, and names them in one error.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+def divisor_near(wanted: int, number: int) -> int:
+    """The divisor of `number` that is nearest to `wanted` by ratio: what a minibatch is where nobody has set it."""
+    divisors = (divisor for divisor in range(1, number + 1) if number % divisor == 0)
+    return min(divisors, key=lambda divisor: max(divisor / wanted, wanted / divisor), default=wanted)
 
 
 def type_or(default: str) -> Callable[[object], str]:
