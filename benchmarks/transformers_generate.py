@@ -64,11 +64,14 @@ def main():
     parser.add_argument("--response-tokens", type=int, default=48)
     parser.add_argument("--mean-tokens", type=int)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    model = model_of(args.size, getattr(torch, args.dtype), args.mean_tokens)
+    model = model_of(args.size, getattr(torch, args.dtype), args.mean_tokens).to(args.device)
     num = args.rows * (PROMPTS_PER_ROW if args.mean_tokens else 1)
-    prompts = torch.randint(2, SIZES[args.size][3], (num, 32), generator=torch.Generator().manual_seed(0))
+    prompts = torch.randint(2, SIZES[args.size][3], (num, 32), generator=torch.Generator().manual_seed(0)).to(
+        args.device
+    )
     rates = []
     for _ in range(args.repeats + 1):
         start = time.perf_counter()

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from rlhfkit.bench.language import Shape, bench_generate, bench_ppo, ppo_teraflop
+from rlhfkit.bench.language import bench_generate, bench_ppo, ppo_teraflop
+from rlhfkit.bench.shapes import Shape
 
 
 def test_arithmetic_of_an_iteration_is_counted_by_hand():

@@ -1,4 +1,4 @@
-"""PPO and sampling on GPT-2 shapes with random weights: the same tokens, epochs and minibatches whoever runs them.
+"""PPO and sampling on fixed shapes with random weights: the same tokens, epochs and minibatches whoever runs them.
 
 No response ends early, so that every run does the same arithmetic.
 """
@@ -9,17 +9,23 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from rlhfkit.bench.limit import Work, generate_work, limit_seconds, ppo_work
+from rlhfkit.bench.limit import Work, decode_bytes, generate_work, limit_seconds, ppo_work
+from rlhfkit.bench.shapes import BOS, FIRST_WORD, SIZES, Shape, Size
 from rlhfkit.config.ppo import PpoConfig, RolloutConfig, ValueConfig
 from rlhfkit.config.training import OptimConfig
-from rlhfkit.machine.device import choose_device, keep_freed_memory
+from rlhfkit.machine.device import PeakMeter, choose_device, keep_freed_memory, wait_for
 from rlhfkit.machine.dtype import choose_dtype
 from rlhfkit.models.attention import implementations_for
 from rlhfkit.models.encoder import EncodedPrompt, Encoder
@@ -37,38 +43,15 @@ from rlhfkit.rollout.text import TextRollout
 from rlhfkit.training.memory import plan_of_ppo
 from rlhfkit.training.ppo import PpoTrainer, optimizers_for, run_iteration
 
-__all__ = ["SIZES", "Size", "bench_generate", "bench_ppo"]
+__all__ = ["bench_generate", "bench_ppo"]
 
-Size = Literal["1m", "6m", "30m", "124m"]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A GPT-2 shape and the PPO workload that goes with it."""
-
-    layers: int
-    width: int
-    heads: int
-    vocabulary: int
-    episodes: int
-    """Per iteration."""
-
-
-SIZES: dict[Size, Shape] = {
-    "1m": Shape(4, 128, 4, 2048, 64),
-    "6m": Shape(6, 256, 8, 4096, 64),
-    "30m": Shape(8, 512, 8, 8192, 32),
-    "124m": Shape(12, 768, 12, 50257, 16),
-}
 EPOCHS, NUM_MINIBATCHES = 4, 4
-BOS, FIRST_WORD = 1, 2
-PROMPT_TOKENS, RESPONSE_TOKENS, PROMPTS_PER_ROW = 32, 48, 4
-CONTEXT_TOKENS = 1024
+PROMPTS_PER_ROW = 4
 MICROBATCH_TOKENS = 8192
 
 
 def bench_ppo(
-    size: Size,
+    size: Size | Shape,
     *,
     like_for_like: bool = False,
     dtype: str | None = None,
@@ -76,8 +59,8 @@ def bench_ppo(
     device: str = "auto",
     iterations: int = 5,
     episodes: int | None = None,
-    prompt_tokens: int = PROMPT_TOKENS,
-    response_tokens: int = RESPONSE_TOKENS,
+    prompt_tokens: int | None = None,
+    response_tokens: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Seconds of a PPO iteration, medians over `iterations` after a first one that is not counted.
@@ -85,7 +68,8 @@ def bench_ppo(
     At its best settings (the faster type with float32 masters, the critic a head on the policy's trunk, compiled), or
     `like_for_like`: float32 and a value network of its own, as large as the policy.
     """
-    shape, where = SIZES[size], choose_device(device)
+    shape, where = _shape(size), choose_device(device)
+    prompt_tokens, response_tokens = prompt_tokens or shape.prompt_tokens, response_tokens or shape.response_tokens
     choice = choose_dtype(dtype or ("float32" if like_for_like else "auto"), where)
     tell(choice.words())
     episodes = episodes or shape.episodes
@@ -106,18 +90,25 @@ def bench_ppo(
     plan = replace(plan, checkpoint=0)  # nothing is written here
     seconds: list[float] = []
     generation: list[float] = []
+    difference: list[float] = []
+    meter = PeakMeter(where)
     for number in range(iterations + 1):
         start = time.perf_counter()
         _, metrics = run_iteration(trainer)
+        wait_for(where)
+        difference.append(metrics["sampler/logprob_max_difference"])
         seconds.append(time.perf_counter() - start)
         generation.append(metrics["time/generation_seconds"])
         tell(f"iteration {number}: {seconds[-1]:.2f} s, of which generation {generation[-1]:.2f} s")
     work = _ppo_work(shape, episodes, prompt_tokens, response_tokens, like_for_like=like_for_like)
-    peak = peak_rss_mb()
-    limit, median = limit_seconds(work, shape, choice.dtype, where), statistics.median(seconds[1:])
+    peak, peak_gpu = peak_rss_mb(), _peak_gpu_mb(meter)
+    limits = [limit_seconds([part], shape, choice.dtype, where) for part in work]
+    limit, median = sum(limits), statistics.median(seconds[1:])
+    without_sampling = statistics.median(a - b for a, b in zip(seconds[1:], generation[1:], strict=True))
     return {
         "bench": "ppo",
-        "size": size,
+        "size": size if isinstance(size, str) else repr(size),
+        "device": where.type,
         "dtype": choice.taken,
         "like_for_like": like_for_like,
         "episodes": episodes,
@@ -128,8 +119,12 @@ def bench_ppo(
         "teraflop": ppo_teraflop(shape, episodes, prompt_tokens, response_tokens, like_for_like=like_for_like),
         "limit_seconds": limit,
         "limit_share": limit / median,
+        "limit_share_without_sampling": limits[-1] / without_sampling,
+        "sampler_logprob_max_difference": max(difference),
+        "fast_paths": policy.language_model.paths.as_facts(),
         "predicted_peak_mb": plan.peak(MICROBATCH_TOKENS) / 2**20,
         "peak_rss_mb": peak,
+        "peak_gpu_mb": peak_gpu,
     }
 
 
@@ -197,7 +192,12 @@ def _ppo_work(shape: Shape, episodes: int, prompt: int, response: int, *, like_f
         epochs=EPOCHS,
         num_minibatches=NUM_MINIBATCHES,
         like_for_like=like_for_like,
+        most_tokens=MICROBATCH_TOKENS,
     )
+
+
+def _shape(size: Size | Shape) -> Shape:
+    return SIZES[size] if isinstance(size, str) else size
 
 
 def word_encoder(vocabulary: int) -> Encoder:
@@ -212,41 +212,25 @@ def word_encoder(vocabulary: int) -> Encoder:
     )
 
 
-def gpt2_config(shape: Shape, **more: Any) -> GPT2Config:
-    """The shape as transformers knows it, without dropout."""
-    return GPT2Config(
-        n_layer=shape.layers,
-        n_embd=shape.width,
-        n_head=shape.heads,
-        vocab_size=shape.vocabulary,
-        n_positions=CONTEXT_TOKENS,
-        pad_token_id=0,
-        eos_token_id=0,
-        bos_token_id=BOS,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        **more,
-    )
-
-
 def language_model(shape: Shape, encoder: Encoder, device: torch.device, dtype: torch.dtype) -> LanguageModel:
     """A frozen model of this shape, always with the same random weights."""
     torch.manual_seed(0)
-    model: Any = GPT2LMHeadModel(gpt2_config(shape))
+    model: Any = AutoModelForCausalLM.from_config(shape.config())  # type: ignore[no-untyped-call]
     model.set_attn_implementation(implementations_for(device)[0])
     use_fast_activations(model, device)
     with quiet_transformers():
         return LanguageModel(model.to(device, dtype).eval().requires_grad_(False), encoder)
 
 
-def classifier(shape: Shape, device: torch.device, dtype: torch.dtype) -> GPT2ForSequenceClassification:
+def classifier(shape: Shape, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """A model of this shape with one output, always with the same random weights."""
     torch.manual_seed(1)
-    model: Any = GPT2ForSequenceClassification(gpt2_config(shape, num_labels=1))
+    model: Any = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+        shape.config(num_labels=1)
+    )
     model.set_attn_implementation(implementations_for(device)[0])
     use_fast_activations(model, device)
-    ready: GPT2ForSequenceClassification = model.to(device, dtype).eval()
+    ready: PreTrainedModel = model.to(device, dtype).eval()
     return ready
 
 
@@ -278,12 +262,18 @@ def peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def _peak_gpu_mb(meter: PeakMeter) -> float | None:
+    """Most memory of a GPU that tensors have had, in units of 2^20 bytes; None on a CPU."""
+    peak = meter.bytes() if meter.device.type == "cuda" else None
+    return None if peak is None else peak / 2**20
+
+
 def bench_generate(
-    size: Size,
+    size: Size | Shape,
     *,
     rows: int = 64,
-    prompt_tokens: int = PROMPT_TOKENS,
-    response_tokens: int = RESPONSE_TOKENS,
+    prompt_tokens: int | None = None,
+    response_tokens: int | None = None,
     mean_tokens: int | None = None,
     dtype: str = "auto",
     compiled: bool = True,
@@ -297,7 +287,8 @@ def bench_generate(
     each of the `rows` that are sampled at a time; without, every response has `response_tokens`.
     """
     keep_freed_memory()
-    shape = SIZES[size]
+    shape = _shape(size)
+    prompt_tokens, response_tokens = prompt_tokens or shape.prompt_tokens, response_tokens or shape.response_tokens
     encoder = word_encoder(shape.vocabulary)
     where = choose_device(device)
     choice = choose_dtype(dtype, where)
@@ -313,6 +304,7 @@ def bench_generate(
     config = RolloutConfig(max_response_tokens=response_tokens, slots=rows)
     rates: list[float] = []
     num_tokens = 0
+    meter = PeakMeter(where)
     for number in range(repeats + 1):
         start = time.perf_counter()
         num_tokens = sum(len(response.ids) for response in generate(model, ids, config, seeds=range(num)))
@@ -320,11 +312,12 @@ def bench_generate(
         rates.append(num_tokens / seconds)
         tell(f"{number}: {num_tokens:,} tokens in {seconds:.2f} s, {rates[-1]:,.0f} tokens/s")
     work = generate_work(shape, rows=rows, prompts=num, prompt=prompt_tokens, sampled_tokens=num_tokens)
-    peak = peak_rss_mb()
+    peak, peak_gpu = peak_rss_mb(), _peak_gpu_mb(meter)
     limit, median = limit_seconds(work, shape, choice.dtype, where), statistics.median(rates[1:])
     return {
         "bench": "generate",
-        "size": size,
+        "size": size if isinstance(size, str) else repr(size),
+        "device": where.type,
         "dtype": choice.taken,
         "rows": rows,
         "tokens_per_second": median,
@@ -333,6 +326,12 @@ def bench_generate(
         "limit_seconds": limit,
         "limit_share": limit / (num_tokens / median),
         "response_tokens_mean": num_tokens / num,
+        "decode_gigabytes": None
+        if mean_tokens
+        else decode_bytes(shape, choice.dtype.itemsize, rows=rows, prompt=prompt_tokens, response=response_tokens)
+        / 1e9,
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "fast_paths": model.paths.as_facts(),
         "peak_rss_mb": peak,
+        "peak_gpu_mb": peak_gpu,
     }

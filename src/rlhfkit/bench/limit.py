@@ -4,6 +4,7 @@ limit_share = (operations of the work's matrix products / rate on such products,
 that the work took. 1 would be nothing but products, without attention, sampling, optimizer and everything between.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,13 +13,13 @@ import torch
 
 from rlhfkit.machine.dtype import product_seconds
 
-__all__ = ["ModelShape", "Work", "generate_work", "limit_seconds", "ppo_work", "product_rate"]
+__all__ = ["ModelShape", "Work", "decode_bytes", "generate_work", "limit_seconds", "ppo_work", "product_rate"]
 
 REPEATS = 3
 
 
 class ModelShape(Protocol):
-    """A GPT-2 shape."""
+    """A decoder of equal layers."""
 
     @property
     def layers(self) -> int:
@@ -31,6 +32,14 @@ class ModelShape(Protocol):
     @property
     def vocabulary(self) -> int:
         """Number of logits."""
+
+    @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of a layer's matrices."""
+
+    @property
+    def cache_numbers(self) -> int:
+        """Numbers that the KV cache keeps of a token."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +63,14 @@ def ppo_work(
     epochs: int,
     num_minibatches: int,
     like_for_like: bool,
+    most_tokens: int = sys.maxsize,
 ) -> list[Work]:
     """The matrix products of a PPO iteration on a decoder: sampling, and everything else.
 
     A pass has 2 operations per weight and token, a backward pass 4 more. All `prompt + response` tokens of an episode
     go through the trunk, response tokens alone through the head. Once each: sampling, reference, reward model, old
     logprobs; `epochs` times: update with its backward pass. `like_for_like` the critic is a second network, with old
-    values and updates of its own and no head to speak of. Attention is left out.
+    values and updates of its own and no head to speak of. Attention is left out. A pass has at most `most_tokens`.
     """
     networks = 2 if like_for_like else 1
     trunk, head = _weights(shape)
@@ -70,7 +80,7 @@ def ppo_work(
     rest = 2.0 * (trunk * through_trunk * passes["trunk"] + head * through_head * passes["head"])
     return [
         Work(once, tokens=episodes, backward=False),
-        Work(rest, tokens=episodes // num_minibatches * (prompt + response), backward=True),
+        Work(rest, tokens=min(most_tokens, episodes // num_minibatches * (prompt + response)), backward=True),
     ]
 
 
@@ -83,15 +93,21 @@ def generate_work(shape: ModelShape, *, rows: int, prompts: int, prompt: int, sa
     ]
 
 
+def decode_bytes(shape: ModelShape, itemsize: int, *, rows: int, prompt: int, response: int) -> int:
+    """Bytes that sampling has to read, prompts left out: each step all weights, and the cache of each row so far.
+
+    The first of the `response` tokens follows from the prompt's pass; step t of the rest reads `prompt` + t places.
+    """
+    steps = range(1, response)
+    weights = sum(_weights(shape)) * len(steps)
+    cache = shape.cache_numbers * rows * sum(prompt + step for step in steps)
+    return itemsize * (weights + cache)
+
+
 def _weights(shape: ModelShape) -> tuple[int, int]:
     """Weights in the matrices of (all layers, the head)."""
-    layer = sum(inputs * outputs for inputs, outputs in _matrices(shape.width))
+    layer = sum(inputs * outputs for inputs, outputs in shape.matrices)
     return shape.layers * layer, shape.width * shape.vocabulary
-
-
-def _matrices(width: int) -> list[tuple[int, int]]:
-    """(inputs, outputs) of a layer's matrices: queries, keys and values; attention's output; the two of the MLP."""
-    return [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
 
 
 def product_rate(
@@ -100,7 +116,7 @@ def product_rate(
     """Operations per second of the products of one pass over `tokens` tokens, the fastest of `repeats` each."""
     seconds, operations = 0.0, 0.0
     head = (shape.width, shape.vocabulary)
-    for times, matrices in ((shape.layers, _matrices(shape.width)), (1, [head])):
+    for times, matrices in ((shape.layers, shape.matrices), (1, [head])):
         for inputs, outputs in matrices:
             took = product_seconds(dtype, device, shape=(tokens, inputs, outputs), repeats=repeats, backward=backward)
             seconds += times * took

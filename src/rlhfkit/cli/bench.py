@@ -11,7 +11,7 @@ from rlhfkit.cli.app import Debug, app
 Workload = Literal["ppo", "generate", "cartpole"]
 
 
-Size = Literal["1m", "6m", "30m", "124m"]
+Size = Literal["1m", "6m", "30m", "124m", "0.5b"]
 
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -26,7 +26,9 @@ def bench(
             help="ppo: seconds of an iteration. generate: tokens per second. cartpole: seconds until it is solved.",
         ),
     ],
-    size: Annotated[Size, typer.Option(help="ppo, generate: parameters of the GPT-2 shape.")] = "6m",
+    size: Annotated[
+        Size, typer.Option(help="ppo, generate: parameters of the GPT-2 shape; 0.5b has Qwen2.5's.")
+    ] = "6m",
     like_for_like: Annotated[
         bool, typer.Option("--like-for-like", help="ppo: float32, and a value network of its own.")
     ] = False,
@@ -36,9 +38,17 @@ def bench(
         typer.Option(min=2, metavar="N", help="generate: random lengths with this mean.", show_default=False),
     ] = None,
     episodes: Annotated[
-        int | None, typer.Option(min=4, metavar="N", help="ppo: per iteration; 64, or 16 of 124m.", show_default=False)
+        int | None,
+        typer.Option(min=4, metavar="N", help="ppo: per iteration; by default the size's.", show_default=False),
     ] = None,
-    response_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="ppo, generate: of a response.")] = 48,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="ppo, generate: of a prompt; 32, or 128 of 0.5b.", show_default=False),
+    ] = None,
+    response_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="ppo, generate: of a response; 48, or 256 of 0.5b.", show_default=False),
+    ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="ppo, generate: type of the weights.", show_default=False)] = None,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="ppo, generate: torch.compile.")] = True,
     repeats: Annotated[int, typer.Option(min=1, metavar="N", help="ppo, generate: of which the median counts.")] = 5,
@@ -70,6 +80,7 @@ def bench(
                 compiled=compiled,
                 iterations=repeats,
                 episodes=episodes,
+                prompt_tokens=prompt_tokens,
                 response_tokens=response_tokens,
                 tell=tell,
             )
@@ -77,6 +88,7 @@ def bench(
             result = bench_generate(
                 size,
                 rows=rows,
+                prompt_tokens=prompt_tokens,
                 response_tokens=response_tokens,
                 mean_tokens=mean_tokens,
                 dtype=dtype or "auto",

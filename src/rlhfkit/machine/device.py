@@ -21,6 +21,7 @@ __all__ = [
     "is_out_of_memory",
     "keep_freed_memory",
     "release_memory",
+    "wait_for",
 ]
 
 # oneDNN keeps a program for each shape of a product that it has met, 1024 of them: 400 MB where sequences differ in
@@ -98,6 +99,14 @@ def release_memory() -> None:
     _give_back_freed()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def wait_for(device: torch.device) -> None:
+    """Return once `device` has done what it was given; without, a clock would stop when work is only asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _give_back_freed() -> None:
