@@ -112,11 +112,17 @@ def save_family(
     return directory
 
 
-def load(directory: Path, *, chat_template: str | None = None) -> LanguageModel:
+def load(
+    directory: Path,
+    *,
+    chat_template: str | None = None,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+) -> LanguageModel:
     """The language model in `directory`, as rlhfkit reads it."""
     config = PretrainedModelConfig(path=str(directory))
     tokenizer, _ = load_tokenizer(config)
-    model, _ = load_causal_lm(config, tokenizer, device=CPU, dtype=torch.float32)
+    model, _ = load_causal_lm(config, tokenizer, device=device, dtype=dtype)
     return LanguageModel(model, Encoder(tokenizer, chat_template=chat_template))
 
 
@@ -129,13 +135,14 @@ def builder(
     ppo: PpoConfig | None = None,
     rollout: RolloutConfig | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> Builder:
     """A builder for a recipe whose only stage is PPO on the model in a directory."""
     recipe = Recipe(
         name="tiny",
         stages=("ppo",),
         model=PretrainedModelConfig(
-            path=str(model), device="cpu", dtype=dtype, lora=lora, num_trained_layers=num_trained_layers
+            path=str(model), device=device, dtype=dtype, lora=lora, num_trained_layers=num_trained_layers
         ),
         data=DataConfig(prompts=RowsConfig(path="prompts.jsonl"), max_prompt_tokens=24),
         reward=RewardModelRewardConfig(type="reward_model", path="elsewhere"),
