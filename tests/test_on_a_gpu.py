@@ -81,7 +81,7 @@ def test_sampler_and_training_pass_agree_in_bfloat16(is_compiled, device, direct
         trained = model.logprobs(sequences, temperature=1.0)
     sampled = torch.tensor([number for each in responses for number in each.logprobs], device=model.device)
     apart = (trained[sequences.mask] - sampled).abs()
-    # Weights of these tiny models are ten times as large as learnt ones, and so is what bfloat16 rounds off.
+    # On a CPU: 0; to float32 it is 0.04, and 0.12 where the training pass has a temperature of 1.1.
     assert float(apart.mean()) < 0.1
     assert float(masked_mean(trained, sequences.mask)) < -0.5  # the tokens are not certain, so that it says something
 
