@@ -1,6 +1,8 @@
 """`ControlTrainer` does what `rlhfkit run` does on a control task, and takes environments as they come."""
 
+import gc
 import json
+import threading
 
 import gymnasium
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from gymnasium import spaces
 from safetensors.torch import load_file
 
-from rlhfkit import ConfigError, ControlPPOConfig, ControlTrainer, EnvError, RunDir, load_control_policy
+from rlhfkit import ConfigError, ControlPPOConfig, ControlTrainer, EnvError, PPOConfig, RunDir, load_control_policy
 from rlhfkit.config.load import load_recipe
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline.run import run
@@ -67,6 +69,42 @@ def test_nothing_is_left_on_the_disk_without_a_run_directory(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+def writers():
+    return [thread for thread in threading.enumerate() if type(thread).__name__ == "_AsyncWriterThread"]
+
+
+def test_without_a_run_directory_nothing_is_written_for_tensorboard():
+    trained = trainer()
+    next(trained)
+    assert writers() == [] and not trained.run_dir.tensorboard.exists()
+
+
+def test_a_trainer_that_nobody_holds_writes_no_more(tmp_path):
+    trained = trainer(run_dir=tmp_path / "run")
+    next(trained)
+    assert len(writers()) == 1
+    del trained
+    gc.collect()
+    assert writers() == []
+    assert trainer(run_dir=tmp_path / "run").history == []  # and the directory is free; no checkpoint was due
+
+
+def test_training_twice_says_that_nothing_is_left(heard):
+    trained = trainer(progress=heard).train()
+    assert trained.train() is trained and len(trained.history) == 4
+    assert "4 of 4 iterations are done; make a new trainer for more" in heard.lines[-1]
+    assert not any("resumed" in line for line in heard.lines)
+
+
+def test_faults_name_the_class_of_control_settings():
+    with pytest.raises(ConfigError, match="config is of the class PPOConfig; ControlTrainer takes a ControlPPOConfig"):
+        trainer(config=PPOConfig())
+    with pytest.raises(TypeError, match=r"give config=ControlPPOConfig\(num_envs=…\)"):
+        trainer(num_envs=3)
+    with pytest.raises(TypeError, match=r"here it is a setting of config=ControlPPOConfig\(…\): rollout_steps"):
+        trainer(n_steps=3)
+
+
 @pytest.mark.thorough
 def test_a_run_directory_holds_what_the_command_leaves(tmp_path):
     trained = trainer(run_dir=tmp_path / "run").train()
@@ -85,7 +123,7 @@ def test_a_training_that_stopped_goes_on_to_the_same_bits(tmp_path):
         next(first)
         next(first)
     second = trainer(run_dir=tmp_path / "run", config=config)
-    assert len(list(second)) == 2
+    assert len(list(second)) == 2 and len(second.history) == 4
     assert torch.equal(second.policy.head.weight, whole.policy.head.weight)
 
 

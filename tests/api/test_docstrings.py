@@ -20,7 +20,7 @@ def examples(name):
     """The doctests of a public name and of its methods."""
     value = getattr(rlhfkit, name)
     finder = doctest.DocTestFinder(recurse=inspect.isclass(value), exclude_empty=True)
-    return [test for test in finder.find(value, name) if test.examples]
+    return [test for test in finder.find(value, name, module=False) if test.examples]
 
 
 @pytest.mark.parametrize("name", NAMES)

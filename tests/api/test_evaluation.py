@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhfkit import DataError, ModelError, PPOConfig, PPOTrainer, Progress, RolloutConfig, evaluate, sample
+from rlhfkit import ConfigError, DataError, ModelError, PPOConfig, PPOTrainer, Progress, RolloutConfig, evaluate, sample
 from rlhfkit.pipeline.generate import generate
 from tests.tiny import save_family
 
@@ -77,5 +77,9 @@ def test_faults_are_those_of_the_command_line(model_dir, tmp_path):
         sample(tmp_path / "nowhere", ["One"])
     with pytest.raises(DataError, match=r"prompts\[0\]: a row of type int"):
         sample(model_dir, [1])
+    with pytest.raises(ConfigError, match=r"^max_response_tokens = 500 leaves no room for a prompt"):
+        sample(model_dir, ["One"], max_response_tokens=500)
+    with pytest.raises(ConfigError, match="reward is of type NoneType; expected a function"):
+        compared(model_dir, model_dir, reward=None)
     with pytest.raises(DataError, match="test_prompts is empty"):
         compared(model_dir, model_dir, prompts=[])

@@ -1,6 +1,10 @@
 """`PPOTrainer` does what `rlhfkit run` does, takes things as people have them, and serves a loop of your own."""
 
+import gc
 import json
+import os
+import signal
+import weakref
 
 import pytest
 import torch
@@ -21,6 +25,7 @@ from rlhfkit import (
     RewardError,
     RolloutConfig,
     RunDir,
+    SFTConfig,
     TrainingError,
     ValueConfig,
 )
@@ -144,6 +149,16 @@ def test_a_run_directory_holds_what_the_command_leaves(model_dir, tmp_path):
     assert list(again) == [] and same(weights(again), weights(trained))
 
 
+def test_a_finished_run_directory_says_so_once_and_has_its_history(model_dir, tmp_path, heard):
+    with trainer(model_dir, run_dir=tmp_path / "run") as trained:
+        trained.train()
+    again = trainer(model_dir, run_dir=tmp_path / "run", progress=heard).train()
+    said = [line for line in heard.lines if "nothing is left to train" in line]
+    assert len(said) == 1 and "2 of 2 iterations are done; for more iterations, give another run_dir" in said[0]
+    assert [row.keys() for row in again.history] == [row.keys() for row in trained.history]
+    assert again.history[1]["score/mean"] == pytest.approx(trained.history[1]["score/mean"], rel=1e-5)
+
+
 def test_a_training_that_stopped_goes_on_to_the_same_bits(model_dir, tmp_path):
     config = SMALL.model_copy(update={"checkpoint_minutes": 1e-9})
     whole = weights(trainer(model_dir).train())
@@ -151,6 +166,9 @@ def test_a_training_that_stopped_goes_on_to_the_same_bits(model_dir, tmp_path):
         next(first)
     second = trainer(model_dir, run_dir=tmp_path / "run", config=config)
     assert len(list(second)) == 1 and same(weights(second), whole)
+    assert len(second.history) == 2 and second.history[0]["score/mean"] == pytest.approx(
+        first.history[0]["score/mean"], rel=1e-5
+    )
 
 
 def test_a_run_directory_of_other_prompts_is_refused(model_dir, tmp_path):
@@ -291,10 +309,19 @@ def test_a_step_refuses_what_does_not_fit(model_dir):
 
 
 def test_iterations_need_prompts_and_a_reward(model_dir):
-    with pytest.raises(ConfigError, match="an iteration needs prompts, and none were given"):
+    with pytest.raises(ConfigError, match="an iteration needs prompts and a reward, and neither was given"):
         next(own_loop(model_dir))
-    with pytest.raises(ConfigError, match=r"train\(\) needs reward, and none were given"):
-        own_loop(model_dir, prompts=PROMPTS).train()
+    with pytest.raises(ConfigError, match=r"train\(\) needs prompts and a reward"):
+        own_loop(model_dir).train()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({"reward": None}, "prompts without reward: give reward=…"), ({"prompts": None}, "reward without prompts: give")],
+)
+def test_half_of_what_an_iteration_needs_is_refused_before_anything_is_made(tmp_path, given, words):
+    with pytest.raises(ConfigError, match=words):
+        trainer(str(tmp_path / "no model is looked for"), **given)
 
 
 # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -303,7 +330,7 @@ def test_iterations_need_prompts_and_a_reward(model_dir):
 def test_faults_are_those_of_the_command_line(model_dir, tmp_path):
     with pytest.raises(ModelError, match="nowhere"):
         trainer(str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=r"data\.prompts: .*missing\.jsonl"):
+    with pytest.raises(DataError, match=r"^prompts: .*missing\.jsonl"):
         trainer(model_dir, prompts=str(tmp_path / "missing.jsonl"))
     with pytest.raises(DataError, match="prompts is empty"):
         trainer(model_dir, prompts=[])
@@ -345,3 +372,93 @@ def test_showing_it_changes_no_bits(model_dir):
     for _ in trained:
         trained._repr_html_()
     assert same(weights(trained), weights(trainer(model_dir).train()))
+
+
+# ── words of Python ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_wrong_is_said_in_the_words_of_the_program(model_dir, tmp_path, heard):
+    with pytest.raises(ConfigError, match=r"^RolloutConfig\.max_response_tokens = 500 leaves no room"):
+        trainer(model_dir, rollout=RolloutConfig(max_response_tokens=500))
+    with pytest.raises(ModelError, match=r'^model = "\./modle": there is no such directory'):
+        trainer("./modle")
+    with trainer(model_dir, run_dir=tmp_path / "run") as first:
+        next(first)
+        next(first)
+    with pytest.raises(CheckpointError) as caught:
+        trainer(model_dir, run_dir=tmp_path / "run", config=SMALL.model_copy(update={"epochs": 3}))
+    assert "PPOConfig.epochs was 2, is now 3" in str(caught.value)
+    assert "choose another run_dir, or remove that directory to start over" in str(caught.value)
+    slow = SMALL.model_copy(update={"value": ValueConfig(optim=FAST)})
+    far = lambda prompts, responses: [100 + score for score in plainness(prompts, responses)]  # noqa: E731
+    next(trainer(model_dir, config=slow, reward=far, progress=heard))
+    assert any("which PPOConfig.value.clip_range = 0.2 lets move" in line for line in heard.lines)
+
+
+def test_a_text_in_place_of_a_list_of_prompts_is_named(model_dir):
+    with pytest.raises(DataError, match=r"prompts is one text, 'Once upon a time', .* give prompts=\['Once upon a"):
+        trainer(model_dir, prompts="Once upon a time")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"config": SFTConfig()}, "config is of the class SFTConfig; PPOTrainer takes a PPOConfig"),
+        ({"rollout": SMALL}, "rollout is of the class PPOConfig; PPOTrainer takes a RolloutConfig"),
+        ({"config": 3}, "config is of the class int; PPOTrainer takes a PPOConfig"),
+    ],
+)
+def test_the_settings_of_something_else_are_named_with_what_is_taken(model_dir, given, words):
+    with pytest.raises(ConfigError, match=words):
+        trainer(model_dir, **given)
+
+
+def test_settings_may_be_a_dictionary(model_dir):
+    settings = SMALL.model_dump()
+    assert same(weights(trainer(model_dir, config=settings).train()), weights(trainer(model_dir).train()))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("rewrd", r"PPOTrainer has no argument 'rewrd'; did you mean reward\?"),
+        ("iterations", r"it is a setting: give config=PPOConfig\(iterations=…\)"),
+        ("max_response_tokens", r"give rollout=RolloutConfig\(max_response_tokens=…\)"),
+        ("ppo_epochs", r"here it is a setting of config=PPOConfig\(…\): epochs"),
+        ("learning_rate", r"here it is a setting of config=PPOConfig\(…\): optim\.learning_rate"),
+        ("xyz", "it has model, tokenizer, prompts"),
+    ],
+)
+def test_an_argument_that_there_is_not_is_answered(model_dir, name, words):
+    with pytest.raises(TypeError, match=words):
+        trainer(model_dir, **{name: 1})
+
+
+# ── interrupts, and the end ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_ctrl_c_without_a_run_directory_promises_no_save_and_keeps_the_metrics(model_dir, capfd):
+    calls = []
+
+    def reward(prompts, responses):
+        calls.append(1)
+        if len(calls) == 3:  # the first is the trial, the second the first iteration's
+            os.kill(os.getpid(), signal.SIGINT)
+        return plainness(prompts, responses)
+
+    trained = trainer(model_dir, reward=reward, config=SMALL.model_copy(update={"iterations": 3}))
+    with pytest.raises(KeyboardInterrupt):
+        trained.train()
+    assert len(trained.history) == 2
+    said = capfd.readouterr().err
+    assert "then stopping; its metrics are in the trainer's history" in said and "saving" not in said
+    assert next(trained) and len(trained.history) == 3  # it can be gone on with
+
+
+def test_a_trainer_that_nobody_holds_lets_its_model_go(model_dir):
+    trained = trainer(model_dir)
+    next(trained)
+    model = weakref.ref(trained.model.causal_lm)
+    del trained
+    gc.collect()
+    assert model() is None

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhfkit import (
     ConfigError,
     DataError,
+    LoraConfig,
     OptimConfig,
     PPOConfig,
     PPOTrainer,
@@ -19,6 +20,8 @@ from rlhfkit import (
     RolloutConfig,
     SFTConfig,
     SFTTrainer,
+    evaluate,
+    sample,
 )
 from rlhfkit.config.load import load_recipe
 from rlhfkit.pipeline.run import run
@@ -106,6 +109,84 @@ def test_a_row_that_will_not_do_is_named(model_dir):
         sft(model_dir, demonstrations=[ROWS[0], {"prompt": "alone"}])
     with pytest.raises(DataError, match=r"preferences\[0\]: chosen and rejected are equal"):
         reward_trainer(model_dir, preferences=[{"prompt": "a", "chosen": " b", "rejected": " b"}])
+
+
+def test_without_rows_that_are_held_out_training_gives_its_last_loss(model_dir):
+    trained = sft(model_dir, config=SFTConfig(minibatch_sequences=4, validation_share=0.0))
+    metrics = trained.train()
+    assert metrics["loss"] == trained.history[-1]["loss"] > 0 and "validation/loss" not in metrics
+    scored = reward_trainer(model_dir, config=REWARD.model_copy(update={"validation_share": 0.0}))
+    assert scored.train()["loss"] == scored.history[-1]["loss"]
+
+
+def test_a_trainer_stands_wherever_its_model_may(model_dir, tmp_path):
+    with sft(model_dir) as trained:
+        trained.train()
+        trained.save(tmp_path / "saved")
+        usual = {"max_response_tokens": 4, "seed": 1}
+        assert sample(trained, ["1 and 1 is"], **usual) == sample(tmp_path / "saved", ["1 and 1 is"], **usual)
+
+        def reward(prompts, responses):
+            return [float(len(response)) for response in responses]
+
+        def ppo(model):
+            config = PPOConfig(iterations=1, rollout_episodes=8, min_eos_rate=0.0)
+            short = RolloutConfig(max_response_tokens=8)
+            given = {"prompts": ["Say"], "reward": reward, "config": config, "rollout": short, "progress": QUIET}
+            return PPOTrainer(model, dtype="float32", **given).train()
+
+        before = trained.model.causal_lm.lm_head.weight.clone()
+        from_trainer, from_directory = ppo(trained), ppo(str(tmp_path / "saved"))
+        ours, theirs = from_trainer.model.causal_lm.lm_head.weight, from_directory.model.causal_lm.lm_head.weight
+        assert torch.equal(ours, theirs) and not torch.equal(ours, before)
+        assert torch.equal(trained.model.causal_lm.lm_head.weight, before)  # a copy was trained
+
+        found = evaluate(
+            trained,
+            from_trainer,
+            prompts=["One", "Two"],
+            reward=reward,
+            rollout=RolloutConfig(max_response_tokens=8),
+            progress=QUIET,
+        )
+        assert abs(found.models["policy"].ref_kl) > 0
+        assert reward_trainer(trained).train()["loss"] > 0
+    assert sft(from_trainer).train()["loss"] > 0
+
+
+def test_adapters_of_a_trainer_are_folded_into_the_copy(model_dir, tmp_path):
+    config = PPOConfig(iterations=1, rollout_episodes=8, min_eos_rate=0.0, optim=OptimConfig(learning_rate=1e-2))
+    tuned = PPOTrainer(
+        model_dir,
+        prompts=["Say"],
+        reward=lambda prompts, responses: [float(len(response)) for response in responses],
+        config=config,
+        rollout=RolloutConfig(max_response_tokens=8),
+        lora=LoraConfig(rank=2),
+        progress=QUIET,
+    ).train()
+    tuned.save(tmp_path / "tuned")
+    one, other = sft(tuned, dtype="float32"), sft(str(tmp_path / "tuned"), dtype="float32")
+    one.train()
+    other.train()
+    ours, theirs = (load_file(trained.directory / "model.safetensors") for trained in (one, other))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name])
+
+
+def test_what_has_no_language_model_is_refused_in_its_place(model_dir):
+    scores = reward_trainer(model_dir)
+    with pytest.raises(ConfigError, match=r"model is of type RewardTrainer; .* a reward model is given as reward="):
+        sft(scores)
+    with pytest.raises(ConfigError, match="model is of type RewardTrainer; expected a directory"):
+        sample(scores, ["One"])
+    with pytest.raises(ConfigError, match=r"nothing is trained yet; call train\(\) first"):
+        PPOTrainer(sft(model_dir))
+    with pytest.raises(ConfigError, match="tokenizer was given beside model = the SFTTrainer, which has its own"):
+        trained = sft(model_dir)
+        trained.train()
+        sft(trained, tokenizer=AutoTokenizer.from_pretrained(model_dir))
 
 
 def test_they_show_their_curve(model_dir):

@@ -92,7 +92,7 @@ def test_generate_fits_its_length_to_a_small_model_but_refuses_what_was_asked_fo
     assert desk.call("generate", "model", "--prompt", "a")[0] == 0
     code, _, errors = desk.call("generate", "model", "--prompt", "a", "--max-response-tokens", "64")
     assert code == 1
-    assert the_error(errors).startswith("--max-response-tokens 64 leaves no room for a prompt in the model's context")
+    assert the_error(errors).startswith("max_response_tokens = 64 leaves no room for a prompt in the model's context")
 
 
 def test_an_empty_prompt_is_named(desk: Desk):

@@ -497,7 +497,7 @@ def test_generate_takes_the_newest_model_that_there_is(copy):
 
 
 def test_generate_refuses_a_length_that_leaves_no_room(finished):
-    with pytest.raises(ConfigError, match=r"--max-response-tokens 64 leaves no room .* context of 64 tokens"):
+    with pytest.raises(ConfigError, match=r"max_response_tokens = 64 leaves no room .* context of 64 tokens"):
         list(generate(finished.path, [PROMPT], max_response_tokens=64))
 
 

@@ -3,7 +3,8 @@
 import copy
 import re
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,16 +12,18 @@ import gymnasium
 import torch
 from gymnasium.envs.registration import EnvSpec
 
-from rlhfkit.api.places import Place, place_to_save
+from rlhfkit.api.given import settings_of
+from rlhfkit.api.places import Place, closer, place_to_save
 from rlhfkit.api.recipes import loaded_recipe
 from rlhfkit.api.show import control_html
 from rlhfkit.api.training import Training
+from rlhfkit.api.words import Words
 from rlhfkit.config.control import ControlPpoConfig, ControlRecipe, EnvConfig, NetworkConfig
 from rlhfkit.errors import ConfigError, EnvError
 from rlhfkit.evaluation.control import episode_returns, summarize
 from rlhfkit.machine.progress import Progress, StageProgress
 from rlhfkit.models.control import ControlPolicy
-from rlhfkit.pipeline.control import ControlPipeline, check_control, save_control_policy
+from rlhfkit.pipeline.control import ControlPipeline, PreparedControl, check_control, save_control_policy
 from rlhfkit.pipeline.opening import note_changes, open_log
 from rlhfkit.report.page import report_or_warn
 from rlhfkit.rundir.atomic import write_directory_atomically
@@ -33,8 +36,11 @@ __all__ = ["ControlTrainer"]
 
 Env = gymnasium.Env[Any, Any]
 
+WORDS = Words(config=("ppo", ControlPpoConfig), network=("network", NetworkConfig), env=("env", EnvConfig))
 
-class ControlTrainer:
+
+@WORDS.of_class
+class ControlTrainer(AbstractContextManager["ControlTrainer"]):
     """Trains a small actor-critic by PPO in a Gymnasium environment.
 
     Example:
@@ -78,38 +84,42 @@ class ControlTrainer:
         Raises: EnvError where the environment breaks Gymnasium's contract, ConfigError where settings do not fit,
             CheckpointError where `run_dir` holds something else.
         """
-        settings = config or ControlPpoConfig()
+        settings = settings_of("config", config, ControlPpoConfig, taker="ControlTrainer")
         if env_steps is not None:
             settings = ControlPpoConfig(**{**settings.model_dump(), "env_steps": env_steps})
+        net = settings_of("network", network, NetworkConfig, taker="ControlTrainer")
         described, self._spec = _described(env)
-        self.recipe = ControlRecipe(
-            name="control", env=described, network=network or NetworkConfig(), ppo=settings, seed=seed
-        )
+        self.recipe = ControlRecipe(name="control", env=described, network=net, ppo=settings, seed=seed)
         """Every setting."""
-        self._progress = progress or Progress()
+        self._progress = (progress or Progress()).in_words(WORDS.said)
         self._place = Place(run_dir)
         self.run_dir = RunDir(self._place.path)
         """Its files."""
-        with ExitStack() as stack, self._around():
+        with ExitStack() as stack, _single_threaded(self._spec):
             loaded = loaded_recipe(self.recipe, by="ControlTrainer")
             note_changes(loaded, self.run_dir, fresh=False, progress=self._progress)
             for note in check_control(self.recipe):
                 self._progress.note(note)
-            self._log = stack.enter_context(open_log(loaded, self.run_dir, fresh=False, progress=self._progress))
-            self._pipeline = ControlPipeline(self.recipe, self.run_dir, self._log, self._progress)
-            self._prepared = self._pipeline.prepared(seed)
+            opening = open_log(
+                loaded, self.run_dir, fresh=False, progress=self._progress, tensorboard=self._place.stays
+            )
+            log = stack.enter_context(opening)
+            pipeline = ControlPipeline(self.recipe, self.run_dir, log, self._progress)
+            self._prepared = pipeline.prepared(seed)
             if not self._place.stays:
                 self._prepared.checkpoints = BestInMemory()
             self._training = Training(
                 self._prepared.trainer,
-                self._steps,
+                partial(_iterations, pipeline, self._prepared),
                 name=self.recipe.env.id,
+                logged=log.rows("control", labels=self._prepared.labels),
+                run_dir=self.run_dir.path if self._place.stays else None,
                 progress=self._progress,
-                around=self._around,
-                finish=self._finish,
+                around=partial(_single_threaded, self._spec),
+                finish=partial(_finish, pipeline, self._prepared, self._place.stays),
             )
             stack.callback(self._training.close)
-            self._open = stack.pop_all()
+            self._close = closer(self, stack.pop_all(), self._place)
 
     @property
     def policy(self) -> ControlPolicy:
@@ -118,7 +128,7 @@ class ControlTrainer:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """Metrics of the iterations that this object has run, in order."""
+        """Metrics of all iterations that are complete, in order; with `run_dir` also those of earlier starts."""
         return self._training.history
 
     def __iter__(self) -> Iterator[dict[str, float]]:
@@ -139,10 +149,13 @@ class ControlTrainer:
 
         Raises: EnvError where an episode does not end.
         """
-        with self._around():
+        with _single_threaded(self._spec):
             returns = episode_returns(self.policy, self.recipe.env, num_episodes=num_episodes, seed=self.recipe.seed)
         return summarize(
-            self.recipe.seed, returns, env_steps=self._prepared.rollout.env_steps, training_seconds=self._seconds
+            self.recipe.seed,
+            returns,
+            env_steps=self._prepared.rollout.env_steps,
+            training_seconds=_seconds(self._training),
         )
 
     def save(self, directory: str | Path) -> None:
@@ -152,52 +165,11 @@ class ControlTrainer:
 
     def close(self) -> None:
         """Let go of the run directory; the policy stays usable. Also at the end of a `with` block."""
-        self._open.close()
-        self._place.close()
-
-    def __enter__(self) -> "ControlTrainer":
-        """This trainer."""
-        return self
+        self._close()
 
     def __exit__(self, *error: object) -> None:
         """Close it."""
         self.close()
-
-    @contextmanager
-    def _around(self) -> Iterator[None]:
-        """What holds while we compute: one thread, as the networks are too small for more, and our environment's id."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        if self._spec is not None:  # somebody's newer function may have the same name
-            gymnasium.registry[self._spec.id] = self._spec
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-    @property
-    def _seconds(self) -> float:
-        return sum(metrics["time/iteration_seconds"] for metrics in self.history)
-
-    def _steps(self, progress: StageProgress, interrupted: Callable[[], bool]) -> Generator[dict[str, float]]:
-        return iterations(
-            self._prepared.trainer,
-            log=self._log,
-            checkpoints=self._prepared.checkpoints,
-            progress=progress,
-            stage="control",
-            labels=self._prepared.labels,
-            interrupted=interrupted,
-        )
-
-    def _finish(self) -> None:
-        if not self._place.stays:
-            self._prepared.rollout.envs.close()
-        elif "control" not in self.run_dir.finished_stages():
-            self._pipeline.keep(self._prepared)
-            self._pipeline.evaluate()
-            self.run_dir.finish_stage("control", {"seconds": round(self._seconds, 1), "num_seeds": 1})
-            report_or_warn(self.run_dir, self._progress.warn)
 
     def __repr__(self) -> str:
         done = f"{self._prepared.trainer.iteration}/{self._training.total} iterations"
@@ -205,6 +177,49 @@ class ControlTrainer:
 
     def _repr_html_(self) -> str:
         return control_html(repr(self), self.history)
+
+
+@contextmanager
+def _single_threaded(spec: EnvSpec | None) -> Iterator[None]:
+    """What holds while we compute: one thread, as the networks are too small for more, and our environment's id."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    if spec is not None:  # somebody's newer function may have the same name
+        gymnasium.registry[spec.id] = spec
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _iterations(
+    pipeline: ControlPipeline, prepared: PreparedControl, progress: StageProgress, interrupted: Callable[[], bool]
+) -> Generator[dict[str, float]]:
+    return iterations(
+        prepared.trainer,
+        log=pipeline.log,
+        checkpoints=prepared.checkpoints,
+        progress=progress,
+        stage="control",
+        labels=prepared.labels,
+        interrupted=interrupted,
+    )
+
+
+def _finish(pipeline: ControlPipeline, prepared: PreparedControl, stays: bool, training: Training) -> None:
+    """Keep and measure what was trained, unless it does not stay, or was kept before."""
+    run = pipeline.run
+    if not stays:
+        prepared.rollout.envs.close()
+    elif "control" not in run.finished_stages():
+        pipeline.keep(prepared)
+        pipeline.evaluate()
+        run.finish_stage("control", {"seconds": round(_seconds(training), 1), "num_seeds": 1})
+        report_or_warn(run, pipeline.progress.warn)
+
+
+def _seconds(training: Training) -> float:
+    return sum(metrics["time/iteration_seconds"] for metrics in training.history)
 
 
 def _described(env: str | Env | EnvConfig | Callable[[], Env]) -> tuple[EnvConfig, EnvSpec | None]:

@@ -2,17 +2,27 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
-from rlhfkit.api.given import DataSource, Gathered, RewardLike, gathered_prompts, reward_of
+from rlhfkit.api.given import (
+    DataSource,
+    Gathered,
+    HasModel,
+    ModelSource,
+    RewardLike,
+    gathered_prompts,
+    reward_of,
+    settings_of,
+    trained_model,
+)
 from rlhfkit.api.opened import Opened
 from rlhfkit.api.show import evaluation_html
+from rlhfkit.api.words import Words
 from rlhfkit.config.evaluation import EvaluationConfig
 from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed
-from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline.evaluate import compared
 from rlhfkit.pipeline.generate import generate
@@ -24,14 +34,7 @@ __all__ = ["BeforeAndAfter", "evaluate", "sample"]
 EVERY_PROMPT = 1_000_000_000
 
 
-@runtime_checkable
-class HasModel(Protocol):
-    """A trainer whose model is in memory, such as `PPOTrainer`."""
-
-    @property
-    def model(self) -> LanguageModel:
-        """What is trained."""
-        ...
+WORDS = Words(rollout=("rollout", RolloutConfig))
 
 
 class BeforeAndAfter(Evaluation):
@@ -46,8 +49,9 @@ class BeforeAndAfter(Evaluation):
         return evaluation_html(self)
 
 
+@WORDS.of
 def evaluate(
-    before: str | Path,
+    before: ModelSource,
     after: str | Path | HasModel,
     *,
     prompts: DataSource,
@@ -75,8 +79,8 @@ def evaluate(
         0.0
 
     Args:
-        before: directory or hub id of the model before, which is the reference of the KL.
-        after: the same of the model after, or a trainer whose model is in memory.
+        before: directory or hub id of the model before, which is the reference of the KL, or a trainer.
+        after: the same of the model after.
         prompts: prompts that neither was trained on: texts, conversations, rows, a file, a `datasets.Dataset`.
         reward: what scores responses, as for `PPOTrainer`.
         judge: a second opinion that training never saw.
@@ -102,27 +106,26 @@ def evaluate(
         "ppo",
         gathered,
         by="evaluate",
+        words=WORDS,
         seed=seed,
         run_dir=None,
         progress=progress,
         left=("evaluate",),
         evaluation=evaluation,
-        rollout=rollout or RolloutConfig(),
+        rollout=settings_of("rollout", rollout, RolloutConfig, taker="evaluate"),
     )
-    ctx = opened.ctx
+    ctx, trained = opened.ctx, trained_model("after", after)
     try:
         with quiet_transformers():
             first = ctx.builder.language_model(ctx.builder.starting_point())
-            if isinstance(after, HasModel):
-                second = after.model
-            else:
-                second = ctx.builder.language_model(ctx.builder.source_of(Path(after)))
+            second = trained or ctx.builder.language_model(ctx.builder.source_of(Path(str(after))))
             found = compared(ctx, first, second, judge=opinion)
     finally:
         opened.close()
     return BeforeAndAfter.model_validate(found.model_dump())
 
 
+@WORDS.of
 def sample(
     model: str | Path | HasModel,
     prompts: Sequence[Any],
@@ -149,11 +152,11 @@ def sample(
         fits beside the response.
     """
     records = gathered_prompts(prompts)
-    if not isinstance(model, HasModel):
+    language_model = trained_model("model", model)
+    if language_model is None:
         limits = {"max_response_tokens": max_response_tokens, "temperature": temperature}
         with quiet_transformers():
-            return list(generate(Path(model), records, seed=seed, **limits))  # type: ignore[arg-type]
-    language_model = model.model
+            return list(generate(Path(str(model)), records, seed=seed, **limits))  # type: ignore[arg-type]
     rollout = RolloutConfig(max_response_tokens=max_response_tokens or 128, temperature=temperature or 1.0)
     room = (language_model.context_tokens or 1 << 20) - rollout.max_response_tokens
     if room < 1:

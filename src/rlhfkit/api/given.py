@@ -1,11 +1,12 @@
 """What people have in hand, as the sections of a recipe and what takes their places in memory."""
 
+import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,14 +25,38 @@ from rlhfkit.models.attention import implementations_for
 from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import fit_model, fit_tokenizer
+from rlhfkit.models.lora import merged
 from rlhfkit.pipeline.build import Given
 from rlhfkit.rewards.function import FunctionReward
 from rlhfkit.rewards.source import RewardSource
 
-__all__ = ["DataSource", "Gathered", "ModelSource", "RewardLike", "TextEnvFactory", "gathered_prompts"]
+__all__ = [
+    "DataSource",
+    "Gathered",
+    "HasModel",
+    "ModelSource",
+    "RewardLike",
+    "TextEnvFactory",
+    "gathered_prompts",
+    "settings_of",
+    "trained_model",
+]
 
-ModelSource = str | PathLike[str] | PreTrainedModel
-"""A directory, a hub id, or a model of transformers' in memory, which needs its tokenizer beside it."""
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+@runtime_checkable
+class HasModel(Protocol):
+    """A trainer of a language model, such as `SFTTrainer` and `PPOTrainer`."""
+
+    @property
+    def model(self) -> LanguageModel:
+        """What it has trained so far."""
+        ...
+
+
+ModelSource = str | PathLike[str] | PreTrainedModel | HasModel
+"""A directory, a hub id, a model of transformers' in memory, which needs its tokenizer beside it, or a trainer."""
 
 DataSource = str | PathLike[str] | Sequence[Any] | Any
 """A file, or rows: texts, conversations, tables with the columns of a file's rows, a `datasets.Dataset`."""
@@ -63,6 +88,8 @@ class Gathered:
     data: dict[str, list[Any]] = field(default_factory=dict)
     reward_source: RewardSource | None = None
     env_factory: TextEnvFactory | None = None
+    held: list[object] = field(default_factory=list)
+    """Trainers that were given, whose files may go with them."""
 
     @property
     def given(self) -> Given:
@@ -74,25 +101,20 @@ class Gathered:
     ) -> None:
         """The section `model`, with further settings of it, such as `lora`.
 
-        Raises: ConfigError where a model in memory comes without its tokenizer, or a directory with one; ModelError
-        where they will not do.
+        A model of transformers' is trained in place; of a trainer it is a copy, with its adapters folded in.
+        Raises: ConfigError where a model in memory comes without its tokenizer, another one with it, or it is none;
+        ModelError where they will not do.
         """
-        in_memory = isinstance(model, PreTrainedModel)
-        if in_memory != (tokenizer is not None):
-            raise ConfigError(
-                "a model in memory needs its tokenizer: give tokenizer=AutoTokenizer.from_pretrained(…) beside it"
-                if in_memory
-                else f"tokenizer was given beside model = {str(model)!r}, which has its own; leave it out"
-            )
-        path = IN_MEMORY if in_memory else str(model)
+        network, its_tokenizer = _in_memory(model, tokenizer)
+        path = IN_MEMORY if network is not None else str(model)
         self.sections["model"] = PretrainedModelConfig(path=path, **settings)
-        if isinstance(model, PreTrainedModel) and tokenizer is not None:
-            name = model.name_or_path or IN_MEMORY
-            fit_tokenizer(tokenizer, name)
+        if network is not None and its_tokenizer is not None:
+            name = network.name_or_path or IN_MEMORY
+            fit_tokenizer(its_tokenizer, name)
             device = choose_device(self.sections["model"].device)
-            fit_model(model, tokenizer, device)
-            model.set_attn_implementation(implementations_for(device)[0])
-            self.model = LanguageModel(model, Encoder(tokenizer, name=name))
+            fit_model(network, its_tokenizer, device)
+            network.set_attn_implementation(implementations_for(device)[0])
+            self.model = LanguageModel(network, Encoder(its_tokenizer, name=name))
 
     def add_data(self, **tables: DataSource | None) -> None:
         """Tables of the section `data`; None leaves one out.
@@ -106,6 +128,7 @@ class Gathered:
             if isinstance(rows, Section):
                 sources[name] = rows
             elif isinstance(rows, str | PathLike):
+                _refuse_text(name, str(rows))
                 sources[name] = RowsConfig(path=str(rows))
             else:
                 sources[name] = RowsConfig(path=IN_MEMORY)
@@ -115,6 +138,7 @@ class Gathered:
     def add_reward(self, reward: RewardLike) -> None:
         """The section `reward`. Raises: ConfigError where it is none, or its parameters do not fit."""
         self.sections["reward"], self.reward_source = reward_of(reward)
+        self.held.append(reward)
 
     def add_env(self, factory: TextEnvFactory, *, max_turns: int | None, add_reward: bool) -> None:
         """The section `env`. Raises: ConfigError where it cannot be called."""
@@ -127,6 +151,74 @@ class Gathered:
         section = FunctionEnvConfig(type="function", function=name, add_reward=add_reward)
         self.sections["env"] = section if max_turns is None else section.model_copy(update={"max_turns": max_turns})
         self.env_factory = factory
+
+
+def settings_of(argument: str, given: object, kind: type[AnySection], *, taker: str) -> AnySection:
+    """The section that was given to `taker`, or its defaults where it is None.
+
+    Raises: ConfigError where it is another class.
+    """
+    if given is None:
+        return kind()
+    if isinstance(given, kind):
+        return given
+    if isinstance(given, Mapping):
+        return kind(**given)
+    its_kind = given.public_name() if isinstance(given, Section) else type(given).__name__
+    expected = kind.public_name()
+    article = "an" if expected[0] in "AE" or expected.startswith("SFT") else "a"
+    raise ConfigError(
+        f"{argument} is of the class {its_kind}; {taker} takes {article} {expected}: give {argument}={expected}(…)"
+    )
+
+
+def trained_model(argument: str, given: object) -> LanguageModel | None:
+    """The model of a trainer; None of a directory or a hub id. Raises: ConfigError where it is neither."""
+    if isinstance(given, str | PathLike):
+        return None
+    if isinstance(given, PreTrainedModel) or not isinstance(given, HasModel):
+        raise ConfigError(
+            f"{argument} is of type {type(given).__name__}; expected a directory, a hub id, or a trainer of a language "
+            "model (save a model in memory with its tokenizer, by save_pretrained, and give that directory)"
+        )
+    return given.model
+
+
+def _in_memory(
+    model: ModelSource, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
+    """Model and tokenizer of what is in memory. Raises: ConfigError where they do not go together, or it is none."""
+    if isinstance(model, PreTrainedModel):
+        if tokenizer is None:
+            raise ConfigError(
+                "a model in memory needs its tokenizer: give tokenizer=AutoTokenizer.from_pretrained(…) beside it"
+            )
+        return model, tokenizer
+    named = repr(str(model)) if isinstance(model, str | PathLike) else f"the {type(model).__name__}"
+    if not isinstance(model, str | PathLike | HasModel):
+        scores = "; a reward model is given as reward=" if hasattr(model, "score") else ""
+        raise ConfigError(
+            f"model is of type {type(model).__name__}; expected a directory, a hub id, a model of transformers', or a "
+            f"trainer of a language model{scores}"
+        )
+    if tokenizer is not None:
+        raise ConfigError(f"tokenizer was given beside model = {named}, which has its own; leave it out")
+    if not isinstance(model, HasModel):
+        return None, None
+    trained = model.model
+    network = merged(trained.causal_lm)
+    return network if network is not trained.causal_lm else copy.deepcopy(network), copy.deepcopy(
+        trained.encoder.tokenizer
+    )
+
+
+def _refuse_text(table: str, text: str) -> None:
+    """Raises: DataError where `text` looks like one of the rows, and not like the path of a file of them."""
+    if re.search(r"\s", text) and not re.search(r"\.\w{1,8}$", text) and not Path(text).expanduser().exists():
+        raise DataError(
+            f"{table} is one text, {text[:60]!r}, and no file has this name; expected the path of a file, or a list: "
+            f"give {table}=[{text[:60]!r}]"
+        )
 
 
 def reward_of(reward: RewardLike) -> tuple[RewardConfig, RewardSource | None]:

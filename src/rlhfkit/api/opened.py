@@ -1,14 +1,14 @@
 """A run of a recipe that stays open while somebody's program works with it."""
 
-import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rlhfkit.api.given import Gathered
-from rlhfkit.api.places import Place
+from rlhfkit.api.places import Place, closer
 from rlhfkit.api.recipes import loaded_recipe
+from rlhfkit.api.words import Words
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import Stage
 from rlhfkit.machine.progress import Progress
@@ -29,17 +29,21 @@ class Opened:
         gathered: Gathered,
         *,
         by: str,
+        words: Words,
         seed: int,
         run_dir: str | Path | None,
         progress: Progress | None,
         left: Sequence[Stage] | None = None,
         **sections: Any,
     ) -> None:
-        """Check everything, and open the run; `by` is who asks, `left` what is tried if it is not the stage alone.
+        """Check everything, and open the run.
 
+        `by` is who asks, and hears of it in `words`; `left` is what is tried, by default the stage.
         Raises: RlhfkitError before anything is written.
         """
-        self.stage, self.progress = stage, progress or Progress()
+        self.stage, self.progress = stage, (progress or Progress()).in_words(words.said)
+        self.held = gathered.held
+        """What must live as long as the run."""
         settings = {"name": stage, "stages": (stage,), "seed": seed, **gathered.sections, **sections}
         self.recipe = Recipe(**settings)
         self.place = Place(run_dir)
@@ -48,10 +52,17 @@ class Opened:
             loaded = loaded_recipe(self.recipe, by=by)
             with quiet_transformers():
                 self.ctx: RunContext = stack.enter_context(
-                    open_run(loaded, self.place.path, progress=self.progress, left=left, given=gathered.given)
+                    open_run(
+                        loaded,
+                        self.place.path,
+                        progress=self.progress,
+                        left=left,
+                        given=gathered.given,
+                        tensorboard=self.stays,
+                    )
                 )
             self.stack = stack.pop_all()
-        self._close = weakref.finalize(self, _close, self.stack, self.place)
+        self._close = closer(self, self.stack, self.place)
 
     @property
     def stays(self) -> bool:
@@ -66,8 +77,3 @@ class Opened:
     def close(self) -> None:
         """Let go of the run directory, and remove it if it does not stay."""
         self._close()
-
-
-def _close(stack: ExitStack, place: Place) -> None:
-    stack.close()
-    place.close()

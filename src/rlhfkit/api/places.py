@@ -1,12 +1,15 @@
 """Where a trainer keeps its files: the run directory that it was given, or one that goes with it."""
 
 import tempfile
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
 from fnmatch import fnmatch
 from pathlib import Path
 
 from rlhfkit.errors import CheckpointError
 
-__all__ = ["Place", "place_to_save"]
+__all__ = ["Place", "closer", "place_to_save"]
 
 OF_A_MODEL = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """Names of the files that a saved model has."""
@@ -26,6 +29,19 @@ class Place:
         """Remove what does not stay."""
         if self._temporary is not None:
             self._temporary.cleanup()
+
+
+def closer(owner: object, stack: ExitStack, place: Place) -> Callable[[], object]:
+    """What lets go of a run when it is called, or else when nobody holds `owner` any more, whom `stack` must not hold.
+
+    In this order, as what is still being written needs the directory.
+    """
+    return weakref.finalize(owner, _close, stack, place)
+
+
+def _close(stack: ExitStack, place: Place) -> None:
+    stack.close()
+    place.close()
 
 
 def place_to_save(directory: str | Path) -> Path:

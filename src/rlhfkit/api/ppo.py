@@ -3,16 +3,26 @@
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhfkit.api.given import DataSource, Gathered, ModelSource, RewardLike, TextEnvFactory, gathered_prompts
+from rlhfkit.api.given import (
+    DataSource,
+    Gathered,
+    ModelSource,
+    RewardLike,
+    TextEnvFactory,
+    gathered_prompts,
+    settings_of,
+)
 from rlhfkit.api.opened import Opened
 from rlhfkit.api.places import place_to_save
 from rlhfkit.api.show import ppo_html
 from rlhfkit.api.training import Training
+from rlhfkit.api.words import Words
 from rlhfkit.config.model import LoraConfig
 from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.errors import ConfigError, DataError
@@ -20,8 +30,9 @@ from rlhfkit.machine.progress import Progress, StageProgress
 from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import quiet_transformers
+from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.memory import peak_noted
-from rlhfkit.pipeline.ppo import keep_ppo, prepared_ppo
+from rlhfkit.pipeline.ppo import PreparedPpo, keep_ppo, prepared_ppo
 from rlhfkit.pipeline.run import begin_stage, end_stage, working
 from rlhfkit.report.page import report_or_warn
 from rlhfkit.rollout.given import GivenRollout
@@ -33,8 +44,11 @@ from rlhfkit.training.ppo import iterations
 
 __all__ = ["PPOTrainer"]
 
+WORDS = Words(config=("ppo", PpoConfig), rollout=("rollout", RolloutConfig), lora=("model.lora", LoraConfig))
 
-class PPOTrainer:
+
+@WORDS.of_class
+class PPOTrainer(AbstractContextManager["PPOTrainer"]):
     """Trains a language model by PPO against a reward, held near the model that it starts from by a KL penalty.
 
     Example:
@@ -74,8 +88,8 @@ class PPOTrainer:
         """Ready for the first iteration; in a `run_dir` that holds this training already, for the next one.
 
         Args:
-            model: a directory in Hugging Face format, a hub id, or a model of transformers' in memory, which is
-                trained in place.
+            model: a directory in Hugging Face format, a hub id, a model of transformers' in memory, which is trained in
+                place, or a trainer such as `SFTTrainer`, of whose model a copy is trained.
             tokenizer: that of a model in memory.
             prompts: texts, conversations (lists of {"role", "content"}), rows with further columns, a
                 `datasets.Dataset`, or a file; may be left out for a loop of your own by `sample` and `step`.
@@ -97,28 +111,26 @@ class PPOTrainer:
         Raises: ConfigError, DataError, ModelError, RewardError, EnvError where something that was given will not do;
             CheckpointError where `run_dir` holds something else. Nothing is trained or written before all is checked.
         """
-        self._name = getattr(model, "name_or_path", model)
+        self._name = model if isinstance(model, str | Path) else getattr(model, "name_or_path", type(model).__name__)
+        self._has_prompts, self._plays = prompts is not None, env is not None
+        _refuse_halves(prompts, reward, env)
         gathered = Gathered()
         gathered.add_model(model, tokenizer, {"lora": lora, "device": device, "dtype": dtype})
-        self._has_prompts, self._has_reward = prompts is not None, reward is not None or env is not None
-        if env is not None and prompts is not None:
-            raise ConfigError("prompts and env were both given, and an environment asks by itself; leave one out")
         gathered.add_data(prompts=prompts if prompts is not None or env is not None else [NO_PROMPT])
-        if reward is not None:
-            gathered.add_reward(reward)
-        elif env is None:
-            gathered.add_reward(_no_reward)
+        if reward is not None or env is None:
+            gathered.add_reward(_no_reward if reward is None else reward)
         if env is not None:
             gathered.add_env(env, max_turns=max_turns, add_reward=reward is not None)
         self._opened = Opened(
             "ppo",
             gathered,
             by="PPOTrainer",
+            words=WORDS,
             seed=seed,
             run_dir=run_dir,
             progress=progress,
-            ppo=config or PpoConfig(),
-            rollout=rollout or RolloutConfig(),
+            ppo=settings_of("config", config, PpoConfig, taker="PPOTrainer"),
+            rollout=settings_of("rollout", rollout, RolloutConfig, taker="PPOTrainer"),
         )
         try:
             self._prepare()
@@ -142,13 +154,16 @@ class PPOTrainer:
             stack.enter_context(self._prepared.engine)
         self._before: list[dict[str, Any]] = []
         self._shown: tuple[int, list[str]] = (0, [])
+        prepared, stays, run_dir = self._prepared, self._opened.stays, self._opened.run_dir
         self._training = Training(
             trainer,
-            self._steps,
+            partial(_iterations, ctx, prepared),
             name="ppo",
+            logged=ctx.log.rows("ppo"),
+            run_dir=run_dir.path if stays else None,
             progress=self._opened.progress,
-            around=self._around,
-            finish=self._finish,
+            around=partial(working, ctx, "ppo"),
+            finish=partial(_finish, ctx, prepared, self._start, stays),
         )
         stack.callback(self._training.close)
 
@@ -162,14 +177,14 @@ class PPOTrainer:
         """The metrics of the next iteration.
 
         Raises: TrainingError where a number is not finite, or where the first responses show that the run is doomed;
-        RewardError where the reward fails; ConfigError where there are no prompts or no reward.
+        RewardError where the reward fails; ConfigError where there are no prompts.
         """
-        self._refuse_without(needed_for="an iteration")
+        self._refuse_without_prompts(needed_for="an iteration")
         return self._training.step()
 
     def train(self) -> "PPOTrainer":
         """This trainer, once it has run all iterations that are left, with a progress bar. Raises: as an iteration."""
-        self._refuse_without(needed_for="train()")
+        self._refuse_without_prompts(needed_for="train()")
         self._training.train()
         return self
 
@@ -214,7 +229,7 @@ class PPOTrainer:
             )
         if trainer.is_done:
             raise ConfigError(
-                trainer.outcome
+                self.outcome
                 or f"config.iterations = {trainer.config.iterations} steps are done; set as many as your loop makes"
             )
         with self._around():
@@ -237,13 +252,14 @@ class PPOTrainer:
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """Metrics of the iterations that this object has run, in order."""
+        """Metrics of all iterations that are complete, in order; with `run_dir` also those of earlier starts."""
         return self._training.history
 
     @property
     def outcome(self) -> str | None:
         """Why training ended before the last iteration, if it did, and which weights are there now."""
-        return self._prepared.trainer.outcome
+        outcome = self._prepared.trainer.outcome
+        return None if outcome is None else WORDS.said(outcome)
 
     def save(self, directory: str | Path) -> None:
         """Write the policy as a directory that transformers loads, adapters folded in, tokenizer beside.
@@ -261,10 +277,6 @@ class PPOTrainer:
         self._first_samples()
         self._opened.close()
 
-    def __enter__(self) -> "PPOTrainer":
-        """This trainer."""
-        return self
-
     def __exit__(self, *error: object) -> None:
         """Close it."""
         self.close()
@@ -281,37 +293,16 @@ class PPOTrainer:
     def _around(self) -> AbstractContextManager[None]:
         return working(self._opened.ctx, "ppo")
 
-    def _steps(self, progress: StageProgress, interrupted: Callable[[], bool]) -> Generator[dict[str, float]]:
-        return iterations(
-            self._prepared.trainer,
-            log=self._opened.ctx.log,
-            checkpoints=self._prepared.checkpoints,
-            progress=progress,
-            check_first=self._prepared.check_first,
-            interrupted=interrupted,
-        )
-
-    def _finish(self) -> None:
-        ctx = self._opened.ctx
-        if not self._opened.stays:
-            if self.outcome:
-                self._opened.progress.warn(self.outcome)
-        elif not self._opened.is_finished:
-            record = keep_ppo(ctx, self._prepared)
-            end_stage(ctx, "ppo", record, seconds=time.monotonic() - self._start)
-            report_or_warn(ctx.run, self._opened.progress.warn)
-
     def _own_loop(self, method: str) -> GivenRollout:
         if self._given is None:
             raise ConfigError(f"{method} is for single responses, and this trainer plays in an environment; iterate it")
         return self._given
 
-    def _refuse_without(self, *, needed_for: str) -> None:
-        if self._given is not None and not (self._has_prompts and self._has_reward):
-            lacking = "reward" if self._has_prompts else "prompts"
+    def _refuse_without_prompts(self, *, needed_for: str) -> None:
+        if not self._has_prompts and not self._plays:
             raise ConfigError(
-                f"{needed_for} needs {lacking}, and none were given; give {lacking}=…, or make a loop of your own with "
-                "sample(prompts) and step(prompts, responses, scores)"
+                f"{needed_for} needs prompts and a reward, and neither was given; give prompts=… and reward=…, or make "
+                "a loop of your own with sample(prompts) and step(prompts, responses, scores)"
             )
 
     def _encoded(self, prompts: Sequence[Any]) -> list[EncodedPrompt]:
@@ -347,3 +338,40 @@ NO_PROMPT = "-"
 def _no_reward(prompts: list[str], responses: list[str]) -> list[float]:
     """Stands for scores that come with each step."""
     return [0.0] * len(responses)
+
+
+def _refuse_halves(prompts: object, reward: object, env: object) -> None:
+    """Raises: ConfigError where some of what an iteration needs is given, and some is not."""
+    if env is not None and prompts is not None:
+        raise ConfigError("prompts and env were both given, and an environment asks by itself; leave one out")
+    if env is None and (prompts is None) != (reward is None):
+        there, lacking = ("prompts", "reward") if reward is None else ("reward", "prompts")
+        raise ConfigError(
+            f"{there} without {lacking}: give {lacking}=… as well, or neither for a loop of your own with "
+            "sample(prompts) and step(prompts, responses, scores)"
+        )
+
+
+def _iterations(
+    ctx: RunContext, prepared: PreparedPpo, progress: StageProgress, interrupted: Callable[[], bool]
+) -> Generator[dict[str, float]]:
+    return iterations(
+        prepared.trainer,
+        log=ctx.log,
+        checkpoints=prepared.checkpoints,
+        progress=progress,
+        check_first=prepared.check_first,
+        interrupted=interrupted,
+    )
+
+
+def _finish(ctx: RunContext, prepared: PreparedPpo, start: float, stays: bool, training: Training) -> None:
+    """Keep what was trained, unless it does not stay, or was kept before."""
+    outcome = prepared.trainer.outcome
+    if not stays:
+        if outcome:
+            ctx.progress.warn(outcome)
+    elif "ppo" not in ctx.run.finished_stages():
+        record = keep_ppo(ctx, prepared)
+        end_stage(ctx, "ppo", record, seconds=time.monotonic() - start)
+        report_or_warn(ctx.run, ctx.progress.warn)

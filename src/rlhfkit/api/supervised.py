@@ -2,15 +2,18 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhfkit.api.given import DataSource, Gathered, ModelSource, gathered_prompts
+from rlhfkit.api.given import DataSource, Gathered, ModelSource, gathered_prompts, settings_of
 from rlhfkit.api.opened import Opened
 from rlhfkit.api.places import place_to_save
 from rlhfkit.api.show import supervised_html
+from rlhfkit.api.words import Words
 from rlhfkit.config.model import LoraConfig
 from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.config.rewards import RewardModelRewardConfig
@@ -18,6 +21,7 @@ from rlhfkit.config.stages import STAGE_SPECS
 from rlhfkit.config.training import RewardModelConfig, SftConfig
 from rlhfkit.errors import ConfigError, DataError
 from rlhfkit.machine.progress import Progress
+from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline.run import run_stage
 from rlhfkit.report.page import report_or_warn
@@ -30,8 +34,78 @@ __all__ = ["RewardTrainer", "SFTTrainer"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
+SFT_WORDS = Words(config=("sft", SftConfig), lora=("model.lora", LoraConfig))
+REWARD_WORDS = Words(
+    config=("reward_model", RewardModelConfig), rollout=("rollout", RolloutConfig), lora=("model.lora", LoraConfig)
+)
 
-class SFTTrainer:
+
+class SupervisedTrainer(AbstractContextManager["SupervisedTrainer"]):
+    """What `SFTTrainer` and `RewardTrainer` share: the one stage of an opened run, and what it leaves."""
+
+    def __init__(self, opened: Opened) -> None:
+        """Ready to train."""
+        self._opened = opened
+
+    def train(self) -> dict[str, float]:
+        """The metrics of the last update, such as `loss`, and of the last validation, once it is trained.
+
+        `loss` is in nats: per token in SFT, per pair in a reward model. `validation/loss` is that of the rows that were
+        held out (`validation_share` of the config); where there are too few rows for that, it is not there.
+        Raises: TrainingError where the loss or a gradient is not finite.
+        """
+        opened = self._opened
+        run_stage(opened.ctx, opened.stage)
+        if opened.stays:
+            report_or_warn(opened.run_dir, opened.progress.warn)
+        record = {**self.history[-1], **opened.run_dir.finished_stages()[opened.stage]}
+        del record["iteration"]
+        return {name: value for name, value in record.items() if isinstance(value, int | float)}
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Metrics of the updates so far."""
+        metrics = self._opened.run_dir.metrics
+        rows, _ = read_lines(metrics) if metrics.exists() else ([], ())
+        return [{name: value for name, value in row.items() if name != "stage"} for row in rows]
+
+    @property
+    def directory(self) -> Path:
+        """Where the trained model is; it goes with this object where there is no `run_dir`.
+
+        Raises: ConfigError where nothing is trained yet.
+        """
+        name = STAGE_SPECS[self._opened.stage].model
+        assert name is not None
+        if not self._opened.is_finished:
+            raise ConfigError("nothing is trained yet; call train() first")
+        return self._opened.run_dir.model(name)
+
+    def save(self, directory: str | Path) -> None:
+        """Copy the trained model to a directory, from which transformers loads it.
+
+        A reward model is a sequence-classification model, with its normalisation beside. Raises: as `directory`.
+        """
+        with write_directory_atomically(place_to_save(directory)) as temporary:
+            shutil.copytree(self.directory, temporary, dirs_exist_ok=True)
+
+    def close(self) -> None:
+        """Let go of the run directory; without one, of the model. Also at the end of a `with` block."""
+        self._opened.close()
+
+    def __exit__(self, *error: object) -> None:
+        """Close it."""
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.history)} updates)"
+
+    def _repr_html_(self) -> str:
+        return supervised_html(repr(self), self.history)
+
+
+@SFT_WORDS.of_class
+class SFTTrainer(SupervisedTrainer):
     """Trains a language model on prompts with good responses, by cross entropy on the responses.
 
     Example:
@@ -59,8 +133,8 @@ class SFTTrainer:
         """Ready to train, everything checked.
 
         Args:
-            model: a directory in Hugging Face format, a hub id, or a model of transformers' in memory, which is
-                trained in place.
+            model: a directory in Hugging Face format, a hub id, a model of transformers' in memory, which is trained in
+                place, or a trainer, of whose model a copy is trained.
             demonstrations: a file, a `datasets.Dataset`, or rows: {"prompt", "completion"} or {"messages"}.
             tokenizer: that of a model in memory.
             config: the recipe's section `sft`.
@@ -77,46 +151,31 @@ class SFTTrainer:
         gathered = Gathered()
         gathered.add_model(model, tokenizer, {"lora": lora, "device": device, "dtype": dtype})
         gathered.add_data(demonstrations=demonstrations)
-        self._opened = Opened(
-            "sft", gathered, by="SFTTrainer", seed=seed, run_dir=run_dir, progress=progress, sft=config or SftConfig()
+        opened = Opened(
+            "sft",
+            gathered,
+            by="SFTTrainer",
+            words=SFT_WORDS,
+            seed=seed,
+            run_dir=run_dir,
+            progress=progress,
+            sft=settings_of("config", config, SftConfig, taker="SFTTrainer"),
         )
+        super().__init__(opened)
 
-    def train(self) -> dict[str, float]:
-        """The last validation metrics, once it is trained; `validation/loss` is in nats per token.
-
-        Raises: TrainingError where the loss or a gradient is not finite.
-        """
-        return _trained(self._opened)
-
-    @property
-    def history(self) -> list[dict[str, float]]:
-        """Metrics of the updates so far."""
-        return _history(self._opened)
-
-    @property
-    def directory(self) -> Path:
-        """Where the trained model is; it goes with this object where there is no `run_dir`.
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The trained model, read when it is first asked for; PPOTrainer, evaluate and sample take the trainer itself.
 
         Raises: ConfigError where nothing is trained yet.
         """
-        return _directory(self._opened)
-
-    def save(self, directory: str | Path) -> None:
-        """Copy the trained model to a directory that transformers loads. Raises: as `directory`."""
-        _copy(self.directory, directory)
-
-    def close(self) -> None:
-        """Let go of the run directory; without one, of the model."""
-        self._opened.close()
-
-    def __repr__(self) -> str:
-        return f"SFTTrainer({len(self.history)} updates)"
-
-    def _repr_html_(self) -> str:
-        return supervised_html(repr(self), self.history)
+        builder = self._opened.ctx.builder
+        with quiet_transformers():
+            return builder.language_model(builder.source_of(self.directory))
 
 
-class RewardTrainer:
+@REWARD_WORDS.of_class
+class RewardTrainer(SupervisedTrainer):
     """Trains a reward model on preferences by the Bradley-Terry loss; PPOTrainer takes it as its reward.
 
     Example:
@@ -169,20 +228,18 @@ class RewardTrainer:
         gathered = Gathered()
         gathered.add_model(model, tokenizer, {"lora": lora, "device": device, "dtype": dtype})
         gathered.add_data(preferences=preferences, test_preferences=test_preferences, prompts=prompts)
-        self._opened = Opened(
+        opened = Opened(
             "reward_model",
             gathered,
             by="RewardTrainer",
+            words=REWARD_WORDS,
             seed=seed,
             run_dir=run_dir,
             progress=progress,
-            reward_model=config or RewardModelConfig(),
-            rollout=rollout or RolloutConfig(),
+            reward_model=settings_of("config", config, RewardModelConfig, taker="RewardTrainer"),
+            rollout=settings_of("rollout", rollout, RolloutConfig, taker="RewardTrainer"),
         )
-
-    def train(self) -> dict[str, float]:
-        """The last validation metrics, once it is trained. Raises: TrainingError where the loss is not finite."""
-        return _trained(self._opened)
+        super().__init__(opened)
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
         """A score for each response to its prompt, higher is better.
@@ -207,57 +264,3 @@ class RewardTrainer:
         """Accuracy on the test preferences with its 95 % interval, calibration, baselines; empty without them."""
         file = self._opened.run_dir.reward_model_report
         return read_json(file) if file.exists() else {}
-
-    @property
-    def history(self) -> list[dict[str, float]]:
-        """Metrics of the updates so far."""
-        return _history(self._opened)
-
-    @property
-    def directory(self) -> Path:
-        """Where the trained model is; it goes with this object where there is no `run_dir`.
-
-        Raises: ConfigError where nothing is trained yet.
-        """
-        return _directory(self._opened)
-
-    def save(self, directory: str | Path) -> None:
-        """Copy the model to a directory: a sequence-classification model, with its normalisation beside."""
-        _copy(self.directory, directory)
-
-    def close(self) -> None:
-        """Let go of the run directory; without one, of the model."""
-        self._opened.close()
-
-    def __repr__(self) -> str:
-        return f"RewardTrainer({len(self.history)} updates)"
-
-    def _repr_html_(self) -> str:
-        return supervised_html(repr(self), self.history)
-
-
-def _trained(opened: Opened) -> dict[str, float]:
-    """The stage's record of numbers, once it is finished."""
-    run_stage(opened.ctx, opened.stage)
-    if opened.stays:
-        report_or_warn(opened.run_dir, opened.progress.warn)
-    record = opened.run_dir.finished_stages()[opened.stage]
-    return {name: value for name, value in record.items() if isinstance(value, int | float)}
-
-
-def _history(opened: Opened) -> list[dict[str, float]]:
-    rows, _ = read_lines(opened.run_dir.metrics) if opened.run_dir.metrics.exists() else ([], ())
-    return [{name: value for name, value in row.items() if name != "stage"} for row in rows]
-
-
-def _directory(opened: Opened) -> Path:
-    name = STAGE_SPECS[opened.stage].model
-    assert name is not None
-    if not opened.is_finished:
-        raise ConfigError("nothing is trained yet; call train() first")
-    return opened.run_dir.model(name)
-
-
-def _copy(trained: Path, directory: str | Path) -> None:
-    with write_directory_atomically(place_to_save(directory)) as temporary:
-        shutil.copytree(trained, temporary, dirs_exist_ok=True)

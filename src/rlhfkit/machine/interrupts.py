@@ -17,11 +17,11 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 @contextmanager
-def interrupts_wait(what: str) -> Iterator[Callable[[], bool]]:
+def interrupts_wait(what: str, *, then: str = "saving") -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C, SIGTERM or SIGHUP has come, so that the loop inside can finish `what`, save, and raise.
 
-    What it raises is KeyboardInterrupt; the second signal does so at once. In a thread other than the main one signals
-    stay as they are.
+    `then` says what comes after that, for the person who pressed Ctrl-C. What it raises is KeyboardInterrupt; the
+    second signal does so at once. In a thread other than the main one signals stay as they are.
     """
     has_come = False
 
@@ -31,7 +31,7 @@ def interrupts_wait(what: str) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         has_come = True
         with suppress(OSError):  # the terminal may be what is gone
-            print(f"\nfinishing {what}, then saving; once more stops at once", file=sys.stderr)
+            print(f"\nfinishing {what}, then {then}; once more stops at once", file=sys.stderr)
 
     with _handled(handle):
         yield lambda: has_come

@@ -1,5 +1,6 @@
 """How far a stage is: a live bar on a terminal, a plain line now and then anywhere else."""
 
+import copy
 import html
 import sys
 import time
@@ -39,6 +40,14 @@ class Progress:
         self._console = console or Console(stderr=True, quiet=quiet, force_jupyter=False)
         self._live = not quiet and self._console.file.isatty() and not self._console.is_dumb_terminal
         self._clock = clock
+        self._words: Callable[[str], str] = hidden
+
+    def in_words(self, words: Callable[[str], str]) -> "Progress":
+        """The same display, for somebody whose lines are put into other words before they are shown."""
+        other = copy.copy(self)
+        before = self._words
+        other._words = lambda text: words(before(text))
+        return other
 
     @contextmanager
     def stage(self, name: str, *, total: int, unit: str, completed: int = 0) -> Iterator["StageProgress"]:
@@ -92,7 +101,7 @@ class Progress:
             self._print(text)
 
     def _print(self, text: str, style: str | None = None) -> None:
-        self._console.print(hidden(text), style=style, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(self._words(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _bar(name: str, share: float, text: str) -> str:

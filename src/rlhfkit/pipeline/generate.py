@@ -70,7 +70,7 @@ def generate(
     room = context - rollout.max_response_tokens
     if room < 1:
         raise ConfigError(
-            f"--max-response-tokens {rollout.max_response_tokens} leaves no room for a prompt in the model's context "
+            f"max_response_tokens = {rollout.max_response_tokens} leaves no room for a prompt in the model's context "
             f"of {context} tokens; give a smaller number"
         )
     for number, given in enumerate(prompts):

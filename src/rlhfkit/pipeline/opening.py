@@ -39,11 +39,13 @@ def open_run(
     left: Sequence[Stage] | None = None,
     given: Given | None = None,
     workload: Workload | None = None,
+    tensorboard: bool = True,
 ) -> Iterator[RunContext]:
     """A run of a language recipe, new or gone on with, for its stages to be run; nobody else may work in it.
 
     `dtype`: the type that was chosen already, for the run of which this is a part. `left`: the stages whose inputs are
     tried, by default all that are not finished. `given`: what is in memory in place of what the recipe names.
+    `tensorboard`: whether anybody will look at its files.
     Raises: RlhfkitError with what to do, before anything is written or removed.
     """
     assert isinstance(loaded.recipe, Recipe)
@@ -64,7 +66,7 @@ def open_run(
         progress.warn(remark)
     if dtype is None and (unread := inputs.unread()):
         progress.note(unread)
-    with open_log(loaded, run, fresh=fresh, progress=progress) as log:
+    with open_log(loaded, run, fresh=fresh, progress=progress, tensorboard=tensorboard) as log:
         inputs.builder.keep_given_model()
         yield RunContext(inputs, run, log, progress, workload or Workload())
 
@@ -80,11 +82,13 @@ def note_changes(loaded: LoadedRecipe, run: RunDir, *, fresh: bool, progress: Pr
 
 
 @contextmanager
-def open_log(loaded: LoadedRecipe, run: RunDir, *, fresh: bool, progress: Progress) -> Iterator[RunLog]:
+def open_log(
+    loaded: LoadedRecipe, run: RunDir, *, fresh: bool, progress: Progress, tensorboard: bool = True
+) -> Iterator[RunLog]:
     """The log of a run whose inputs were checked: the directory is locked, and says what the run is."""
     with locked(run):
         prepare(run, loaded, fresh=fresh)
-        with RunLog(run, warn=progress.warn) as log:
+        with RunLog(run, warn=progress.warn, tensorboard=tensorboard) as log:
             yield log
 
 

@@ -33,15 +33,18 @@ class RunLog:
     A line that a crash cut short is removed when the log is opened.
     """
 
-    def __init__(self, run: RunDir, *, warn: Callable[[str], None] = logger.warning) -> None:
-        """Open the files of `run`; `warn` hears what goes wrong with what only shows the run, and does not end it."""
+    def __init__(self, run: RunDir, *, warn: Callable[[str], None] = logger.warning, tensorboard: bool = True) -> None:
+        """Open the files of `run`; `warn` hears what goes wrong with what only shows the run, and does not end it.
+
+        Without `tensorboard` its files are not written, as where the run's directory is removed in the end.
+        """
         run.path.mkdir(parents=True, exist_ok=True)
         self._run = run
         self._warn = warn
         self._metrics = _open_lines(run.metrics)
         self._samples = _open_lines(run.samples)
-        self._boards: dict[str, SummaryWriter] | None = {}
-        """None once they could not be written."""
+        self._boards: dict[str, SummaryWriter] | None = {} if tensorboard else None
+        """None where they are not written, or once they could not be."""
 
     def __enter__(self) -> Self:
         return self
