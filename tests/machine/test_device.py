@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhfkit.machine import device
-from rlhfkit.machine.device import PeakMeter, available_bytes, held_bytes
+from rlhfkit.machine.device import PeakMeter, available_bytes, held_bytes, is_out_of_memory
 
 CPU = torch.device("cpu")
 SIZE = 200 * 2**20
@@ -74,3 +74,21 @@ def test_what_is_available_is_some_of_what_the_machine_has():
 def test_the_limit_of_a_control_group_counts(monkeypatch):
     monkeypatch.setattr(device, "_limits_of_groups", lambda: iter([7 * 2**20, 9 * 2**20]))
     assert available_bytes(CPU) == 7 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("words", "is_memory"),
+    [
+        ("CUDA out of memory. Tried to allocate 20.00 MiB", True),
+        ("CUDA error: out of memory", True),
+        ("CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        # Of a kernel that is too large for any GPU of this kind: no smaller batch would help.
+        ("out of resource: shared memory, Required: 262144, Hardware limit: 232448", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("CUDA error: device-side assert triggered", False),
+    ],
+)
+def test_what_cuda_says_is_known_for_lack_of_memory_or_not(words, is_memory):
+    assert is_out_of_memory(RuntimeError(words)) is is_memory

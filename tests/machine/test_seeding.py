@@ -65,3 +65,22 @@ def test_the_same_seed_gives_the_same_draws_and_another_one_others():
     assert draw() == first
     seed_everything(4)
     assert not set(draw()) & set(first)
+
+
+def test_a_checkpoint_of_more_gpus_goes_on_where_there_are_fewer(monkeypatch):
+    """Torch's own function for all of them raises an IndexError at the first GPU that is not there."""
+    state = capture_rng()
+    state["cuda"] = [torch.full((16,), number, dtype=torch.uint8) for number in range(3)]
+    put_back = {}
+
+    def set_rng_state(each, device):
+        if device >= 2:
+            raise IndexError("tuple index out of range")
+        put_back[device] = each
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", set_rng_state)
+    monkeypatch.setattr(torch.cuda.random, "set_rng_state", set_rng_state)
+    restore_rng(state)
+    assert {number: int(each[0]) for number, each in put_back.items()} == {0: 0, 1: 1}

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhfkit.config.ppo import RolloutConfig
-from rlhfkit.machine.fast_paths import FastPaths
+from rlhfkit.machine.fast_paths import FastPaths, agree
 from rlhfkit.rollout import cuda_graph as capture
 from rlhfkit.rollout import generation
 from rlhfkit.rollout.cuda_graph import CapturedSteps
@@ -208,3 +208,54 @@ def test_captured_steps_sample_what_plain_ones_do_on_a_gpu(family, directory_of:
     assert [response.ids for response in captured] == [response.ids for response in plain]
     for mine, theirs in zip(captured, plain, strict=True):
         assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+
+
+def test_a_graph_that_cannot_be_made_in_a_later_call_is_not_taken(graphs, monkeypatch):
+    """Each call of `generate` captures anew, so that what went well in the first may fail in the second."""
+    said = []
+    paths = FastPaths(said.append)
+
+    def call() -> list[list[int]]:
+        steps = CapturedSteps(lambda token, position, *_: (token + 1, position * 2.0), max_tokens=8, paths=paths)
+        return [steps(torch.arange(2) + n, torch.arange(2), 3, None)[0].tolist() for n in range(4)]
+
+    expected = [[1, 2], [2, 3], [3, 4], [4, 5]]
+    assert call() == expected and not said
+
+    def failing(graph, *, pool):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", failing)
+    assert call() == expected
+    assert len(said) == 1 and "captured steps" in said[0]
+
+
+def test_a_token_that_rounding_decided_does_not_switch_graphs_off(graphs, monkeypatch):
+    """A replay may round otherwise than the launched step, where a library chooses another kernel for it."""
+    said = []
+
+    def other_token(graph):
+        graph.launched[0][3][0] += 1  # the first of eight rows
+
+    def step(token, position, *_):
+        return token + 1, position * 1.0
+
+    monkeypatch.setattr(Graph, "replay", other_token)
+    eight = torch.arange(8)
+    for same, switched_off in ((generation._same_steps, 0), (agree, 1)):
+        said.clear()
+        steps = CapturedSteps(step, max_tokens=8, paths=FastPaths(said.append), same=same)
+        for _ in range(3):
+            steps(eight, eight, 3, None)
+        assert len(said) == switched_off
+
+
+def test_captured_steps_are_judged_as_compiled_ones_are(graphs, directory_of: Directory, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    model = load(directory_of("gpt2"))
+    model.is_compiled = True
+    sampler = generation._Sampler(model, [[1, 2]], RolloutConfig(max_response_tokens=40), seeds=None)
+    sampler.device = torch.device("cuda")
+    steps = sampler._prepared_step()
+    assert isinstance(steps, CapturedSteps) and steps.same is generation._same_steps

@@ -30,7 +30,8 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 # torch has a class of its own for accelerators alone.
 OUT_OF_MEMORY = re.compile(
-    r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|std::bad_alloc", re.IGNORECASE
+    r"can't allocate memory|not enough memory|out[ _]of[ _]memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|std::bad_alloc",
+    re.IGNORECASE,
 )
 
 # Names of glibc's settings, from its malloc.h.

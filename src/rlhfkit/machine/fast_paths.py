@@ -35,7 +35,7 @@ class FastPaths:
         self.tell = tell
         self._taken: dict[str, str] = {}
         self._off: dict[str, str] = {}
-        self._tried: set[Hashable] = set()
+        self._tried: set[tuple[str, Hashable]] = set()
 
     def is_off(self, name: str) -> bool:
         """Whether the plain path is to be taken."""
@@ -44,6 +44,10 @@ class FastPaths:
     def is_tried(self, name: str, case: Hashable = None) -> bool:
         """Whether `case` of a path has been tried, so that nothing has to be compared."""
         return (name, case) in self._tried
+
+    def forget(self, name: str) -> None:
+        """Try each case of a path anew; one that is switched off stays so."""
+        self._tried = {(tried, case) for tried, case in self._tried if tried != name}
 
     def take(self, name: str, why: str = "") -> None:
         """Note that a path that needs no trial is taken."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhfkit.machine.fast_paths import FastPaths
+from rlhfkit.machine.fast_paths import FastPaths, agree
 
 __all__ = ["CAPTURED", "CapturedSteps"]
 
@@ -34,10 +34,13 @@ class CapturedSteps:
     the same places. A graph that cannot be made, or gives other numbers, is not taken.
     """
 
-    def __init__(self, step: Step, *, max_tokens: int, paths: FastPaths | None = None) -> None:
-        """Capture `step`; no row has more than `max_tokens` places."""
+    def __init__(
+        self, step: Step, *, max_tokens: int, paths: FastPaths | None = None, same: Callable[[Any, Any], bool] = agree
+    ) -> None:
+        """Capture `step`; no row has more than `max_tokens` places. `same` compares a first replay with the step."""
         self.paths = paths or FastPaths()
-        self.step, self.max_tokens = step, max_tokens
+        self.paths.forget(CAPTURED)  # the graphs of an earlier call are gone, and these are made anew
+        self.step, self.max_tokens, self.same = step, max_tokens, same
         self.pool = torch.cuda.graph_pool_handle()
         self.graphs: dict[tuple[int, int], _Graph | None] = {}
         self.waits: bool | None = None
@@ -72,10 +75,8 @@ class CapturedSteps:
             results.append(graph(inputs))
             return results[0]
 
-        is_taken = self.paths.attempt(CAPTURED, replayed, plain, case=shape)
-        if not is_taken:
-            return plain()
-        return results[0] if results else replayed()  # an earlier call may have tried this shape
+        is_taken = self.paths.attempt(CAPTURED, replayed, plain, case=shape, same=self.same)
+        return results[0] if is_taken and results else plain()
 
     def _run(self, width: int, token: Tensor, position: Tensor, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.step(token, position, width, uniform)

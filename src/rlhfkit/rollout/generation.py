@@ -201,7 +201,7 @@ class _Sampler:
         fast_step = compiled(_decode_step, paths=self.model.paths, same=_same_steps)
         step = partial(fast_step, self.model, self.cache, self.config)
         if self.device.type == "cuda" and self.config.max_response_tokens >= FEWEST_CAPTURED_STEPS:
-            return CapturedSteps(step, max_tokens=self.cache.max_tokens, paths=self.model.paths)
+            return CapturedSteps(step, max_tokens=self.cache.max_tokens, paths=self.model.paths, same=_same_steps)
         return step
 
     def step(self) -> int:

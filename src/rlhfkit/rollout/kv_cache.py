@@ -21,16 +21,29 @@ class SlotCache:
     """Keys and values of rows of at most `max_tokens`, two tensors per layer, allocated once.
 
     Keys are (slots, heads, D, tokens), so that a query meets neighbouring tokens in neighbouring places of memory;
-    values are (slots, heads, tokens, D), for the same reason.
+    values are (slots, heads, tokens, D), for the same reason. With `by_token` the keys lie in memory as values do, in
+    the same shape: fused attention takes no others, and torch would compute from a float32 copy of the whole cache.
     """
 
-    def __init__(self, shapes: Sequence[tuple[Tensor, Tensor]], num_slots: int, max_tokens: int) -> None:
-        """Room for `num_slots` rows; `shapes` are keys and values (1, heads, 1, D) of each layer for a single token."""
+    def __init__(
+        self, shapes: Sequence[tuple[Tensor, Tensor]], num_slots: int, max_tokens: int, *, by_token: bool | None = None
+    ) -> None:
+        """Room for `num_slots` rows; `shapes` are keys and values (1, heads, 1, D) of each layer for a single token.
+
+        By default keys lie `by_token` wherever attention is fused, which is everywhere but on a CPU.
+        """
         self.num_slots, self.max_tokens = num_slots, max_tokens
         # One more of each than is ever used: code that was compiled where a step took all rows, or all places, would
         # know it and be of no use for fewer.
         slots, places = num_slots + 1, max_tokens + 1
-        self.keys = [key.new_zeros(slots, key.shape[1], key.shape[3], places) for key, _ in shapes]
+        if by_token is None:
+            by_token = shapes[0][0].device.type != "cpu"
+        self.keys = [
+            key.new_zeros(slots, key.shape[1], places, key.shape[3]).transpose(2, 3)
+            if by_token
+            else key.new_zeros(slots, key.shape[1], key.shape[3], places)
+            for key, _ in shapes
+        ]
         self.values = [value.new_zeros(slots, value.shape[1], places, value.shape[3]) for _, value in shapes]
 
     @staticmethod
