@@ -13,6 +13,7 @@ from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.evaluate import evaluate_again
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import Evaluation, read_results
+from tests.pipeline.whole_runs import Talk
 from tests.tiny import Directory
 from tests.training import tiny
 
@@ -42,6 +43,10 @@ class Vowels:
         return "abc"[seed % 3]
     def step(self, response):
         return TextStep(".", sum(letter in "aeiou" for letter in response) + 0.01 * len(response), False)
+
+class Long(Vowels):
+    def reset(self, seed):
+        return "a b " * 30
 
 class Broken(Vowels):
     def step(self, response):
@@ -192,6 +197,14 @@ def test_an_environment_of_ones_own_is_cut_off_at_its_limit(desk):
     run_dir = run(desk / "run", *own("Vowels"))
     assert [row["episode/truncated_share"] for row in ppo_metrics(run_dir)] == [1.0, 1.0]
     assert [row["episode/turns"] for row in ppo_metrics(run_dir)] == [2.0, 2.0]
+
+
+def test_prompts_of_an_environment_that_are_cut_are_reported(desk):
+    talk = Talk()
+    run_dir = run(desk / "run", *own("Long"), "data.max_prompt_tokens=10", progress=talk)
+    assert [row["episode/cut_prompt_share"] for row in ppo_metrics(run_dir)] == [1.0, 1.0]
+    said = [note.partition(" tokens")[0] for note in talk.notes if note.startswith("env: ")]
+    assert said == [f"env: {num} of {num} prompts were cut to 10" for num in (32, 12)]  # an iteration, the evaluation
 
 
 @pytest.mark.thorough

@@ -90,6 +90,7 @@ def collect(
     max_response_tokens: int = 3,
     seed: int = 0,
     iteration: int = 0,
+    tell=None,
     **ppo,
 ) -> Experience:
     config = PpoConfig(**{"rollout_episodes": 4, "minibatch_episodes": 4, **ppo})
@@ -102,6 +103,7 @@ def collect(
         ppo=config,
         max_prompt_tokens=16,
         seed=seed,
+        tell=tell,
     )
     return rollout.collect(iteration, kl_coef=kl_coef)
 
@@ -333,6 +335,40 @@ def test_an_observation_that_fills_the_context_is_valued_as_far_as_it_fits():
     experience = collect(lambda: Script(["k" * 200] * 2, [0.0] * 3))
     assert experience.metrics["episode/turns"] == 1.0
     assert experience.next_values[experience.ended].tolist() == pytest.approx([6.4] * 4)
+
+
+class Talkative(Script):
+    """Its prompt has 20 tokens in episodes of an odd seed, and 4 in the others."""
+
+    def reset(self, seed: int) -> str:
+        super().reset(seed)
+        return "abcd" * (5 if seed % 2 else 1)
+
+
+def test_first_prompts_that_are_cut_are_counted_and_reported_once():
+    said: list[str] = []
+    experience = collect(Talkative, tell=said.append)
+    assert experience.metrics["episode/cut_prompt_share"] == 0.5
+    assert said == [
+        "env: 2 of 4 prompts were cut to 16 tokens, a cut one by 20% of its tokens on average, 20% at most; raise "
+        "data.max_prompt_tokens, or let the environment begin with less"
+    ]
+    assert collect(Script, tell=said.append).metrics["episode/cut_prompt_share"] == 0.0
+    assert len(said) == 1
+    rollout = MultiTurnRollout(
+        TextPolicy(tiny.language_model(), Places(), temperature=1.0),
+        tiny.reference(0),
+        Talkative,
+        reward=None,
+        rollout=RolloutConfig(max_response_tokens=3),
+        ppo=PpoConfig(rollout_episodes=4, minibatch_episodes=4),
+        max_prompt_tokens=16,
+        seed=0,
+        tell=said.append,
+    )
+    for iteration in range(2):
+        rollout.collect(iteration, kl_coef=0.0)
+    assert len(said) == 2
 
 
 def test_the_turn_limit_truncates():

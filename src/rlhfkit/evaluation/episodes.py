@@ -39,10 +39,11 @@ def compare_episodes(
     judge_name: str,
     recipe: Recipe,
     on_finished: Callable[[int], None],
+    on_cut: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Both models in the same held-out episodes with the same random numbers, side by side; `sft` is the reference.
 
-    Scores, and the judge's, are summed over the turns of an episode.
+    Scores, and the judge's, are summed over the turns of an episode. `on_cut` hears of prompts that had to be cut.
     Raises: EnvError, RewardError where environment, reward or judge fail.
     """
     is_replay = recipe.env is not None and recipe.env.type == "replay"
@@ -56,6 +57,7 @@ def compare_episodes(
             response_seed=lambda row, turn: derive_seed(recipe.seed, "evaluation", row, turn),
             max_prompt_tokens=recipe.data.prompt_limit,
             on_finished=on_finished,
+            on_cut=on_cut,
         )
         ref_kl, perplexity = distance(
             model,

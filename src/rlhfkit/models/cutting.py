@@ -1,11 +1,11 @@
 """How a prompt that is too long is cut: what was said last, and what was asked last, always stays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rlhfkit.records import Message, Prompt
 
-__all__ = ["cut"]
+__all__ = ["cut", "words_on_cut"]
 
 LEFT_OUT = " ... "
 """Stands where the middle of a turn was."""
@@ -43,6 +43,17 @@ def cut(prompt: Prompt, fits: Callable[[Prompt], bool]) -> Prompt:
     if fits(said(of_system, words)):
         return said(of_system, words)
     return said(of_system, _shortened(last, lambda message: fits(said(of_system, message))))
+
+
+def words_on_cut(shares_lost: Sequence[float], *, of: int, max_tokens: int) -> str:
+    """What to say of prompts, so many of which were cut, each by a share of its tokens; empty where none was."""
+    num = len(shares_lost)
+    if not num:
+        return ""
+    return (
+        f"{num} of {of} prompts were cut to {max_tokens} tokens, a cut one by {sum(shares_lost) / num:.0%} of its "
+        f"tokens on average, {max(shares_lost):.0%} at most"
+    )
 
 
 def _cut_text(prompt: Prompt, text: str, fits: Callable[[Prompt], bool]) -> Prompt:

@@ -13,6 +13,7 @@ from rlhfkit.data import Loaded, load_prompts
 from rlhfkit.envs.text import TextEnvFactory
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed
+from rlhfkit.models.cutting import words_on_cut
 from rlhfkit.models.encoder import EncodedPrompt, Encoder
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.saving import save_model, try_saving
@@ -85,14 +86,9 @@ class RunContext:
         limit = self.recipe.data.prompt_limit
         encoded = [encoder.encode(prompt, max_tokens=limit) for prompt in prompts]
         lost = [prompt.share_lost for prompt in encoded if prompt.was_cut]
-        num_cut = len(lost)
-        if lost:
-            share = f"{sum(lost) / num_cut:.0%} of its tokens on average, {max(lost):.0%} at most"
-            self.once(
-                self.progress.note,
-                f"data.{table}: {num_cut} of {len(encoded)} prompts were cut to {limit} tokens, a cut one by {share}",
-            )
-        self.manifest.add_stage("data", **{f"{table}_num": len(encoded), f"{table}_cut": num_cut})
+        if words := words_on_cut(lost, of=len(encoded), max_tokens=limit):
+            self.once(self.progress.note, f"data.{table}: {words}")
+        self.manifest.add_stage("data", **{f"{table}_num": len(encoded), f"{table}_cut": len(lost)})
         return encoded
 
     def env_factory(self, table: str) -> TextEnvFactory:

@@ -131,6 +131,7 @@ def _compared_in_env(ctx: RunContext, before: PretrainedModelConfig) -> Evaluati
             judge_name=judge_name,
             recipe=recipe,
             on_finished=progress.advance,
+            on_cut=lambda words: ctx.once(ctx.progress.note, words),
         )
 
 

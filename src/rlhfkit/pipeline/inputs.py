@@ -279,7 +279,9 @@ class Inputs:
             factory = self.builder.env_factory(config, dialogues)
             check_text_env(factory)
             if self._encoder is not None:
-                self._encoder.observation(begin(factory(), 0), "")
+                first = begin(factory(), 0)
+                self._encoder.encode(first, max_tokens=self.recipe.data.prompt_limit)
+                self._encoder.observation(first, "")
         except RlhfkitError as error:
             if str(error).startswith("env."):
                 raise

@@ -131,4 +131,5 @@ def _rollout(ctx: RunContext, policy: TextPolicy, reference: Reference, engine: 
         max_prompt_tokens=recipe.data.prompt_limit,
         seed=recipe.seed,
         engine=engine,
+        tell=ctx.progress.note,
     )

@@ -19,6 +19,7 @@ from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.envs.text import TextEnv, TextEnvFactory, TextStep, begin, proceed
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.machine.watchdog import phase
+from rlhfkit.models.cutting import words_on_cut
 from rlhfkit.models.encoder import EncodedPrompt, Encoder
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.padding import Sequences
@@ -120,12 +121,14 @@ def play(
     response_seed: Callable[[int, int], int],
     max_prompt_tokens: int,
     on_finished: Callable[[int], None] | None = None,
+    on_cut: Callable[[str], None] | None = None,
     sample: Sample = generate,
 ) -> list[Episode]:
     """One episode for each of `env_seeds`, played side by side: the responses of a turn are sampled together.
 
     `response_seed(row, turn)` decides a response's randomness alone, so an episode does not depend on its neighbours.
-    An episode in whose sequence a further response would not fit the model's context is truncated.
+    An episode in whose sequence a further response would not fit the model's context is truncated. First prompts that
+    are longer than `max_prompt_tokens` are cut, and `on_cut` is given words that say how many, and by how much.
     Raises: EnvError where an environment fails.
     """
     encoder = model.encoder
@@ -135,6 +138,10 @@ def play(
     for seed in env_seeds:
         env = factory()
         episodes.append(Episode(env, encoder.encode(begin(env, seed), max_tokens=max_prompt_tokens)))
+    lost = [episode.prompt.share_lost for episode in episodes if episode.prompt.was_cut]
+    if on_cut is not None and lost:
+        words = words_on_cut(lost, of=len(episodes), max_tokens=max_prompt_tokens)
+        on_cut(f"env: {words}; raise data.max_prompt_tokens, or let the environment begin with less")
     live, turn = list(range(len(episodes))), 0
     while live:
         with phase("generation"):
@@ -211,11 +218,15 @@ class MultiTurnRollout:
         max_prompt_tokens: int,
         seed: int,
         engine: Engine | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
-        """Play in environments of `factory`; `reward`, where there is one, is paid on top for every response."""
+        """Play in environments of `factory`; `reward`, where there is one, is paid on top for every response.
+
+        `tell` is given a sentence the first time that prompts had to be cut.
+        """
         self.policy, self.reference, self.factory, self.reward = policy, reference, factory, reward
         self.rollout, self.ppo, self.max_prompt_tokens, self.seed = rollout, ppo, max_prompt_tokens, seed
-        self.engine = engine
+        self.engine, self._tell = engine, tell
 
     def collect(
         self, iteration: int, *, kl_coef: float, on_finished: Callable[[int], None] | None = None
@@ -239,8 +250,11 @@ class MultiTurnRollout:
             response_seed=lambda row, turn: derive_seed(self.seed, "response", iteration, row, turn),
             max_prompt_tokens=self.max_prompt_tokens,
             on_finished=on_finished,
+            on_cut=self._tell,
             sample=sample_of(self.engine, model),
         )
+        if any(episode.prompt.was_cut for episode in episodes):
+            self._tell = None
         generation_seconds = time.perf_counter() - start
         start = time.perf_counter()
         raw_scores = score_turns(episodes, self.reward)
@@ -323,6 +337,7 @@ def _metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     won = [float(episode.won) for episode in episodes if episode.won is not None]
     return {
         "episode/turns": sum(len(episode.turns) for episode in episodes) / len(episodes),
+        "episode/cut_prompt_share": sum(episode.prompt.was_cut for episode in episodes) / len(episodes),
         "episode/truncated_share": sum(episode.truncated for episode in episodes) / len(episodes),
         **({"episode/won_share": sum(won) / len(won)} if won else {}),
     }
