@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import gymnasium
@@ -16,6 +17,7 @@ from rlhfkit.config.control import EnvConfig
 from rlhfkit.envs.check import MUST_BOTH, MUST_RESET, MUST_STEP
 from rlhfkit.envs.fresh import FreshEpisodes, depends_on_episodes_before
 from rlhfkit.envs.text import guarded
+from rlhfkit.envs.workers import InWorker, errors_of_workers
 from rlhfkit.errors import ConfigError, EnvError, MissingDependencyError, RlhfkitError
 
 __all__ = ["ControlEnvs", "EnvStep", "make_env", "make_envs", "make_raw_env", "needs_new_each_episode"]
@@ -79,7 +81,8 @@ class ControlEnvs:
         return self._begun(seed=[self._seed(n, 0) for n in range(self.num_envs)])
 
     def _begun(self, **arguments: Any) -> Floats:
-        observations, _ = guarded(lambda: self.envs.reset(**arguments), f"{self.name}: reset", must=MUST_RESET)
+        with errors_of_workers():
+            observations, _ = guarded(lambda: self.envs.reset(**arguments), f"{self.name}: reset", must=MUST_RESET)
         return np.asarray(observations)
 
     def step(self, actions: NDArray[Any]) -> EnvStep:
@@ -108,7 +111,8 @@ class ControlEnvs:
         return EnvStep(rewards, terminated, truncated & ~terminated, acted, last)
 
     def _stepped(self, actions: NDArray[Any]) -> tuple[Any, ...]:
-        stepped: tuple[Any, ...] = guarded(lambda: self.envs.step(actions), f"{self.name}: step", must=MUST_STEP)
+        with errors_of_workers():
+            stepped: tuple[Any, ...] = guarded(lambda: self.envs.step(actions), f"{self.name}: step", must=MUST_STEP)
         return stepped
 
     def _reset(self, which: Bools) -> Floats:
@@ -239,10 +243,15 @@ def make_envs(
             )
     else:
         make = gymnasium.vector.AsyncVectorEnv if mode == "async" else gymnasium.vector.SyncVectorEnv
-        one = [(lambda: FreshEpisodes(lambda: make_env(config))) if new_each_episode else (lambda: make_env(config))]
-        one *= num_envs
-        envs = _guarded(config, lambda: make(one, autoreset_mode=AutoresetMode.DISABLED, copy=False))
+        makers = [partial(_one_of, config, n, num_envs, mode, new_each_episode) for n in range(num_envs)]
+        envs = _guarded(config, lambda: make(makers, autoreset_mode=AutoresetMode.DISABLED, copy=False))
     return ControlEnvs(envs, seed_of_episode, name=config.id)
+
+
+def _one_of(config: EnvConfig, n: int, num_envs: int, mode: str, new_each_episode: bool) -> gymnasium.Env[Any, Any]:
+    """Environment n of several, ready for where it is stepped."""
+    env = FreshEpisodes(lambda: make_env(config)) if new_each_episode else make_env(config)
+    return InWorker(env, f"{config.id}, environment {n} of {num_envs}") if mode == "async" else env
 
 
 def needs_new_each_episode(config: EnvConfig) -> bool:
