@@ -43,15 +43,15 @@ TRL = ("trl.experimental.ppo", "peers/trl_ppo.py")
 PARTS = [
     Part("machine", "what the machine can do", 45),
     Part("tests", "pytest -m gpu", 120),
-    Part("graph", "the sampler as a CUDA graph, beside the plain one", 100),
-    Part("agreement", "logprobs of sampler and training pass, bfloat16", 60),
+    Part("graph", "the sampler as a CUDA graph, beside the plain one", 130),
+    Part("qwen", "PPO iteration, shape of Qwen2.5-0.5B: 256 episodes of 128 + 256 tokens", 170),
     Part("p1", "PPO iteration, 6m: 64 episodes of 32 + 48 tokens", 90),
     Part("p2", "PPO iteration, 124m: 16 episodes of 32 + 48 tokens", 100),
-    Part("qwen", "PPO iteration, shape of Qwen2.5-0.5B: 256 episodes of 128 + 256 tokens", 170),
+    Part("agreement", "logprobs of sampler and training pass, bfloat16", 60),
     Part("sentiment", "the recipe, four iterations", 90, ("models/pocket-17m/", "data/sent_rt_polarity/")),
+    Part("transformers", "transformers' generate, the same sampling", 60, peer_of="graph"),
     Part("trl-p1", "TRL, the same work", 60, TRL, peer_of="p1"),
     Part("trl-p2", "TRL, the same work", 60, TRL, peer_of="p2"),
-    Part("transformers", "transformers' generate, the same sampling", 60, peer_of="graph"),
     Part("vllm", "vLLM, the same sampling", 90, ("vllm",), peer_of="graph"),
 ]
 # With less left, a part would only load torch.

@@ -92,6 +92,19 @@ def test_every_part_of_the_plan_has_a_function(gpu, gpu_parts):
     assert {part.peer_of for part in gpu.PARTS} - {""} <= set(gpu_parts.PARTS)
 
 
+def test_lines_of_pytest_are_counted_as_they_come(gpu_parts):
+    figures: dict = {}
+    for line in (
+        "collected 3 items",
+        "tests/a.py::test_one[cuda] PASSED   [ 33%]",
+        "tests/a.py::test_two[a b-cuda] FAILED   [ 66%]",
+        "tests/a.py::test_three PASSED   [100%]",
+        "FAILED tests/a.py::test_two[a b-cuda] - AssertionError",
+    ):
+        figures |= gpu_parts.counted(line, figures)
+    assert figures == {"passed": 2, "failed": 1, "test_two[a b-cuda] passes": False}
+
+
 def test_a_model_that_changed_after_sampling_is_seen_to_disagree(gpu_parts, monkeypatch):
     """The difference can be exactly 0 on a CPU, so that a measurement of nothing would look the same."""
     shape = SIZES["1m"]

@@ -1,5 +1,6 @@
 """Captured steps, with a stand-in for CUDA graphs that launches recorded operations anew, on the same memory."""
 
+import warnings
 from contextlib import contextmanager
 
 import pytest
@@ -145,6 +146,22 @@ def test_a_step_that_waits_for_the_cpu_is_never_captured(graphs):
     assert found == [1, 2, 3, 4]
     assert not graphs
     assert modes == ["default", "error", "default", "default", "default"]
+
+
+def test_watching_a_step_says_nothing_to_the_user(graphs, monkeypatch, recwarn):
+    said = []
+
+    def set_mode(mode):
+        if not said:  # as torch does, once in a process
+            said.append(mode)
+            warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    steps = CapturedSteps(lambda token, position, *_: (token + 1, position + 0.5), max_tokens=8)
+    one = torch.ones(1, dtype=torch.long)
+    for _ in range(3):
+        steps(one, one, 1, None)
+    assert said and not [each for each in recwarn if "prototype" in str(each.message)]
 
 
 def test_an_error_of_a_step_is_not_taken_for_waiting(graphs):

@@ -4,6 +4,7 @@ A step multiplies every weight by a few rows, which takes a GPU less time than a
 one. A captured step is launched as a whole.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -85,7 +86,9 @@ class CapturedSteps:
 def _waits_for_the_cpu(run: Callable[[], object]) -> bool:
     """Whether the CPU has to know a number of the GPU's while `run` launches its kernels."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():  # torch says once that the mode does not see everything; a capture does
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         run()
     except RuntimeError as error:
