@@ -156,7 +156,7 @@ def sample(
     if language_model is None:
         limits = {"max_response_tokens": max_response_tokens, "temperature": temperature}
         with quiet_transformers():
-            return list(generate(Path(str(model)), records, seed=seed, **limits))  # type: ignore[arg-type]
+            return list(generate(str(model), records, seed=seed, **limits))  # type: ignore[arg-type]
     rollout = RolloutConfig(max_response_tokens=max_response_tokens or 128, temperature=temperature or 1.0)
     room = (language_model.context_tokens or 1 << 20) - rollout.max_response_tokens
     if room < 1:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from rlhfkit.config.section import HUB_ID
 from rlhfkit.errors import ModelError
+from rlhfkit.models.hub import hub_answers, hub_options
 from rlhfkit.models.loading import WHAT_LOADERS_RAISE, quiet_transformers, reason_of
 
 __all__ = ["context_of", "inspect_model", "refuse_more_than_text", "refuse_quantized", "shortened_context_note"]
@@ -32,7 +33,7 @@ def inspect_model(
     try:
         with quiet_transformers():
             config: PreTrainedConfig = AutoConfig.from_pretrained(
-                path, revision=revision, trust_remote_code=trust_remote_code
+                path, revision=revision, trust_remote_code=trust_remote_code, **hub_options(path)
             )
     except WHAT_LOADERS_RAISE as error:
         reason = reason_of(error)
@@ -50,6 +51,8 @@ def inspect_model(
             ) from error
         if directory.is_dir():
             raise ModelError(f"{subject}: its config.json cannot be used ({reason}); copy the model again") from error
+        if not hub_answers():
+            reason = "it does not answer, or is switched off by HF_HUB_OFFLINE, and nothing of it was downloaded before"
         raise ModelError(
             f"{subject}: there is no such directory{_suggestion(directory)}, and the hub does not give such a model "
             f"({reason}); fix the path, or the connection"

@@ -29,6 +29,7 @@ from rlhfkit.errors import ModelError
 from rlhfkit.models.attention import WRITTEN_OUT, implementations_for
 from rlhfkit.models.fast.activation import use_fast_activations
 from rlhfkit.models.generation_config import make_generation_config_valid
+from rlhfkit.models.hub import hub_options
 from rlhfkit.models.sequence_classification import sequence_classification_class
 
 __all__ = [
@@ -147,7 +148,10 @@ def load_tokenizer(
         raise ModelError(f"{config.path!r} has no tokenizer; {_remedy(config.path, 'tokenizer')}")
     with _explained(config.path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
-            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+            config.path,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            **hub_options(config.path),
         )
     _refuse_runaway(tokenizer, config.path)
     return tokenizer, fit_tokenizer(tokenizer, config.path, needs_eos=needs_eos)
@@ -271,7 +275,7 @@ def load_classifier(
     ours: dict[str, Any] = {}
     if num_labels is not None:
         with _explained(path, "config.json"):
-            family = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            family = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **hub_options(path))
         auto_class = sequence_classification_class(family)
         ours = {"num_labels": num_labels, "attentions": implementations_for(device)}
     model, report = _load(
@@ -320,6 +324,7 @@ def _load(
                 ignore_mismatched_sizes=True,
                 attn_implementation=first,
                 trust_remote_code=trust_remote_code,
+                **hub_options(path),
                 **options,
             )
     except _NoSuchAttention as error:

@@ -24,7 +24,7 @@ __all__ = ["generate"]
 
 
 def generate(
-    directory: Path,
+    directory: str | Path,
     prompts: Iterable[str | Prompt],
     *,
     chat: bool = False,
