@@ -4,10 +4,23 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import rlhfkit
+from rlhfkit.api.evaluation import BeforeAndAfter
 from rlhfkit.config.elsewhere import ELSEWHERE
+from rlhfkit.rundir.results import (
+    CalibrationBin,
+    Estimate,
+    ModelResults,
+    PairGroup,
+    RewardModelResults,
+    SamplePair,
+    SeedResult,
+    WinRate,
+    WinRates,
+)
 
 GROUPS = {
     "Trainers": ["PPOTrainer", "SFTTrainer", "RewardTrainer", "ControlTrainer"],
@@ -16,6 +29,33 @@ GROUPS = {
     "Runs": ["Recipe", "LoadedRecipe", "RunDir", "Progress"],
     "Errors": [name for name in rlhfkit.__all__ if name.endswith("Error")],
 }
+RESULTS = {
+    BeforeAndAfter: "`print(found)` sums it up.",
+    ModelResults: "One of its `models`.",
+    Estimate: "A mean in it.",
+    WinRates: "Its `win_rate`.",
+    WinRate: "One of them.",
+    SamplePair: "One of its `samples`.",
+    RewardModelResults: "The keys of `RewardTrainer.report`.",
+    PairGroup: "A group of pairs in it.",
+    CalibrationBin: "A part of its calibration.",
+    SeedResult: "What `ControlTrainer.evaluate` returns.",
+}
+REWARD_FUNCTIONS = """## Reward functions
+
+A reward function is called by the names of its parameters, so that they may stand in any order, and only those that it
+needs:
+
+- `prompts`, `responses` (or `completions`): lists of text, one for each response; it returns one number for each.
+- `prompt`, `response` (or `completion`): one text each; it is called for one response at a time and returns a number.
+- any other name: the column of that name in the prompts' rows, as a list (or one value, with singular names). A
+  default stands in where rows lack it.
+- `**columns`: every column that all rows have.
+
+It may be a coroutine, a generator, an object with `__call__`, or a class of such objects. One without a parameter for
+the responses is refused before anything is trained. An object with `score(episodes)` gets episodes with `.prompt`,
+`.prompt_text` and `.response`. More: [rewards](rewards.md).
+"""
 HEAD = """# The Python API
 
 Made from the docstrings by `python docs/make_api.py`; do not edit it here. A test holds the two in step, and runs every
@@ -23,7 +63,8 @@ example: in them `model_dir` is the directory of a small model, and `out_dir` on
 
 Everything is imported from `rlhfkit`, which imports torch only when a name that needs it is used. The mathematics is in
 `rlhfkit.ppo`. Sections of settings are those of a [recipe](settings.md), where each of them is explained; the trainers
-run the same code as `rlhfkit run`. From TRL: [moving a script over](from_trl.md). More: [examples](../examples).
+run the same code as `rlhfkit run`. From TRL: [moving a script over](from_trl.md). More:
+[examples](../examples/README.md).
 """
 
 
@@ -36,6 +77,11 @@ def page() -> str:
     for group, names in GROUPS.items():
         parts.append(f"## {group}\n")
         parts += [part for name in names for part in entries(name)]
+        if group == "Functions":
+            parts += [REWARD_FUNCTIONS, "## Results\n"]
+            parts += [
+                f"### `{kind.__name__}`\n\n{words} {body(kind)}\n\n{fields(kind)}\n" for kind, words in RESULTS.items()
+            ]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -57,13 +103,20 @@ def entries(name: str) -> Iterator[str]:
     yield f"### `{name}`\n\n{signature(name, value)}\n\n{body(value)}\n"
     if name.endswith("Trainer"):
         yield f"{body(value.__init__)}\n"
-        for key, member in vars(value).items():
-            if key[0] != "_" and isinstance(member, property):
+        for key, member in members(value):
+            if isinstance(member, property | cached_property):
                 yield f"- `.{key}`: {body(member)}"
         yield ""
-        for key, member in vars(value).items():
-            if key[0] != "_" and inspect.isfunction(member):
+        for key, member in members(value):
+            if inspect.isfunction(member):
                 yield f"#### `{name}.{key}`\n\n{signature(key, member)}\n\n{body(member)}\n"
+
+
+def members(kind: type) -> Iterator[tuple[str, object]]:
+    """Public members, its own first, then what it shares with others of the package."""
+    ours = [base for base in kind.__mro__ if base.__module__.startswith("rlhfkit.")]
+    names = dict.fromkeys(key for base in ours for key in vars(base) if key[0] != "_")
+    return ((key, inspect.getattr_static(kind, key)) for key in names)
 
 
 def signature(name: str, value: object) -> str:

@@ -4,11 +4,14 @@ import doctest
 import inspect
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 
 import rlhfkit
+from rlhfkit.rewards import binding
+from rlhfkit.rundir import results
 
 ROOT = Path(__file__).parents[2]
 NAMES = [name for name in rlhfkit.__all__ if name != "__version__"]
@@ -28,7 +31,27 @@ def test_a_public_name_is_documented(name):
     value = getattr(rlhfkit, name)
     assert value.__doc__ and value.__doc__.strip()[0].isupper()
     public = [member for key, member in vars(value).items() if key[0] != "_"] if inspect.isclass(value) else []
-    assert all(member.__doc__ for member in public if inspect.isfunction(member) or isinstance(member, property))
+    kinds = (property, cached_property)
+    assert all(member.__doc__ for member in public if inspect.isfunction(member) or isinstance(member, kinds))
+
+
+@pytest.mark.parametrize("result", [results.Evaluation, results.ModelResults, results.Estimate, results.WinRate])
+def test_each_field_of_a_result_is_documented(result):
+    silent = [name for name, field in result.model_fields.items() if not field.description]
+    assert silent == []
+
+
+@pytest.mark.parametrize("kind", ["SFTTrainer", "RewardTrainer"])
+def test_the_page_has_what_a_trainer_shares_with_others(kind):
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert all(f"#### `{kind}.{method}`" in page for method in ("train", "save", "close"))
+
+
+@pytest.mark.parametrize("name", ["prompts", "responses", "completions", "prompt", "response", "completion"])
+def test_the_page_names_what_reward_functions_are_called_with(name):
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert f"`{name}`" in page.partition("## Reward functions")[2].partition("## Results")[0]
+    assert name in (*binding.PROMPTS, *binding.RESPONSES)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - WITHOUT_EXAMPLE))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -25,6 +26,12 @@ def test_ppo_by_hand_uses_the_mathematics_alone():
     text = (EXAMPLES / "01_ppo_by_hand.py").read_text()
     imported = [line for line in text.splitlines() if line.startswith(("from rlhfkit", "import rlhfkit"))]
     assert len(imported) == 1 and imported[0].startswith("from rlhfkit.ppo import")
+
+
+def test_the_page_of_examples_lists_each_of_them():
+    listed = re.findall(r"\]\(([\w.]+)\)", (EXAMPLES / "README.md").read_text())
+    there = sorted(path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb"))
+    assert sorted(listed) == there
 
 
 def test_the_first_example_with_a_model_is_twenty_lines():

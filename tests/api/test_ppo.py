@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 from rlhfkit import (
     CheckpointError,
@@ -29,6 +30,7 @@ from rlhfkit import (
     TrainingError,
     ValueConfig,
 )
+from rlhfkit.cli.app import app
 from rlhfkit.config.load import load_recipe
 from rlhfkit.envs.text import TextStep
 from rlhfkit.pipeline.run import run
@@ -169,6 +171,18 @@ def test_a_training_that_stopped_goes_on_to_the_same_bits(model_dir, tmp_path):
     assert len(second.history) == 2 and second.history[0]["score/mean"] == pytest.approx(
         first.history[0]["score/mean"], rel=1e-5
     )
+
+
+def test_the_commands_read_a_run_that_python_made_and_say_who_can_go_on_with_it(model_dir, tmp_path):
+    with trainer(model_dir, run_dir=tmp_path / "run") as trained:
+        trained.train()
+    for path in (tmp_path / "run" / "recipe.toml", tmp_path / "run"):
+        with pytest.raises(ConfigError, match=r"PPOTrainer made in Python.* by the same PPOTrainer\(…, run_dir=…\)"):
+            load_recipe(path)
+    for words in (["report"], ["diagnose"], ["generate", "--prompt", "Say"]):
+        assert CliRunner().invoke(app, [words[0], str(tmp_path / "run"), *words[1:]]).exit_code == 0, words
+    told = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run")])
+    assert isinstance(told.exception, ConfigError) and "in Python call rlhfkit.evaluate(" in str(told.exception)
 
 
 def test_a_run_directory_of_other_prompts_is_refused(model_dir, tmp_path):

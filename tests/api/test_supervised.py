@@ -189,6 +189,12 @@ def test_what_has_no_language_model_is_refused_in_its_place(model_dir):
         sft(trained, tokenizer=AutoTokenizer.from_pretrained(model_dir))
 
 
+def test_of_fast_paths_the_manifest_tells_and_no_line(model_dir, tmp_path, heard):
+    sft(model_dir, run_dir=tmp_path / "run", progress=heard).train()
+    assert heard.lines and not any("fast paths" in line for line in heard.lines)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["fast_paths"]
+
+
 def test_they_show_their_curve(model_dir):
     trained = sft(model_dir)
     trained.train()

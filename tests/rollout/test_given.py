@@ -1,10 +1,13 @@
 """Responses and scores that come from elsewhere make the same experience as those that a rollout collects."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.errors import DataError, RewardError
+from rlhfkit.rollout.generation import Response
 from rlhfkit.rollout.given import GivenRollout
 from rlhfkit.training.checkpoint import trainable_tensors
 from rlhfkit.training.ppo import run_iteration
@@ -92,10 +95,43 @@ def test_scores_that_do_not_fit_are_refused():
         rollout.give(rollout.own.prompts[:2], ["a", "b"], [1.0])
 
 
-def test_a_response_beyond_the_limit_is_refused():
+def with_spaces(rollout, monkeypatch):
+    """Have the rollout sample responses with white space around them, as models do."""
+    scored = rollout.own.scored_texts
+    spaced = lambda *given: [replace(each, response=f" {each.response}\n") for each in scored(*given)]  # noqa: E731
+    monkeypatch.setattr(rollout.own, "scored_texts", spaced)
+
+
+def test_a_stripped_response_is_learnt_with_the_tokens_that_were_sampled(monkeypatch):
+    exact, stripped = given_trainer(), given_trainer()
+    for trainer, change in ((exact, lambda text: text), (stripped, str.strip)):
+        with_spaces(trainer.rollout, monkeypatch)
+        prompts = trainer.rollout.own.prompts_of(0)
+        texts = trainer.rollout.sample(prompts, iteration=0)
+        trainer.rollout.give(prompts, [change(text) for text in texts], [float(len(text)) for text in texts])
+        run_iteration(trainer)
+    assert equal(weights(exact), weights(stripped))
+
+
+def test_a_stripped_response_that_may_be_either_of_two_is_encoded(monkeypatch):
+    trainer = given_trainer()
+    rollout, (prompt,) = trainer.rollout, trainer.rollout.own.prompts[:1]
+    for text in (" abc", "abc "):
+        rollout._remember((tuple(prompt.ids), text), Response([2, 3, 4, 5], [], "length"))
+    rollout.give([prompt], ["abc"], [1.0])
+    assert rollout.collect(0, kl_coef=0.0).inputs.ids[0, len(prompt.ids) :].tolist() == [2, 3, 4, 1]
+
+
+def test_a_response_beyond_the_limit_is_refused_with_what_differs_from_the_sample():
     rollout = given_trainer().rollout
-    with pytest.raises(DataError, match=r"response 1 has 9 tokens with its EOS, and rollout.max_response_tokens is 8"):
-        rollout.give(rollout.own.prompts[:2], ["a", "abcdefgh"], [1.0, 2.0])
+    prompts = rollout.own.prompts[:2]
+    words = r"responses\[1\], 'abcdefgh', has 9 tokens with its EOS, and rollout.max_response_tokens is 8; "
+    with pytest.raises(DataError, match=f"{words}no response was sampled to this very prompt"):
+        rollout.give(prompts, ["a", "abcdefgh"], [1.0, 2.0])
+    rollout._remember((tuple(prompts[1].ids), "abcxefgh"), Response([2], [], "length"))
+    nearest = r"it is not what sample\(\) gave to this prompt \(nearest: 'abcxefgh', the same up to letter 3\)"
+    with pytest.raises(DataError, match=words + nearest):
+        rollout.give(prompts, ["a", "abcdefgh"], [1.0, 2.0])
 
 
 def test_only_so_many_responses_are_remembered(monkeypatch):
@@ -103,4 +139,4 @@ def test_only_so_many_responses_are_remembered(monkeypatch):
     rollout = given_trainer().rollout
     for _ in range(4):
         rollout.sample(rollout.own.prompts, iteration=0)
-    assert len(rollout._sampled) == 3
+    assert len(rollout._sampled) == sum(map(len, rollout._by_stripped.values())) == 3

@@ -259,7 +259,22 @@ def test_accuracy_calibration_and_lengths_by_hand():
 def test_a_confidence_of_one_is_in_the_last_bin():
     report = measure(Known([0.0, 100.0]), [EncodedPair([1], [0], 0.0)], max_tokens=10)
     assert report["calibration"] == [{"confidence": 1.0, "accuracy": 1.0, "count": 1}]
-    assert [group["count"] for group in report["by_length_difference"]] == [1]
+    assert report["by_length_difference"] == []  # there is nothing to compare it with
+
+
+@pytest.mark.parametrize(
+    ("longer", "groups"),
+    [
+        ([0, 0, 0, 0, 0, 0], []),
+        ([1, 1, 1, 1, 1, 5], []),
+        ([0, 0, 1, 1, 1, 1], [("as long as each other", 2), ("chosen longer by 1 token", 4)]),
+        ([2, 2, 2, 2, 5, 7], [("chosen longer by 2 tokens", 4), ("chosen longer by 5 to 7 tokens", 2)]),
+    ],
+)
+def test_pairs_of_the_same_length_difference_are_in_one_group(longer, groups):
+    pairs = [EncodedPair([1] * (1 + more), [0], 0.0) for more in longer]
+    found = measure(Known([0.0, 1.0]), pairs, max_tokens=10)["by_length_difference"]
+    assert [(group["label"], group["count"]) for group in found] == groups
 
 
 # ── normalisation ────────────────────────────────────────────────────────────────────────────────────────────────────

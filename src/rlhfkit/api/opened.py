@@ -61,6 +61,7 @@ class Opened:
                         tensorboard=self.stays,
                     )
                 )
+            self.ctx.tells_paths = False  # what is switched off is warned of; the rest is for the manifest
             self.stack = stack.pop_all()
         self._close = closer(self, self.stack, self.place)
 

@@ -202,9 +202,10 @@ class PPOTrainer(AbstractContextManager["PPOTrainer"]):
     def step(self, prompts: Sequence[Any], responses: Sequence[str], scores: Any) -> dict[str, float]:
         """The metrics of one iteration of PPO on responses to prompts, with a score (B,) for each, higher is better.
 
-        Responses that `sample` gave and that come back unchanged are learnt with the very tokens that were sampled;
-        any other text may stand there too, and counts as one that the policy ended. The number of steps is
-        `config.iterations`, over which learning rates fall; a step is one update of `config.epochs` passes.
+        Responses that `sample` gave are learnt with the very tokens that were sampled, when they come back unchanged or
+        stripped of white space; any other text may stand there too, and counts as one that the policy ended. The
+        number of steps is `config.iterations`, over which learning rates fall; a step is one update of `config.epochs`
+        passes.
 
         Example:
             >>> from rlhfkit import PPOConfig, PPOTrainer, RolloutConfig

@@ -19,6 +19,7 @@ from rlhfkit.config.recipe import Recipe
 from rlhfkit.errors import ConfigError
 
 __all__ = [
+    "MADE_IN_PYTHON",
     "LoadedRecipe",
     "RecipeSummary",
     "list_recipes",
@@ -30,6 +31,9 @@ __all__ = [
 
 
 Table = dict[str, Any]
+
+MADE_IN_PYTHON = "# Made by rlhfkit."
+"""How the `recipe.toml` of a run begins that a trainer in Python has made; its name follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
         2
     """
     text = _read(str(name_or_path))
+    if text.startswith(MADE_IN_PYTHON):
+        raise _made_in_python(str(name_or_path), text)
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -88,6 +94,15 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
         heading = f"recipe {name_or_path}: " if len(faults) == 1 else f"recipe {name_or_path} has {len(faults)} faults:"
         raise ConfigError(heading + (faults[0] if len(faults) == 1 else "".join(f"\n  {fault}" for fault in faults)))
     return LoadedRecipe(recipe, text, tuple(overrides))
+
+
+def _made_in_python(path: str, text: str) -> ConfigError:
+    trainer = text.removeprefix(MADE_IN_PYTHON).split()[0]
+    return ConfigError(
+        f"{path} is of a run that {trainer} made in Python, of things that may be in memory there alone; go on with it "
+        f"in Python, by the same {trainer}(…, run_dir=…), or write a recipe of your own (rlhfkit recipes shows some). "
+        "The commands report, diagnose and generate work on such a run as it is"
+    )
 
 
 def recipe_kind(table: Table) -> type[Recipe] | type[ControlRecipe]:
@@ -154,7 +169,11 @@ def _read(name_or_path: str) -> str:
         near = _did_you_mean(path.stem, shipped)
         raise ConfigError(f"there is neither a recipe nor a file {name_or_path!r}{near}; {_listed(shipped)}") from error
     except IsADirectoryError as error:
-        raise ConfigError(f"{name_or_path} is a directory; give a recipe's name or a TOML file") from error
+        own = path / "recipe.toml"
+        hint = f": to go on with the run there, rlhfkit run {own} --run-dir {path}" if own.is_file() else ""
+        if hint and (text := own.read_text(encoding="utf-8")).startswith(MADE_IN_PYTHON):
+            raise _made_in_python(name_or_path, text) from error
+        raise ConfigError(f"{name_or_path} is a directory; give a recipe's name or a TOML file{hint}") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(

@@ -40,6 +40,8 @@ class RunContext:
     log: RunLog
     progress: Progress
     workload: Workload = field(default_factory=Workload)
+    tells_paths: bool = True
+    """Whether the line about fast paths is shown; the manifest has them anyway."""
     builder: Builder = field(init=False)
     manifest: Manifest = field(init=False)
     _said: set[str] = field(init=False, default_factory=set)
@@ -149,7 +151,7 @@ class RunContext:
     def tell_paths(self) -> None:
         """Say which fast paths the run takes, and why not the others, once all have been tried; of rounds the first."""
         is_first = self.builder.given_dtype is None or self.recipe.preferences.round == 1
-        if is_first and (words := self.builder.paths.words()):
+        if self.tells_paths and is_first and (words := self.builder.paths.words()):
             self.progress.note(words)
 
 

@@ -53,7 +53,10 @@ def evaluate_again(directory: Path) -> None:
     if not run.model("policy").exists():
         raise CheckpointError(f"{directory} has no policy yet; finish it with the command that began it")
     if recipe.data.test_prompts is None and recipe.uses_prompts:
-        raise ConfigError(f"the recipe of {directory} has no data.test_prompts, so there is nothing to evaluate on")
+        raise ConfigError(
+            f"the recipe of {directory} has no data.test_prompts, so there is nothing to evaluate on; give some in the "
+            "recipe, or in Python call rlhfkit.evaluate(before, after, prompts=…, reward=…)"
+        )
     with reopened(recipe, run, ["evaluate"], progress=progress) as ctx:
         ctx.tell_dtype()
         evaluate(ctx)

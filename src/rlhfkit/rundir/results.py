@@ -40,9 +40,11 @@ class Estimate(Results):
     """A mean with its 95 % interval."""
 
     mean: float
+    """The mean itself."""
     low: float | None = None
     """None where one value alone, or values that are all the same, allow no interval."""
     high: float | None = None
+    """The interval's other end."""
     std: float | None = None
     """Deviation of the single values, not of the mean."""
 
@@ -61,7 +63,9 @@ class ModelResults(Results):
     judge_positive_share: Estimate | None = None
     """Share of the responses to which the judge gives more than 0."""
     response_tokens: float | None = None
+    """Mean length of a response."""
     eos_rate: float | None = None
+    """Share of the responses that end by themselves."""
     distinct_1: float | None = None
     """Share of different words among all words of the responses."""
     distinct_2: float | None = None
@@ -80,8 +84,11 @@ class WinRate(Results):
     """How often the policy's response beats the SFT model's to the same prompt; a tie counts half."""
 
     rate: float
+    """Share of the prompts on which the response after beats the one before."""
     low: float
+    """Lower end of its 95 % interval."""
     high: float
+    """Upper end."""
     ties: float = 0.0
     """Share of ties."""
 
@@ -90,19 +97,28 @@ class WinRates(Results):
     """The comparison in the eyes of the reward, which was trained for, and of the judge, which was not."""
 
     reward: WinRate
+    """By the reward."""
     judge: WinRate | None = None
+    """By the judge, where there is one."""
 
 
 class SamplePair(Results):
     """Both models' responses to one held-out prompt."""
 
     prompt: str
+    """As the models read it."""
     sft: str
+    """The response before."""
     policy: str
+    """The response after."""
     score_sft: float | None = None
+    """What the reward says of the response before."""
     score_policy: float | None = None
+    """The same of the one after."""
     judge_sft: float | None = None
+    """What the judge says of the response before."""
     judge_policy: float | None = None
+    """The same of the one after."""
 
 
 class Measure(Results):
@@ -161,10 +177,15 @@ class Evaluation(Results):
     reward_is_truth: bool = False
     """Whether the environment itself pays, so that its reward is what is wanted and needs no judge."""
     models: dict[str, ModelResults]
+    """"sft": the model before; "policy": the one after."""
     win_rate: WinRates | None = None
+    """How often the response after beats the one before."""
     judge_name: str = "judge"
+    """What the judge is called in reports."""
     reward_name: str = "reward"
+    """The same of the reward."""
     samples: tuple[SamplePair, ...] = ()
+    """Some prompts with both responses."""
     task: TaskResults | None = None
     """What `evaluation.metric` asks for."""
 
@@ -173,14 +194,19 @@ class SeedResult(Results):
     """One training."""
 
     seed: int
+    """Its seed."""
     episode_return: Estimate
     """Over the evaluation's episodes."""
     lowest: float
+    """Return of the worst of these episodes."""
     highest: float
+    """Return of the best."""
     num_episodes: int
+    """How many were played."""
     env_steps: int
     """Steps of training."""
     training_seconds: float
+    """How long it took."""
 
 
 class ControlEvaluation(Results):
@@ -221,18 +247,25 @@ class RewardModelResults(Results):
     """`reward_model.json`: the reward model on pairs it was not trained on."""
 
     accuracy: float
+    """Share of the pairs whose chosen response gets the higher score."""
     accuracy_low: float | None = None
+    """Lower end of its 95 % interval."""
     accuracy_high: float | None = None
+    """Upper end."""
     num_pairs: int
+    """How many pairs it was measured on."""
     baselines: dict[str, float] = {}
     """`tfidf_logistic`, `shorter`, `longer` → accuracy on the same pairs."""
     calibration: tuple[CalibrationBin, ...] = ()
+    """Whether it is right as often as it says, by how sure it is."""
     by_length_difference: tuple[PairGroup, ...] = ()
+    """By how much longer the chosen response is; empty where that tells no groups apart."""
     by_degree: tuple[PairGroup, ...] = ()
     """By how much better people found the chosen response."""
     ceiling: float | None = None
     """Accuracy of a perfect model on the labels of these pairs, as people disagree; where that is known."""
     normalization: Normalization | None = None
+    """What its scores are scaled by."""
 
 
 AnyResults = TypeVar("AnyResults", bound=Results)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -204,24 +205,33 @@ def _calibration(difference: Tensor, right: Tensor) -> list[dict[str, float]]:
 
 def _length_label(low: int, high: int) -> str:
     """How much longer or shorter the chosen response is, in words."""
+    if low == high == 0:
+        return "as long as each other"
     if high <= 0:
-        return f"chosen shorter by {-high} to {-low} tokens"
+        return f"chosen shorter by {_range(-high, -low)}"
     if low >= 0:
-        return f"chosen longer by {low} to {high} tokens"
+        return f"chosen longer by {_range(low, high)}"
     return f"chosen from {-low} tokens shorter to {high} longer"
 
 
+def _range(least: int, most: int) -> str:
+    return f"{least} to {most} tokens" if least < most else f"{most} token{'' if most == 1 else 's'}"
+
+
 def _by_length_difference(pairs: Sequence[EncodedPair], right: Tensor) -> list[dict[str, Any]]:
-    """Thirds of the pairs by how much longer the chosen response is."""
+    """Pairs by how much longer the chosen response is, about a third in each group; none where that tells no groups.
+
+    Pairs of the same difference are in one group, so that there may be two.
+    """
     difference = torch.tensor([len(pair.chosen) - len(pair.rejected) for pair in pairs])
-    order = difference.argsort(stable=True)
-    thirds = []
-    for part in order.tensor_split(3):
-        if len(part):
-            low, high = int(difference[part].min()), int(difference[part].max())
-            label = _length_label(low, high)
-            thirds.append({"label": label, "accuracy": float(right[part].mean()), "count": len(part)})
-    return thirds
+    ordered = difference.sort().values
+    least = sorted({int(third[0]) for third in ordered.tensor_split(3) if len(third)})
+    groups = []
+    for low, high in pairwise([*least, int(ordered[-1]) + 1] if len(least) > 1 else []):
+        inside = (difference >= low) & (difference < high)
+        label = _length_label(low, int(difference[inside].max()))
+        groups.append({"label": label, "accuracy": float(right[inside].mean()), "count": int(inside.sum())})
+    return groups
 
 
 def normalization_of(raw_scores: Tensor) -> Normalization:
