@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import sys
@@ -6,12 +7,17 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from rlhfkit.cli import app as cli
 from rlhfkit.cli.run import closing_words
+from rlhfkit.config.control import EnvConfig
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
+from rlhfkit.envs.control import make_env
 from rlhfkit.errors import CheckpointError, EnvError, TrainingError
+from rlhfkit.evaluation import control as evaluation
+from rlhfkit.evaluation.control import episode_returns
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.pipeline import control
@@ -19,8 +25,10 @@ from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.control import load_control_policy
 from rlhfkit.pipeline.evaluate import evaluate_again
 from rlhfkit.rundir.directory import RunDir
+from rlhfkit.rundir.results import ControlEvaluation, read_results
 from rlhfkit.training.checkpoint import Checkpoints
 from tests.envs import scripted
+from tests.pipeline.whole_runs import Talk
 
 SMALL = [
     "num_seeds=2",
@@ -33,9 +41,9 @@ SMALL = [
 ]
 
 
-def run(path, *overrides, recipe="cartpole", fresh=False):
+def run(path, *overrides, recipe="cartpole", fresh=False, progress=None):
     loaded = load_recipe(recipe, [*SMALL, *overrides])
-    pipeline.run(loaded, path, fresh=fresh, progress=Progress(quiet=True))
+    pipeline.run(loaded, path, fresh=fresh, progress=progress or Progress(quiet=True))
     return RunDir(path)
 
 
@@ -141,12 +149,8 @@ def test_evaluate_measures_again_with_the_same_result(tmp_path):
 
 
 def test_a_recorded_episode_has_the_return_that_is_said(tmp_path):
-    from rlhfkit.config.control import EnvConfig
-    from rlhfkit.evaluation.control import episode_returns
-    from rlhfkit.pipeline.control import load_control_policy
-
     done = run(tmp_path / "run", "evaluation.num_episodes=5")
-    evaluation = json.loads(done.evaluation.read_text())
+    said = json.loads(done.evaluation.read_text())
     returns = [
         episode_return
         for seed in (0, 1)
@@ -157,7 +161,7 @@ def test_a_recorded_episode_has_the_return_that_is_said(tmp_path):
             seed=seed,
         )
     ]
-    assert evaluation["recorded_return"] == sorted(returns)[5]
+    assert said["recorded_return"] == sorted(returns)[5]
 
 
 def test_an_environment_that_cannot_be_drawn_is_not_recorded(tmp_path):
@@ -217,11 +221,44 @@ def test_an_error_of_the_environment_is_reported_as_its_own(tmp_path):
         run(tmp_path / "other", f"env.id={scripted.register('Unmakeable', Unmakeable)}")
 
 
-def test_an_episode_that_never_ends_is_named(tmp_path, monkeypatch):
+def test_episodes_that_never_end_are_cut_and_named_and_the_run_is_not_lost(tmp_path, monkeypatch):
     endless = scripted.register("Endless", scripted.Counter)
     monkeypatch.setattr("rlhfkit.evaluation.control.MOST_STEPS", 50)
-    with pytest.raises(EnvError, match=r"3 episodes did not end within 50 steps; set env.max_episode_steps"):
-        run(tmp_path / "run", f"env.id={endless}", "env.check=false")
+    talk = Talk()
+    run_dir = run(tmp_path / "run", f"env.id={endless}", "env.check=false", progress=talk)
+    said = f'env.id = "{endless}": 3 of 3 episodes did not end within 50 steps and were cut there, so their returns are'
+    assert sum(warning.startswith(said) for warning in talk.warnings) == 2  # of each of the seeds
+    assert read_results(run_dir.evaluation, ControlEvaluation).seeds[0].num_episodes == 3
+    with pytest.raises(EnvError, match=r"2 of 2 episodes did not end within 50 steps; set env.max_episode_steps"):
+        episode_returns(
+            load_control_policy(run_dir.model("policy") / "seed-0"), EnvConfig(id=endless), num_episodes=2, seed=0
+        )
+
+
+def test_an_episode_whose_limit_is_known_is_played_to_it(tmp_path, monkeypatch):
+    endless = scripted.register("Endless", scripted.Counter)
+    monkeypatch.setattr("rlhfkit.evaluation.control.MOST_STEPS", 50)
+    run_dir = run(tmp_path / "run", f"env.id={endless}", "env.check=false", "env.max_episode_steps=70")
+    assert 70 * 71 / 2 <= read_results(run_dir.evaluation, ControlEvaluation).seeds[0].lowest <= 70 * 71 / 2 + 70
+
+
+class Drawn(scripted.Counter):
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012
+
+    def render(self):
+        return np.full((4, 4, 3), self.steps % 256, dtype=np.uint8)
+
+
+def test_a_recording_of_a_long_episode_keeps_few_pictures_and_its_length(tmp_path):
+    long = scripted.register("Drawn", Drawn, ends=1000)
+    path = tmp_path / "run"
+    policy = load_control_policy(run(path, f"env.id={long}", "num_seeds=1").model("policy") / "seed-0")
+    frames, stride = evaluation._frames(policy, make_env(EnvConfig(id=long), render_mode="rgb_array"), 0, 10_000)
+    assert (len(frames), stride) == (251, 4)
+    assert [int(frame[0, 0, 0]) for frame in frames[:3]] == [0, 4, 8]
+    with Image.open(io.BytesIO(evaluation.record_episode(policy, EnvConfig(id=long), seed=0, index=0))) as gif:
+        seconds = sum(gif.seek(n) or gif.info["duration"] for n in range(gif.n_frames)) / 1000
+    assert seconds == pytest.approx(1000 / 50, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,15 @@ from rlhfkit.envs.text import guarded
 from rlhfkit.envs.workers import InWorker, errors_of_workers
 from rlhfkit.errors import ConfigError, EnvError, MissingDependencyError, RlhfkitError
 
-__all__ = ["ControlEnvs", "EnvStep", "make_env", "make_envs", "make_raw_env", "needs_new_each_episode"]
+__all__ = [
+    "ControlEnvs",
+    "EnvStep",
+    "episode_limit",
+    "make_env",
+    "make_envs",
+    "make_raw_env",
+    "needs_new_each_episode",
+]
 
 WRAP = "wrap the environment so that it gives a Box"
 
@@ -267,6 +275,11 @@ def needs_new_each_episode(config: EnvConfig) -> bool:
         lambda: depends_on_episodes_before(lambda: make_raw_env(config)), f"{config.id}, tried,", must=MUST_BOTH
     )
     return depends
+
+
+def episode_limit(config: EnvConfig) -> int | None:
+    """Steps after which an episode is truncated, by the recipe or else by the registration; None where nothing is."""
+    return config.max_episode_steps or _guarded(config, lambda: _spec(config.id)).max_episode_steps
 
 
 def make_raw_env(config: EnvConfig, *, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:

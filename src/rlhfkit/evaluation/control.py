@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from rlhfkit.config.control import EnvConfig
-from rlhfkit.envs.control import make_env, make_envs
+from rlhfkit.envs.control import episode_limit, make_env, make_envs
 from rlhfkit.envs.text import guarded, shown
 from rlhfkit.errors import EnvError
 from rlhfkit.machine.seeding import capture_rng, derive_seed, restore_rng
@@ -21,25 +21,36 @@ from rlhfkit.stats.intervals import mean_interval
 
 __all__ = ["episode_returns", "quick_return", "record_episode", "summarize"]
 
-MOST_STEPS = 100_000
-"""An episode that has not ended by then never will."""
+MOST_STEPS = 10_000
+"""Of an episode in an environment that names no limit: one that has not ended by then may never end."""
 RANKING_EPISODES, RANKING_STEPS = 10, 10_000
 MOST_FRAMES, FRAME_WIDTH = 200, 300
-"""Of a recording, which shall not weigh more than the rest of the report."""
+"""Of a recording, which shall not weigh more than the rest of the report, nor fill the memory while it is made."""
 
 
-def episode_returns(policy: ControlPolicy, env: EnvConfig, *, num_episodes: int, seed: int) -> list[float]:
+def episode_returns(
+    policy: ControlPolicy,
+    env: EnvConfig,
+    *,
+    num_episodes: int,
+    seed: int,
+    warn: Callable[[str], None] | None = None,
+) -> list[float]:
     """Undiscounted return of episode 0 … num_episodes - 1, each from a seed of its own, by the likeliest actions.
 
-    Raises: EnvError where an episode does not end.
+    Where neither the recipe nor the environment limits an episode, it is cut after `MOST_STEPS` steps, and `warn` is
+    given a sentence that says how many were.
+    Raises: EnvError where an episode would have to be cut, and nobody can be warned.
     """
     seeds = [derive_seed(seed, "evaluation", n) for n in range(num_episodes)]
-    returns, num_left = _play(policy, env, seeds, MOST_STEPS)
-    if num_left:
-        raise EnvError(
-            f'env.id = "{env.id}": {num_left} episodes did not end within {MOST_STEPS:,} steps; set '
-            "env.max_episode_steps"
-        )
+    most_steps = episode_limit(env) or MOST_STEPS
+    returns, num_left = _play(policy, env, seeds, most_steps)
+    if not num_left:
+        return returns
+    seen = f'env.id = "{env.id}": {num_left} of {num_episodes} episodes did not end within {most_steps:,} steps'
+    if warn is None:
+        raise EnvError(f"{seen}; set env.max_episode_steps")
+    warn(f"{seen} and were cut there, so their returns are of these steps alone; set env.max_episode_steps")
     return returns
 
 
@@ -102,27 +113,32 @@ def record_episode(policy: ControlPolicy, env: EnvConfig, *, seed: int, index: i
         return None
     frames_per_second = float(drawn.metadata.get("render_fps") or 30)
     try:
-        frames = guarded(
-            lambda: _frames(policy, drawn, derive_seed(seed, "evaluation", index)),
+        frames, stride = guarded(
+            lambda: _frames(policy, drawn, derive_seed(seed, "evaluation", index), episode_limit(env) or MOST_STEPS),
             env.id,
             must="its render must draw what it says in metadata",
         )
     finally:
         drawn.close()
-    return _gif(frames, frames_per_second)
+    return _gif(frames, frames_per_second / stride)
 
 
-def _frames(policy: ControlPolicy, drawn: gymnasium.Env[Any, Any], seed: int) -> list[np.ndarray]:
-    """Every picture of the episode."""
+def _frames(
+    policy: ControlPolicy, drawn: gymnasium.Env[Any, Any], seed: int, most_steps: int
+) -> tuple[list[np.ndarray], int]:
+    """Pictures of the episode, as far as so many steps; and of how many steps one is kept, so that memory holds all."""
     observation, _ = drawn.reset(seed=seed)
-    frames = [_picture(drawn)]
-    ended = False
-    while not ended and len(frames) < MOST_STEPS:
+    frames, stride = [_picture(drawn)], 1
+    for t in range(1, most_steps + 1):
         action = policy.act(torch.from_numpy(np.asarray(observation))[None].float(), None)
         observation, _, terminated, truncated, _ = drawn.step(policy.actions.to_env(action)[0])
-        frames.append(_picture(drawn))
-        ended = bool(terminated or truncated)
-    return frames
+        if t % stride == 0:
+            frames.append(_picture(drawn))
+        if len(frames) > 2 * MOST_FRAMES:
+            frames, stride = frames[::2], 2 * stride
+        if terminated or truncated:
+            break
+    return frames, stride
 
 
 def _picture(drawn: gymnasium.Env[Any, Any]) -> np.ndarray:

@@ -169,7 +169,7 @@ class ControlPipeline:
         with self.progress.stage("evaluate", total=len(self.seeds), unit="seed") as progress:
             for seed in self.seeds:
                 policy = load_control_policy(self._directory(seed))
-                returns = episode_returns(policy, recipe.env, num_episodes=num, seed=seed)
+                returns = episode_returns(policy, recipe.env, num_episodes=num, seed=seed, warn=self.progress.warn)
                 training = read_json(self._directory(seed) / "training.json")
                 results.append(
                     summarize(
