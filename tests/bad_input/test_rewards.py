@@ -37,7 +37,7 @@ TRIED = 'reward, tried on an empty response and on "Yes, that is fine.": '
         ),
         (
             "return sum(map(len, responses))",
-            "rewarding:letters returned 18, not a list of numbers: one score for 2 resp",
+            "rewarding:letters got lists of 2 texts as (prompts, responses) and returned 18 (of",
         ),
         (
             "return ['good'] * len(responses)",

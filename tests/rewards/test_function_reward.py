@@ -116,6 +116,23 @@ doubled = functools.partial(scaled, 2.0)
 def one_score(prompts, responses):
     return 0.5
 
+def tensor(responses):
+    import torch
+    return torch.tensor([float(len(response)) for response in responses])
+
+def list_for_one(prompt, response) -> float:
+    return [1.0]
+
+def array_for_one(response):
+    import numpy
+    return numpy.ones(2)
+
+def nothing_for_one(response):
+    pass
+
+def row_for_each(prompts, responses):
+    return [[1.0]] * len(responses)
+
 def by_names_of_others(queries, outputs):
     return [0.0] * len(outputs)
 
@@ -226,6 +243,10 @@ def test_parameters_are_bound_by_their_names(build, make_episodes, function, sco
     assert build(f"my_rewards:{function}").score(episodes).tolist() == scores
 
 
+def test_a_tensor_of_one_score_is_a_list_for_one_response(build, make_episodes):
+    assert build("my_rewards:tensor").score(make_episodes("abc")).tolist() == [3.0]
+
+
 def test_a_coroutine_runs_beside_a_loop_that_runs_already(build, make_episodes):
     async def notebook():
         return build("my_rewards:waits").score(make_episodes("abc")).tolist()
@@ -271,7 +292,27 @@ def test_exception_names_function_error_and_line(build, make_episodes):
         ("nothing", "my_rewards:nothing returned None, not a list of numbers"),
         ("not_a_number", "my_rewards:not_a_number returned nan"),
         ("too_few", r"my_rewards:too_few returned 1 score for 2 responses"),
-        ("one_score", r"my_rewards:one_score returned 0\.5, not a list of numbers: one score for 2 responses"),
+        (
+            "one_score",
+            r"^my_rewards:one_score got lists of 2 texts as \(prompts, responses\) and returned 0\.5 "
+            r"\(of type float\); expected a list of 2 numbers, one for each response, in order: return a list; or, to "
+            r"score one at a time, take \(prompt, response\)$",
+        ),
+        (
+            "list_for_one",
+            r"^my_rewards:list_for_one got one text for each of \(prompt, response\) and returned \[1\.0\] "
+            r"\(of type list\); expected one number: return a float; or, to score many at once, take "
+            r"\(prompts, responses\) and return a list$",
+        ),
+        ("array_for_one", r"one text for each of \(response\) and returned array\(\[1\., 1\.\]\) \(of type ndarray\)"),
+        (
+            "nothing_for_one",
+            r"one text for each of \(response\) and returned None; expected one number: return a float",
+        ),
+        (
+            "row_for_each",
+            r"row_for_each returned scores for 2 responses in which response 0 has the list \[1\.0\]; return",
+        ),
     ],
 )
 def test_bad_scores_name_the_function(build, make_episodes, function, words):

@@ -36,7 +36,7 @@ def test_scores_of_no_episodes_are_empty():
         ([10**400, 0.0], "returned inf for response 0"),
         ([1.0], "returned 1 score for 2 responses"),
         ([1.0, 2.0, 3.0], "returned 3 scores for 2 responses"),
-        ([[1.0], [2.0]], r"shape \(2, …\) for 2 responses"),
+        ([1.0, [2.0]], r"returned scores for 2 responses in which response 1 has the list \[2\.0\]"),
         (3.0, r"returned 3\.0, not a list of numbers"),
         ([1.0, math.nan], r"returned nan for response 1 \('b'\) and 1 of 2"),
         ([math.inf, -math.inf], r"returned inf for response 0 \('a'\) and 2 of 2"),

@@ -2,6 +2,8 @@
 
 import asyncio
 import inspect
+import numbers
+import reprlib
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ from rlhfkit.config.rewards import FunctionRewardConfig
 from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.binding import Binding, bind
-from rlhfkit.rewards.source import ScoredText, check_scores
+from rlhfkit.rewards.source import ScoredText, as_number, check_scores
 
 __all__ = ["FunctionReward"]
 
@@ -68,6 +70,7 @@ class FunctionReward:
                 f"{self.name} raised {shown_error(error)} (at {_where(error, self._function)}); correct the function: "
                 "a reward that fails must not become a number"
             ) from error
+        self._check_kind(scores, len(episodes))
         return check_scores(scores, episodes, source=self.name)
 
     def columns_of(self, prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
@@ -92,6 +95,27 @@ class FunctionReward:
             for column in sorted(everywhere - set(filled) - set(self._binding.names) - {"prompts", "responses"}):
                 filled[column] = [prompt.columns[column] for prompt in prompts]
         return filled
+
+    def _check_kind(self, scores: object, num: int) -> None:
+        """Check that one text gave one number, and a list of texts a list.
+
+        Raises: RewardError that says what the function got, what it returned, and what was expected.
+        """
+        names = ", ".join(self._binding.names) or "**"
+        if self._binding.one_at_a_time:
+            assert isinstance(scores, list)
+            odd = [score for score in scores if as_number(score) is None]
+            if odd:
+                raise RewardError(
+                    f"{self.name} got one text for each of ({names}) and returned {_shown(odd[0])}; expected one number: "
+                    "return a float; or, to score many at once, take (prompts, responses) and return a list"
+                )
+        elif isinstance(scores.tolist() if hasattr(scores, "tolist") else scores, numbers.Number):
+            raise RewardError(
+                f"{self.name} got lists of {num} texts as ({names}) and returned {_shown(scores)}; expected a list of "
+                f"{num} numbers, one for each response, in order: return a list; or, to score one at a time, take "
+                "(prompt, response)"
+            )
 
     def _called(self, given: Mapping[str, list[Any]], num: int) -> object:
         """What the function returns, all at once or one response at a time; of a coroutine, what it comes to."""
@@ -141,6 +165,11 @@ def _awaited(returned: list[Any]) -> list[Any]:
 
     with ThreadPoolExecutor(1) as thread:  # a notebook's loop runs in this one already
         return thread.submit(asyncio.run, all_of_them()).result()
+
+
+def _shown(returned: object) -> str:
+    """What a function returned, with its type, unless that is plain."""
+    return "None" if returned is None else f"{reprlib.repr(returned)} (of type {type(returned).__name__})"
 
 
 def _listed(scores: object) -> object:

@@ -14,7 +14,7 @@ from rlhfkit.errors import RewardError
 from rlhfkit.records import Prompt
 from rlhfkit.wording import counted
 
-__all__ = ["RewardSource", "ScoredText", "check_scores", "references_of"]
+__all__ = ["RewardSource", "ScoredText", "as_number", "check_scores", "references_of"]
 
 DEFAULT_MAX_TOKENS = 2048
 """Longest sequence of a model that scores, where neither the recipe nor the model says how long it may be."""
@@ -60,14 +60,16 @@ def check_scores(scores: object, episodes: Sequence[ScoredText], *, source: str)
     if not isinstance(listed, Sequence) or isinstance(listed, str | bytes):
         raise _not_numbers(scores, source, f"but {type(scores).__name__}")
     if any(isinstance(value, list | tuple) for value in listed):
-        shape = ", ".join(map(str, getattr(scores, "shape", (len(listed), "…"))))
+        index = next(index for index, value in enumerate(listed) if isinstance(value, list | tuple))
+        shape = f" of shape ({', '.join(map(str, scores.shape))})" if hasattr(scores, "shape") else ""
         raise RewardError(
-            f"{source} returned scores of shape ({shape}) for {num} responses; return one float per response, in order"
+            f"{source} returned scores{shape} for {num} responses in which response {index} has the list "
+            f"{reprlib.repr(listed[index])}; return one float per response, in order"
         )
     if len(listed) != num:
         scored = counted(len(listed), "score")
         raise RewardError(f"{source} returned {scored} for {num} responses; return one float per response, in order")
-    found = [_number(value) for value in listed]
+    found = [as_number(value) for value in listed]
     if None in found:
         index = found.index(None)
         raise _not_numbers(scores, source, f"{reprlib.repr(listed[index])} for response {index}")
@@ -82,7 +84,7 @@ def check_scores(scores: object, episodes: Sequence[ScoredText], *, source: str)
     return tensor
 
 
-def _number(value: object) -> float | None:
+def as_number(value: object) -> float | None:
     """A number of any library as a float; None for what is no number."""
     if hasattr(value, "item"):  # of numpy and torch
         try:
