@@ -14,26 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SCRATCH = """
-synthetic = true
-seed = 3
-[model]
-type = "scratch"
-num_layers = 1
-width = 16
-num_heads = 2
-vocabulary_tokens = 384
-context_tokens = 64
-[rollout]
-max_response_tokens = 12
+from tests.small_recipe import small_recipe
+
+PRETRAIN = """
 [pretrain]
 minibatch_sequences = 16
 max_tokens = 64
 checkpoint_minutes = 1e-9
 """
 RECIPES = {
-    "sft": SCRATCH.replace("[model]", 'name = "sft"\nstages = ["pretrain", "sft"]\n[model]')
-    + """
+    "sft": small_recipe(
+        "sft",
+        ["pretrain", "sft"],
+        PRETRAIN
+        + """
 [data]
 max_prompt_tokens = 40
 texts = { type = "grammar", num_rows = 24 }
@@ -44,8 +38,12 @@ max_tokens = 64
 epochs = 2
 checkpoint_minutes = 1e-9
 """,
-    "reward_model": SCRATCH.replace("[model]", 'name = "reward_model"\nstages = ["pretrain", "reward_model"]\n[model]')
-    + """
+    ),
+    "reward_model": small_recipe(
+        "reward_model",
+        ["pretrain", "reward_model"],
+        PRETRAIN
+        + """
 [data]
 max_prompt_tokens = 40
 texts = { type = "grammar", num_rows = 24 }
@@ -57,8 +55,12 @@ minibatch_pairs = 2
 normalization_responses = 8
 checkpoint_minutes = 1e-9
 """,
-    "ppo": SCRATCH.replace("[model]", 'name = "ppo"\nstages = ["pretrain", "ppo"]\n[model]')
-    + """
+    ),
+    "ppo": small_recipe(
+        "ppo",
+        ["pretrain", "ppo"],
+        PRETRAIN
+        + """
 [data]
 max_prompt_tokens = 40
 texts = { type = "grammar", num_rows = 24 }
@@ -76,6 +78,7 @@ checkpoint_minutes = 1e-9
 optim = { learning_rate = 1e-3 }
 kl = { type = "adaptive", target = 1.0, horizon_episodes = 100 }
 """,
+    ),
     "control": """
 name = "control"
 stages = ["control"]

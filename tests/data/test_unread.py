@@ -7,8 +7,8 @@ from rlhfkit.config.load import load_recipe
 from rlhfkit.data import note_on_unread, read_rows
 from rlhfkit.doctor.data import examine_unread
 from rlhfkit.pipeline.opening import open_run
-from tests.killing import SCRATCH
 from tests.pipeline.whole_runs import Talk
+from tests.small_recipe import small_recipe
 
 ROW = '{"prompt": "Hi"}\n'
 
@@ -76,13 +76,12 @@ def test_splits_of_a_dataset_that_no_table_reads_are_named(tmp_path):
 
 def test_a_run_and_the_doctor_say_it(tmp_path):
     directory = directory_with(tmp_path, "train.jsonl", "test.jsonl")
-    (tmp_path / "recipe.toml").write_text(
-        f"""{SCRATCH.replace("[model]", 'name = "x"' + chr(10) + 'stages = ["pretrain"]' + chr(10) + "[model]")}
+    table = f"""
 [data]
 directory = "{directory}"
 texts = {{ path = "train.jsonl", columns = {{ text = "prompt" }} }}
 """
-    )
+    (tmp_path / "recipe.toml").write_text(small_recipe("x", ["pretrain"], table))
     talk = Talk()
     with open_run(load_recipe(tmp_path / "recipe.toml"), tmp_path / "run", progress=talk) as ctx:
         said = [note for note in talk.notes if "test.jsonl" in note]

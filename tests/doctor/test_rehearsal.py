@@ -19,19 +19,12 @@ from rlhfkit.records import Preference, Prompt
 from rlhfkit.rollout.generation import Response
 from rlhfkit.rundir.directory import RunDir
 from tests.killing import RECIPES
+from tests.small_recipe import small_recipe
 
-RECIPE = """
-name = "everything"
-synthetic = true
-rounds = 2
-stages = ["pretrain", "sft", "preferences", "reward_model", "ppo", "evaluate"]
-[model]
-type = "scratch"
-num_layers = 1
-width = 16
-num_heads = 2
-vocabulary_tokens = 384
-context_tokens = 64
+RECIPE = small_recipe(
+    "everything",
+    ["pretrain", "sft", "preferences", "reward_model", "ppo", "evaluate"],
+    """
 [data]
 max_prompt_tokens = 40
 texts = { type = "grammar", num_rows = 200 }
@@ -51,8 +44,6 @@ num_test_pairs = 30
 [reward_model]
 minibatch_pairs = 8
 normalization_responses = 80
-[rollout]
-max_response_tokens = 12
 [ppo]
 iterations = 30
 rollout_episodes = 16
@@ -60,7 +51,10 @@ minibatch_episodes = 8
 epochs = 2
 [evaluation]
 judge = { type = "grammar" }
-"""
+""",
+    seed=0,
+    rounds=2,
+)
 DEADLY = """
 import os, signal
 

@@ -22,23 +22,12 @@ from rlhfkit.report.page import write_report
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import Evaluation, read_results
 from tests.pipeline.whole_runs import Killed, Talk, frozen, metrics, snapshot_of
+from tests.small_recipe import small_recipe
 
-RECIPE = """
-# Two rounds in a few seconds.
-name = "rounds"
-synthetic = true
-seed = 3
-rounds = 2
-stages = ["pretrain", "sft", "preferences", "reward_model", "ppo", "evaluate"]
-
-[model]
-type = "scratch"
-num_layers = 1
-width = 16
-num_heads = 2
-vocabulary_tokens = 384
-context_tokens = 64
-
+RECIPE = small_recipe(
+    "rounds",
+    ["pretrain", "sft", "preferences", "reward_model", "ppo", "evaluate"],
+    """
 [data]
 max_prompt_tokens = 40
 texts = { type = "grammar", num_rows = 48 }
@@ -65,9 +54,6 @@ normalization_responses = 8
 checkpoint_minutes = 1e-9
 optim = { learning_rate = 1e-3 }
 
-[rollout]
-max_response_tokens = 12
-
 [ppo]
 iterations = 2
 rollout_episodes = 8
@@ -79,7 +65,9 @@ optim = { learning_rate = 1e-2 }
 
 [evaluation]
 judge = { type = "grammar" }
-"""
+""",
+    rounds=2,
+)
 STAGES_OF_ROUND = ("preferences", "reward_model", "ppo", "evaluate")
 
 

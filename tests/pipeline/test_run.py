@@ -27,23 +27,14 @@ from rlhfkit.pipeline.generate import generate
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import Evaluation, RewardModelResults, read_results
 from tests.pipeline.whole_runs import metrics
+from tests.small_recipe import small_recipe
 from tests.training import tiny
 
-RECIPE = """
-# A whole run in a few seconds.
-name = "tiny"
-synthetic = true
-seed = 3
-stages = ["pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate"]
-
-[model]
-type = "scratch"
-num_layers = 1
-width = 16
-num_heads = 2
-vocabulary_tokens = 384
-context_tokens = 64
-
+STAGES = ("pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate")
+RECIPE = small_recipe(
+    "tiny",
+    STAGES,
+    """
 [data]
 max_prompt_tokens = 40
 texts = { type = "grammar", num_rows = 48 }
@@ -72,9 +63,6 @@ normalization_responses = 8
 checkpoint_minutes = 1e-9
 optim = { learning_rate = 1e-3 }
 
-[rollout]
-max_response_tokens = 12
-
 [ppo]
 iterations = 2
 rollout_episodes = 8
@@ -84,8 +72,8 @@ min_eos_rate = 0.0
 checkpoint_minutes = 1e-9
 optim = { learning_rate = 1e-3 }
 kl = { type = "adaptive", target = 1.0, horizon_episodes = 100 }
-"""
-STAGES = ("pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate")
+""",
+)
 
 
 @pytest.fixture(scope="session")

@@ -107,8 +107,8 @@ class FunctionReward:
             odd = [score for score in scores if as_number(score) is None]
             if odd:
                 raise RewardError(
-                    f"{self.name} got one text for each of ({names}) and returned {_shown(odd[0])}; expected one number: "
-                    "return a float; or, to score many at once, take (prompts, responses) and return a list"
+                    f"{self.name} got one text for each of ({names}) and returned {_shown(odd[0])}; expected one "
+                    "number: return a float; or, to score many at once, take (prompts, responses) and return a list"
                 )
         elif isinstance(scores.tolist() if hasattr(scores, "tolist") else scores, numbers.Number):
             raise RewardError(
