@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rlhfkit.config.ppo import RolloutConfig
+from rlhfkit.models.attention import any_shape_attention
 from rlhfkit.rollout import generation
 from rlhfkit.rollout.generation import generate
 from rlhfkit.rollout.kv_cache import SlotCache
@@ -96,3 +97,31 @@ def test_keys_lie_by_token_where_attention_is_fused(directory_of: Directory):
     assert elsewhere.keys[0].stride(2) == 1
     assert on_cpu.keys[0].shape == elsewhere.keys[0].shape
     assert on_cpu.bytes_per_place == elsewhere.bytes_per_place
+
+
+def test_while_sampling_on_a_gpu_no_attention_is_planned_for_each_shape():
+    """A step has another width each time; the other kernels take any."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    assert before
+    with any_shape_attention(torch.device("cuda")):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() is before
+
+
+def test_sampling_asks_for_it_where_the_model_is(directory_of: Directory, monkeypatch):
+    asked = []
+
+    def spy(device):
+        asked.append(device)
+        return any_shape_attention(torch.device("cuda"))
+
+    def step(*inputs):
+        asked.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return decode(*inputs)
+
+    decode = generation._decode_step
+    monkeypatch.setattr(generation, "any_shape_attention", spy)
+    monkeypatch.setattr(generation, "_decode_step", step)
+    generate(load(directory_of("gpt2")), [[1, 2]], RolloutConfig(max_response_tokens=3), seeds=None)
+    assert asked == [torch.device("cpu"), False, False]

@@ -4,10 +4,12 @@ Torch's fused attention is slow backward on CPU: for short sequences it takes mo
 same arithmetic written out as two matrix products is several times faster there; on a GPU the fused kernel wins.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
@@ -18,6 +20,7 @@ __all__ = [
     "OWN_ATTENTION",
     "WRITTEN_OUT",
     "additive_masks",
+    "any_shape_attention",
     "implementations_for",
     "try_attention",
     "written_out_attention",
@@ -30,6 +33,19 @@ OWN_ATTENTION = "attention as two products"
 def implementations_for(device: torch.device) -> list[str]:
     """Names of the attentions to ask transformers for on `device`, the best first; not every model has the first."""
     return [WRITTEN_OUT] if device.type == "cpu" else ["sdpa", WRITTEN_OUT]
+
+
+def any_shape_attention(device: torch.device) -> AbstractContextManager[None]:
+    """Inside, fused attention on a GPU is by kernels that take any shape, for steps that each have another width.
+
+    On some GPUs torch's first choice is cuDNN, which makes a plan for each shape that it has not met.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    any_shape: AbstractContextManager[None] = sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
+    return any_shape
 
 
 def written_out_attention(

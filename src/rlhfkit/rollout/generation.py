@@ -17,7 +17,7 @@ from torch import Tensor
 from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import ConfigError, GenerationError
 from rlhfkit.machine.fast_paths import agree
-from rlhfkit.models.attention import additive_masks
+from rlhfkit.models.attention import additive_masks, any_shape_attention
 from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.fast.compiling import compiled, uncompiled
 from rlhfkit.models.language import LanguageModel
@@ -141,7 +141,8 @@ def generate(
     if not prompts:
         return []
     sampler = _Sampler(model, prompts, config, seeds=seeds)
-    with model.reordered_weights.in_use(sampler.cache.num_slots) if worth_reordering(config) else nullcontext():
+    reordered = model.reordered_weights.in_use(sampler.cache.num_slots) if worth_reordering(config) else nullcontext()
+    with reordered, any_shape_attention(model.device):
         while sampler.unfinished:
             num_finished = sampler.step()
             if num_finished and on_finished is not None:
