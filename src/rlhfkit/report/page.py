@@ -160,20 +160,9 @@ def _comparison_cards(evaluation: Evaluation) -> Iterator[Card]:
         yield _win_card("Win rate (reward)", wins.reward, evaluation.reward_name, "after")
         if wins.judge is not None:
             yield _win_card("Win rate (judge)", wins.judge, evaluation.judge_name, "judge")
-    yield from _estimate_card(
-        "Won",
-        before.won_share if before else None,
-        after.won_share if after else None,
-        percent,
-        scale=(0.0, 1.0),
-    )
-    yield from _estimate_card(
-        "Judged positive",
-        before.judge_positive_share if before else None,
-        after.judge_positive_share if after else None,
-        percent,
-        scale=(0.0, 1.0),
-    )
+    for title, name in (("Won", "won_share"), ("Judged positive", "judge_positive_share")):
+        share, share_after = (None if model is None else getattr(model, name) for model in (before, after))
+        yield from _estimate_card(title, share, share_after, percent, scale=(0.0, 1.0))
 
 
 def _estimate_card(

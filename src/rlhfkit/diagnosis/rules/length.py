@@ -72,18 +72,19 @@ def _wanted_tokens(curves: Curves, ppo: Settings) -> str:
 
 
 def _shorter(curves: Curves, ppo: Settings) -> tuple[Remedy, ...]:
-    penalty = ppo.get("length_penalty") or 0.0
-    also = (("ppo.length_penalty_tokens", _wanted_tokens(curves, ppo)),)
-    note = "or the length that you want"
-    more = Remedy("ppo.length_penalty", shown(max(0.05, 2 * penalty)), shown(penalty), also=also, note=note)
-    return more, *kl_remedies(curves, ppo)[:1]
+    return _penalty_or_kl(curves, ppo, "length_penalty", least=0.05)
 
 
 def _longer(curves: Curves, ppo: Settings) -> tuple[Remedy, ...]:
-    penalty = ppo.get("brevity_penalty") or 0.0
-    also = (("ppo.brevity_penalty_tokens", _wanted_tokens(curves, ppo)),)
+    return _penalty_or_kl(curves, ppo, "brevity_penalty", least=0.1)
+
+
+def _penalty_or_kl(curves: Curves, ppo: Settings, name: str, *, least: float) -> tuple[Remedy, ...]:
+    """Twice the penalty, from the length that is wanted on; or to stay nearer to the reference."""
+    penalty = ppo.get(name) or 0.0
+    also = ((f"ppo.{name}_tokens", _wanted_tokens(curves, ppo)),)
     note = "or the length that you want"
-    more = Remedy("ppo.brevity_penalty", shown(max(0.1, 2 * penalty)), shown(penalty), also=also, note=note)
+    more = Remedy(f"ppo.{name}", shown(max(least, 2 * penalty)), shown(penalty), also=also, note=note)
     return more, *kl_remedies(curves, ppo)[:1]
 
 
