@@ -46,14 +46,21 @@ def test_a_device_samples_the_tokens_that_a_cpu_samples(family, device, director
 def test_a_device_updates_weights_as_a_cpu_does(device, directory_of: Directory, tmp_path):
     """Both learn from the experience of the CPU, so that no token that rounding decided comes between them."""
     trainers = [ppo_trainer(builder(directory_of("qwen2"), tmp_path / d, ppo=PPO, device=d)) for d in ("cpu", device)]
+    trainers[1].policy.language_model.causal_lm.set_attn_implementation("sdpa")  # so that a CPU rounds otherwise, too
+    before = weights_of(trainers[0])
     experience = trainers[0].rollout.collect(0, kl_coef=0.1)
     for trainer, where in zip(trainers, ("cpu", device), strict=True):
         seen = moved(experience, torch.device(where))
-        advantages, returns = advantages_and_returns(seen, trainer.config)
-        metrics = update(trainer, seen, advantages, returns)
+        metrics = update(trainer, seen, *advantages_and_returns(seen, trainer.config))
         assert metrics["ppo/ratio_first_epoch_max_deviation"] < 1e-3
-    for (name, expected), (_, found) in zip(*(t.policy.named_parameters() for t in trainers), strict=True):
-        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+    expected, found = map(weights_of, trainers)
+    # Other kernels on a CPU: 5e-6. A learning rate a tenth too high: 0.11; an epoch too few: 0.64.
+    assert float((found - expected).norm() / (expected - before).norm()) < 1e-3
+
+
+def weights_of(trainer) -> torch.Tensor:
+    """All weights in a row, as they are now."""
+    return torch.cat([weight.detach().cpu().double().flatten() for weight in trainer.policy.parameters()])
 
 
 def moved(value, device: torch.device):
