@@ -81,5 +81,5 @@ def test_faults_are_those_of_the_command_line(model_dir, tmp_path):
         sample(model_dir, ["One"], max_response_tokens=500)
     with pytest.raises(ConfigError, match="reward is of type NoneType; expected a function"):
         compared(model_dir, model_dir, reward=None)
-    with pytest.raises(DataError, match="test_prompts is empty"):
+    with pytest.raises(DataError, match=r"^prompts is empty"):
         compared(model_dir, model_dir, prompts=[])

@@ -396,6 +396,10 @@ def test_what_is_wrong_is_said_in_the_words_of_the_program(model_dir, tmp_path, 
         trainer(model_dir, rollout=RolloutConfig(max_response_tokens=500))
     with pytest.raises(ModelError, match=r'^model = "\./modle": there is no such directory'):
         trainer("./modle")
+    with pytest.raises(ConfigError, match=r"^the function '.*' takes \(texts\)"):
+        trainer(model_dir, reward=lambda texts: [0.0])
+    with pytest.raises(ModelError, match=r'^reward = "\./nowhere": there is no such directory'):
+        trainer(model_dir, reward="./nowhere")
     with trainer(model_dir, run_dir=tmp_path / "run") as first:
         next(first)
         next(first)

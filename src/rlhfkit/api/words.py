@@ -28,7 +28,9 @@ PHRASES = {
     r"\bmodel\.path = ": "model = ",
     r"\bmodel\.(lora|device|dtype)\b": r"\1",
     r"\bdata\.(prompts|demonstrations|preferences|test_preferences)\b": r"\1",
-    r"\bdata\.test_prompts\b": "prompts",  # of `evaluate`, which has no others
+    r"\b(data\.)?test_prompts\b": "prompts",  # of `evaluate`, which has no others
+    r"\breward\.path = ": "reward = ",
+    r"\breward\.function '": "the function '",
     r"\bevaluation\.(judge|num_prompts|num_samples)\b": r"\1",
     r"correct the path or data\.directory": "correct the path",
     r'a dataset on the hub is format = "hub"': "of a dataset on the hub, give what datasets.load_dataset(…) returns",

@@ -40,7 +40,9 @@ ELSEWHERE = (
     Names(
         ("lr_scheduler_type",), ("sft.optim.schedule", "reward_model.optim.schedule", "ppo.optim.schedule"), "by name"
     ),
-    Names(("num_train_epochs",), ("sft.epochs", "reward_model.epochs", "ppo.iterations"), "PPO counts rollouts"),
+    Names(
+        ("num_train_epochs",), ("sft.epochs", "reward_model.epochs", "ppo.iterations"), "in PPO the number of rollouts"
+    ),
     Names(("total_episodes", "steps"), ("ppo.iterations",), "rollouts: total_episodes / rollout_episodes"),
     Names(("total_timesteps",), ("ppo.env_steps",)),
     Names(("n_steps",), ("ppo.rollout_steps",)),
