@@ -11,6 +11,7 @@ RlhfkitError                    something a person can fix; the command line pri
 ├── TrainingError               a run is doomed: NaN, or a check before the first update failed (also a RuntimeError)
 ├── OutOfMemoryError            memory ran out; says which setting to lower             (also a MemoryError)
 ├── CheckpointError             a checkpoint or a run directory cannot be used          (also a RuntimeError)
+├── LostRankError               another process of the run is gone, or was silent too long (also a RuntimeError)
 ├── StoreError                  the database of people's votes cannot be used           (also a RuntimeError)
 └── MissingDependencyError      an optional package is not installed                    (also an ImportError)
 
@@ -23,12 +24,14 @@ __all__ = [
     "DataError",
     "EnvError",
     "GenerationError",
+    "LostRankError",
     "MissingDependencyError",
     "ModelError",
     "OutOfMemoryError",
     "RewardError",
     "RlhfkitError",
     "ShapeError",
+    "Spoken",
     "StoreError",
     "TrainingError",
 ]
@@ -76,6 +79,14 @@ class OutOfMemoryError(RlhfkitError, MemoryError):
 
 class CheckpointError(RlhfkitError, RuntimeError):
     """A checkpoint or a run directory cannot be used."""
+
+
+class LostRankError(RlhfkitError, RuntimeError):
+    """Another process of the run is gone, or was silent too long."""
+
+
+class Spoken(Exception):
+    """This process of a run ends because of an error that another one tells the user."""
 
 
 class StoreError(RlhfkitError, RuntimeError):

@@ -39,6 +39,13 @@ class Metrics:
             self._totals.setdefault(name, []).extend(totals)
             self._counts.setdefault(name, []).extend(other._counts[name])
 
+    def in_numbers(self) -> "Metrics":
+        """The same without tensors, so that it may go to another process."""
+        other = Metrics()
+        other._totals = {name: [float(part) for part in parts] for name, parts in self._totals.items()}
+        other._counts = {name: [float(part) for part in parts] for name, parts in self._counts.items()}
+        return other
+
     def means(self) -> dict[str, float]:
         """Sum over count of each metric; one whose count is zero is left out, as it has no mean."""
         counts = {name: _sum(parts) for name, parts in self._counts.items()}

@@ -270,6 +270,17 @@ class PackedRows:
     targets: Tensor
     """(N, L) bool, True = this token is learnt (predicted from the one before it)."""
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice) -> "PackedRows":
+        """Some of the rows, no wider than they need."""
+        segments = self.segments[rows]
+        width = int((segments > 0).sum(1).max()) if len(segments) else 0
+        return PackedRows(
+            self.ids[rows, :width], self.position_ids[rows, :width], segments[:, :width], self.targets[rows, :width]
+        )
+
     def allowed(self) -> Tensor:
         """(N, L, L) bool: query q may look at key k: same sequence, not later."""
         return _blind_to_others(self.segments)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhfkit.errors import CheckpointError, RlhfkitError
+from rlhfkit.errors import CheckpointError, RlhfkitError, Spoken
 from rlhfkit.machine.surroundings import make_do
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def main() -> None:
     make_do()
     try:
         app(prog_name="rlhfkit")
+    except Spoken:
+        sys.exit(1)
     except Exception as error:
         from rlhfkit.config.secrets import hidden
 

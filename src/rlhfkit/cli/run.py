@@ -1,5 +1,6 @@
 """`rlhfkit run`, `recipes`, `generate`, `evaluate` and `report`."""
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rlhfkit.rundir.directory import RunDir
 from rlhfkit.cli.app import Debug, RunArgument, app, existing_run, program
+from rlhfkit.errors import ConfigError
 
 __all__ = [
     "closing_words",
@@ -33,28 +35,65 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over; removes what an earlier run left, but never people's votes.")
     ] = False,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Processes that share the work, one a GPU or a share of the CPU's cores."
+        ),
+    ] = 1,
     debug: Debug = False,
 ) -> None:
     """Run a recipe, or go on where it stopped.
 
     As in: rlhfkit run demo ppo.iterations=20 data.prompts.rows=:90%
+
+    On several machines: torchrun --nnodes … -m rlhfkit run RECIPE
     """
     from rlhfkit.config.load import load_recipe
     from rlhfkit.rundir.directory import RunDir, default_run_dir
 
     loaded = load_recipe(recipe, overrides or [])
     directory = run_dir or default_run_dir(loaded.recipe.name, loaded.recipe.seed)
+    if processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        refuse_several(loaded.recipe)
+    if processes > 1 and "RANK" not in os.environ:
+        from rlhfkit.distributed.launching import launch
+
+        raise typer.Exit(launch(processes, own_command()))
+    is_first = True
     try:
+        from rlhfkit.distributed.joining import joined
         from rlhfkit.machine.interrupts import ends_like_interrupts
+        from rlhfkit.machine.progress import Progress
         from rlhfkit.pipeline.rounds import run as run_recipe
 
-        with ends_like_interrupts():
-            run_recipe(loaded, directory, fresh=fresh)
+        with ends_like_interrupts(), joined() as here:
+            is_first = here.is_first
+            run_recipe(loaded, directory, fresh=fresh, progress=Progress(quiet=not is_first))
     except KeyboardInterrupt:
-        command = f"{program()} {shlex.join(word for word in sys.argv[1:] if word != '--fresh')}"
-        typer.echo(f"\nstopped; to go on from the last checkpoint: {command}", err=True)
+        if is_first:
+            command = f"{program()} {shlex.join(word for word in sys.argv[1:] if word != '--fresh')}"
+            typer.echo(f"\nstopped; to go on from the last checkpoint: {command}", err=True)
         raise typer.Exit(130) from None
-    print(closing_words(RunDir(directory)))
+    if is_first:
+        print(closing_words(RunDir(directory)))
+
+
+def refuse_several(recipe: object) -> None:
+    """Raises: ConfigError where the recipe is of one process alone."""
+    from rlhfkit.config.control import ControlRecipe
+
+    if isinstance(recipe, ControlRecipe):
+        raise ConfigError(
+            f"{recipe.name} is a control task, which runs in one process: its networks are small, and its environments "
+            "have processes of their own (env.asynchronous); leave --processes out"
+        )
+
+
+def own_command() -> list[str]:
+    """What starts this very command again."""
+    is_module = Path(sys.argv[0]).name == "__main__.py"
+    return [sys.executable, *(("-m", "rlhfkit") if is_module else (sys.argv[0],)), *sys.argv[1:]]
 
 
 YOUR_OWN = "For your own data: pairs (preferences) or function (prompts and a Python function as the reward)"

@@ -13,6 +13,7 @@ from rlhfkit.models.language import LanguageModel
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import masked_sum
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
+from rlhfkit.rollout.engine import shared_out
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.text_experience import as_scored_text, logprobs_in_parts
 from rlhfkit.rundir.results import Estimate, Evaluation, ModelResults, SamplePair, WinRate, WinRates
@@ -57,7 +58,9 @@ def compare(
 
     def answers(model: LanguageModel) -> _Answers:
         seeds = [derive_seed(seed, "evaluation", row) for row in range(len(prompts))]
-        responses = generate(model, [prompt.ids for prompt in prompts], rollout, seeds=seeds, on_finished=on_finished)
+        responses = shared_out(generate)(
+            model, [prompt.ids for prompt in prompts], rollout, seeds=seeds, on_finished=on_finished
+        )
         episodes = [
             as_scored_text(prompt, response, model.encoder.decode(response.ids))
             for prompt, response in zip(prompts, responses, strict=True)

@@ -13,6 +13,7 @@ from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.rewards.chrf import sacrebleu_metrics
 from rlhfkit.rewards.source import references_of
+from rlhfkit.rollout.engine import shared_out
 from rlhfkit.rollout.generation import generate
 from rlhfkit.rundir.results import Confusion, Estimate, Measure, TaskResults
 from rlhfkit.stats.intervals import bootstrap_interval, difference_interval
@@ -58,7 +59,7 @@ def likeliest_responses(
 ) -> list[str]:
     """Responses of greedy decoding, without the blanks around them."""
     prompts = [question.prompt.ids for question in questions]
-    responses = generate(model, prompts, rollout, seeds=None, on_finished=on_finished)
+    responses = shared_out(generate)(model, prompts, rollout, seeds=None, on_finished=on_finished)
     return [model.encoder.decode(response.ids).strip() for response in responses]
 
 

@@ -13,10 +13,12 @@ from typing import Self
 
 from rlhfkit.config.watchdog import WatchdogConfig
 
-__all__ = ["Watchdog", "failed_phases", "phase", "sign_of_life", "unwatched"]
+__all__ = ["Watchdog", "current_phases", "failed_phases", "phase", "sign_of_life", "unwatched"]
 
 # A phase is known where it runs and not to the objects on the way, which would all have to pass it on.
 _current: ContextVar["Watchdog | None"] = ContextVar("watchdog", default=None)
+# The one that was entered last, for other threads, to which a context does not go.
+_newest: "Watchdog | None" = None
 
 EXIT_CODE = 1
 
@@ -51,7 +53,8 @@ class Watchdog:
         self._token: Token[Watchdog | None] | None = None
 
     def __enter__(self) -> Self:
-        self._token = _current.set(self)
+        global _newest
+        self._token, _newest = _current.set(self), self
         self.sign_of_life()
         if self._config.patience_seconds:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -71,6 +74,11 @@ class Watchdog:
     def failed(self) -> tuple[str, ...]:
         """The phases, the outermost first, in which an error was raised; none where there was none."""
         return self._failed
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases, the outermost first, that are under way."""
+        return self._phases
 
     def sign_of_life(self) -> None:
         """Begin to wait anew."""
@@ -163,6 +171,11 @@ def sign_of_life() -> None:
     watchdog = _current.get()
     if watchdog is not None:
         watchdog.sign_of_life()
+
+
+def current_phases() -> tuple[str, ...]:
+    """The phases, the outermost first, in which the process works, or an error ended its work; known in any thread."""
+    return () if _newest is None else _newest.phases or _newest.failed
 
 
 def failed_phases() -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from rlhfkit.config.rewards import (
     shared_parts,
 )
 from rlhfkit.config.stages import Stage
+from rlhfkit.distributed.ranks import on_first, ranks
 from rlhfkit.envs.function import load_factory
 from rlhfkit.envs.guess import GuessEnv
 from rlhfkit.envs.replay import ReplayEnv
@@ -99,8 +100,10 @@ class Builder:
         if keep_freed_memory():
             self.paths.take("freed memory kept")
         self.device = choose_device(self.recipe.model.device)
-        self.dtype_choice = self.given_dtype or choose_dtype(
-            self.recipe.model.dtype, self.device, recorded=None if self.fresh else recorded_dtype(self.run)
+        self.dtype_choice = self.given_dtype or on_first(  # several at a time would measure each other
+            lambda: choose_dtype(
+                self.recipe.model.dtype, self.device, recorded=None if self.fresh else recorded_dtype(self.run)
+            )
         )
         self.dtype = self.dtype_choice.dtype
         if self.recipe.model.compile and (why := why_no_compiler(self.device)):
@@ -168,7 +171,7 @@ class Builder:
     def keep_given_model(self) -> None:
         """Write the model that was given to `base/`, unless an earlier start of the run has done so."""
         base = self.run.model("base")
-        if (model := self.given.model) is not None and not base.exists():
+        if (model := self.given.model) is not None and ranks().is_first and not base.exists():
             save_model(self.run, "base", model.save, model)
 
     def starting_point(self) -> PretrainedModelConfig:

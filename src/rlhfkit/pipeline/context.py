@@ -10,7 +10,9 @@ import torch
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import STAGE_SPECS, ModelName, Stage
 from rlhfkit.data import Loaded, load_prompts
+from rlhfkit.distributed.ranks import on_first, ranks
 from rlhfkit.envs.text import TextEnvFactory
+from rlhfkit.errors import DataError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.models.cutting import words_on_cut
@@ -56,8 +58,14 @@ class RunContext:
             num_threads=torch.get_num_threads(),
             dtype=self.builder.dtype_choice.as_facts(),
             date=self.builder.now.date().isoformat(),
+            writes=self.writes,
             warn=self.progress.warn,
         )
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one, of those that work on the run, that writes its files."""
+        return ranks().is_first
 
     @property
     def recipe(self) -> Recipe:
@@ -69,6 +77,7 @@ class RunContext:
     def load(self, table: str, load: Callable[..., Loaded[T]]) -> Loaded[T]:
         """Records of a table of `data`, whose files are noted in the manifest."""
         loaded = self.inputs.load(table, load)
+        self._refuse_other_data(table, [file.sha256 for file in loaded.sources])
         self.manifest.add_data(
             {"use": table, "path": str(file.path), "sha256": file.sha256, "num_rows": file.num_rows}
             for file in loaded.sources
@@ -78,6 +87,15 @@ class RunContext:
         if loaded.skipped:
             self.manifest.add_stage("data", **{f"{table}_skipped": len(loaded.skipped)})
         return loaded
+
+    def _refuse_other_data(self, table: str, hashes: list[str]) -> None:
+        """Raises: DataError where the machines of a run have read different files."""
+        for rank, others in enumerate(ranks().gather(hashes)):
+            if others != hashes:
+                raise DataError(
+                    f"data.{table} is not the same on all machines: the files of ranks {ranks().rank} and {rank} "
+                    "differ in their SHA-256; give both the same files, or a directory that they share"
+                )
 
     def prompts(self, table: str, encoder: Encoder) -> list[EncodedPrompt]:
         """The prompts of a table of `data`, as a model reads them."""
@@ -116,7 +134,7 @@ class RunContext:
 
     def try_saving(self, stage: Stage, save: Callable[[Path], object]) -> None:
         """Save what the stage will train and throw it away: what would fail after training fails before."""
-        try_saving(self.run, _model_of(stage), save)
+        on_first(lambda: try_saving(self.run, _model_of(stage), save))
 
     def save_model(self, stage: Stage, model: LanguageModel) -> None:
         """The language model that the stage has trained."""
@@ -125,7 +143,7 @@ class RunContext:
 
     def save(self, stage: Stage, save: Callable[[Path], object], module: torch.nn.Module) -> Path:
         """Directory of the model that the stage has trained, as `save` fills it; noted in the manifest."""
-        path = save_model(self.run, _model_of(stage), save, module)
+        path = on_first(lambda: save_model(self.run, _model_of(stage), save, module))
         self.manifest.add_made(stage, path)
         return path
 

@@ -8,6 +8,7 @@ from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.model import PretrainedModelConfig
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.data import find_overlap, load_prompts
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import CheckpointError, ConfigError
 from rlhfkit.evaluation.episodes import compare_episodes
 from rlhfkit.evaluation.prompts import compare
@@ -34,7 +35,8 @@ __all__ = ["compare_with_last", "compared", "evaluate", "evaluate_again"]
 def evaluate(ctx: RunContext) -> dict[str, Any]:
     """Both models on held-out prompts, or in held-out episodes → `evaluation.json`."""
     evaluation = _compared(ctx, ctx.builder.starting_point())
-    write_atomically(ctx.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
+    if ctx.writes:
+        write_atomically(ctx.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
     return {}
 
 
@@ -67,7 +69,9 @@ def compare_with_last(recipe: Recipe, run: RunDir, last: Path, *, progress: Prog
     """The policy of a round against that of the round before, on the same prompts → `against_last_round.json`."""
     with reopened(recipe, run, ["evaluate"], progress=progress) as ctx:
         evaluation = _compared(ctx, ctx.builder.source_of(last))
-        write_atomically(run.against_last, evaluation.model_dump_json(indent=2) + "\n")
+        if ctx.writes:
+            write_atomically(run.against_last, evaluation.model_dump_json(indent=2) + "\n")
+        ranks().wait()
 
 
 def _compared(ctx: RunContext, before: PretrainedModelConfig) -> Evaluation:

@@ -8,6 +8,7 @@ from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import Stage
 from rlhfkit.config.training import SupervisedConfig
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.machine.device import PeakMeter
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.reward_model import RewardModel
@@ -28,7 +29,7 @@ def fitted_ppo(ctx: RunContext, policy: TextPolicy, rollout: Rollout, config: Pp
     """The settings with a microbatch that memory has room for; layers are computed twice where that is needed."""
     recipe, wanted = ctx.workload.recipe_in_memory(ctx.recipe), config.microbatch_tokens
     plan = _ppo_plan(policy, rollout, recipe)
-    if ctx.recipe.model.gradient_checkpointing == "auto" and not fits(plan, ctx.builder.device, wanted):
+    if ctx.recipe.model.gradient_checkpointing == "auto" and ranks().any(not fits(plan, ctx.builder.device, wanted)):
         ctx.progress.note("memory is short, so layers are computed a second time in the backward pass")
         policy.recompute_layers()
         plan = _ppo_plan(policy, rollout, recipe)
@@ -65,10 +66,15 @@ def fitted_supervised(
 def _microbatch_tokens(ctx: RunContext, stage: Stage, plan: MemoryPlan, wanted: int | Literal["auto"]) -> int:
     # A run that goes on keeps what it began with: other microbatches would add up in another order.
     before = ctx.manifest.stage(stage).get("memory", {}).get("microbatch_tokens")
-    tokens = (before or tokens_that_fit(plan, ctx.builder.device)) if wanted == "auto" else wanted
+    tokens = (before or _fitting_all(plan, ctx)) if wanted == "auto" else wanted
     ctx.manifest.add_stage(stage, memory=plan.as_facts(tokens))
     ctx.workload.check_memory(stage, plan, tokens, ctx.builder)
     return tokens
+
+
+def _fitting_all(plan: MemoryPlan, ctx: RunContext) -> int:
+    """What fits on every rank, so that all add up alike."""
+    return min(ranks().gather(tokens_that_fit(plan, ctx.builder.device)))
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """What comes before the first stage of a run: everything is checked first, and nothing is written if it will not do."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import Stage
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.loading import quiet_transformers
@@ -68,6 +69,7 @@ def open_run(
         progress.note(unread)
     with open_log(loaded, run, fresh=fresh, progress=progress, tensorboard=tensorboard) as log:
         inputs.builder.keep_given_model()
+        ranks().wait()
         yield RunContext(inputs, run, log, progress, workload or Workload())
 
 
@@ -85,10 +87,17 @@ def note_changes(loaded: LoadedRecipe, run: RunDir, *, fresh: bool, progress: Pr
 def open_log(
     loaded: LoadedRecipe, run: RunDir, *, fresh: bool, progress: Progress, tensorboard: bool = True
 ) -> Iterator[RunLog]:
-    """The log of a run whose inputs were checked: the directory is locked, and says what the run is."""
-    with locked(run):
-        prepare(run, loaded, fresh=fresh)
-        with RunLog(run, warn=progress.warn, tensorboard=tensorboard) as log:
+    """The log of a run whose inputs were checked: the directory is locked, and says what the run is.
+
+    Of several ranks the first one writes there.
+    """
+    here = ranks()
+    here.wait()  # until all have read what an earlier start left
+    with locked(run) if here.is_first else nullcontext():
+        if here.is_first:
+            prepare(run, loaded, fresh=fresh)
+        here.wait()
+        with RunLog(run, writes=here.is_first, warn=progress.warn, tensorboard=tensorboard) as log:
             yield log
 
 
@@ -97,5 +106,10 @@ def reopened(recipe: Recipe, run: RunDir, stages: Sequence[Stage], *, progress: 
     """A run as it is, for `stages` to be done again; what it holds stays."""
     inputs = Inputs(recipe, Builder(recipe, run))
     inputs.check(stages)
-    with locked(run), quiet_transformers(), RunLog(run, warn=progress.warn) as log:
+    here = ranks()
+    with (
+        locked(run) if here.is_first else nullcontext(),
+        quiet_transformers(),
+        RunLog(run, writes=here.is_first, warn=progress.warn) as log,
+    ):
         yield RunContext(inputs, run, log, progress)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhfkit.data import write_preferences
+from rlhfkit.distributed.ranks import on_first
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.exchange import preferences_of
 from rlhfkit.feedback.source import new_pairs, trust_in, with_strengths
@@ -22,7 +23,14 @@ __all__ = ["preferences"]
 
 
 def preferences(ctx: RunContext) -> dict[str, Any]:
-    """Pairs of responses and what people say of them, real or simulated → `preferences.jsonl`."""
+    """Pairs of responses and what people say of them, real or simulated → `preferences.jsonl`.
+
+    There is one store of votes, so of several ranks the first one does it.
+    """
+    return on_first(lambda: _collected(ctx))
+
+
+def _collected(ctx: RunContext) -> dict[str, Any]:
     recipe, config = ctx.recipe, ctx.recipe.preferences
     source = ctx.builder.sampled_from()
     model = ctx.builder.language_model(source)

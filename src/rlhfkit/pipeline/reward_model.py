@@ -8,6 +8,7 @@ from typing import Any, Literal
 from rlhfkit.config.data import RowsConfig, StoreConfig
 from rlhfkit.config.training import RewardModelConfig
 from rlhfkit.data import load_preferences, write_preferences
+from rlhfkit.distributed.ranks import on_first
 from rlhfkit.feedback.source import open_existing, trust_in
 from rlhfkit.machine.seeding import derive_seed, shuffled
 from rlhfkit.models.encoder import EncodedPrompt
@@ -21,6 +22,7 @@ from rlhfkit.records import Preference
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines
 from rlhfkit.rewards.model import RewardModelReward
 from rlhfkit.rewards.source import ScoredText
+from rlhfkit.rollout.engine import shared_out
 from rlhfkit.rollout.generation import generate as sample
 from rlhfkit.rollout.text_experience import as_scored_text
 from rlhfkit.rundir.atomic import read_json, write_directory_atomically, write_json
@@ -47,7 +49,8 @@ def reward_model(ctx: RunContext) -> dict[str, Any]:
     ctx.manifest.add_model("reward_model", path, template=model.encoder.template_hash)
     if test:
         report = _measured(ctx, model, train, test)
-        write_json(ctx.run.reward_model_report, {"normalization": asdict(normalization), **report})
+        if ctx.writes:
+            write_json(ctx.run.reward_model_report, {"normalization": asdict(normalization), **report})
     return metrics
 
 
@@ -56,8 +59,9 @@ def judge(ctx: RunContext) -> dict[str, Any]:
     preferences = _preferences(ctx, "judge_preferences", ctx.run.judge_preferences, "judge")
     if ctx.recipe.judge.type == "bag_of_words":
         bag_of_words = BagOfWords.fit_preferences(preferences, seed=ctx.recipe.seed)
-        with write_directory_atomically(ctx.run.model("judge")) as directory:
-            bag_of_words.save(directory)
+        if ctx.writes:
+            with write_directory_atomically(ctx.run.model("judge")) as directory:
+                bag_of_words.save(directory)
         ctx.manifest.add_made("judge", ctx.run.model("judge"))
         return {"num_pairs": len(preferences)}
     config = ctx.recipe.reward_model
@@ -170,7 +174,7 @@ def _episodes(
 ) -> list[ScoredText]:
     """One response to each prompt."""
     seeds = [derive_seed(ctx.recipe.seed, "normalization", row) for row in range(len(prompts))]
-    responses = sample(
+    responses = shared_out(sample)(
         model, [prompt.ids for prompt in prompts], ctx.recipe.rollout, seeds=seeds, on_finished=on_finished
     )
     return [
@@ -198,12 +202,18 @@ def _preferences(ctx: RunContext, table: str, frozen: Path, stage: Trained) -> l
         return []
     if not isinstance(source, StoreConfig):
         return ctx.load(table, load_preferences).records
-    if not (frozen.exists() and (ctx.run.checkpoints / stage).exists()):
-        write_preferences(frozen, ctx.load(table, load_preferences).records)
-        if table == "preferences":
-            with open_existing(source.database) as store:
-                write_json(ctx.run.trust, trust_in(store).as_dict())
+    on_first(lambda: _freeze(ctx, table, source, frozen, stage))
     return _read_frozen(frozen)
+
+
+def _freeze(ctx: RunContext, table: str, source: StoreConfig, frozen: Path, stage: Trained) -> None:
+    """Write what a store holds now, unless the stage has begun with what it held then."""
+    if frozen.exists() and (ctx.run.checkpoints / stage).exists():
+        return
+    write_preferences(frozen, ctx.load(table, load_preferences).records)
+    if table == "preferences":
+        with open_existing(source.database) as store:
+            write_json(ctx.run.trust, trust_in(store).as_dict())
 
 
 def _read_frozen(path: Path) -> list[Preference]:

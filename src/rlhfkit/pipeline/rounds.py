@@ -15,6 +15,7 @@ from rlhfkit.config.model import PretrainedModelConfig
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.rewards import BagOfWordsRewardConfig, RewardConfig, RewardModelRewardConfig
 from rlhfkit.config.stages import STAGE_SPECS, ModelName, Stage
+from rlhfkit.distributed.ranks import on_first, ranks
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline.evaluate import compare_with_last
@@ -62,12 +63,15 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
                 run_stage(ctx, stage)
         for number in range(1, recipe.rounds + 1):
             _run_round(recipe, run_dir, number, progress, ctx.builder.dtype_choice)
-            report_or_warn(run_dir, progress.warn)  # for people who look in between
+            if ctx.writes:
+                report_or_warn(run_dir, progress.warn)  # for people who look in between
         if is_finished:
             progress.note("nothing was left to do; --fresh starts over")
         else:
-            _take_over(run_dir, recipe, ctx.manifest)
-            report_or_warn(run_dir, progress.warn)
+            if ctx.writes:
+                _take_over(run_dir, recipe, ctx.manifest)
+                report_or_warn(run_dir, progress.warn)
+            ranks().wait()
 
 
 def _is_of_round(stage: Stage) -> bool:
@@ -92,7 +96,7 @@ def _run_round(recipe: Recipe, run_dir: RunDir, number: int, progress: Progress,
         progress.note(f"round {number} of {recipe.rounds}: finished before")
         return
     progress.note(f"round {number} of {recipe.rounds}")
-    _follow(directory, _own_paths(own, run_dir))
+    on_first(lambda: _follow(directory, _own_paths(own, run_dir)))
     # The text is of the whole; what this round is made of stands in its config.json.
     text = run_dir.recipe.read_text(encoding="utf-8")
     run_stages(LoadedRecipe(own, text, ()), directory.path, progress=progress, dtype=dtype)

@@ -10,6 +10,7 @@ from typing import Any
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.stages import STAGE_SPECS, Stage
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.machine.device import release_memory
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import Progress
@@ -65,7 +66,8 @@ def run(
             run_stage(ctx, stage)
         if is_finished:
             progress.note("nothing was left to do; --fresh starts over")
-        report_or_warn(ctx.run, progress.warn)
+        if ctx.writes:
+            report_or_warn(ctx.run, progress.warn)
 
 
 def _run_control(
@@ -116,6 +118,8 @@ def end_stage(ctx: RunContext, stage: Stage, record: dict[str, Any], *, seconds:
         ctx.tell_paths()
     seconds = round(seconds, 1)
     ctx.manifest.add_stage(stage, seconds=seconds)
-    ctx.run.finish_stage(stage, {"seconds": seconds, **record})
-    if not STAGE_SPECS[stage].keeps_checkpoints:  # the result is written, and nobody needs them any more
-        shutil.rmtree(ctx.run.checkpoints / stage, ignore_errors=True)
+    if ctx.writes:
+        ctx.run.finish_stage(stage, {"seconds": seconds, **record})
+        if not STAGE_SPECS[stage].keeps_checkpoints:  # the result is written, and nobody needs them any more
+            shutil.rmtree(ctx.run.checkpoints / stage, ignore_errors=True)
+    ranks().wait()  # what the stage has written is there for all

@@ -13,6 +13,7 @@ import torch
 
 from rlhfkit.config.callables import import_named, shown_error, switches_kept
 from rlhfkit.config.rewards import FunctionRewardConfig
+from rlhfkit.distributed.ranks import on_first
 from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.binding import Binding, bind
@@ -49,11 +50,14 @@ class FunctionReward:
         self._binding = bind(self._function, config.function)
 
     def score(self, episodes: Sequence[ScoredText]) -> torch.Tensor:
-        """Scores (B,) that the function returns.
+        """Scores (B,) that the function returns; of several ranks the first calls it, once for all rows.
 
         Raises: RewardError where the function raises, asks for a column that a row lacks, or does not return one
         finite number per response.
         """
+        return on_first(lambda: self._score(episodes))
+
+    def _score(self, episodes: Sequence[ScoredText]) -> torch.Tensor:
         given = self.columns_of([episode.prompt for episode in episodes])
         texts = {
             "prompts": [episode.prompt_text for episode in episodes],

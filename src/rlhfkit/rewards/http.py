@@ -13,6 +13,7 @@ import torch
 
 from rlhfkit.config.rewards import HttpRewardConfig
 from rlhfkit.config.secrets import filled, hidden, remember
+from rlhfkit.distributed.ranks import on_first
 from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.rewards.source import ScoredText, check_scores
 
@@ -66,10 +67,13 @@ class HttpReward:
         return HttpReward(self._config.model_copy(update={"patience_seconds": patience}), tell=lambda text: None)
 
     def score(self, episodes: Sequence[ScoredText]) -> torch.Tensor:
-        """Scores (B,) that the endpoint gives.
+        """Scores (B,) that the endpoint gives; of several ranks the first one asks it, for all rows.
 
         Raises: RewardError where the endpoint still fails after the last attempt, or its answer is malformed.
         """
+        return on_first(lambda: self._score(episodes))
+
+    def _score(self, episodes: Sequence[ScoredText]) -> torch.Tensor:
         size = self._config.batch_episodes
         batches = [episodes[start : start + size] for start in range(0, len(episodes), size)]
         with httpx.Client(timeout=self._config.timeout_seconds) as client:

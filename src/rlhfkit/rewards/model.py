@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfkit.config.rewards import RewardModelRewardConfig
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import ConfigError, DataError, ModelError
 from rlhfkit.models.chat_template import ChatTemplate, TemplateFailure, transcript_template
 from rlhfkit.models.cutting import cut
@@ -53,7 +54,7 @@ class RewardModelReward:
 
     @torch.inference_mode()
     def raw_scores(self, episodes: Sequence[ScoredText]) -> Tensor:
-        """Scores (B,) before normalisation, on the CPU."""
+        """Scores (B,) before normalisation, on the CPU; several ranks share the episodes out."""
         rows = [
             reward_ids(
                 self.model.encoder,
@@ -65,11 +66,13 @@ class RewardModelReward:
             for episode in episodes
         ]
         device = self.model.device
-        scores = torch.zeros(len(rows))
-        for group in microbatches([len(row) for row in rows], max_tokens=self.batch_tokens, device=device):
-            part = [rows[index] for index in group]
+        scores, own = torch.zeros(len(rows)), ranks().share(len(rows))
+        for group in microbatches([len(rows[row]) for row in own], max_tokens=self.batch_tokens, device=device):
+            places = [own[index] for index in group]
+            part = [rows[place] for place in places]
             ids = pad_right(part, pad=self.model.encoder.pad_id, device=device)
-            scores[group] = self.model(ids, torch.tensor([len(row) for row in part], device=device)).cpu()
+            scores[places] = self.model(ids, torch.tensor([len(row) for row in part], device=device)).cpu()
+        ranks().add_up([scores])  # zero where it is another rank's
         return scores
 
 
@@ -154,8 +157,8 @@ class ClassifierReward:
     @torch.inference_mode()
     def score(self, episodes: Sequence[ScoredText]) -> Tensor:
         """Raw output (B,) of the label; for several outputs, its log-probability."""
-        scores = torch.zeros(len(episodes))
-        rows = [self._ids(episode) for episode in episodes]
+        scores, own = torch.zeros(len(episodes)), ranks().share(len(episodes))
+        rows = [self._ids(episodes[place]) for place in own]
         device = self.model.device
         for group in length_buckets([len(row) for row in rows], max_tokens=self.config.batch_tokens, device=device):
             part = [rows[index] for index in group]
@@ -164,7 +167,8 @@ class ClassifierReward:
             logits = self.model(input_ids=ids, attention_mask=is_token).logits.float()
             if logits.shape[1] > 1:
                 logits = logits.log_softmax(-1)
-            scores[group] = logits[:, self.label].cpu()
+            scores[[own[index] for index in group]] = logits[:, self.label].cpu()
+        ranks().add_up([scores])  # zero where it is another rank's
         return check_scores(scores, episodes, source=f"reward model {self.config.path}")
 
     def _ids(self, episode: ScoredText) -> list[int]:

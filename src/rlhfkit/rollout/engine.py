@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from rlhfkit.config.ppo import RolloutConfig
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.padding import Sequences
 from rlhfkit.rollout.generation import Response, generate
@@ -15,6 +16,7 @@ __all__ = [
     "Reference",
     "Sample",
     "sample_of",
+    "shared_out",
 ]
 
 Reference = Callable[[Sequences], Tensor]
@@ -53,3 +55,36 @@ class Engine(Protocol):
 def sample_of(engine: Engine | None, model: LanguageModel) -> Sample:
     """What samples with the weights that `model` has now; None is the own sampler."""
     return generate if engine is None else engine.loaded(model)
+
+
+def shared_out(sample: Sample) -> Sample:
+    """The same, where each of several ranks samples a share of the responses, and all get all.
+
+    A response follows from its prompt, its seed and the weights, so that it does not matter which rank samples it.
+    """
+    here = ranks()
+    if here.size == 1:
+        return sample
+
+    def sampled(
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        config: RolloutConfig,
+        *,
+        seeds: Sequence[int] | None,
+        on_finished: Callable[[int], None] | None = None,
+    ) -> list[Response]:
+        own = here.share(len(prompts))
+        responses = sample(
+            model,
+            [prompts[row] for row in own],
+            config,
+            seeds=None if seeds is None else [seeds[row] for row in own],
+            on_finished=on_finished,
+        )
+        whole = here.put_together(responses, len(prompts))
+        if on_finished is not None:
+            on_finished(len(prompts) - len(own))  # those of the others
+        return whole
+
+    return sampled

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rlhfkit.config.ppo import PpoConfig, RolloutConfig
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.envs.text import TextEnv, TextEnvFactory, TextStep, begin, proceed
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.machine.watchdog import phase
@@ -49,7 +50,6 @@ class Turn:
 class Episode:
     """One episode, while it is played and afterwards."""
 
-    env: TextEnv
     prompt: EncodedPrompt
     """The first prompt."""
     turns: list[Turn] = field(default_factory=list)
@@ -81,11 +81,11 @@ class Episode:
         self.ids_after = []
         return [*self.prompt.ids, *self.ids]
 
-    def take(self, response: Response, encoder: Encoder, *, room_tokens: int | None) -> None:
-        """Go on with `response`; truncated if less than `room_tokens` are then left for what the policy reads."""
+    def take(self, response: Response, env: TextEnv, encoder: Encoder, *, room_tokens: int | None) -> None:
+        """Go on with `response` and what `env` says; truncated if less than `room_tokens` are then left to read."""
         so_far = self._so_far()
         scored = as_scored_text(so_far, response, encoder.decode(response.ids))
-        step = proceed(self.env, scored.response)
+        step = proceed(env, scored.response)
         self.turns.append(Turn(scored, response, step))
         self.ids += response.ids
         self.mask += [True] * len(response.ids)
@@ -126,22 +126,19 @@ def play(
 ) -> list[Episode]:
     """One episode for each of `env_seeds`, played side by side: the responses of a turn are sampled together.
 
+    Several ranks share the episodes out, environments included, and each gets all.
     `response_seed(row, turn)` decides a response's randomness alone, so an episode does not depend on its neighbours.
     An episode in whose sequence a further response would not fit the model's context is truncated. First prompts that
     are longer than `max_prompt_tokens` are cut, and `on_cut` is given words that say how many, and by how much.
     Raises: EnvError where an environment fails.
     """
+    own = ranks().share(len(env_seeds))
     encoder = model.encoder
     context = model.context_tokens
     room = None if context is None else context - rollout.max_response_tokens
-    episodes = []
-    for seed in env_seeds:
-        env = factory()
-        episodes.append(Episode(env, encoder.encode(begin(env, seed), max_tokens=max_prompt_tokens)))
-    lost = [episode.prompt.share_lost for episode in episodes if episode.prompt.was_cut]
-    if on_cut is not None and lost:
-        words = words_on_cut(lost, of=len(episodes), max_tokens=max_prompt_tokens)
-        on_cut(f"env: {words}; raise data.max_prompt_tokens, or let the environment begin with less")
+    envs, episodes = [factory() for _ in own], []
+    for row, env in zip(own, envs, strict=True):
+        episodes.append(Episode(encoder.encode(begin(env, env_seeds[row]), max_tokens=max_prompt_tokens)))
     live, turn = list(range(len(episodes))), 0
     while live:
         with phase("generation"):
@@ -149,16 +146,23 @@ def play(
                 model,
                 [episodes[row].read() for row in live],
                 rollout,
-                seeds=[response_seed(row, turn) for row in live],
+                seeds=[response_seed(own[row], turn) for row in live],
             )
         with phase("environment"):
             for row, response in zip(live, responses, strict=True):
-                episodes[row].take(response, encoder, room_tokens=room)
+                episodes[row].take(response, envs[row], encoder, room_tokens=room)
         num_before = len(live)
         live, turn = [row for row in live if not episodes[row].ended], turn + 1
         if on_finished is not None and len(live) < num_before:
             on_finished(num_before - len(live))
-    return episodes
+    whole = ranks().put_together(episodes, len(env_seeds))
+    if on_finished is not None and len(own) < len(whole):
+        on_finished(len(whole) - len(own))  # those of the others
+    lost = [episode.prompt.share_lost for episode in whole if episode.prompt.was_cut]
+    if on_cut is not None and lost:
+        words = words_on_cut(lost, of=len(whole), max_tokens=max_prompt_tokens)
+        on_cut(f"env: {words}; raise data.max_prompt_tokens, or let the environment begin with less")
+    return whole
 
 
 def join_episodes(episodes: Sequence[Episode], model: LanguageModel) -> Sequences:

@@ -13,7 +13,7 @@ from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.padding import Sequences
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
-from rlhfkit.rollout.engine import Engine, Reference, sample_of
+from rlhfkit.rollout.engine import Engine, Reference, sample_of, shared_out
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response
 from rlhfkit.rollout.text_experience import _turns_of, as_scored_text, experience_of, last_of_rows
@@ -90,7 +90,7 @@ class TextRollout:
         """A response of the policy to each prompt."""
         model = self.policy.language_model
         with phase("generation"):
-            return sample_of(self.engine, model)(
+            return shared_out(sample_of(self.engine, model))(
                 model, [prompt.ids for prompt in prompts], self.rollout, seeds=seeds, on_finished=on_finished
             )
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhfkit.config.ppo import PpoConfig
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import TextPolicy, spread
 from rlhfkit.padding import Sequences, microbatches
@@ -169,12 +170,16 @@ def as_scored_text(prompt: EncodedPrompt, response: Response, text: str) -> Scor
 
 @torch.no_grad()
 def evaluate_in_parts(policy: TextPolicy, inputs: Sequences, *, max_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logprobs, entropy and values (B, R) by `policy.evaluate(inputs)` without gradient, a microbatch at a time."""
+    """Logprobs, entropy and values (B, R) by `policy.evaluate(inputs)` without gradient, a microbatch at a time.
+
+    Several ranks share the rows out, and each gets all.
+    """
     logprobs, entropy, values = (torch.zeros(inputs.mask.shape, device=inputs.mask.device) for _ in range(3))
     for rows in _parts(inputs, max_tokens):
         output = policy.evaluate(inputs[rows])
         assert output.entropy is not None
         logprobs[rows], entropy[rows], values[rows] = output.logprobs, output.entropy, output.values
+    ranks().add_up([logprobs, entropy, values])  # zero where it is another rank's
     return logprobs, entropy, values
 
 
@@ -184,9 +189,12 @@ def logprobs_in_parts(reference: Reference, inputs: Sequences, *, max_tokens: in
     result = torch.zeros(inputs.mask.shape, device=inputs.mask.device)
     for rows in _parts(inputs, max_tokens):
         result[rows] = reference(inputs[rows])
+    ranks().add_up([result])
     return result
 
 
 def _parts(inputs: Sequences, max_tokens: int) -> list[Tensor]:
-    groups = microbatches(inputs.lengths().tolist(), max_tokens=max_tokens, device=inputs.mask.device)
-    return [torch.tensor(rows, device=inputs.mask.device) for rows in groups]
+    """The rows of this rank in microbatches."""
+    lengths, own = inputs.lengths().tolist(), ranks().share(len(inputs))
+    groups = microbatches([lengths[row] for row in own], max_tokens=max_tokens, device=inputs.mask.device)
+    return [torch.tensor([own[place] for place in group], device=inputs.mask.device) for group in groups]

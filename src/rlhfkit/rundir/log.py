@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext, suppress
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -30,21 +31,31 @@ logger = logging.getLogger(__name__)
 class RunLog:
     """Writer of `metrics.jsonl`, `samples.jsonl` and the TensorBoard files of a run.
 
-    A line that a crash cut short is removed when the log is opened.
+    A line that a crash cut short is removed when the log is opened. Of several processes that work on a run one writes.
     """
 
-    def __init__(self, run: RunDir, *, warn: Callable[[str], None] = logger.warning, tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        *,
+        warn: Callable[[str], None] = logger.warning,
+        tensorboard: bool = True,
+        writes: bool = True,
+    ) -> None:
         """Open the files of `run`; `warn` hears what goes wrong with what only shows the run, and does not end it.
 
-        Without `tensorboard` its files are not written, as where the run's directory is removed in the end.
+        Without `tensorboard` its files are not written, as where the run's directory is removed in the end; without
+        `writes` nothing is, and the files are only read.
         """
-        run.path.mkdir(parents=True, exist_ok=True)
-        self._run = run
+        self._run, self._writes = run, writes
         self._warn = warn
-        self._metrics = _open_lines(run.metrics)
-        self._samples = _open_lines(run.samples)
-        self._boards: dict[str, SummaryWriter] | None = {} if tensorboard else None
+        self._boards: dict[str, SummaryWriter] | None = {} if tensorboard and writes else None
         """None where they are not written, or once they could not be."""
+        if writes:
+            run.path.mkdir(parents=True, exist_ok=True)
+        self._metrics, self._samples = (
+            _open_lines(path) if writes else BytesIO() for path in (run.metrics, run.samples)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +99,8 @@ class RunLog:
                     f"{name} is {value} in stage {stage}, iteration {iteration}, where a finite number was expected; "
                     "the metrics before it show what grew: try a lower learning rate or a smaller max_grad_norm"
                 )
+        if not self._writes:
+            return
         _append(self._metrics, {"stage": stage, "iteration": iteration, **labels, **values})
         if self._boards is not None:
             place = "/".join([stage, *(f"{name}-{label}" for name, label in labels.items())])
@@ -103,7 +116,8 @@ class RunLog:
                 if isinstance(value, float) and not math.isfinite(value):
                     raise TrainingError(f"{name} of a sample is {value} in stage {stage}, iteration {iteration}")
             values = {name: rounded(value) if isinstance(value, float) else value for name, value in row.items()}
-            _append(self._samples, {"stage": stage, "iteration": iteration, **values})
+            if self._writes:
+                _append(self._samples, {"stage": stage, "iteration": iteration, **values})
 
     def rows(self, stage: str, *, labels: Mapping[str, int] = MappingProxyType({})) -> Iterator[dict[str, Any]]:
         """The lines of one training that `metrics.jsonl` holds so far; a damaged one is skipped with a warning."""
@@ -119,6 +133,8 @@ class RunLog:
 
     def position(self) -> dict[str, int]:
         """Where the files end, in bytes, for a checkpoint; what is before it is safely on the disk."""
+        if not self._writes:
+            return {}
         for file in (self._metrics, self._samples):
             with writing(Path(file.name)):
                 os.fsync(file.fileno())
@@ -134,6 +150,8 @@ class RunLog:
 
         Raises: CheckpointError where the files are not the ones that `position` was taken from.
         """
+        if not self._writes:
+            return
         _cut(self._metrics, self._run.metrics, position["metrics_bytes"])
         _cut(self._samples, self._run.samples, position["samples_bytes"])
         for name, file in (("metrics_crc32", self._metrics), ("samples_crc32", self._samples)):
@@ -145,6 +163,8 @@ class RunLog:
 
     def forget(self, stage: str) -> None:
         """Forget what an attempt at `stage` wrote that left no checkpoint, so that the stage begins anew."""
+        if not self._writes:
+            return
         beginning = f'{{"stage": {json.dumps(stage)}, '.encode()
         for file in (self._metrics, self._samples):
             file.seek(0)

@@ -41,14 +41,15 @@ class Manifest:
         num_threads: int,
         dtype: dict[str, Any] | None = None,
         date: str | None = None,
+        writes: bool = True,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Continue the manifest of `run`, or begin it.
+        """Continue the manifest of `run`, or begin it; without `writes` it stays in memory, and no file is hashed.
 
         `dtype` is the type that it computes in, and why; `date` is the one that chat templates are given. `warn` hears
         where the run will not end with the same bits.
         """
-        self.run = run
+        self.run, self._writes = run, writes
         self._checked: set[str] = set()
         known: dict[str, Any] = read_json(run.manifest) if run.manifest.exists() else {}
         before, now = known.get("num_threads"), num_threads
@@ -82,6 +83,8 @@ class Manifest:
 
     def add_model(self, name: str, directory: str, *, template: str | None = None) -> None:
         """Note a model that was read or written, with the fingerprint of its chat template."""
+        if not self._writes:
+            return
         entry = {"name": name, "path": directory, "sha256": hash_of_directory(Path(directory)), "template": template}
         self.content["models"] = [model for model in self.content["models"] if model["name"] != name] + [entry]
         self._write()
@@ -93,6 +96,8 @@ class Manifest:
 
     def add_made(self, stage: str, directory: Path) -> None:
         """Note the SHA-256 of each file of a model that `stage` wrote, for the stages that read it."""
+        if not self._writes:
+            return
         made = self.stage(stage).get("made", {})
         self._checked.add(directory.name)
         self.add_stage(stage, made={**made, directory.name: hashes_of_files(directory)})
@@ -102,6 +107,8 @@ class Manifest:
 
         Raises: CheckpointError with the first file that is another one.
         """
+        if not self._writes:
+            return
         for stage, facts in self.content["stages"].items():
             for name, hashes in facts.get("made", {}).items():
                 if name in self._checked or not (self.run.path / name).is_dir():
@@ -143,7 +150,8 @@ class Manifest:
             raise
 
     def _write(self) -> None:
-        write_json(self.run.manifest, hidden_in(self.content))
+        if self._writes:
+            write_json(self.run.manifest, hidden_in(self.content))
 
 
 def _versions() -> dict[str, str]:

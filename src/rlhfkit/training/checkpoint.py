@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import CheckpointError, RlhfkitError, TrainingError
 from rlhfkit.machine.seeding import capture_rng, restore_rng
 from rlhfkit.machine.watchdog import phase
@@ -68,8 +69,12 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, warn: Callable[[str], None], keep: int = 2, keep_best: int = 1) -> None:
-        """Keep the last `keep` in `directory`, and the `keep_best` best; `warn` hears of damaged ones."""
+        """Keep the last `keep` in `directory`, and the `keep_best` best; `warn` hears of damaged ones.
+
+        Of several ranks, which hold the same, the first writes, and all read.
+        """
         self.directory, self.warn, self.keep, self.keep_best = directory, warn, keep, keep_best
+        self._writes = ranks().is_first
         self._writer: Thread | None = None
         self._fault: BaseException | None = None
 
@@ -100,6 +105,8 @@ class Checkpoints:
 
         Raises: CheckpointError where the checkpoint before could not be written.
         """
+        if not self._writes:
+            return Taken(iteration, {}, {})
         self.wait()
         rng = capture_rng()
         stored = {f"stage/{name}": tensor for name, tensor in tensors.items()}
@@ -119,6 +126,8 @@ class Checkpoints:
         `best` is the value of the metric by which checkpoints are ranked, of the weights in it; higher is better.
         Raises: CheckpointError where the one before could not be written.
         """
+        if not self._writes:
+            return
         self.wait()
         record = {**taken.record, "best": best if best is not None and math.isfinite(best) else None}
         # No daemon, so that the process does not end before the checkpoint is written.
@@ -132,6 +141,8 @@ class Checkpoints:
 
         Only the next rollout says so, and by then the checkpoint is saved. Nothing happens if it is not there.
         """
+        if not self._writes:
+            return
         self._writer = Thread(target=self._note_rank, args=(self._writer, iteration, best), name="checkpoint writer")
         self._writer.start()
 
@@ -199,7 +210,7 @@ class Checkpoints:
 
         Raises: CheckpointError where there are checkpoints, but all are damaged.
         """
-        self.wait()
+        self._wait_for_all()
         return self._first_whole(list(reversed(self._all())))
 
     def load_best(self) -> Checkpoint | None:
@@ -208,15 +219,20 @@ class Checkpoints:
         The global random generators are put back to it. Whoever goes on from it calls `drop_after` first.
         Raises: CheckpointError where some were ranked, but all of those are damaged.
         """
-        self.wait()
+        self._wait_for_all()
         return self._first_whole(self._ranked(self._all()))
 
     def drop_after(self, iteration: int) -> None:
         """Remove the checkpoints of a future that the run has gone back from, so that no later start finds them."""
-        self.wait()
-        for path in reversed(self._all()):
+        self._wait_for_all()  # to have read
+        for path in reversed(self._all()) if self._writes else ():
             if int(path.name) > iteration:
                 shutil.rmtree(path)
+
+    def _wait_for_all(self) -> None:
+        """Return once the last checkpoint is on the disk, whichever rank has written it."""
+        self.wait()
+        ranks().wait()
 
     def _first_whole(self, candidates: list[Path]) -> Checkpoint | None:
         for directory in candidates:

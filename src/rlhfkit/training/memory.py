@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhfkit.config.ppo import PpoConfig, RolloutConfig
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import ConfigError
 from rlhfkit.machine.device import available_bytes, held_bytes
 from rlhfkit.machine.dtype import bfloat16_saves
@@ -203,7 +204,12 @@ def plan_of_supervised(model: LanguageModel | RewardModel, *, longest: int, mini
 def fits(plan: MemoryPlan, device: torch.device, microbatch_tokens: int | Literal["auto"]) -> bool:
     """Whether memory has room for microbatches of so many tokens; with "auto", for a good many."""
     wanted = ENOUGH_TOKENS if microbatch_tokens == "auto" else microbatch_tokens
-    return plan.peak(max(wanted, plan.longest)) - plan.held <= SHARE_OF_AVAILABLE * available_bytes(device)
+    return plan.peak(max(wanted, plan.longest)) - plan.held <= SHARE_OF_AVAILABLE * _available(device)
+
+
+def _available(device: torch.device) -> int:
+    """Memory that this process can have: ranks on one machine share that of the CPU, and have a GPU each."""
+    return available_bytes(device) // (1 if device.type == "cuda" else ranks().local_size)
 
 
 def tokens_that_fit(plan: MemoryPlan, device: torch.device) -> int:
@@ -211,7 +217,7 @@ def tokens_that_fit(plan: MemoryPlan, device: torch.device) -> int:
 
     Raises: ConfigError where not even the longest sequence fits.
     """
-    available = int(SHARE_OF_AVAILABLE * available_bytes(device))
+    available = int(SHARE_OF_AVAILABLE * _available(device))
     room = available - plan.fixed - plan.head
     fitting, longest = room // max(1, plan.per_token), plan.longest
     elsewhere = max(plan.sampling, plan.scoring)

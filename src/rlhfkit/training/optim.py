@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhfkit.config.training import OptimConfig
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import TrainingError
 from rlhfkit.machine.seeding import derive_seed
 
@@ -143,8 +144,10 @@ class Optimizer:
     def step(self) -> float:
         """One update with the gradients that have gathered, which are then gone; their norm before clipping.
 
+        Of several ranks each brings the gradients of its rows, and all make the same update.
         Raises: TrainingError where the norm is not finite; the weights are still the old ones.
         """
+        ranks().add_up_gradients(list(self.masters.values()))
         total = nn.utils.get_total_norm([m.grad for m in self.masters.values() if m.grad is not None])
         norm = float(total)
         if not math.isfinite(norm):

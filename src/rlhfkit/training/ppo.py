@@ -14,6 +14,7 @@ from torch import Tensor
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.diagnosis.limits import KL_PATIENCE
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import ConfigError, TrainingError
 from rlhfkit.machine.interrupts import interrupts_wait
 from rlhfkit.machine.progress import StageProgress
@@ -180,6 +181,7 @@ class PpoTrainer:
         self.num_above_max_kl = checkpoint.state["num_above_max_kl"]
         self.watch.load_state(checkpoint.state.get("watch"), self.optimizers)
         log.truncate(checkpoint.state["log"])
+        ranks().wait()  # the others read the log
         return True
 
 
@@ -214,8 +216,6 @@ def train_ppo(
             for number, _ in enumerate(running):
                 if number == 0:
                     after_first()
-                if interrupted():
-                    raise KeyboardInterrupt
     return trainer.outcome
 
 
@@ -233,9 +233,10 @@ def iterations(
     """Metrics of each iteration that is left, when it is logged and, where it is time, saved.
 
     `check_first` sees the very first experience and raises TrainingError where the run is doomed. `labels` tell the
-    log's lines of one training from those of another in the same stage. `interrupted` asks for a checkpoint at once.
-    Close it to wait for the last checkpoint.
-    Raises: TrainingError where something is not finite; the last checkpoint is from before.
+    log's lines of one training from those of another in the same stage. `interrupted` asks for a checkpoint at once,
+    and for an end after it. Close it to wait for the last checkpoint.
+    Raises: TrainingError where something is not finite; the last checkpoint is from before. KeyboardInterrupt where
+    one was asked for, once the iteration is saved.
     """
     config, watch = trainer.config, trainer.watch
     last_save, saved = time.monotonic(), trainer.iteration or None
@@ -268,10 +269,13 @@ def iterations(
             if ranked is not None:
                 ranked.keep_if_best(iteration, taken, checkpoints)
             is_time = time.monotonic() - last_save > 60 * config.checkpoint_minutes
-            if checkpoints.keep and (trainer.is_done or interrupted() or is_time):
+            is_interrupted, is_time = ranks().merged_signals(interrupted(), is_time)
+            if checkpoints.keep and (trainer.is_done or is_interrupted or is_time):
                 checkpoints.save(trainer.iteration, trainer.tensors(), _state(trainer, log))
                 last_save, saved = time.monotonic(), trainer.iteration
             yield metrics
+            if is_interrupted:
+                raise KeyboardInterrupt
     if trainer.stopped is not None:
         put_back = end_with_best(watch, trainer.policy, checkpoints, trainer.put_back_statistics)
         trainer.outcome = f"{trainer.stopped}; {put_back}"
@@ -309,7 +313,8 @@ def run_iteration(
         _hold_to_reference(trainer, trainer.kl, experience.ref_kl)
     trainer.iteration += 1
     metrics["time/iteration_seconds"] = time.perf_counter() - start
-    return experience, metrics
+    # What is decided by the numbers is decided by the same ones everywhere, whatever the hardware rounds.
+    return experience, ranks().from_first(metrics)
 
 
 def _keep_schedules_in_time(trainer: PpoTrainer) -> None:
@@ -341,7 +346,7 @@ def _hold_to_reference(trainer: PpoTrainer, kl: FixedKL | AdaptiveKL, ref_kls: T
 def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, returns: Tensor) -> dict[str, float]:
     """Several epochs of minibatch updates on one experience; metrics of the update.
 
-    The loss of a minibatch is a mean over its tokens, whatever the microbatches it is computed in.
+    The loss of a minibatch is a mean over its tokens, whatever the microbatches, and the ranks, it is computed in.
     """
     config = trainer.config
     only_critic = _only_critic_learns(trainer)
@@ -379,7 +384,7 @@ def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, retu
                     deviation = max(deviation, float(ratio))
                 torch.autograd.backward(loss["total"])
             if is_first:
-                summary["ppo/ratio_first_epoch_max_deviation"] = deviation
+                summary["ppo/ratio_first_epoch_max_deviation"] = max(ranks().gather(deviation))
             if only_critic:
                 # Where the critic shares the actor's trunk, its loss would move that too.
                 trainer.optimizers["policy"].forget_gradients(lambda name: not _is_of_critic(name))
@@ -390,6 +395,7 @@ def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, retu
                 metrics_of_epoch.add(f"{name}/grad_norm", optimizer.step())
                 summary[f"{name}/learning_rate"] = learning_rate
         num_epochs += 1
+        metrics_of_epoch = ranks().merged(metrics_of_epoch)
         metrics.merge(metrics_of_epoch)
         if config.target_kl is not None and metrics_of_epoch.means()["ppo/approx_kl"] > config.target_kl:
             break
@@ -461,9 +467,10 @@ def _minibatches(trainer: PpoTrainer, epoch: int, mask: Tensor) -> Iterator[Tens
 
 
 def _microbatches(experience: Experience, rows: Tensor, max_tokens: int | None) -> Iterator[Tensor]:
-    """The rows of a minibatch in parts of like length that fit into memory."""
-    if max_tokens is None:
-        yield rows
+    """This rank's rows of a minibatch in parts of like length that fit into memory."""
+    rows = rows[ranks().rank :: ranks().size]
+    if max_tokens is None or not len(rows):
+        yield from [rows] if len(rows) else []
         return
     lengths = experience.inputs[rows].lengths().tolist()
     for group in microbatches(lengths, max_tokens=max_tokens, device=rows.device):

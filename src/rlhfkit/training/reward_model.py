@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhfkit.config.training import RewardModelConfig
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import RewardError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import Metrics
@@ -96,7 +97,7 @@ def train_reward_model(
     train, held_out = split_validation(len(pairs), config.validation_share, seed, groups=prompts_of(pairs))
 
     def run(rows: Sequence[int], metrics: Metrics, *, denominator: int | None) -> None:
-        chosen_pairs = [pairs[row] for row in rows]
+        chosen_pairs = [pairs[rows[place]] for place in ranks().share(len(rows))]
         lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in chosen_pairs]
         for group in microbatches(lengths, max_tokens=config.tokens_per_pass, device=model.device):
             part = [chosen_pairs[index] for index in group]
@@ -166,12 +167,15 @@ def measure(
     Calibration compares, in bins of the stated confidence sigmoid(|difference of scores|), with the share of pairs in
     which the side that the model prefers is the chosen one.
     """
-    lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
+    own = ranks().share(len(pairs))
+    lengths = [2 * max(len(pairs[row].chosen), len(pairs[row].rejected)) for row in own]
     difference = torch.zeros(len(pairs))
     for group in microbatches(lengths, max_tokens=max_tokens, device=model.device):
-        chosen, rejected = score_pairs(model, [pairs[index] for index in group])
-        difference[group] = (chosen - rejected).float().cpu()
+        rows = [own[place] for place in group]
+        chosen, rejected = score_pairs(model, [pairs[row] for row in rows])
+        difference[rows] = (chosen - rejected).float().cpu()
         on_finished(len(group))
+    ranks().add_up([difference])  # zero where it is another rank's
     right = (difference > 0).float() + 0.5 * (difference == 0).float()
     accuracy = float(right.mean())
     low, high = rate_interval(right.tolist(), prompts_of(pairs))

@@ -8,6 +8,7 @@ import torch
 
 from rlhfkit.config.stages import role_of
 from rlhfkit.config.training import SftConfig
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import Metrics
 from rlhfkit.models.attention import additive_masks
@@ -93,7 +94,8 @@ def train_sft(
     ]
     train, held_out = split_validation(len(texts), config.validation_share, seed, groups=prompts)
 
-    def parts(rows: Sequence[int]) -> list[PackedRows]:
+    def parts(rows: Sequence[int]) -> tuple[list[PackedRows], int]:
+        """(this rank's share of the packed rows, by passes; how many tokens are learnt in all of them)."""
         chosen = [texts[row] for row in rows]
         width = max(config.max_tokens, max(len(text.ids) for text in chosen)) if config.packing else None
         packed = pack(
@@ -105,11 +107,11 @@ def train_sft(
             device=model.device,
         )
         per_part = max(1, config.tokens_per_pass // packed.ids.shape[1])
-        return [_rows_of(packed, start, start + per_part) for start in range(0, len(packed.ids), per_part)]
+        own = packed[slice(ranks().rank, None, ranks().size)]
+        return [own[start : start + per_part] for start in range(0, len(own), per_part)], int(packed.targets.sum())
 
     def backward(rows: Sequence[int], metrics: Metrics) -> None:
-        minibatch = parts([train[row] for row in rows])
-        num_learnt = sum(int(part.targets.sum()) for part in minibatch)
+        minibatch, num_learnt = parts([train[row] for row in rows])
         for part in minibatch:
             loss = -_logprobs(model, part).sum()
             metrics.add("loss", loss, int(part.targets.sum()))
@@ -117,7 +119,7 @@ def train_sft(
 
     @torch.no_grad()
     def validate(metrics: Metrics) -> None:
-        for part in parts(held_out) if held_out else []:
+        for part in parts(held_out)[0] if held_out else []:
             metrics.add("loss", -_logprobs(model, part).sum(), int(part.targets.sum()))
 
     task = SupervisedTask(
@@ -143,13 +145,3 @@ def train_sft(
 def _logprobs(model: LanguageModel, rows: PackedRows) -> torch.Tensor:
     masks = additive_masks(model.config, rows.allowed(), rows.position_ids, rows.position_ids, model.dtype)
     return model.packed_logprobs(rows, masks)
-
-
-def _rows_of(packed: PackedRows, start: int, end: int) -> PackedRows:
-    rows = PackedRows(
-        packed.ids[start:end], packed.position_ids[start:end], packed.segments[start:end], packed.targets[start:end]
-    )
-    width = int((rows.segments > 0).sum(1).max())
-    return PackedRows(
-        rows.ids[:, :width], rows.position_ids[:, :width], rows.segments[:, :width], rows.targets[:, :width]
-    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from rlhfkit.config.training import SupervisedConfig
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import DataError, TrainingError
 from rlhfkit.machine.interrupts import interrupts_wait
 from rlhfkit.machine.progress import StageProgress
@@ -40,9 +41,11 @@ class SupervisedTask:
     num_rows: int
     minibatch_rows: int
     backward: Callable[[Sequence[int], Metrics], None]
-    """Forward and backward of the rows of a minibatch, in as many microbatches as it likes; adds to the metrics."""
+    """Forward and backward of this rank's share of the rows of a minibatch, in as many microbatches as it likes.
+
+    The loss is divided by what the whole minibatch counts; adds to the metrics."""
     validate: Callable[[Metrics], None]
-    """Adds the held-out metrics."""
+    """Adds the metrics of this rank's share of the rows held out."""
     detail: Callable[[dict[str, float]], str]
     """One short phrase for the progress line."""
 
@@ -119,6 +122,7 @@ def train_supervised(
             metrics = Metrics()
             learning_rate = optimizer.learning_rate
             task.backward(rows, metrics)
+            metrics = ranks().merged(metrics)
             loss = metrics.means()["loss"]
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -130,17 +134,19 @@ def train_supervised(
             if (iteration + 1) % validate_every == 0 or iteration + 1 == num_updates:
                 held_out = Metrics()
                 task.validate(held_out)
-                validation = {f"validation/{name}": value for name, value in held_out.means().items()}
+                held_out_means = ranks().merged(held_out).means()
+                validation = {f"validation/{name}": value for name, value in held_out_means.items()}
                 values |= validation
             log.write(task.stage, iteration, values)
             watch.after(iteration, values)
             progress.advance(1, task.detail({**validation, **values}))
             is_time = time.monotonic() - last_save > 60 * config.checkpoint_minutes and iteration + 1 < num_updates
-            if interrupted() or is_time:
+            is_interrupted, is_time = ranks().merged_signals(interrupted(), is_time)
+            if is_interrupted or is_time:
                 tensors = prefixed("module", trainable_tensors(task.module)) | prefixed("optimizer", optimizer.state())
                 checkpoints.save(iteration + 1, tensors, {"log": log.position()})
                 last_save = time.monotonic()
-            if interrupted():
+            if is_interrupted:
                 raise KeyboardInterrupt
     return validation
 
@@ -154,4 +160,5 @@ def resume(stage: str, module: nn.Module, optimizer: Optimizer, checkpoints: Che
     load_trainable(module, subset("module", checkpoint.tensors))
     optimizer.load_state(subset("optimizer", checkpoint.tensors))
     log.truncate(checkpoint.state["log"])
+    ranks().wait()  # the others read the log
     return checkpoint.iteration

@@ -1,0 +1,129 @@
+"""Starts the processes of a run on this machine, and says how one of them ended where it could not say so itself."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+from rlhfkit.distributed.faults import FAULT, Fault, Store, life_key, post
+
+__all__ = ["environments", "launch"]
+
+LOOPBACK = "127.0.0.1"
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 25.0
+"""Time for the others to end by themselves after one has failed."""
+FORWARDED = (signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C goes to all processes of the terminal by itself."""
+
+
+def launch(num: int, command: Sequence[str]) -> int:
+    """Run `num` processes of `command`, the ranks of one run, until all have ended; the exit code of the first to fail.
+
+    Where one fails, the others end soon; where it could not say why, as after `kill -9`, that is said here.
+    """
+    store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+    children = [
+        subprocess.Popen(command, env={**os.environ, **environment}) for environment in environments(num, store.port)
+    ]
+    with _forwarded_to(children):
+        failed = _first_failed(children)
+        if failed is None:
+            return 0
+        code = children[failed].returncode
+        if code < 0:
+            _say(PrefixStore("rlhfkit", store), failed, children, -code)
+        _end(children)
+    return 128 - code if code < 0 else code
+
+
+def environments(num: int, port: int, given: Mapping[str, str] = os.environ) -> Iterator[dict[str, str]]:
+    """What torchrun too would set for each of `num` ranks; the cores are shared out unless threads are set already."""
+    threads = max(1, len(_cores()) // num)
+    for rank in range(num):
+        yield {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(num),
+            "LOCAL_WORLD_SIZE": str(num),
+            "MASTER_ADDR": LOOPBACK,
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "OMP_NUM_THREADS": given.get("OMP_NUM_THREADS", str(threads)),
+            # The ranks are on one machine: no other interface shall carry what they say, or be waited for.
+            **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
+        }
+
+
+def _cores() -> Sequence[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return range(os.cpu_count() or 1)
+
+
+def _first_failed(children: Sequence["subprocess.Popen[bytes]"]) -> int | None:
+    """The rank that failed first, as far as can be seen; None where all have ended well."""
+    while True:
+        codes = [child.poll() for child in children]
+        failed = [rank for rank, code in enumerate(codes) if code]
+        if failed:
+            # What a signal ended is the cause; what ended by itself may have followed it.
+            return next((rank for rank in failed if (codes[rank] or 0) < 0), failed[0])
+        if all(code == 0 for code in codes):
+            return None
+        time.sleep(POLL_SECONDS)
+
+
+def _say(store: Store, rank: int, children: Sequence["subprocess.Popen[bytes]"], number: int) -> None:
+    """What a signal did to a rank, unless another fault came before it."""
+    phase = ""
+    if store.check([life_key(rank)]):
+        phase = json.loads(store.get(life_key(rank)) or b"{}").get("phase", "")
+    known = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    why = f"was killed by {known}"
+    if number == signal.SIGKILL:
+        why += ", as the kernel does when memory runs out; if that is why, lower ppo.microbatch_tokens or rollout.slots"
+    why += ". The same command goes on from the last checkpoint"
+    fault = Fault(rank, len(children), socket.gethostname(), children[rank].pid, phase, why, by=-1)
+    if not store.check([FAULT]) and post(store, fault) == fault:
+        print(f"error: {fault.words()}", file=sys.stderr, flush=True)
+
+
+def _end(children: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Wait for those that are left, then kill them: checkpoints are whole or not there."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+@contextmanager
+def _forwarded_to(children: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
+    """In the block signals that come to this process alone go to the ranks, and Ctrl-C is theirs to heed."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for child in children:
+            if child.poll() is None:
+                child.kill()
