@@ -134,7 +134,7 @@ def test_debug_shows_where_it_happened(invoke, recipe, pipeline, monkeypatch, er
 
 def test_run_hands_recipe_and_directory_to_the_pipeline(invoke, recipe, pipeline):
     calls = []
-    pipeline.run = lambda loaded, run_dir, *, fresh: calls.append((loaded, str(run_dir), fresh))
+    pipeline.run = lambda loaded, run_dir, *, fresh, progress: calls.append((loaded, str(run_dir), fresh))
     invoke("run", recipe)
     invoke("run", recipe, "seed=3", "sft.epochs=2")
     invoke("run", recipe, "--run-dir", "elsewhere", "--fresh", "seed=3")
@@ -148,7 +148,7 @@ def test_run_hands_recipe_and_directory_to_the_pipeline(invoke, recipe, pipeline
 
 
 def test_run_ends_with_what_was_written(invoke, recipe, pipeline):
-    def run(loaded, run_dir, *, fresh):
+    def run(loaded, run_dir, *, fresh, progress):
         (run_dir / "sft").mkdir(parents=True)
         (run_dir / "metrics.jsonl").touch()
 

@@ -176,6 +176,8 @@ def measure(
         difference[rows] = (chosen - rejected).float().cpu()
         on_finished(len(group))
     ranks().add_up([difference])  # zero where it is another rank's
+    if len(own) < len(pairs):
+        on_finished(len(pairs) - len(own))
     right = (difference > 0).float() + 0.5 * (difference == 0).float()
     accuracy = float(right.mean())
     low, high = rate_interval(right.tolist(), prompts_of(pairs))
