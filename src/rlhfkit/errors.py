@@ -31,7 +31,6 @@ __all__ = [
     "RewardError",
     "RlhfkitError",
     "ShapeError",
-    "Spoken",
     "StoreError",
     "TrainingError",
 ]
@@ -83,10 +82,6 @@ class CheckpointError(RlhfkitError, RuntimeError):
 
 class LostRankError(RlhfkitError, RuntimeError):
     """Another process of the run is gone, or was silent too long."""
-
-
-class Spoken(Exception):
-    """This process of a run ends because of an error that another one tells the user."""
 
 
 class StoreError(RlhfkitError, RuntimeError):

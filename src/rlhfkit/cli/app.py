@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhfkit.errors import CheckpointError, RlhfkitError, Spoken
+from rlhfkit.errors import CheckpointError, RlhfkitError
+from rlhfkit.machine.interrupts import Spoken
 from rlhfkit.machine.surroundings import make_do
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from rlhfkit.distributed.faults import BEAT_SECONDS, FaultWatch
 from rlhfkit.distributed.ranks import ALONE, Ranks, become
-from rlhfkit.errors import ConfigError, RlhfkitError, Spoken
+from rlhfkit.errors import ConfigError, RlhfkitError
+from rlhfkit.machine.interrupts import Spoken
 
 __all__ = ["joined", "ranks_asked_for"]
 

@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["ends_like_interrupts", "interrupts_wait"]
+__all__ = ["Spoken", "ends_like_interrupts", "interrupts_wait"]
+
+
+class Spoken(Exception):
+    """This process of a run ends because of an error that another one tells the user."""
+
 
 KIND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, `kill` or a scheduler at the end of the time, and a terminal or a connection that is gone."""
