@@ -43,6 +43,8 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory,
 def main() -> None:
     """Run the command line; exit code 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # or each retry of a download is a line of its own
+    if "RANK" in os.environ:  # or torch adds pages of its own stack to what is said where another process is gone
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     make_do()
     try:
         app(prog_name="rlhfkit")

@@ -72,8 +72,7 @@ def run(
             run_recipe(loaded, directory, fresh=fresh, progress=Progress(quiet=not is_first))
     except KeyboardInterrupt:
         if is_first:
-            command = f"{program()} {shlex.join(word for word in sys.argv[1:] if word != '--fresh')}"
-            typer.echo(f"\nstopped; to go on from the last checkpoint: {command}", err=True)
+            typer.echo(f"\nstopped; to go on from the last checkpoint: {command_to_go_on()}", err=True)
         raise typer.Exit(130) from None
     if is_first:
         print(closing_words(RunDir(directory)))
@@ -88,6 +87,12 @@ def refuse_several(recipe: object) -> None:
             f"{recipe.name} is a control task, which runs in one process: its networks are small, and its environments "
             "have processes of their own (env.asynchronous); leave --processes out"
         )
+
+
+def command_to_go_on() -> str:
+    """What starts the run again, to be copied; torchrun's own arguments are not known here."""
+    command = f"{program()} {shlex.join(word for word in sys.argv[1:] if word != '--fresh')}"
+    return command if "TORCHELASTIC_RUN_ID" not in os.environ else f"torchrun … {command.removeprefix('python ')}"
 
 
 def own_command() -> list[str]:

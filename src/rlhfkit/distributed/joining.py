@@ -1,25 +1,31 @@
 """A process joins those of its run, as `torchrun` or our own launcher have told it to, and leaves them again."""
 
+import fcntl
 import os
+import socket
+import struct
+import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from rlhfkit.distributed.faults import BEAT_SECONDS, FaultWatch
+from rlhfkit.distributed.faults import BEAT_SECONDS, JOIN_SECONDS, FaultWatch
 from rlhfkit.distributed.ranks import ALONE, Ranks, become
-from rlhfkit.errors import ConfigError, RlhfkitError
-from rlhfkit.machine.interrupts import Spoken
+from rlhfkit.errors import ConfigError, LostRankError, MissingDependencyError, RlhfkitError
+from rlhfkit.machine.interrupts import Spoken, interrupts_wait
 
-__all__ = ["joined", "ranks_asked_for"]
+__all__ = ["Membership", "interface_towards", "join", "joined", "ranks_asked_for"]
 
 PATIENCE = timedelta(days=30)
 """A collective may wait for days, as for people who label: whether a rank lives is asked elsewhere."""
-JOIN_TIMEOUT = timedelta(minutes=5)
+JOIN_TIMEOUT = timedelta(seconds=JOIN_SECONDS)
+SIOCGIFADDR = 0x8915
+"""Linux's number of the question which address an interface has."""
 
 
 def ranks_asked_for(environment: Mapping[str, str] = os.environ) -> Ranks:
@@ -42,53 +48,141 @@ def ranks_asked_for(environment: Mapping[str, str] = os.environ) -> Ranks:
     return found
 
 
+class Membership:
+    """This process as one of the ranks of a run, from `join` to `leave` or `end`."""
+
+    def __init__(self, here: Ranks, watch: FaultWatch) -> None:
+        self.here, self.watch = here, watch
+
+    def leave(self) -> None:
+        """This rank is done, and nobody waits for it any more."""
+        self.watch.stop()
+        dist.destroy_process_group()
+
+    def end(self, error: BaseException) -> BaseException:
+        """What to raise in the place of an error that ends this rank, once all know of it.
+
+        The same in words that name the rank, where this one is to tell the user; else Spoken. KeyboardInterrupt, where
+        somebody has asked for the end of any of them.
+        """
+        # torchrun sends a signal to the others where one is gone, which says nothing new.
+        with interrupts_wait("this", says=False):
+            fault = self.watch.fail(error)
+        if _hosts_the_store(self.here):
+            time.sleep(3 * BEAT_SECONDS)  # the others read there what has happened
+        if fault.is_interrupt:
+            return KeyboardInterrupt()
+        if fault.by != self.here.rank:
+            return Spoken()
+        is_kind = isinstance(error, RlhfkitError) and not isinstance(error, MissingDependencyError)
+        return type(error)(fault.words()) if is_kind else RuntimeError(fault.words())
+
+
+def join() -> Membership | None:
+    """Join the others, as the environment says; None where this process is alone.
+
+    Raises: ConfigError where the others cannot be reached, or torch has been told already; else as `joined`.
+    """
+    wanted = ranks_asked_for()
+    if wanted.size == 1:
+        return None
+    if dist.is_initialized():
+        raise ConfigError(
+            "torch.distributed.init_process_group was called before the first trainer; leave it out, as the trainer "
+            "calls it, with an interface and a time limit that fit"
+        )
+    stores = [_store(wanted) for _ in range(2)]  # a store waits for one answer at a time
+    way = _way_to_the_others(wanted, os.environ)
+    watch = FaultWatch(PrefixStore("rlhfkit", stores[1]), wanted.rank, wanted.size, way=way)
+    watch.start()
+    member = Membership(wanted, watch)
+    try:
+        device = _device_of(wanted)
+        with _words_of(wanted, way):
+            dist.init_process_group(
+                "gloo" if device is None else "cpu:gloo,cuda:nccl",
+                store=PrefixStore("group", stores[0]),
+                rank=wanted.rank,
+                world_size=wanted.size,
+                timeout=PATIENCE,
+                device_id=device,
+            )
+            dist.barrier()  # whoever is late is late here
+    except (Exception, KeyboardInterrupt) as error:
+        raise member.end(error) from error
+    watch.joined()
+    return member
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """In the block this process is one of its run; alone, where nobody asked for more, with no group at all.
 
     Raises: what the block raises, in words that name the rank, where this rank is the one to tell the user; else
-    Spoken. ConfigError where the others cannot be reached.
+    Spoken. ConfigError where the others cannot be reached. KeyboardInterrupt, where any of them was interrupted.
     """
-    wanted = ranks_asked_for()
-    if wanted.size == 1 or dist.is_initialized():
+    member = join()
+    if member is None:
         yield ALONE
         return
-    stores = [_store(wanted) for _ in range(2)]  # a store waits for one answer at a time
-    device = _device_of(wanted)
-    dist.init_process_group(
-        "gloo" if device is None else "cpu:gloo,cuda:nccl",
-        store=PrefixStore("group", stores[0]),
-        rank=wanted.rank,
-        world_size=wanted.size,
-        timeout=PATIENCE,
-        device_id=device,
-    )
-    watch = FaultWatch(PrefixStore("rlhfkit", stores[1]), wanted.rank, wanted.size)
-    watch.start()
     try:
-        with become(wanted):
-            yield wanted
-            wanted.wait()  # nobody leaves before the last is done
+        with become(member.here):
+            yield member.here
+            member.here.wait()  # nobody leaves before the last is done
     except (Exception, KeyboardInterrupt) as error:
-        _end(watch, error, wanted)
-        raise
-    watch.stop()
-    dist.destroy_process_group()
+        raise member.end(error) from error
+    member.leave()
 
 
-def _end(watch: FaultWatch, error: BaseException, here: Ranks) -> None:
-    """Raises: the error in words that name the rank, or Spoken; returns for an interrupt, which comes to all."""
-    if isinstance(error, KeyboardInterrupt):
-        watch.stop()
-        return
-    words = watch.explain(error)
-    if _hosts_the_store(here):
-        time.sleep(3 * BEAT_SECONDS)  # the others read there what has happened
-    if words is None:
-        raise Spoken from error
-    if isinstance(error, RlhfkitError):
-        raise type(error)(words) from error
-    raise RuntimeError(words) from error
+@contextmanager
+def _words_of(here: Ranks, way: str) -> Iterator[None]:
+    """Raises: LostRankError that says how this rank was to reach the others, where it does not."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostRankError(
+            f"rank {here.rank} of {here.size} cannot reach the others over {way} ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _way_to_the_others(here: Ranks, environment: MutableMapping[str, str]) -> str:
+    """In words, the network interface that leads to the others; the one to where they meet, unless another is set.
+
+    By itself gloo takes what the name of the machine stands for, which may be the loop-back or a container's bridge.
+    """
+    name = "GLOO_SOCKET_IFNAME"
+    if name in environment:
+        return f"the interface {environment[name]}, as {name} says"
+    address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    found = interface_towards(address, port)
+    if found is None or (found == "lo" and here.local_size < here.size):
+        return f"the interface of this machine's name; set {name} to the one that leads to {address}"
+    environment[name] = found
+    environment.setdefault("NCCL_SOCKET_IFNAME", found)
+    return f"the interface {found}, which leads to {address}; set {name} to another one if that is wrong"
+
+
+def interface_towards(address: str, port: int) -> str | None:
+    """The network interface whose own address a connection to there would have; None where that cannot be told."""
+    if sys.platform != "linux":
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, port))  # of datagrams, so nothing is sent
+            own = probe.getsockname()[0]
+            for _, name in socket.if_nameindex():
+                if _address_of(probe, name) == own:
+                    return name
+        except OSError:
+            return None
+    return None
+
+
+def _address_of(opened: socket.socket, interface: str) -> str | None:
+    with suppress(OSError):  # it has none
+        answer = fcntl.ioctl(opened.fileno(), SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
+        return socket.inet_ntoa(answer[20:24])
+    return None
 
 
 def _store(here: Ranks) -> TCPStore:

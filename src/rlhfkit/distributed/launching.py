@@ -7,13 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from rlhfkit.distributed.faults import FAULT, Fault, Store, life_key, post
+from rlhfkit.distributed.faults import Fault, Store, life_key, post, written
 
 __all__ = ["environments", "launch"]
 
@@ -21,27 +21,33 @@ LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 25.0
 """Time for the others to end by themselves after one has failed."""
-FORWARDED = (signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C goes to all processes of the terminal by itself."""
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Those that may come to this process alone; ranks that were sent them too, as by Ctrl-C, take the two for one."""
+INTERRUPTED_CODE = 130
 
 
 def launch(num: int, command: Sequence[str]) -> int:
     """Run `num` processes of `command`, the ranks of one run, until all have ended; the exit code of the first to fail.
 
-    Where one fails, the others end soon; where it could not say why, as after `kill -9`, that is said here.
+    Where one fails, the others end soon; where it could not say why, as after `kill -9`, that is said here. 130 where
+    somebody has asked for the end.
     """
     store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+    told = PrefixStore("rlhfkit", store)
     children = [
         subprocess.Popen(command, env={**os.environ, **environment}) for environment in environments(num, store.port)
     ]
-    with _forwarded_to(children):
+    with _forwarded_to(children) as interrupted:
         failed = _first_failed(children)
         if failed is None:
             return 0
         code = children[failed].returncode
-        if code < 0:
-            _say(PrefixStore("rlhfkit", store), failed, children, -code)
-        _end(children)
+        by_us = interrupted() and -code in FORWARDED  # before it could heed it
+        if code < 0 and not by_us:
+            _say(told, failed, children, -code)
+        _end(told, children)
+    if by_us:
+        return INTERRUPTED_CODE
     return 128 - code if code < 0 else code
 
 
@@ -58,6 +64,8 @@ def environments(num: int, port: int, given: Mapping[str, str] = os.environ) -> 
             "MASTER_PORT": str(port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "OMP_NUM_THREADS": given.get("OMP_NUM_THREADS", str(threads)),
+            # Or torch adds pages of its own stack to what is said where a process is gone.
+            "TORCH_CPP_LOG_LEVEL": given.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
             # The ranks are on one machine: no other interface shall carry what they say, or be waited for.
             **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
         }
@@ -93,14 +101,17 @@ def _say(store: Store, rank: int, children: Sequence["subprocess.Popen[bytes]"],
         why += ", as the kernel does when memory runs out; if that is why, lower ppo.microbatch_tokens or rollout.slots"
     why += ". The same command goes on from the last checkpoint"
     fault = Fault(rank, len(children), socket.gethostname(), children[rank].pid, phase, why, by=-1)
-    if not store.check([FAULT]) and post(store, fault) == fault:
+    if post(store, fault) == fault:
         print(f"error: {fault.words()}", file=sys.stderr, flush=True)
 
 
-def _end(children: Sequence["subprocess.Popen[bytes]"]) -> None:
+def _end(store: Store, children: Sequence["subprocess.Popen[bytes]"]) -> None:
     """Wait for those that are left, then kill them: checkpoints are whole or not there."""
     deadline = time.monotonic() + GRACE_SECONDS
     while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+        fault = written(store)
+        if fault is not None and fault.by != fault.rank:  # silent, as the others say, so that it will not end by itself
+            children[fault.rank].kill()
         time.sleep(POLL_SECONDS)
     for child in children:
         if child.poll() is None:
@@ -109,18 +120,21 @@ def _end(children: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 
 @contextmanager
-def _forwarded_to(children: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
-    """In the block signals that come to this process alone go to the ranks, and Ctrl-C is theirs to heed."""
+def _forwarded_to(children: Sequence["subprocess.Popen[bytes]"]) -> Iterator[Callable[[], bool]]:
+    """In the block signals that come to this process go to the ranks, for which it waits; whether any has come."""
+    has_come = False
 
     def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal has_come
+        has_come = True
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
+    heeded = [number for number in FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in heeded}
     try:
-        yield
+        yield lambda: has_come
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -201,7 +201,7 @@ def train_ppo(
     `after_first` is called after the first iteration of this start; for the rest see `iterations`.
     Raises: as `iterations`. KeyboardInterrupt after Ctrl-C, once the iteration is saved.
     """
-    with interrupts_wait("this iteration") as interrupted:
+    with interrupts_wait("this iteration", says=ranks().is_first) as interrupted:
         running = iterations(
             trainer,
             log=log,

@@ -114,7 +114,7 @@ def train_supervised(
     validation: dict[str, float] = {}
     settings = {**config.model_dump(), "num_updates": num_updates}
     watch = SupervisedWatch(task.stage, settings, log.rows(task.stage) if start else (), progress.warn)
-    with checkpoints, interrupts_wait("this update") as interrupted:
+    with checkpoints, interrupts_wait("this update", says=ranks().is_first) as interrupted:
         for iteration in range(start, num_updates):
             epoch, place = divmod(iteration, per_epoch)
             order = shuffled(task.num_rows, derive_seed(seed, task.stage, "epoch", epoch))
