@@ -16,18 +16,11 @@ from pathlib import Path
 
 import torch
 
-from rlhfkit.bench.language import (
-    CONTEXT_TOKENS,
-    SIZES,
-    classifier,
-    language_model,
-    random_prompts,
-    word_encoder,
-)
+from rlhfkit.bench.language import classifier, language_model, random_prompts, word_encoder
+from rlhfkit.bench.shapes import CONTEXT_TOKENS, SIZES
 from rlhfkit.config.load import load_recipe
 from rlhfkit.doctor.forecast import examine_forecast
 from rlhfkit.models.reward_model import Normalization, RewardModel
-from rlhfkit.pipeline.run import save_language_model
 from rlhfkit.rundir.atomic import read_json
 from rlhfkit.rundir.directory import RunDir
 
@@ -58,7 +51,8 @@ def workload(name, home):
     shape, cpu = SIZES[size], torch.device("cpu")
     encoder = word_encoder(shape.vocabulary)
     encoder.tokenizer.model_max_length = CONTEXT_TOKENS
-    save_language_model_to(home / "model", language_model(shape, encoder, cpu, torch.float32))
+    (home / "model").mkdir()
+    language_model(shape, encoder, cpu, torch.float32).save(home / "model")
     model = RewardModel(classifier(shape, cpu, torch.float32), encoder)
     (home / "reward_model").mkdir()
     model.save(home / "reward_model", normalization=Normalization())
@@ -69,11 +63,6 @@ def workload(name, home):
         RECIPE.format(name=name, home=home, iterations=iterations, episodes=episodes, minibatch=episodes // 4)
     )
     return [str(recipe), f"model.path={home / 'model'}", f"reward.path={home / 'reward_model'}"]
-
-
-def save_language_model_to(directory, model):
-    directory.mkdir()
-    save_language_model(model, directory)
 
 
 def compare(words, home):

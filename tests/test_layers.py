@@ -26,6 +26,7 @@ LAYERS = [
     ["pipeline"],
     ["api"],
     ["doctor", "bench"],
+    ["planning"],
     ["cli", "__main__"],
 ]
 WITHOUT_TORCH = {

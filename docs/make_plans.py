@@ -1,0 +1,59 @@
+"""Writes the tables of plans in docs/scale.md: python docs/make_plans.py. A test holds them equal."""
+
+import re
+from pathlib import Path
+
+from rlhfkit.planning import lines_of, plan
+from rlhfkit.planning.text import gib
+
+PAGE = Path(__file__).parent / "scale.md"
+MACHINES = {"1 x 24 GB": "1xRTX4090", "1 x H200": "1xH200", "8 x H100": "8xH100", "64 x H100": "64xH100"}
+MODELS = ["0.5B", "3B", "8B", "70B"]
+TABLES = {
+    "all weights, a critic of its own": [],
+    "adapters and a shared critic": ["model.lora.rank=16", "ppo.value.network=shared"],
+}
+RECIPE = ["data.path=PAIRS.jsonl", "ppo.microbatch_tokens=auto"]
+BLOCK = re.compile(r"(<!-- plans -->\n).*?(<!-- end of plans -->)", re.DOTALL)
+
+
+def cell(model: str, gpus: str, overrides: list[str]) -> str:
+    """As "none, 37 of 113 GiB, 12.3 s": sharding, memory of a rank, an iteration."""
+    found = plan("pairs", [*RECIPE, *overrides], model=model, gpus=gpus)
+    memory = found.laid.memory
+    needed = f"{gib(memory.peak_bytes)} of {gib(memory.usable_bytes)}"
+    if not found.fits:
+        return f"does not fit: {needed}"
+    return f"{found.laid.layout.sharding}, {needed}, {found.laid.seconds.iteration:.3g} s"
+
+
+def table(overrides: list[str]) -> list[str]:
+    """Rows of models, columns of machines."""
+    rows = [
+        f"| {model} | " + " | ".join(cell(model, gpus, overrides) for gpus in MACHINES.values()) for model in MODELS
+    ]
+    return [
+        "| model | " + " | ".join(MACHINES) + " |",
+        "|---" * (1 + len(MACHINES)) + "|",
+        *(f"{row} |" for row in rows),
+    ]
+
+
+def block() -> str:
+    """All tables, and the assumptions under them."""
+    lines = []
+    for title, overrides in TABLES.items():
+        shown = f" (`{' '.join(overrides)}`)" if overrides else ""
+        lines += [f"**{title[0].upper()}{title[1:]}**{shown}:", "", *table(overrides), ""]
+    words = list(lines_of(plan("pairs", RECIPE, model="8B", gpus="8xH100")))
+    lines += ["What they suppose:", "", *(f"- {line.strip()}" for line in words[words.index("Assumptions") + 1 :]), ""]
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """docs/scale.md with the tables as they are now."""
+    return BLOCK.sub(lambda found: f"{found[1]}{block()}{found[2]}", PAGE.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

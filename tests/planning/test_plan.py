@@ -1,0 +1,148 @@
+"""The whole plan: what fits where, what makes it fit, what it costs, and what is said of wrong words."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from rlhfkit.config.load import load_recipe
+from rlhfkit.errors import ConfigError
+from rlhfkit.planning import lines_of, plan, plan_of_work
+from rlhfkit.planning.accelerators import ACCELERATORS, accelerators_named
+from rlhfkit.planning.machine import machine_of
+from rlhfkit.planning.remedies import applied, changes_for
+from rlhfkit.planning.work import work_of
+from tests.planning.test_memory import WORK
+
+PAIRS = ["data.path=PAIRS.jsonl"]
+
+
+def test_a_small_model_fits_without_sharding():
+    found = plan("pairs", PAIRS, model="0.5B", gpus="1xH200")
+    assert found.fits
+    assert (found.laid.layout.sharding, found.alternatives) == ("none", ())
+
+
+def test_what_one_gpu_has_no_room_for_is_sharded_over_eight():
+    one, eight = (plan("pairs", PAIRS, model="8B", gpus=gpus) for gpus in ("1xH100", "8xH100"))
+    assert not one.fits
+    assert eight.fits
+    assert eight.laid.layout.sharding == "fsdp"
+
+
+@pytest.mark.parametrize(("model", "gpus"), [("3B", "1xL4"), ("8B", "1xRTX4090"), ("8B", "1xH100"), ("70B", "8xH100")])
+def test_each_way_to_make_it_fit_was_planned_and_fits(model, gpus):
+    found = plan("pairs", PAIRS, model=model, gpus=gpus)
+    assert not found.fits
+    assert 1 <= len(found.alternatives) <= 3
+    for alternative in found.alternatives:
+        assert alternative.laid.fits
+        assert all(not step.laid.fits for step in alternative.steps[:-1])  # no step is more than needed
+
+
+def test_a_change_of_settings_is_what_a_recipe_with_it_gives():
+    found = plan("pairs", PAIRS, model="3B", gpus="1xH100")
+    words = [alternative.words for alternative in found.alternatives]
+    assert "ppo.value.network=shared" in words
+    again = plan("pairs", [*PAIRS, "ppo.value.network=shared"], model="3B", gpus="1xH100")
+    assert again.fits
+    assert again.laid == found.alternatives[words.index("ppo.value.network=shared")].laid
+
+
+def test_every_change_of_settings_is_one_that_a_recipe_takes():
+    work = replace(WORK, itemsize=4, microbatch_tokens=8192, recompute=False)
+    for change in changes_for(work):
+        overrides = [*PAIRS, "model.path=8B", *change.words.replace("MODULE:NAME", "my:reward").split()]
+        recipe = load_recipe("pairs", overrides).recipe
+        assert applied(work, (change,)) != work
+        assert recipe.stages
+
+
+def test_the_price_is_that_of_all_gpus_for_all_iterations():
+    found = plan("pairs", [*PAIRS, "ppo.iterations=10"], model="8B", gpus="8xH100", price=2.5)
+    assert found.cost == pytest.approx(2.5 * 8 * 10 * found.laid.seconds.iteration / 3600)
+    assert found.tokens_per_second == pytest.approx(64 * 256 / found.laid.seconds.iteration)
+
+
+def test_shorter_responses_take_less_time_but_memory_for_the_longest():
+    long, short = (plan("pairs", PAIRS, model="0.5B", gpus="H200", response_tokens=n) for n in (256, 64))
+    assert short.laid.seconds.iteration < long.laid.seconds.iteration
+
+    def cache(found):
+        return next(part.num_bytes for part in found.laid.memory.parts if part.name == "KV cache")
+
+    assert cache(short) == cache(long)
+
+
+def test_the_models_of_a_recipe_are_counted():
+    overrides = [*PAIRS, "model.path=0.5B"]
+    shape = WORK.policy
+    work = work_of(load_recipe("pairs", overrides).recipe, shape, itemsize=2)
+    assert (len(work.reward_models), work.critic) == (1, "separate")
+    shared = work_of(load_recipe("pairs", [*overrides, "ppo.value.network=shared"]).recipe, shape, itemsize=2)
+    assert len(shared.trained_networks) == 1
+    function = load_recipe("function", [*overrides, "reward.function=my:reward"]).recipe
+    assert work_of(function, shape, itemsize=2).reward_models == ()
+
+
+def test_a_plan_in_words_has_its_assumptions():
+    lines = list(lines_of(plan("pairs", PAIRS, model="8B", gpus="1xRTX4090", price=0.5)))
+    text = "\n".join(lines)
+    assert lines[2].startswith("Does not fit: ")
+    for words in (
+        "Adam's two averages",
+        "training_share = 0.35",
+        "would fit",
+        "config.json of meta-llama/Llama-3.1-8B",
+    ):
+        assert words in text
+
+
+def test_a_plan_for_programs_is_json_and_adds_up():
+    found = json.loads(json.dumps(plan("pairs", PAIRS, model="8B", gpus="8xH100").as_dict()))
+    parts = found["memory"]["parts"]
+    by_phase = {phase: sum(p["num_bytes"] for p in parts if p["phase"] == phase) for phase in ("always", "update")}
+    assert found["memory"]["fullest_phase"] == "update"
+    assert found["memory"]["peak_bytes"] == by_phase["always"] + by_phase["update"]
+    assert found["seconds"]["iteration"] == pytest.approx(
+        sum(value for name, value in found["seconds"].items() if name != "iteration")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"gpus": "8xH10"}, "did you mean H100"),
+        ({"gpus": "0xH100"}, "at least one"),
+        ({"gpus": "4xcpu"}, "--processes 4"),
+        ({"gpus": "2xH100", "processes": 4}, "give --gpus 4xH100"),
+        ({"gpus": "H100", "measure": True}, "leave one out"),
+        ({"model": "8B", "measure": True}, "leave one out"),
+        ({"model": "8C"}, "no model '8C' is known"),
+        ({"gpus": "H100", "response_tokens": 1000}, "not between 1 and"),
+    ],
+)
+def test_wrong_words_are_answered_with_what_is_known(arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        plan("pairs", PAIRS, **{"model": "0.5B", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "words"),
+    [
+        ("cartpole", [], "control task"),
+        ("pairs", [*PAIRS, 'stages=["sft"]'], "a plan is of PPO"),
+        ("pairs", [*PAIRS, "rollout.max_response_tokens=200000"], "more than the context"),
+        ("pairs", [*PAIRS, "model.num_trained_layers=24"], "has 24 layers"),
+        ("pairs", [*PAIRS, "ppo.epochs=0"], "ppo.epochs"),
+    ],
+)
+def test_a_recipe_that_cannot_be_planned_says_why(recipe, overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        plan(recipe, overrides, model="0.5B", gpus="H100")
+
+
+@pytest.mark.parametrize("name", ACCELERATORS)
+def test_an_accelerator_is_known_by_its_name_in_any_case(name):
+    assert accelerators_named(f"4x{name.upper()}") == (4, ACCELERATORS[name])
+    assert plan_of_work("test", WORK, machine_of(ACCELERATORS[name], 4)).work is WORK
