@@ -16,7 +16,8 @@ from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.advantages import advantages_and_returns
 from rlhfkit.training.checkpoint import Checkpoints
-from rlhfkit.training.ppo import run_iteration, update
+from rlhfkit.training.ppo import run_iteration
+from rlhfkit.training.update import update
 from tests.rollout.test_generation import NUM_PROMPTS, ending_early, some_prompts
 from tests.tiny import Directory, builder, load, ppo_trainer
 

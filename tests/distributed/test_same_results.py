@@ -18,9 +18,10 @@ from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.advantages import advantages_and_returns
 from rlhfkit.training.checkpoint import Checkpoints
-from rlhfkit.training.ppo import train_ppo, update
+from rlhfkit.training.ppo import train_ppo
 from rlhfkit.training.reward_model import EncodedPair, measure, train_reward_model
 from rlhfkit.training.sft import LearntText, train_sft
+from rlhfkit.training.update import update
 from tests.distributed.together import together
 from tests.rollout.test_multi_turn import Script
 from tests.training import tiny

@@ -8,7 +8,8 @@ from rlhfkit.config.ppo import PpoConfig, RolloutConfig, ValueConfig
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.training.advantages import advantages_and_returns
 from rlhfkit.training.checkpoint import trainable_tensors
-from rlhfkit.training.ppo import PpoTrainer, update
+from rlhfkit.training.ppo import PpoTrainer
+from rlhfkit.training.update import update
 from tests.tiny import FAMILIES, Directory, builder, ppo_trainer
 
 ROLLOUT = RolloutConfig(max_response_tokens=12, temperature=0.7, slots=5)

@@ -12,7 +12,8 @@ from rlhfkit.errors import TrainingError
 from rlhfkit.padding import Sequences
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.training.advantages import advantages_and_returns
-from rlhfkit.training.ppo import PpoTrainer, optimizers_for, update
+from rlhfkit.training.ppo import PpoTrainer, optimizers_for
+from rlhfkit.training.update import update
 from tests.oracles import ppo as oracle
 from tests.training import tiny
 

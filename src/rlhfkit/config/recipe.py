@@ -15,6 +15,7 @@ from rlhfkit.config.envs import GuessEnvConfig, TextEnvConfig
 from rlhfkit.config.evaluation import EvaluationConfig
 from rlhfkit.config.feedback import PreferencesConfig
 from rlhfkit.config.model import ModelConfig
+from rlhfkit.config.parallel import ParallelConfig
 from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.config.rewards import (
     BagOfWordsRewardConfig,
@@ -77,6 +78,8 @@ class Recipe(Section):
     """Settings of the stage."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Settings of the stage `evaluate`."""
+    parallel: Annotated[ParallelConfig, MAY_CHANGE] = ParallelConfig()
+    """What several processes part among them."""
     watchdog: Annotated[WatchdogConfig, MAY_CHANGE] = WatchdogConfig()
     """What happens when a stage gives no sign of life."""
 

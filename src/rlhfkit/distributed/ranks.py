@@ -38,6 +38,8 @@ class Ranks:
     """Its number among those on this machine."""
     local_size: int = 1
     """How many are on this machine."""
+    shards: bool = False
+    """Whether weights are parted among them, so that every pass through a network is one of all ranks together."""
 
     @property
     def is_first(self) -> bool:
@@ -47,6 +49,16 @@ class Ranks:
     def share(self, num: int) -> range:
         """The rows of this rank, of `num`: every `size`-th, so that the ranks get alike where neighbours are alike."""
         return range(self.rank, num, self.size)
+
+    def in_step(self, parts: Iterable[T], spare: T) -> list[tuple[T, bool]]:
+        """The parts of this rank, each with True; where `shards`, as many passes as the rank with the most has.
+
+        The passes beyond its own, of `spare` with False, help the others alone: what they give does not count.
+        """
+        own = [(part, True) for part in parts]
+        if not self.shards:
+            return own
+        return own + [(spare, False)] * (max(self.gather(len(own))) - len(own))
 
     def put_together(self, own: Sequence[T], num: int) -> list[T]:
         """What all ranks made of their shares, in the order of the `num` rows."""

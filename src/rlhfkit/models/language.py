@@ -58,6 +58,8 @@ class LanguageModel(nn.Module):
         self.encoder = encoder
         self.config: PreTrainedConfig = unwrapped(causal_lm).config
         self.is_compiled = False
+        self.computes_in: torch.dtype | None = None
+        """Where weights are kept in another type than that of the passes, as parted ones are."""
         self.paths = FastPaths()
         self.stem: Stem | None = None  # what it begins with, in common with others
         # As a tensor on the model's device: a number would be copied there anew by every step of decoding.
@@ -122,6 +124,8 @@ class LanguageModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the embeddings, so of the hidden states."""
+        if self.computes_in is not None:
+            return self.computes_in
         return unwrapped(self.causal_lm).get_input_embeddings().get_parameter("weight").dtype
 
     @property
@@ -255,6 +259,11 @@ class TextPolicy(nn.Module):
         """`inputs` with what the layers that nothing trains make of them, if there are any."""
         stem = self.language_model.stem
         return inputs if stem is None else stem.read(inputs, max_tokens=max_tokens)
+
+    def logprobs_without_adapters(self, inputs: Sequences) -> Tensor:
+        """(B, R) of the sampled tokens under the model as it was before its adapters."""
+        with self.language_model.adapters_off():
+            return self.language_model.logprobs(inputs, temperature=self.temperature)
 
     def evaluate(self, inputs: Sequences, *, with_entropy: bool = True) -> PolicyOutput:
         """Logprobs, entropy and values (B, R) of the sampled tokens, with gradients."""

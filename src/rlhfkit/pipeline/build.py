@@ -53,11 +53,11 @@ from rlhfkit.models.reward_model import RewardModel, read_normalization, score_h
 from rlhfkit.models.saving import save_model
 from rlhfkit.models.scratch import random_model, train_tokenizer
 from rlhfkit.models.value import ValueHead, ValueNetwork
-from rlhfkit.padding import Sequences
+from rlhfkit.pipeline.parted import PARTED, part_frozen
 from rlhfkit.ppo import AdaptiveKL, FixedKL
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource
-from rlhfkit.rollout.engine import Reference
+from rlhfkit.rollout.engine import Engine, GatheredSampler, Reference
 from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.resume import recorded_date, recorded_dtype
@@ -106,7 +106,7 @@ class Builder:
             )
         )
         self.dtype = self.dtype_choice.dtype
-        if self.recipe.model.compile and (why := why_no_compiler(self.device)):
+        if self.recipe.model.compile and (why := PARTED if ranks().shards else why_no_compiler(self.device)):
             self.paths.switch_off(COMPILED, why)
             self._note([f"{why}; layers run as plain code, which is slower"])
 
@@ -223,7 +223,9 @@ class Builder:
             language_model = LanguageModel(model, encoder)
         language_model.paths = self.paths
         if trainable and self.recipe.model.num_trained_layers is not None:
-            language_model.stem = Stem(model, num_trained_layers=self.recipe.model.num_trained_layers)
+            stem = Stem(model, num_trained_layers=self.recipe.model.num_trained_layers)
+            # Parted weights are gathered for whole passes, and are nobody else's: all layers are computed then.
+            language_model.stem = None if ranks().shards else stem
         self._check_lengths(language_model.context_tokens)
         if trainable and self.recipe.model.gradient_checkpointing is True:
             recompute_layers(model)
@@ -302,6 +304,7 @@ class Builder:
         classifier = self._classifier(str(directory), encoder, fresh_head=False).requires_grad_(False)
         model = self._on_paths(RewardModel(classifier, encoder))
         model.stem = _in_common(stem, classifier)
+        part_frozen(model)
         return model
 
     def _freeze_below(self, classifier: PreTrainedModel) -> None:
@@ -341,15 +344,16 @@ class Builder:
         """
         model, temperature = policy.language_model, self.recipe.rollout.temperature
         if self.recipe.model.lora is not None:
-
-            def without_adapters(sequences: Sequences) -> torch.Tensor:
-                with model.adapters_off():
-                    return model.logprobs(sequences, temperature=temperature)
-
-            return without_adapters
+            return lambda sequences: policy.logprobs_without_adapters(sequences)
         frozen = self.language_model(self.starting_point())
         frozen.stem = _in_common(model.stem, frozen.causal_lm)
+        part_frozen(frozen)
         return lambda sequences: frozen.logprobs(sequences, temperature=temperature)
+
+    def sampler_of(self, engine: Engine | None) -> GatheredSampler:
+        """What samples where the policy's weights are parted: a whole copy, for itself or for `engine`."""
+        copy = self.language_model(self.starting_point(), trainable=self.recipe.model.lora is not None)
+        return GatheredSampler(copy.requires_grad_(False), engine)
 
     def engine(self) -> VllmEngine | None:
         """What samples in PPO; None is the own sampler.

@@ -21,6 +21,7 @@ from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.saving import save_model, try_saving
 from rlhfkit.pipeline.build import Builder
 from rlhfkit.pipeline.inputs import Inputs
+from rlhfkit.pipeline.parted import whole_of
 from rlhfkit.pipeline.workload import Workload
 from rlhfkit.records import Prompt
 from rlhfkit.rundir.directory import RunDir
@@ -136,9 +137,12 @@ class RunContext:
         """Save what the stage will train and throw it away: what would fail after training fails before."""
         on_first(lambda: try_saving(self.run, _model_of(stage), save))
 
-    def save_model(self, stage: Stage, model: LanguageModel) -> None:
-        """The language model that the stage has trained."""
-        path = self.save(stage, model.save, model)
+    def save_model(
+        self, stage: Stage, model: LanguageModel, *, build: Callable[[], LanguageModel] | None = None
+    ) -> None:
+        """The language model that the stage has trained; of one that is parted among ranks, in the one of `build`."""
+        whole = model if build is None else whole_of(model, build)
+        path = self.save(stage, (whole or model).save, whole or model)
         self.manifest.add_model(_model_of(stage), str(path), template=model.encoder.template_hash)
 
     def save(self, stage: Stage, save: Callable[[Path], object], module: torch.nn.Module) -> Path:

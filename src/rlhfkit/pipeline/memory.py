@@ -13,9 +13,11 @@ from rlhfkit.machine.device import PeakMeter
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.reward_model import RewardModel
 from rlhfkit.pipeline.context import RunContext
+from rlhfkit.pipeline.parted import part_policy
 from rlhfkit.rollout.text import TextRollout
 from rlhfkit.training.memory import MemoryPlan, fits, plan_of_ppo, plan_of_supervised, tokens_that_fit
-from rlhfkit.training.ppo import Rollout
+from rlhfkit.training.optim import Optimizer
+from rlhfkit.training.ppo import Rollout, optimizers_for
 
 __all__ = ["SPARE", "fitted_ppo", "fitted_supervised", "peak_noted"]
 
@@ -25,15 +27,26 @@ SPARE = 1.1
 """Tokens of the fullest minibatch in those of a mean one, and what packing leaves empty."""
 
 
-def fitted_ppo(ctx: RunContext, policy: TextPolicy, rollout: Rollout, config: PpoConfig) -> PpoConfig:
-    """The settings with a microbatch that memory has room for; layers are computed twice where that is needed."""
+def fitted_ppo(
+    ctx: RunContext, policy: TextPolicy, rollout: Rollout, config: PpoConfig
+) -> tuple[PpoConfig, dict[str, Optimizer]]:
+    """(the settings with a microbatch that memory has room for, optimizers); layers are computed twice where needed.
+
+    Where weights are parted among the ranks, they are from here on.
+    """
     recipe, wanted = ctx.workload.recipe_in_memory(ctx.recipe), config.microbatch_tokens
+    # What a pass keeps is seen on whole layers, so before they are parted, and masters go with the parts.
+    optimizers = None if ranks().shards else optimizers_for(policy, config, seed=ctx.recipe.seed)
     plan = _ppo_plan(policy, rollout, recipe)
     if ctx.recipe.model.gradient_checkpointing == "auto" and ranks().any(not fits(plan, ctx.builder.device, wanted)):
         ctx.progress.note("memory is short, so layers are computed a second time in the backward pass")
         policy.recompute_layers()
         plan = _ppo_plan(policy, rollout, recipe)
-    return config.model_copy(update={"microbatch_tokens": _microbatch_tokens(ctx, "ppo", plan, wanted)})
+    if optimizers is None:
+        part_policy(policy, has_value_optimizer=config.value_optim is not None, seed=ctx.recipe.seed)
+        optimizers = optimizers_for(policy, config, seed=ctx.recipe.seed)
+    tokens = _microbatch_tokens(ctx, "ppo", plan, wanted)
+    return config.model_copy(update={"microbatch_tokens": tokens}), optimizers
 
 
 def _ppo_plan(policy: TextPolicy, rollout: Rollout, recipe: Recipe) -> MemoryPlan:
@@ -44,7 +57,8 @@ def _ppo_plan(policy: TextPolicy, rollout: Rollout, recipe: Recipe) -> MemoryPla
         most = recipe.data.prompt_limit + recipe.rollout.max_response_tokens
         context = policy.language_model.context_tokens or most
         prompt_tokens = context - recipe.rollout.max_response_tokens
-    return plan_of_ppo(policy, prompt_tokens=prompt_tokens, rollout=recipe.rollout, ppo=recipe.ppo)
+    plan = plan_of_ppo(policy, prompt_tokens=prompt_tokens, rollout=recipe.rollout, ppo=recipe.ppo)
+    return plan.parted(policy) if ranks().shards else plan
 
 
 def fitted_supervised(
@@ -58,6 +72,7 @@ def fitted_supervised(
 ) -> Supervised:
     """The same for a supervised stage, whose rows have at most `longest` tokens."""
     plan = plan_of_supervised(model, longest=longest, minibatch_tokens=max(longest, minibatch_tokens))
+    plan = plan.parted(model) if ranks().shards else plan
     return config.model_copy(
         update={"microbatch_tokens": _microbatch_tokens(ctx, stage, plan, config.microbatch_tokens)}
     )

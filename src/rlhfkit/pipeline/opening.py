@@ -1,13 +1,14 @@
 """What comes before the first stage of a run: everything is checked first, and nothing is written if it will not do."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import Stage
-from rlhfkit.distributed.ranks import ranks
+from rlhfkit.distributed.ranks import Ranks, become, ranks
 from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.loading import quiet_transformers
@@ -50,27 +51,39 @@ def open_run(
     Raises: RlhfkitError with what to do, before anything is written or removed.
     """
     assert isinstance(loaded.recipe, Recipe)
-    run, progress = RunDir(directory), progress or Progress()
-    note_changes(loaded, run, fresh=fresh, progress=progress)
-    inputs = Inputs(loaded.recipe, Builder(loaded.recipe, run, fresh=fresh, given_dtype=dtype, given=given or Given()))
-    if warning := inputs.foreign_code():
-        progress.warn(warning)
-    if left is None:
-        finished = {} if fresh else run.finished_stages()
-        left = [stage for stage in loaded.recipe.stages if stage not in finished]
-    inputs.check(left)
-    if not fresh:
-        changed = (*refuse_other_data(run, inputs.files()), *refuse_other_inputs(run, inputs.read_from_outside(left)))
-        for change in changed:
-            progress.warn(change)
-    for remark in inputs.remarks() if dtype is None else ():  # of a round, the whole has said it
-        progress.warn(remark)
-    if dtype is None and (unread := inputs.unread()):
-        progress.note(unread)
-    with open_log(loaded, run, fresh=fresh, progress=progress, tensorboard=tensorboard) as log:
-        inputs.builder.keep_given_model()
-        ranks().wait()
-        yield RunContext(inputs, run, log, progress, workload or Workload())
+    with _shared_as_asked(loaded.recipe):
+        run, progress = RunDir(directory), progress or Progress()
+        note_changes(loaded, run, fresh=fresh, progress=progress)
+        inputs = Inputs(
+            loaded.recipe, Builder(loaded.recipe, run, fresh=fresh, given_dtype=dtype, given=given or Given())
+        )
+        if warning := inputs.foreign_code():
+            progress.warn(warning)
+        if left is None:
+            finished = {} if fresh else run.finished_stages()
+            left = [stage for stage in loaded.recipe.stages if stage not in finished]
+        inputs.check(left)
+        if not fresh:
+            changed = (
+                *refuse_other_data(run, inputs.files()),
+                *refuse_other_inputs(run, inputs.read_from_outside(left)),
+            )
+            for change in changed:
+                progress.warn(change)
+        for remark in inputs.remarks() if dtype is None else ():  # of a round, the whole has said it
+            progress.warn(remark)
+        if dtype is None and (unread := inputs.unread()):
+            progress.note(unread)
+        with open_log(loaded, run, fresh=fresh, progress=progress, tensorboard=tensorboard) as log:
+            inputs.builder.keep_given_model()
+            ranks().wait()
+            yield RunContext(inputs, run, log, progress, workload or Workload())
+
+
+def _shared_as_asked(recipe: Recipe) -> AbstractContextManager[Ranks]:
+    """In the block weights are parted among the ranks where the recipe asks for it; one process alone has all."""
+    here = ranks()
+    return become(replace(here, shards=here.size > 1 and recipe.parallel.shard == "fsdp"))
 
 
 def note_changes(loaded: LoadedRecipe, run: RunDir, *, fresh: bool, progress: Progress) -> None:
@@ -108,6 +121,7 @@ def reopened(recipe: Recipe, run: RunDir, stages: Sequence[Stage], *, progress: 
     inputs.check(stages)
     here = ranks()
     with (
+        _shared_as_asked(recipe),
         locked(run) if here.is_first else nullcontext(),
         quiet_transformers(),
         RunLog(run, writes=here.is_first, warn=progress.warn) as log,

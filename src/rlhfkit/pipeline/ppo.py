@@ -5,17 +5,18 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.pipeline.build import kl_controller
 from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.memory import fitted_ppo, peak_noted
-from rlhfkit.rollout.engine import Engine, Reference
+from rlhfkit.rollout.engine import Engine, GatheredSampler, Reference
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rollout.text import TextRollout
 from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.training.checkpoint import Checkpoints
-from rlhfkit.training.ppo import PpoTrainer, Rollout, optimizers_for, train_ppo
+from rlhfkit.training.ppo import PpoTrainer, Rollout, train_ppo
 from rlhfkit.training.preflight import check_first_experience
 from rlhfkit.training.rates import announced_ppo
 
@@ -31,6 +32,8 @@ class PreparedPpo:
     rollout: Rollout
     engine: VllmEngine | None
     """What samples in place of the own sampler; it is a context manager, open while PPO runs."""
+    sampler: GatheredSampler | None
+    """What samples where the policy's weights are parted among the ranks, and holds them whole."""
     trainer: PpoTrainer
     checkpoints: Checkpoints
     check_first: Callable[[Experience], None]
@@ -54,11 +57,11 @@ def prepared_ppo(ctx: RunContext) -> PreparedPpo:
         ctx.manifest.add_model("start", start, template=language_model.encoder.template_hash)
     reference = ctx.builder.reference(policy)
     engine = ctx.builder.engine()
-    rollout = _rollout(ctx, policy, reference, ctx.workload.engine(engine))
+    sampler = ctx.builder.sampler_of(engine) if ranks().shards else None
+    rollout = _rollout(ctx, policy, reference, ctx.workload.engine(sampler or engine))
     kl = kl_controller(recipe.ppo.kl)
     config = announced_ppo(recipe.ppo, policy, stage="ppo", progress=ctx.progress, manifest=ctx.manifest)
-    optimizers = optimizers_for(policy, config, seed=recipe.seed)
-    config = fitted_ppo(ctx, policy, rollout, config)
+    config, optimizers = fitted_ppo(ctx, policy, rollout, config)
     table = recipe.model_dump(mode="json")
     trainer = PpoTrainer(policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef, recipe=table)
     checkpoints = ctx.checkpoints("ppo")
@@ -75,7 +78,7 @@ def prepared_ppo(ctx: RunContext) -> PreparedPpo:
         )
         ctx.manifest.add_stage("ppo", **measured)
 
-    return PreparedPpo(policy, reference, rollout, engine, trainer, checkpoints, check_first)
+    return PreparedPpo(policy, reference, rollout, engine, sampler, trainer, checkpoints, check_first)
 
 
 def run_prepared(ctx: RunContext, prepared: PreparedPpo) -> dict[str, Any]:
@@ -103,7 +106,8 @@ def keep_ppo(ctx: RunContext, prepared: PreparedPpo) -> dict[str, Any]:
     trainer = prepared.trainer
     if trainer.outcome:
         ctx.progress.warn(f"stopped after {trainer.iteration} iterations: {trainer.outcome}")
-    ctx.save_model("ppo", prepared.policy.language_model)
+    model = prepared.policy.language_model
+    ctx.save_model("ppo", model if prepared.sampler is None else prepared.sampler.up_to_date(model))
     return {"iterations": trainer.iteration, "stopped": trainer.outcome, "kl_coef": trainer.kl_coef}
 
 

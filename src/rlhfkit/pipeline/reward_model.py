@@ -17,6 +17,7 @@ from rlhfkit.models.reward_model import Normalization, RewardModel
 from rlhfkit.padding import largest_microbatch
 from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.memory import fitted_supervised, peak_noted
+from rlhfkit.pipeline.parted import part_trained, whole_of
 from rlhfkit.pipeline.supervised import warn_of_few, within_context
 from rlhfkit.records import Preference
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines
@@ -96,6 +97,7 @@ def _train(
         minibatch_tokens=largest_microbatch(lengths, rows=config.minibatch_pairs, device=model.device),
     )
     pairs, fitted = ctx.workload.lesson(stage, pairs, fitted, minibatch_rows=config.minibatch_pairs)
+    part_trained(model, what="reward model", seed=derive_seed(ctx.recipe.seed, stage))
     with peak_noted(ctx, stage):
         return train_reward_model(model, pairs, fitted, stage=stage, **ctx.training(stage))
 
@@ -104,10 +106,13 @@ def _save(ctx: RunContext, stage: Trained, model: RewardModel) -> Normalization:
     """The directory of a reward model, and the normalisation that is stored with it."""
     normalization, max_tokens = _normalization(ctx, model), ctx.recipe.reward_model.max_tokens
 
-    def save(directory: Path) -> None:
-        model.save(directory, normalization=normalization, max_tokens=max_tokens)
+    whole = whole_of(model, lambda: ctx.builder.fresh_reward_model(name=stage))
 
-    ctx.save(stage, save, model)
+    def save(directory: Path) -> None:
+        assert whole is not None  # the first rank saves
+        whole.save(directory, normalization=normalization, max_tokens=max_tokens)
+
+    ctx.save(stage, save, whole or model)
     return normalization
 
 

@@ -5,9 +5,11 @@ from typing import Any, Literal
 
 from rlhfkit.config.training import SftConfig
 from rlhfkit.data import load_demonstrations, load_texts
+from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.memory import SPARE, fitted_supervised, peak_noted
+from rlhfkit.pipeline.parted import part_trained
 from rlhfkit.pipeline.supervised import warn_of_few, within_context
 from rlhfkit.training.rates import announced_supervised
 from rlhfkit.training.sft import LearntText, encode_demonstrations, encode_texts, train_sft
@@ -23,7 +25,7 @@ def pretrain(ctx: RunContext) -> dict[str, Any]:
     max_tokens = within_context(ctx.recipe.pretrain.max_tokens, model)
     rows, _ = encode_texts(texts, model.encoder, max_tokens=max_tokens)
     metrics = _train(ctx, "pretrain", model, rows, ctx.recipe.pretrain)
-    ctx.save_model("pretrain", model)
+    ctx.save_model("pretrain", model, build=lambda: ctx.builder.scratch_model(texts))
     return metrics
 
 
@@ -47,7 +49,7 @@ def sft(ctx: RunContext) -> dict[str, Any]:
         ctx.progress.note(f"{num_cut} of {len(demonstrations)} demonstrations were cut to fit")
     warn_of_few(ctx, "sft", len(rows), config, minibatch_rows=config.minibatch_sequences, unit="sequences")
     metrics = _train(ctx, "sft", model, rows, config)
-    ctx.save_model("sft", model)
+    ctx.save_model("sft", model, build=lambda: ctx.builder.language_model(source, trainable=True))
     return {**metrics, "num_demonstrations": len(demonstrations), "num_cut": num_cut}
 
 
@@ -70,5 +72,6 @@ def _train(
         ctx, stage, model, config, longest=width, minibatch_tokens=round(config.minibatch_sequences * tokens)
     )
     rows, fitted = ctx.workload.lesson(stage, rows, fitted, minibatch_rows=config.minibatch_sequences)
+    part_trained(model, what="language model", seed=derive_seed(ctx.recipe.seed, stage))
     with peak_noted(ctx, stage):
         return train_sft(model, rows, fitted, stage=stage, **ctx.training(stage))

@@ -67,11 +67,13 @@ class RewardModelReward:
         ]
         device = self.model.device
         scores, own = torch.zeros(len(rows)), ranks().share(len(rows))
-        for group in microbatches([len(rows[row]) for row in own], max_tokens=self.batch_tokens, device=device):
-            places = [own[index] for index in group]
+        groups = microbatches([len(rows[row]) for row in own], max_tokens=self.batch_tokens, device=device)
+        for places, counts in ranks().in_step(([own[index] for index in group] for group in groups), [0]):
             part = [rows[place] for place in places]
             ids = pad_right(part, pad=self.model.encoder.pad_id, device=device)
-            scores[places] = self.model(ids, torch.tensor([len(row) for row in part], device=device)).cpu()
+            found = self.model(ids, torch.tensor([len(row) for row in part], device=device)).cpu()
+            if counts:
+                scores[places] = found
         ranks().add_up([scores])  # zero where it is another rank's
         return scores
 

@@ -7,12 +7,14 @@ from torch import Tensor
 
 from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.distributed.ranks import ranks
+from rlhfkit.distributed.sharding import copy_whole
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.padding import Sequences
 from rlhfkit.rollout.generation import Response, generate
 
 __all__ = [
     "Engine",
+    "GatheredSampler",
     "Reference",
     "Sample",
     "sample_of",
@@ -43,8 +45,8 @@ class Engine(Protocol):
     """A sampler with weights of its own, which computes the policy a little differently from the training pass."""
 
     @property
-    def importance_cap(self) -> float:
-        """Bound on the weights that correct for the difference."""
+    def importance_cap(self) -> float | None:
+        """Bound on the weights that correct for the difference; None where there is none to correct."""
         ...
 
     def loaded(self, model: LanguageModel) -> Sample:
@@ -55,6 +57,42 @@ class Engine(Protocol):
 def sample_of(engine: Engine | None, model: LanguageModel) -> Sample:
     """What samples with the weights that `model` has now; None is the own sampler."""
     return generate if engine is None else engine.loaded(model)
+
+
+class GatheredSampler:
+    """Samples by a whole copy of a model whose weights are parted among the ranks, brought up to date each time.
+
+    A step of sampling is too short to gather weights for it.
+    """
+
+    importance_cap: float | None
+
+    def __init__(self, copy: LanguageModel, inner: Engine | None) -> None:
+        """Sample by `copy`, a model of the same shape, or by an engine that gets its weights."""
+        self.copy, self.inner = copy, inner
+        self.importance_cap = None if inner is None else inner.importance_cap
+
+    def up_to_date(self, model: LanguageModel) -> LanguageModel:
+        """The copy with the weights that `model` has now; all ranks must ask."""
+        copy_whole(model, self.copy)
+        return self.copy
+
+    def loaded(self, model: LanguageModel) -> Sample:
+        """What samples with the weights that `model` has now."""
+        copy = self.up_to_date(model)
+        sample = sample_of(self.inner, copy)
+
+        def sampled(
+            model: LanguageModel,
+            prompts: Sequence[Sequence[int]],
+            config: RolloutConfig,
+            *,
+            seeds: Sequence[int] | None,
+            on_finished: Callable[[int], None] | None = None,
+        ) -> list[Response]:
+            return sample(copy, prompts, config, seeds=seeds, on_finished=on_finished)
+
+        return sampled
 
 
 def shared_out(sample: Sample) -> Sample:

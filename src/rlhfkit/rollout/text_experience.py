@@ -175,10 +175,11 @@ def evaluate_in_parts(policy: TextPolicy, inputs: Sequences, *, max_tokens: int)
     Several ranks share the rows out, and each gets all.
     """
     logprobs, entropy, values = (torch.zeros(inputs.mask.shape, device=inputs.mask.device) for _ in range(3))
-    for rows in _parts(inputs, max_tokens):
+    for rows, counts in _parts(inputs, max_tokens):
         output = policy.evaluate(inputs[rows])
         assert output.entropy is not None
-        logprobs[rows], entropy[rows], values[rows] = output.logprobs, output.entropy, output.values
+        if counts:
+            logprobs[rows], entropy[rows], values[rows] = output.logprobs, output.entropy, output.values
     ranks().add_up([logprobs, entropy, values])  # zero where it is another rank's
     return logprobs, entropy, values
 
@@ -187,14 +188,17 @@ def evaluate_in_parts(policy: TextPolicy, inputs: Sequences, *, max_tokens: int)
 def logprobs_in_parts(reference: Reference, inputs: Sequences, *, max_tokens: int) -> Tensor:
     """`reference(inputs)` without gradient, a microbatch at a time."""
     result = torch.zeros(inputs.mask.shape, device=inputs.mask.device)
-    for rows in _parts(inputs, max_tokens):
-        result[rows] = reference(inputs[rows])
+    for rows, counts in _parts(inputs, max_tokens):
+        part = reference(inputs[rows])
+        if counts:
+            result[rows] = part
     ranks().add_up([result])
     return result
 
 
-def _parts(inputs: Sequences, max_tokens: int) -> list[Tensor]:
-    """The rows of this rank in microbatches."""
+def _parts(inputs: Sequences, max_tokens: int) -> list[tuple[Tensor, bool]]:
+    """The rows of this rank in microbatches, and whether what is made of them counts; see `Ranks.in_step`."""
     lengths, own = inputs.lengths().tolist(), ranks().share(len(inputs))
     groups = microbatches([lengths[row] for row in own], max_tokens=max_tokens, device=inputs.mask.device)
-    return [torch.tensor([own[place] for place in group], device=inputs.mask.device) for group in groups]
+    parts = (torch.tensor([own[place] for place in group], device=inputs.mask.device) for group in groups)
+    return ranks().in_step(parts, torch.zeros(1, dtype=torch.long, device=inputs.mask.device))

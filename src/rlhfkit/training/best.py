@@ -61,5 +61,5 @@ def end_with_best(
         return f"the best checkpoint, of iteration {watch.best_iteration}, is lost, so they are the last ones"
     load_trainable(policy, subset("policy", checkpoint.tensors))
     if put_back_statistics is not None:
-        put_back_statistics(subset("rollout", checkpoint.tensors))
+        put_back_statistics(dict(subset("rollout", checkpoint.tensors)))
     return f"the weights are {weights_of(checkpoint.iteration)}, the best before that"

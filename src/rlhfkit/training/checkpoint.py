@@ -6,7 +6,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -14,14 +15,16 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rlhfkit.distributed.ranks import ranks
+from rlhfkit.distributed.sharding import first_row, is_parted, own_part, own_rows, resharded
 from rlhfkit.errors import CheckpointError, RlhfkitError, TrainingError
 from rlhfkit.machine.seeding import capture_rng, restore_rng
 from rlhfkit.machine.watchdog import phase
-from rlhfkit.rundir.atomic import read_json, write_atomically, write_directory_atomically, write_json
+from rlhfkit.rundir.atomic import read_json, write_atomically, write_directory_atomically, write_json, writing
 
 __all__ = [
     "Checkpoint",
@@ -35,8 +38,12 @@ __all__ = [
 ]
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
+TENSORS_OF_RANK = "tensors-{}.safetensors"
+"""Of the other ranks, where weights are parted among them."""
 CHECKSUMS = "SHA256SUMS"
-"""Of the two, in the format of `sha256sum --check`."""
+"""Of all files, in the format of `sha256sum --check`."""
+PARTS_SECONDS = 600.0
+"""How long the first rank waits for the others' rows of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ class Checkpoint:
 
     iteration: int
     """Iterations that are complete."""
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    """Whole, and read from the disk when they are asked for."""
     state: dict[str, Any]
     best: float | None = None
     """The value of the metric by which checkpoints are ranked, of these weights, if there is one; higher is better."""
@@ -74,7 +82,9 @@ class Checkpoints:
         Of several ranks, which hold the same, the first writes, and all read.
         """
         self.directory, self.warn, self.keep, self.keep_best = directory, warn, keep, keep_best
-        self._writes = ranks().is_first
+        self._here = ranks()
+        self._writes = self._here.is_first or self._here.shards
+        self._num_written = 0
         self._writer: Thread | None = None
         self._fault: BaseException | None = None
 
@@ -108,8 +118,10 @@ class Checkpoints:
         if not self._writes:
             return Taken(iteration, {}, {})
         self.wait()
+        if not self._here.is_first:
+            return Taken(iteration, _rows_of(tensors), {})
         rng = capture_rng()
-        stored = {f"stage/{name}": tensor for name, tensor in tensors.items()}
+        stored = {f"stage/{name}": tensor for name, tensor in tensors.items() if not is_parted(tensor)}
         stored |= {"rng/numpy": rng["numpy"][1], "rng/torch": rng["torch"]}
         stored |= {f"rng/cuda{index}": tensor for index, tensor in enumerate(rng["cuda"])}
         record = {
@@ -118,7 +130,8 @@ class Checkpoints:
             "rng": {"python": rng["python"], "numpy": [rng["numpy"][0], *rng["numpy"][2:]]},
         }
         # Tied tensors are copied apart too, since they may not share memory in the file.
-        return Taken(iteration, {name: _copied(tensor) for name, tensor in stored.items()}, record)
+        whole = {name: _copied(tensor) for name, tensor in stored.items()}
+        return Taken(iteration, whole | _rows_of(tensors), record)
 
     def write(self, taken: Taken, *, best: float | None = None) -> None:
         """Have a thread write what was taken; what it replaces is removed once it is written.
@@ -130,10 +143,10 @@ class Checkpoints:
             return
         self.wait()
         record = {**taken.record, "best": best if best is not None and math.isfinite(best) else None}
+        self._num_written += 1
         # No daemon, so that the process does not end before the checkpoint is written.
-        self._writer = Thread(
-            target=self._write, args=(taken.iteration, taken.tensors, record), name="checkpoint writer"
-        )
+        target = self._write if self._here.is_first else self._write_rows
+        self._writer = Thread(target=target, args=(taken.iteration, taken.tensors, record), name="checkpoint writer")
         self._writer.start()
 
     def rank(self, iteration: int, best: float) -> None:
@@ -141,7 +154,7 @@ class Checkpoints:
 
         Only the next rollout says so, and by then the checkpoint is saved. Nothing happens if it is not there.
         """
-        if not self._writes:
+        if not self._here.is_first:
             return
         self._writer = Thread(target=self._note_rank, args=(self._writer, iteration, best), name="checkpoint writer")
         self._writer.start()
@@ -174,11 +187,47 @@ class Checkpoints:
             num_bytes = sum(tensor.nbytes for tensor in tensors.values())
             with write_directory_atomically(newest, num_bytes=num_bytes) as temporary:
                 save_file(tensors, temporary / TENSORS)
+                self._take_rows(iteration, temporary)
                 write_json(temporary / STATE, record)
                 write_atomically(temporary / CHECKSUMS, _checksums(temporary))
             self._prune(newest)
         except BaseException as error:
             self._fault = error
+
+    def _write_rows(self, iteration: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """Write the rows of this rank where the first one waits for them; runs in a thread, as `_write` does."""
+        try:
+            _refuse_not_finite(iteration, tensors)
+            place, name = self._place_of_rows(iteration), TENSORS_OF_RANK.format(self._here.rank)
+            with writing(place):
+                place.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, place / f".{name}")
+                (place / f".{name}").rename(place / name)
+        except BaseException as error:
+            self._fault = error
+
+    def _place_of_rows(self, iteration: int) -> Path:
+        """Where the ranks put their rows for the first one; another place for each writing, so that none are stale."""
+        return self.directory / f".{iteration:08d}.rows-{self._num_written}"
+
+    def _take_rows(self, iteration: int, directory: Path) -> None:
+        """Wait for the rows of the other ranks, where weights are parted, and move them to `directory`.
+
+        Raises: CheckpointError where they do not come.
+        """
+        if not self._here.shards:
+            return
+        place, deadline = self._place_of_rows(iteration), time.monotonic() + PARTS_SECONDS
+        for name in (TENSORS_OF_RANK.format(rank) for rank in range(1, self._here.size)):
+            while not (place / name).exists():
+                if time.monotonic() > deadline:
+                    raise CheckpointError(
+                        f"{place / name} has not been written by its rank within {PARTS_SECONDS / 60:g} minutes; all "
+                        "ranks must see the run directory, and there must be room on its disk"
+                    )
+                time.sleep(0.05)
+            (place / name).rename(directory / name)
+        shutil.rmtree(place, ignore_errors=True)
 
     def _note_rank(self, before: Thread | None, iteration: int, best: float) -> None:
         """Write the state of a checkpoint again, with its rank; runs in a thread, which leaves its error behind."""
@@ -190,7 +239,8 @@ class Checkpoints:
                 return
             record = {**read_json(directory / STATE), "best": best if math.isfinite(best) else None}
             with write_directory_atomically(directory) as temporary:
-                os.link(directory / TENSORS, temporary / TENSORS)
+                for file in _files_of(directory):
+                    os.link(file, temporary / file.name)
                 write_json(temporary / STATE, record)
                 write_atomically(temporary / CHECKSUMS, _checksums(temporary))
             self._prune(directory)
@@ -225,7 +275,7 @@ class Checkpoints:
     def drop_after(self, iteration: int) -> None:
         """Remove the checkpoints of a future that the run has gone back from, so that no later start finds them."""
         self._wait_for_all()  # to have read
-        for path in reversed(self._all()) if self._writes else ():
+        for path in reversed(self._all()) if self._here.is_first else ():
             if int(path.name) > iteration:
                 shutil.rmtree(path)
 
@@ -250,7 +300,7 @@ class Checkpoints:
         if (directory / CHECKSUMS).read_bytes() != _checksums(directory).encode():
             raise CheckpointError("its files do not match their checksums")
         record = read_json(directory / STATE)
-        stored = load_file(directory / TENSORS)
+        stored = StoredTensors(_files_of(directory))
         name, *rest = record["rng"]["numpy"]
         cuda = sorted((key for key in stored if key.startswith("rng/cuda")), key=lambda key: int(key[8:]))
         restore_rng(
@@ -261,8 +311,7 @@ class Checkpoints:
                 "cuda": [stored[key] for key in cuda],
             }
         )
-        tensors = {key.removeprefix("stage/"): value for key, value in stored.items() if key.startswith("stage/")}
-        return Checkpoint(record["iteration"], tensors, record["state"], record.get("best"))
+        return Checkpoint(record["iteration"], stored.under("stage"), record["state"], record.get("best"))
 
     def _all(self) -> list[Path]:
         if not self.directory.is_dir():
@@ -303,11 +352,16 @@ def _rank(directory: Path) -> float | None:
     return float(rank) if isinstance(rank, int | float) else None
 
 
+def _files_of(directory: Path) -> list[Path]:
+    """The files of tensors in a checkpoint."""
+    return sorted(directory.glob("tensors*.safetensors"))
+
+
 def _checksums(directory: Path) -> str:
     lines = []
-    for name in (STATE, TENSORS):
-        with (directory / name).open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+    for path in (directory / STATE, *_files_of(directory)):
+        with path.open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
     return "".join(lines)
 
 
@@ -321,35 +375,92 @@ class HasParameters(Protocol):
 
 def trainable_tensors(module: HasParameters) -> dict[str, Tensor]:
     """Parameters that training changes, by name."""
-    return {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter.detach() for name, parameter in _parted(module).named_parameters() if parameter.requires_grad
+    }
 
 
-def load_trainable(module: HasParameters, tensors: dict[str, Tensor]) -> None:
-    """Put back what `trainable_tensors` gave.
+def load_trainable(module: HasParameters, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `trainable_tensors` gave; of a weight that is parted, the rows of this rank.
 
     Raises: CheckpointError where names or shapes differ.
     """
-    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    parameters = {name: parameter for name, parameter in _parted(module).named_parameters() if parameter.requires_grad}
     if parameters.keys() != tensors.keys():
         odd = sorted(parameters.keys() ^ tensors.keys())
         raise CheckpointError(f"the checkpoint is of another model: {len(odd)} weights differ, such as {odd[0]}")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if parameter.shape != tensors[name].shape:
+            tensor = tensors[name]
+            if parameter.shape != tensor.shape:
                 raise CheckpointError(
-                    f"the checkpoint is of another model: {name} is {tuple(tensors[name].shape)}, "
+                    f"the checkpoint is of another model: {name} is {tuple(tensor.shape)}, "
                     f"expected {tuple(parameter.shape)}"
                 )
-            parameter.copy_(tensors[name])
+            own_rows(parameter).copy_(own_part(tensor, parameter))
 
 
-def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under longer names, so that several parts fit one checkpoint."""
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
 
 
-def subset(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def subset(prefix: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """What `prefixed` put under `prefix`, with the short names again."""
+    if isinstance(tensors, StoredTensors):
+        return tensors.under(prefix)
     return {
         name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")
     }
+
+
+# ── parted weights, and reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _parted(module: HasParameters) -> HasParameters:
+    """The module with its weights parted among the ranks again, where they are: a pass leaves some of them whole."""
+    return resharded(module) if isinstance(module, nn.Module) else module
+
+
+def _rows_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of this rank's rows of the tensors that are parted; a name tells where in the whole they begin."""
+    return {
+        f"stage/{name}@{first_row(tensor):012d}": _copied(own_rows(tensor))
+        for name, tensor in tensors.items()
+        if is_parted(tensor) and len(own_rows(tensor))
+    }
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a checkpoint, each read and put together when it is asked for, however many ranks wrote it."""
+
+    def __init__(self, files: Iterable[Path], prefix: str = "") -> None:
+        """Those in `files` whose names begin with `prefix`, without it."""
+        self._files, self._prefix = tuple(files), prefix
+        self._parts: dict[str, list[tuple[str, Path]]] = {}
+        for path in self._files:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - it is no mapping
+                    name = key.partition("@")[0]
+                    if name.startswith(prefix):
+                        self._parts.setdefault(name.removeprefix(prefix), []).append((key, path))
+
+    def under(self, prefix: str) -> "StoredTensors":
+        """Those whose names begin with `prefix` and a slash, without these."""
+        return StoredTensors(self._files, f"{self._prefix}{prefix}/")
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = [_read(path, key) for key, path in sorted(self._parts[name])]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def _read(path: Path, key: str) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(key)
+    return tensor

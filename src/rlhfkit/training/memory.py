@@ -5,7 +5,7 @@ length that the stage will see.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -73,6 +73,27 @@ class MemoryPlan:
         tokens = min(microbatch_tokens, self.minibatch_tokens)
         return self.held + self.fixed + max(self.per_token * tokens + self.head, self.sampling, self.scoring)
 
+    def parted(self, module: nn.Module) -> "MemoryPlan":
+        """The same once the weights of `module`, which are whole now, are parted among the ranks.
+
+        A rank has its rows of the float32 weights, gradients and averages; of what a pass gathers, two layers and what
+        is in no layer are there at a time, with their gradients.
+        """
+        size, learning, frozen, passing = ranks().size, 0, 0, 0
+        for parameter in module.parameters():
+            learning += parameter.numel() * parameter.requires_grad
+            frozen += parameter.nbytes * (not parameter.requires_grad)
+            passing += parameter.nbytes * parameter.requires_grad
+        lists = [part for part in module.modules() if isinstance(part, nn.ModuleList) and len(part)]
+        in_layers = sum(_nbytes(part) for part in lists)
+        gathered = 2 * (_nbytes(module) - in_layers + sum(2 * _nbytes(part) // len(part) for part in lists))
+        return replace(
+            self,
+            held=self.held - passing - frozen + (4 * learning + frozen) // size,
+            optimizer=self.optimizer // size + gathered,
+            checkpoint=3 * 4 * learning // size if self.checkpoint else 0,
+        )
+
     @property
     def fixed(self) -> int:
         """What is there from the first update on, whatever a microbatch has."""
@@ -92,6 +113,10 @@ class MemoryPlan:
             "stem_bytes": self.stem,
             "checkpoint_bytes": self.checkpoint,
         }
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def plan_of_ppo(policy: TextPolicy, *, prompt_tokens: int, rollout: RolloutConfig, ppo: PpoConfig) -> MemoryPlan:

@@ -1,13 +1,15 @@
 """AdamW over float32 masters, with clipping and a schedule."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.distributed.ranks import ranks
+from rlhfkit.distributed.sharding import is_parted, like_parameter, own_part, own_rows
 from rlhfkit.errors import TrainingError
 from rlhfkit.machine.seeding import derive_seed
 
@@ -35,6 +37,20 @@ def dithered(weight: Tensor, dice: torch.Generator) -> Tensor:
         offset = torch.randint(-(2**15) + 1, 2**15, part.shape, generator=dice, dtype=torch.int32).to(part.device)
         part.view(torch.int32).add_(offset.masked_fill_((part == 0) | ~part.isfinite(), 0))
     return master
+
+
+def _master(name: str, parameter: Tensor, *, what: str, seed: int) -> Tensor:
+    """What updates are added to: float32 rows of this rank, those of the weight itself where that is float32."""
+    if is_parted(parameter):
+        return own_rows(parameter).requires_grad_()
+    if parameter.dtype == torch.float32:
+        return parameter
+    return master_of(name, parameter, what=what, seed=seed).requires_grad_()
+
+
+def master_of(name: str, parameter: Tensor, *, what: str, seed: int) -> Tensor:
+    """The float32 master that a bfloat16 weight begins with; it follows from its name, what it is of, and the seed."""
+    return dithered(parameter, torch.Generator().manual_seed(derive_seed(seed, "masters", what, name)))
 
 
 def learning_rate_factor(config: OptimConfig, update: int, num_updates: int) -> float:
@@ -79,11 +95,10 @@ class Optimizer:
         self._highest_rate, eps = config.numbers()
         self.parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
         self.masters = {
-            name: parameter if parameter.dtype == torch.float32 else self._master(name, parameter, seed)
-            for name, parameter in self.parameters.items()
+            name: _master(name, parameter, what=what, seed=seed) for name, parameter in self.parameters.items()
         }
         for name, parameter in self.parameters.items():
-            if self.masters[name] is not parameter:
+            if parameter.dtype != torch.float32:
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                     self._to_master(self.masters[name])
                 )
@@ -105,10 +120,6 @@ class Optimizer:
         self.factor = 1.0
         """On the learning rate of the schedule, for whoever finds it too high in between."""
 
-    def _master(self, name: str, parameter: Tensor, seed: int) -> Tensor:
-        dice = torch.Generator().manual_seed(derive_seed(seed, "masters", self.what, name))
-        return dithered(parameter, dice).requires_grad_()
-
     @staticmethod
     def _to_master(master: Tensor) -> Callable[[Tensor], None]:
         """What adds a weight's gradient to that of its master, and takes it from the weight."""
@@ -125,6 +136,28 @@ class Optimizer:
             parameter.grad = None
 
         return move
+
+    def _gather_gradients(self) -> None:
+        """Give every master the gradient of all ranks: parted weights have it already, of this rank's rows."""
+        whole_here = []
+        for name, parameter in self.parameters.items():
+            if not is_parted(parameter):
+                whole_here.append(self.masters[name])
+            elif parameter.grad is not None:
+                self.masters[name].grad = own_rows(parameter.grad)
+        ranks().add_up_gradients(whole_here)
+
+    def _total_norm(self) -> Tensor:
+        """Norm of the whole gradient, a scalar."""
+        parted = {name for name, parameter in self.parameters.items() if is_parted(parameter)}
+        gradients = {name: master.grad for name, master in self.masters.items() if master.grad is not None}
+        norm = nn.utils.get_total_norm([gradient for name, gradient in gradients.items() if name not in parted])
+        if not parted:
+            return norm
+        rows = nn.utils.get_total_norm([gradients[name] for name in parted & gradients.keys()])
+        squared = rows.square().reshape(1).float()
+        ranks().add_up([squared])
+        return (norm.square() + squared[0]).sqrt()
 
     def forget_gradients(self, concerned: Callable[[str], bool]) -> None:
         """Drop what has gathered for the weights whose names are `concerned`."""
@@ -147,8 +180,8 @@ class Optimizer:
         Of several ranks each brings the gradients of its rows, and all make the same update.
         Raises: TrainingError where the norm is not finite; the weights are still the old ones.
         """
-        ranks().add_up_gradients(list(self.masters.values()))
-        total = nn.utils.get_total_norm([m.grad for m in self.masters.values() if m.grad is not None])
+        self._gather_gradients()
+        total = self._total_norm()
         norm = float(total)
         if not math.isfinite(norm):
             raise TrainingError(
@@ -163,33 +196,46 @@ class Optimizer:
         self.updates_done += 1
         with torch.no_grad():
             for name, master in self.masters.items():
-                if master is not self.parameters[name]:
+                if self.parameters[name].dtype != torch.float32:
                     self.parameters[name].copy_(master)
                 self.parameters[name].grad = None
                 master.grad = None
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """Everything but the parameters themselves, as tensors by name."""
+        """Everything but the parameters themselves, as tensors by name; those of parted weights are parted alike."""
         tensors = {"updates_done": torch.tensor(self.updates_done)}
         for name, master in self.masters.items():
+            parameter = self.parameters[name]
             for key, value in self.adamw.state[master].items():
-                tensors[f"{name}/{key}"] = value
-            if master is not self.parameters[name]:
+                tensors[f"{name}/{key}"] = like_parameter(value, parameter) if value.dim() else value
+            if parameter.dtype != torch.float32:
                 tensors[f"{name}/master"] = master.detach()
         return tensors
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Continue from what `state` gave."""
+    def load_state(
+        self, tensors: Mapping[str, Tensor], *, weights: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> None:
+        """Continue from what `state` gave; `weights` are those that were saved with it, by name.
+
+        Where weights were parted they are float32 there, and so the masters of weights that are whole here.
+        """
         self.updates_done = int(tensors["updates_done"])
+        saved: dict[str, dict[str, str]] = {}
+        for key in tensors:
+            name, _, field = key.rpartition("/")
+            saved.setdefault(name, {})[field] = key
         for name, master in self.masters.items():
-            prefix = f"{name}/"
-            saved = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            saved = {key: value for key, value in saved.items() if "/" not in key}
-            if "master" in saved:
-                with torch.no_grad():
-                    master.copy_(saved.pop("master"))
+            parameter, fields = self.parameters[name], saved.get(name, {})
+            with torch.no_grad():
+                if "master" in fields:
+                    master.copy_(own_part(tensors[fields.pop("master")], parameter))
+                elif parameter.dtype != torch.float32:
+                    master.copy_(weights[name])
             # Without moments in the checkpoint there were none yet: those of later updates must not stay.
             self.adamw.state.pop(master, None)
-            if saved:
-                self.adamw.state[master] = {key: value.to(master.device) for key, value in saved.items()}
+            if fields:
+                self.adamw.state[master] = {
+                    field: own_part(tensors[key], parameter).to(master.device, copy=True)
+                    for field, key in fields.items()
+                }

@@ -1,38 +1,26 @@
 """Proximal policy optimization: collect, estimate advantages, update, again."""
 
-import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.diagnosis.limits import KL_PATIENCE
 from rlhfkit.distributed.ranks import ranks
-from rlhfkit.errors import ConfigError, TrainingError
+from rlhfkit.errors import ConfigError
 from rlhfkit.machine.interrupts import interrupts_wait
 from rlhfkit.machine.progress import StageProgress
-from rlhfkit.machine.seeding import derive_seed, shuffled
 from rlhfkit.machine.watchdog import phase
-from rlhfkit.metrics import Metrics
-from rlhfkit.models.policy import Policy, PolicyOutput
-from rlhfkit.padding import microbatches
+from rlhfkit.models.policy import Policy
 from rlhfkit.ppo import (
     AdaptiveKL,
     FixedKL,
-    approx_kl,
-    clip_fraction,
-    explained_variance,
-    masked_mean,
-    policy_loss,
-    ratio_max_deviation,
-    value_loss,
 )
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rundir.log import RunLog
@@ -50,6 +38,7 @@ from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.preflight import slow_critic
 from rlhfkit.training.rates import decided_ppo
 from rlhfkit.training.reactions import Watch
+from rlhfkit.training.update import is_of_critic, only_critic_learns, update
 
 __all__ = [
     "ActorCritic",
@@ -59,7 +48,6 @@ __all__ = [
     "optimizers_for",
     "run_iteration",
     "train_ppo",
-    "update",
 ]
 
 
@@ -173,10 +161,11 @@ class PpoTrainer:
         if checkpoint is None:
             return False
         checkpoints.drop_after(checkpoint.iteration)
-        load_trainable(self.policy, subset("policy", checkpoint.tensors))
-        self.rollout.load_state(subset("rollout", checkpoint.tensors))
+        weights = subset("policy", checkpoint.tensors)
+        load_trainable(self.policy, weights)
+        self.rollout.load_state(dict(subset("rollout", checkpoint.tensors)))
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state(subset(f"optimizer.{name}", checkpoint.tensors))
+            optimizer.load_state(subset(f"optimizer.{name}", checkpoint.tensors), weights=weights)
         self.iteration, self.kl_coef = checkpoint.iteration, checkpoint.state["kl_coef"]
         self.num_above_max_kl = checkpoint.state["num_above_max_kl"]
         self.watch.load_state(checkpoint.state.get("watch"), self.optimizers)
@@ -338,147 +327,9 @@ def _hold_to_reference(trainer: PpoTrainer, kl: FixedKL | AdaptiveKL, ref_kls: T
     """Move the coefficient, and count the iterations that were too far away."""
     ref_kl, limit = float(ref_kls.mean()), trainer.config.max_ref_kl
     trainer.num_above_max_kl = trainer.num_above_max_kl + 1 if limit is not None and ref_kl > limit else 0
-    if not _only_critic_learns(trainer):
+    if not only_critic_learns(trainer):
         # A policy that may not move has no KL, which says nothing about the coefficient.
         trainer.kl_coef = kl.next(trainer.kl_coef, ref_kl, len(ref_kls))
-
-
-def update(trainer: PpoTrainer, experience: Experience, advantages: Tensor, returns: Tensor) -> dict[str, float]:
-    """Several epochs of minibatch updates on one experience; metrics of the update.
-
-    The loss of a minibatch is a mean over its tokens, whatever the microbatches, and the ranks, it is computed in.
-    """
-    config = trainer.config
-    only_critic = _only_critic_learns(trainer)
-    metrics, metrics_of_epoch = Metrics(), Metrics()
-    explained = explained_variance(experience.old_values, returns, experience.mask)
-    summary = {"ppo/explained_variance": float(explained)}
-    if experience.steps_are_independent:
-        advantages, returns = (x[experience.mask][:, None] for x in (advantages, returns))
-        experience = experience.in_single_steps()
-    mask = experience.mask
-    num_epochs = 0
-    for epoch in range(config.epochs):
-        metrics_of_epoch = Metrics()
-        needs_distance = config.target_kl is not None or epoch == config.epochs - 1
-        for rows in _minibatches(trainer, epoch, mask):
-            is_first = "ppo/ratio_first_epoch_max_deviation" not in summary
-            denominator = mask[rows].sum()
-            deviation = 0.0
-            for part in _microbatches(experience, rows, trainer.microbatch_tokens):
-                output = trainer.policy.evaluate(experience.inputs[part], with_entropy=config.entropy_coef > 0)
-                loss = _loss(output, experience, advantages, returns, part, denominator, trainer)
-                if not math.isfinite(loss["total"].item()):
-                    parts = ", ".join(f"{name} {value.item():g}" for name, value in loss.items())
-                    raise TrainingError(
-                        f"the PPO loss is not finite in iteration {trainer.iteration}, epoch {epoch} ({parts}); lower "
-                        "the learning rates, or look for extreme scores in the metrics"
-                    )
-                for name in (name for name in loss if name != "total"):
-                    # The parts of a minibatch add up to its loss; counted once, they make the mean over minibatches.
-                    metrics_of_epoch.add(f"ppo/{name}_loss", loss[name], len(part) / len(rows))
-                if needs_distance:
-                    _observe_distance(metrics_of_epoch, output, experience, part, trainer.clip_range)
-                if is_first:
-                    ratio = ratio_max_deviation(output.logprobs.detach(), experience.old_logprobs[part], mask[part])
-                    deviation = max(deviation, float(ratio))
-                torch.autograd.backward(loss["total"])
-            if is_first:
-                summary["ppo/ratio_first_epoch_max_deviation"] = max(ranks().gather(deviation))
-            if only_critic:
-                # Where the critic shares the actor's trunk, its loss would move that too.
-                trainer.optimizers["policy"].forget_gradients(lambda name: not _is_of_critic(name))
-            for name, optimizer in trainer.optimizers.items():
-                if only_critic and name == "policy" and "value" in trainer.optimizers:
-                    continue
-                learning_rate = optimizer.learning_rate
-                metrics_of_epoch.add(f"{name}/grad_norm", optimizer.step())
-                summary[f"{name}/learning_rate"] = learning_rate
-        num_epochs += 1
-        metrics_of_epoch = ranks().merged(metrics_of_epoch)
-        metrics.merge(metrics_of_epoch)
-        if config.target_kl is not None and metrics_of_epoch.means()["ppo/approx_kl"] > config.target_kl:
-            break
-    last = metrics_of_epoch.means()
-    summary |= metrics.means()
-    # What an update did in the end is what its last epoch saw; a mean over epochs would hide it.
-    summary |= {name: last[name] for name in ("ppo/approx_kl", "ppo/clip_fraction")}
-    return {**summary, "ppo/num_epochs": float(num_epochs)}
-
-
-def _only_critic_learns(trainer: PpoTrainer) -> bool:
-    return trainer.config.estimator == "gae" and trainer.iteration < trainer.config.value.warmup_iterations
-
-
-def _loss(
-    output: PolicyOutput,
-    experience: Experience,
-    advantages: Tensor,
-    returns: Tensor,
-    part: Tensor,
-    denominator: Tensor,
-    trainer: PpoTrainer,
-) -> dict[str, Tensor]:
-    """The parts of the loss and their total; each is a sum over the microbatch's tokens / the minibatch's count."""
-    config, only_critic = trainer.config, _only_critic_learns(trainer)
-    mask, weights = experience.mask[part], experience.importance_weights
-    policy = policy_loss(
-        output.logprobs,
-        experience.old_logprobs[part],
-        advantages[part],
-        mask,
-        clip_range=trainer.clip_range,
-        dual_clip=config.dual_clip,
-        denominator=denominator,
-        weights=None if weights is None else weights[part],
-    )
-    total = torch.zeros_like(policy) if only_critic else policy
-    if output.entropy is not None and not only_critic:
-        total = total - config.entropy_coef * masked_mean(output.entropy, mask, denominator)
-    losses = {"policy": policy}
-    if config.estimator == "gae":
-        losses["value"] = value_loss(
-            output.values,
-            experience.old_values[part],
-            returns[part],
-            mask,
-            value_clip_range=config.value.clip_range or None,
-            denominator=denominator,
-        )
-        # To an optimizer of its own the coefficient would mean nothing.
-        total = total + losses["value"] * (config.value.coef if config.value_optim is None else 1.0)
-    return {**losses, "total": total}
-
-
-def _observe_distance(
-    metrics: Metrics, output: PolicyOutput, experience: Experience, part: Tensor, clip_range: float
-) -> None:
-    """How far the policy has moved from the one that acted."""
-    mask, old, logprobs = experience.mask[part], experience.old_logprobs[part], output.logprobs.detach()
-    count = mask.sum()
-    metrics.add("ppo/approx_kl", approx_kl(logprobs, old, mask, denominator=1.0), count)
-    metrics.add("ppo/clip_fraction", clip_fraction(logprobs, old, mask, clip_range=clip_range, denominator=1.0), count)
-
-
-def _minibatches(trainer: PpoTrainer, epoch: int, mask: Tensor) -> Iterator[Tensor]:
-    """Indices of the rows of each minibatch, in another order each epoch; the responses to one prompt may part."""
-    order = shuffled(len(mask), derive_seed(trainer.seed, "minibatches", trainer.iteration, epoch))
-    return iter(torch.split(torch.tensor(order, device=mask.device), trainer.config.minibatch_rows))
-
-
-def _microbatches(experience: Experience, rows: Tensor, max_tokens: int | None) -> Iterator[Tensor]:
-    """This rank's rows of a minibatch in parts of like length that fit into memory."""
-    rows = rows[ranks().rank :: ranks().size]
-    if max_tokens is None or not len(rows):
-        yield from [rows] if len(rows) else []
-        return
-    lengths = experience.inputs[rows].lengths().tolist()
-    for group in microbatches(lengths, max_tokens=max_tokens, device=rows.device):
-        yield rows[torch.tensor(group, device=rows.device)]
-
-
-def _is_of_critic(name: str) -> bool:
-    return name.startswith("critic.")
 
 
 def optimizers_for(policy: ActorCritic, config: PpoConfig | ControlPpoConfig, *, seed: int) -> dict[str, Optimizer]:
@@ -490,14 +341,14 @@ def optimizers_for(policy: ActorCritic, config: PpoConfig | ControlPpoConfig, *,
         return {"policy": Optimizer(parameters, config.optim, num_updates=num_updates, what="policy", seed=seed)}
     return {
         "policy": Optimizer(
-            [(name, parameter) for name, parameter in parameters if not _is_of_critic(name)],
+            [(name, parameter) for name, parameter in parameters if not is_of_critic(name)],
             config.optim,
             num_updates=num_updates,
             what="policy",
             seed=seed,
         ),
         "value": Optimizer(
-            [(name, parameter) for name, parameter in parameters if _is_of_critic(name)],
+            [(name, parameter) for name, parameter in parameters if is_of_critic(name)],
             config.value_optim,
             num_updates=_planned_updates(config, "value", config.iterations),
             what="value network",

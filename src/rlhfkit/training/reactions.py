@@ -239,10 +239,11 @@ class Watch:
             checkpoint = None
         if checkpoint is None or checkpoint.iteration != self.best_iteration:
             return f"the checkpoint of iteration {self.best_iteration} cannot be gone back to"
-        load_trainable(_parameters_of(trainer), subset("policy", checkpoint.tensors))
+        weights = subset("policy", checkpoint.tensors)
+        load_trainable(_parameters_of(trainer), weights)
         for name, optimizer in trainer.optimizers.items():
             updates_done = optimizer.updates_done
-            optimizer.load_state(subset(f"optimizer.{name}", checkpoint.tensors))
+            optimizer.load_state(subset(f"optimizer.{name}", checkpoint.tensors), weights=weights)
             optimizer.updates_done = updates_done
         logged[ROLLED_BACK_TO] = float(checkpoint.iteration - 1)
         return f"the weights are {weights_of(checkpoint.iteration)} again, the best so far"

@@ -99,15 +99,17 @@ def train_reward_model(
     def run(rows: Sequence[int], metrics: Metrics, *, denominator: int | None) -> None:
         chosen_pairs = [pairs[rows[place]] for place in ranks().share(len(rows))]
         lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in chosen_pairs]
-        for group in microbatches(lengths, max_tokens=config.tokens_per_pass, device=model.device):
-            part = [chosen_pairs[index] for index in group]
+        groups = microbatches(lengths, max_tokens=config.tokens_per_pass, device=model.device)
+        parts = ([chosen_pairs[index] for index in group] for group in groups)
+        for part, counts in ranks().in_step(parts, [pairs[rows[0]]] if rows else []):
             chosen, rejected = score_pairs(model, part)
             margin = torch.tensor([pair.margin for pair in part], device=chosen.device)
             loss = bradley_terry_loss(chosen, rejected, margin).sum()
-            metrics.add("loss", loss, len(part))
-            metrics.add("accuracy", (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum(), len(part))
+            if counts:
+                metrics.add("loss", loss, len(part))
+                metrics.add("accuracy", (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum(), len(part))
             if denominator is not None:
-                torch.autograd.backward(loss / denominator)
+                torch.autograd.backward(loss / denominator * counts)
 
     @torch.no_grad()
     def validate(metrics: Metrics) -> None:
@@ -170,11 +172,12 @@ def measure(
     own = ranks().share(len(pairs))
     lengths = [2 * max(len(pairs[row].chosen), len(pairs[row].rejected)) for row in own]
     difference = torch.zeros(len(pairs))
-    for group in microbatches(lengths, max_tokens=max_tokens, device=model.device):
-        rows = [own[place] for place in group]
+    groups = microbatches(lengths, max_tokens=max_tokens, device=model.device)
+    for rows, counts in ranks().in_step(([own[place] for place in group] for group in groups), [0]):
         chosen, rejected = score_pairs(model, [pairs[row] for row in rows])
-        difference[rows] = (chosen - rejected).float().cpu()
-        on_finished(len(group))
+        if counts:
+            difference[rows] = (chosen - rejected).float().cpu()
+            on_finished(len(rows))
     ranks().add_up([difference])  # zero where it is another rank's
     if len(own) < len(pairs):
         on_finished(len(pairs) - len(own))

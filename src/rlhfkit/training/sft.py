@@ -94,8 +94,8 @@ def train_sft(
     ]
     train, held_out = split_validation(len(texts), config.validation_share, seed, groups=prompts)
 
-    def parts(rows: Sequence[int]) -> tuple[list[PackedRows], int]:
-        """(this rank's share of the packed rows, by passes; how many tokens are learnt in all of them)."""
+    def parts(rows: Sequence[int]) -> tuple[list[tuple[PackedRows, bool]], int]:
+        """(this rank's share of the packed rows, by passes, and whether they count; tokens that are learnt in all)."""
         chosen = [texts[row] for row in rows]
         width = max(config.max_tokens, max(len(text.ids) for text in chosen)) if config.packing else None
         packed = pack(
@@ -108,19 +108,23 @@ def train_sft(
         )
         per_part = max(1, config.tokens_per_pass // packed.ids.shape[1])
         own = packed[slice(ranks().rank, None, ranks().size)]
-        return [own[start : start + per_part] for start in range(0, len(own), per_part)], int(packed.targets.sum())
+        passes = (own[start : start + per_part] for start in range(0, len(own), per_part))
+        return ranks().in_step(passes, packed[:1]), int(packed.targets.sum())
 
     def backward(rows: Sequence[int], metrics: Metrics) -> None:
         minibatch, num_learnt = parts([train[row] for row in rows])
-        for part in minibatch:
+        for part, counts in minibatch:
             loss = -_logprobs(model, part).sum()
-            metrics.add("loss", loss, int(part.targets.sum()))
-            torch.autograd.backward(loss / num_learnt)
+            if counts:
+                metrics.add("loss", loss, int(part.targets.sum()))
+            torch.autograd.backward(loss / num_learnt * counts)
 
     @torch.no_grad()
     def validate(metrics: Metrics) -> None:
-        for part in parts(held_out)[0] if held_out else []:
-            metrics.add("loss", -_logprobs(model, part).sum(), int(part.targets.sum()))
+        for part, counts in parts(held_out)[0] if held_out else []:
+            loss = -_logprobs(model, part).sum()
+            if counts:
+                metrics.add("loss", loss, int(part.targets.sum()))
 
     task = SupervisedTask(
         stage=stage,

@@ -157,8 +157,9 @@ def resume(stage: str, module: nn.Module, optimizer: Optimizer, checkpoints: Che
     if checkpoint is None:
         log.forget(stage)
         return 0
-    load_trainable(module, subset("module", checkpoint.tensors))
-    optimizer.load_state(subset("optimizer", checkpoint.tensors))
+    weights = subset("module", checkpoint.tensors)
+    load_trainable(module, weights)
+    optimizer.load_state(subset("optimizer", checkpoint.tensors), weights=weights)
     log.truncate(checkpoint.state["log"])
     ranks().wait()  # the others read the log
     return checkpoint.iteration
