@@ -17,10 +17,12 @@ from rlhfkit.config.model import LoraConfig, PretrainedModelConfig
 from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.rewards import RewardModelRewardConfig
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_tokenizer
 from rlhfkit.pipeline.build import Builder, kl_controller
+from rlhfkit.pipeline.parted import part_policy
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rollout.text import TextRollout
@@ -166,9 +168,10 @@ def ppo_trainer(
     prompts: Sequence[str] = ("a", "Once upon a time", "be", "There was"),
     reward: RewardSource | None = None,
 ) -> PpoTrainer:
-    """A trainer as the pipeline makes it."""
+    """A trainer as the pipeline makes it; where ranks part weights, with parted ones."""
     policy, config = builder.policy(), builder.recipe.ppo
     encoder = policy.language_model.encoder
+    engine = builder.sampler_of(None) if ranks().shards else None
     rollout = TextRollout(
         policy,
         builder.reference(policy),
@@ -177,6 +180,8 @@ def ppo_trainer(
         rollout=builder.recipe.rollout,
         ppo=config,
         seed=0,
+        engine=engine,
     )
+    part_policy(policy, has_value_optimizer=config.value_optim is not None, seed=0)
     kl = kl_controller(config.kl)
     return PpoTrainer(policy, rollout, config, optimizers_for(policy, config, seed=0), 0, kl, kl.initial_coef)

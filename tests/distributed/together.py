@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from rlhfkit.distributed.ranks import Ranks, become
 
-LIMIT_SECONDS = 60.0
+LIMIT_SECONDS = 20.0
 _fork = multiprocessing.get_context("fork")
 
 
@@ -58,6 +59,7 @@ def _rank(here: Ranks, work: Callable[[], Any], meeting: Path, end: Connection) 
         with become(here):
             result = work()
     except Exception as error:
+        traceback.print_exc()  # pytest shows it where the test fails
         end.send_bytes(pickle.dumps(error))
         os._exit(1)  # at once, as a process that fails does
     end.send_bytes(pickle.dumps(result))

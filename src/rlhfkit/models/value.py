@@ -53,4 +53,4 @@ class ValueNetwork(nn.Module):
     def forward(self, sequences: Sequences) -> Tensor:
         """(N,) values of the states before the N sampled tokens, in row-major order."""
         values: Tensor = self.head(predicting_hidden(self.classifier, sequences, self.stem, paths=self.paths))
-        return values
+        return values.clone()  # a view is nothing that FSDP can hang its hooks on

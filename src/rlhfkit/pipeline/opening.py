@@ -54,9 +54,8 @@ def open_run(
     with _shared_as_asked(loaded.recipe):
         run, progress = RunDir(directory), progress or Progress()
         note_changes(loaded, run, fresh=fresh, progress=progress)
-        inputs = Inputs(
-            loaded.recipe, Builder(loaded.recipe, run, fresh=fresh, given_dtype=dtype, given=given or Given())
-        )
+        builder = Builder(loaded.recipe, run, fresh=fresh, given_dtype=dtype, given=given or Given())
+        inputs = Inputs(loaded.recipe, builder)
         if warning := inputs.foreign_code():
             progress.warn(warning)
         if left is None:
@@ -64,18 +63,15 @@ def open_run(
             left = [stage for stage in loaded.recipe.stages if stage not in finished]
         inputs.check(left)
         if not fresh:
-            changed = (
-                *refuse_other_data(run, inputs.files()),
-                *refuse_other_inputs(run, inputs.read_from_outside(left)),
-            )
-            for change in changed:
+            others = refuse_other_inputs(run, inputs.read_from_outside(left))
+            for change in (*refuse_other_data(run, inputs.files()), *others):
                 progress.warn(change)
         for remark in inputs.remarks() if dtype is None else ():  # of a round, the whole has said it
             progress.warn(remark)
         if dtype is None and (unread := inputs.unread()):
             progress.note(unread)
         with open_log(loaded, run, fresh=fresh, progress=progress, tensorboard=tensorboard) as log:
-            inputs.builder.keep_given_model()
+            builder.keep_given_model()
             ranks().wait()
             yield RunContext(inputs, run, log, progress, workload or Workload())
 

@@ -252,8 +252,8 @@ class Checkpoints:
         past = [path for path in self._all() if path <= newest]
         kept = {*past[-self.keep :], *self._ranked(past)[: self.keep_best]}
         for path in self.directory.iterdir():
-            if path not in kept and re.fullmatch(r"\d{8}|\.\d{8}\..*", path.name):
-                shutil.rmtree(path)
+            if path not in kept and re.fullmatch(r"\d{8}|\.\d{8}\.(?!rows-).*", path.name):
+                shutil.rmtree(path)  # other ranks' rows are of a checkpoint that is still to come
 
     def load_newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole, with the global random generators put back to it; None if there is none.
@@ -282,6 +282,9 @@ class Checkpoints:
     def _wait_for_all(self) -> None:
         """Return once the last checkpoint is on the disk, whichever rank has written it."""
         self.wait()
+        if self._here.is_first:
+            for left in self.directory.glob(".*.rows-*"):  # by a start that was killed
+                shutil.rmtree(left)
         ranks().wait()
 
     def _first_whole(self, candidates: list[Path]) -> Checkpoint | None:
