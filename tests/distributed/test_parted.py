@@ -85,6 +85,7 @@ def assert_alike(found, expected, *, relative=1e-3, absolute=1e-4):
         torch.testing.assert_close(weights[name].float(), tensor.float(), rtol=0, atol=absolute, msg=name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_learns_the_same(family, directory_of: Directory, tmp_path):
     model = directory_of(family)
@@ -218,7 +219,7 @@ def test_the_same_number_of_ranks_goes_on_bit_for_bit(directory_of: Directory, t
     ],
     ids=["parted on 2, then 1", "then 3", "1, then parted on 2", "whole on 2, then parted", "parted on 3, then whole"],
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.thorough)])
 def test_another_number_of_ranks_goes_on_from_the_same_state(before, after, dtype, directory_of: Directory, tmp_path):
     model = directory_of("llama")
     number, shards = before
