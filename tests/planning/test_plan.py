@@ -9,8 +9,10 @@ from rlhfkit.config.load import load_recipe
 from rlhfkit.errors import ConfigError
 from rlhfkit.planning import lines_of, plan, plan_of_work
 from rlhfkit.planning.accelerators import ACCELERATORS, accelerators_named
-from rlhfkit.planning.machine import machine_of
+from rlhfkit.planning.machine import cpu_machine, machine_of
+from rlhfkit.planning.memory import RUNS_TODAY
 from rlhfkit.planning.remedies import applied, changes_for
+from rlhfkit.planning.text import gib
 from rlhfkit.planning.work import work_of
 from tests.planning.test_memory import WORK
 
@@ -28,6 +30,13 @@ def test_what_one_gpu_has_no_room_for_is_sharded_over_eight():
     assert not one.fits
     assert eight.fits
     assert eight.laid.layout.sharding == "fsdp"
+
+
+def test_a_plan_of_this_machine_has_no_sharding_that_does_not_run_yet():
+    machine = cpu_machine(2, memory_bytes=10**9, flops=1e12, bandwidth=1e10, threads=1)
+    found = plan_of_work("test", WORK, machine)
+    assert not found.fits
+    assert found.laid.layout.sharding in RUNS_TODAY
 
 
 @pytest.mark.parametrize(("model", "gpus"), [("3B", "1xL4"), ("8B", "1xRTX4090"), ("8B", "1xH100"), ("70B", "8xH100")])
@@ -96,6 +105,13 @@ def test_a_plan_in_words_has_its_assumptions():
         "config.json of meta-llama/Llama-3.1-8B",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "words"), [(0, "0 MiB"), (3000, "3 KiB"), (2**20, "1 MiB"), (2**30, "1.0 GiB"), (10**12, "931.3 GiB")]
+)
+def test_memory_is_said_in_the_unit_that_fits(num_bytes, words):
+    assert gib(num_bytes) == words
 
 
 def test_a_plan_for_programs_is_json_and_adds_up():

@@ -261,9 +261,13 @@ def _laid(work: Work, machine: Machine, sharding: Literal["none", "fsdp"]) -> La
 
 
 def _best(work: Work, machine: Machine) -> Laid:
-    """Without sharding where that fits; else sharded, where there are ranks to share with."""
+    """Without sharding where that fits; else sharded, where there are ranks to share with.
+
+    A plan of this machine's CPU is for a run that can begin now, so it has no sharding that does not run yet.
+    """
     whole = _laid(work, machine, "none")
-    return whole if whole.fits or machine.ranks == 1 else _laid(work, machine, "fsdp")
+    may_shard = machine.ranks > 1 and (not machine.on_cpu or "fsdp" in RUNS_TODAY)
+    return _laid(work, machine, "fsdp") if may_shard and not whole.fits else whole
 
 
 def _alternatives(work: Work, machine: Machine, accelerator: Accelerator | None) -> list[Alternative]:

@@ -24,14 +24,16 @@ SHARDINGS = {
 
 
 def gib(num_bytes: float) -> str:
-    """As "12.3 GiB"."""
-    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= 0.95 * GIB else f"{num_bytes / 2**20:.0f} MiB"
+    """As "12.3 GiB", "310 MiB" or "12 KiB"."""
+    if num_bytes >= 0.95 * GIB:
+        return f"{num_bytes / GIB:.1f} GiB"
+    return f"{num_bytes / 2**20:.0f} MiB" if num_bytes >= 2**20 or not num_bytes else f"{num_bytes / 2**10:.0f} KiB"
 
 
 def lines_of(plan: Plan) -> Iterator[str]:
     """What the command prints."""
     shape, memory = plan.work.policy, plan.laid.memory
-    yield f"PPO of {plan.recipe}: {shape.name}, {_millions(shape.parameters)} parameters, on {plan.machine.name}"
+    yield f"PPO of {plan.recipe}: {shape.name}, {_parameters(shape.parameters)} parameters, on {plan.machine.name}"
     yield ""
     yield _verdict(plan)
     yield f"  {SHARDINGS[plan.laid.layout.sharding]}"
@@ -49,8 +51,10 @@ def lines_of(plan: Plan) -> Iterator[str]:
     yield from _assumption_lines(plan)
 
 
-def _millions(num: int) -> str:
-    return f"{num / 1e9:.2f} billion" if num >= 1e9 else f"{num / 1e6:.1f} million"
+def _parameters(num: int) -> str:
+    if num >= 1e9:
+        return f"{num / 1e9:.2f} billion"
+    return f"{num / 1e6:.1f} million" if num >= 1e6 else f"{num:,}"
 
 
 def _verdict(plan: Plan) -> str:
