@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 from rlhfkit.planning import lines_of, plan
-from rlhfkit.planning.text import gib
 
 PAGE = Path(__file__).parent / "scale.md"
 MACHINES = {"1 x 24 GB": "1xRTX4090", "1 x H200": "1xH200", "8 x H100": "8xH100", "64 x H100": "64xH100"}
@@ -18,10 +17,10 @@ BLOCK = re.compile(r"(<!-- plans -->\n).*?(<!-- end of plans -->)", re.DOTALL)
 
 
 def cell(model: str, gpus: str, overrides: list[str]) -> str:
-    """As "none, 37 of 113 GiB, 12.3 s": sharding, memory of a rank, an iteration."""
+    """As "none, 37 of 80 GiB, 12.3 s": parallel.shard, memory of a rank, an iteration."""
     found = plan("pairs", [*RECIPE, *overrides], model=model, gpus=gpus)
     memory = found.laid.memory
-    needed = f"{gib(memory.peak_bytes)} of {gib(memory.usable_bytes)}"
+    needed = f"{memory.peak_bytes / 2**30:.0f} of {found.machine.memory_bytes / 2**30:.0f} GiB"
     if not found.fits:
         return f"does not fit: {needed}"
     return f"{found.laid.layout.sharding}, {needed}, {found.laid.seconds.iteration:.3g} s"
@@ -45,7 +44,7 @@ def block() -> str:
     for title, overrides in TABLES.items():
         shown = f" (`{' '.join(overrides)}`)" if overrides else ""
         lines += [f"**{title[0].upper()}{title[1:]}**{shown}:", "", *table(overrides), ""]
-    words = list(lines_of(plan("pairs", RECIPE, model="8B", gpus="8xH100")))
+    words = list(lines_of(plan("pairs", RECIPE, model="8B", gpus="8xH200")))
     lines += ["What they suppose:", "", *(f"- {line.strip()}" for line in words[words.index("Assumptions") + 1 :]), ""]
     return "\n".join(lines)
 

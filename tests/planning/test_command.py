@@ -36,7 +36,7 @@ def test_a_plan_that_does_not_fit_ends_with_1_and_says_what_would(invoke):
 
 
 def test_json_is_one_object(invoke):
-    code, out, _ = invoke("plan", "pairs", "data.path=P.jsonl", "--model", "8B", "--gpus", "8xH100", "--json")
+    code, out, _ = invoke("plan", "pairs", "data.path=P.jsonl", "--model", "8B", "--gpus", "8xH200", "--json")
     found = json.loads(out)
     assert (code, found["fits"], found["machine"]["ranks"]) == (0, True, 8)
 

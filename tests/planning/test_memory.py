@@ -143,12 +143,36 @@ def test_each_part_of_8b_on_one_gpu_is_what_arithmetic_says():
     assert parts["KV cache", "sampling"] == 65 * 513 * (32 * 2 * 8 * 128) * 2  # slots and places, one of each spare
 
 
-def test_fsdp_divides_what_is_trained_and_what_is_frozen_but_gathers_the_policy_to_sample():
+def test_fsdp_parts_what_is_trained_and_what_is_frozen_but_keeps_a_whole_policy_to_sample():
     whole, parts = parts_of(WORK), parts_of(WORK, num_ranks=8, sharding="fsdp")
-    for name in ("policy, weights", "reference", "reward model", "float32 masters", "Adam's two averages"):
+    for name in ("reference", "reward model", "float32 masters", "Adam's two averages"):
         assert parts[name, "always"] == whole[name, "always"] // 8
+    assert parts["policy, weights", "always"] == parts["critic, weights", "always"] == 0  # the masters are the weights
     assert parts["gradients", "update"] == whole["gradients", "update"] // 8
-    assert parts["policy, gathered to sample", "sampling"] == 2 * WHOLE
+    assert parts["policy, whole, to sample", "always"] == 2 * WHOLE
+    assert parts["copy for a checkpoint", "host"] == 12 * (WHOLE + TRUNK) // 8
+
+
+def test_fsdp_begins_with_whole_weights_in_float32():
+    assert parts_of(WORK, num_ranks=8, sharding="fsdp")["policy and critic, not parted yet", "preparing"] == 4 * (
+        WHOLE + TRUNK
+    )
+
+
+def test_fsdp_parts_the_weights_under_adapters_and_leaves_adapters_whole():
+    work = replace(WORK, lora_rank=16)
+    whole, parts = parts_of(work), parts_of(work, num_ranks=8, sharding="fsdp")
+    assert parts["policy, weights", "always"] == 2 * WHOLE // 8
+    assert parts["Adam's two averages", "always"] == whole["Adam's two averages", "always"]
+    assert parts["adapters", "always"] == whole["adapters", "always"]
+
+
+def test_float32_weights_are_their_own_masters_parted_or_not():
+    work = replace(WORK, itemsize=4)
+    whole, parts = parts_of(work), parts_of(work, num_ranks=8, sharding="fsdp")
+    assert (whole["float32 masters", "always"], whole["policy, weights", "always"]) == (0, 4 * WHOLE)
+    assert parts["float32 masters", "always"] == 4 * (WHOLE + TRUNK) // 8
+    assert parts["policy, weights", "always"] == 0
 
 
 def test_ranks_without_sharding_hold_all_models_and_fewer_rows():

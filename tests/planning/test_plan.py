@@ -10,7 +10,6 @@ from rlhfkit.errors import ConfigError
 from rlhfkit.planning import lines_of, plan, plan_of_work
 from rlhfkit.planning.accelerators import ACCELERATORS, accelerators_named
 from rlhfkit.planning.machine import cpu_machine, machine_of
-from rlhfkit.planning.memory import RUNS_TODAY
 from rlhfkit.planning.remedies import applied, changes_for
 from rlhfkit.planning.text import gib
 from rlhfkit.planning.work import work_of
@@ -26,20 +25,32 @@ def test_a_small_model_fits_without_sharding():
 
 
 def test_what_one_gpu_has_no_room_for_is_sharded_over_eight():
-    one, eight = (plan("pairs", PAIRS, model="8B", gpus=gpus) for gpus in ("1xH100", "8xH100"))
+    one, eight = (plan("pairs", PAIRS, model="8B", gpus=gpus) for gpus in ("1xH200", "8xH200"))
     assert not one.fits
     assert eight.fits
     assert eight.laid.layout.sharding == "fsdp"
 
 
-def test_a_plan_of_this_machine_has_no_sharding_that_does_not_run_yet():
+def test_on_this_machine_weights_are_parted_only_where_the_recipe_says_so():
     machine = cpu_machine(2, memory_bytes=10**9, flops=1e12, bandwidth=1e10, threads=1)
-    found = plan_of_work("test", WORK, machine)
-    assert not found.fits
-    assert found.laid.layout.sharding in RUNS_TODAY
+    assert plan_of_work("test", WORK, machine).laid.layout.sharding == "none"
+    assert plan_of_work("test", replace(WORK, shard="fsdp"), machine).laid.layout.sharding == "fsdp"
+    assert (
+        work_of(
+            load_recipe("pairs", [*PAIRS, "model.path=8B", "parallel.shard=fsdp"]).recipe, WORK.policy, itemsize=2
+        ).shard
+        == "fsdp"
+    )
 
 
-@pytest.mark.parametrize(("model", "gpus"), [("3B", "1xL4"), ("8B", "1xRTX4090"), ("8B", "1xH100"), ("70B", "8xH100")])
+def test_one_process_has_nothing_to_part():
+    assert (
+        plan_of_work("test", replace(WORK, shard="fsdp"), machine_of(ACCELERATORS["h100"], 1)).laid.layout.sharding
+        == "none"
+    )
+
+
+@pytest.mark.parametrize(("model", "gpus"), [("3B", "1xL4"), ("8B", "1xRTX4090"), ("8B", "1xH100"), ("8B", "8xH100")])
 def test_each_way_to_make_it_fit_was_planned_and_fits(model, gpus):
     found = plan("pairs", PAIRS, model=model, gpus=gpus)
     assert not found.fits
@@ -47,6 +58,12 @@ def test_each_way_to_make_it_fit_was_planned_and_fits(model, gpus):
     for alternative in found.alternatives:
         assert alternative.laid.fits
         assert all(not step.laid.fits for step in alternative.steps[:-1])  # no step is more than needed
+
+
+def test_where_nothing_makes_it_fit_that_is_said():
+    found = plan("pairs", PAIRS, model="70B", gpus="8xH100")
+    assert (found.fits, found.alternatives) == (False, ())
+    assert any(line.startswith("Nothing that was tried makes it fit") for line in lines_of(found))
 
 
 def test_a_change_of_settings_is_what_a_recipe_with_it_gives():
@@ -60,7 +77,7 @@ def test_a_change_of_settings_is_what_a_recipe_with_it_gives():
 
 def test_every_change_of_settings_is_one_that_a_recipe_takes():
     work = replace(WORK, itemsize=4, microbatch_tokens=8192, recompute=False)
-    for change in changes_for(work):
+    for change in changes_for(work, ranks=2):
         overrides = [*PAIRS, "model.path=8B", *change.words.replace("MODULE:NAME", "my:reward").split()]
         recipe = load_recipe("pairs", overrides).recipe
         assert applied(work, (change,)) != work
@@ -68,7 +85,7 @@ def test_every_change_of_settings_is_one_that_a_recipe_takes():
 
 
 def test_the_price_is_that_of_all_gpus_for_all_iterations():
-    found = plan("pairs", [*PAIRS, "ppo.iterations=10"], model="8B", gpus="8xH100", price=2.5)
+    found = plan("pairs", [*PAIRS, "ppo.iterations=10"], model="8B", gpus="8xH200", price=2.5)
     assert found.cost == pytest.approx(2.5 * 8 * 10 * found.laid.seconds.iteration / 3600)
     assert found.tokens_per_second == pytest.approx(64 * 256 / found.laid.seconds.iteration)
 
@@ -115,7 +132,7 @@ def test_memory_is_said_in_the_unit_that_fits(num_bytes, words):
 
 
 def test_a_plan_for_programs_is_json_and_adds_up():
-    found = json.loads(json.dumps(plan("pairs", PAIRS, model="8B", gpus="8xH100").as_dict()))
+    found = json.loads(json.dumps(plan("pairs", PAIRS, model="0.5B", gpus="H200").as_dict()))
     parts = found["memory"]["parts"]
     by_phase = {phase: sum(p["num_bytes"] for p in parts if p["phase"] == phase) for phase in ("always", "update")}
     assert found["memory"]["fullest_phase"] == "update"

@@ -14,10 +14,10 @@ from rlhfkit.planning.work import Work
 
 __all__ = ["Layout", "MemoryOfRank", "Part", "Phase", "kept_numbers", "loaded_bytes", "memory_of"]
 
-Phase = Literal["always", "update", "sampling", "scoring", "host"]
+Phase = Literal["always", "update", "sampling", "scoring", "preparing", "host"]
+BUSY: tuple[Phase, ...] = ("update", "sampling", "scoring")
+"""What may be at its fullest beside what is there all the time; while a run is prepared, nothing else is there."""
 Sharding = Literal["none", "fsdp"]
-RUNS_TODAY: tuple[Sharding, ...] = ("none",)
-"""What `rlhfkit run` can do; the rest is a forecast of what it will."""
 
 # Numbers (in the weights' type) that a layer keeps of a token, in units of its width. Llama's: the input of each norm,
 # its output, queries, attention's output, both sums, with two float32 copies in bfloat16; four of the MLP's width
@@ -39,6 +39,8 @@ FULLEST = 1.1
 # As in training.memory: tokens beyond which a pass is no faster, and below which layers are rather computed twice.
 MOST_TOKENS = {"cpu": 8192, "gpu": 65536}
 ENOUGH_TOKENS, GRANULE_TOKENS = 1024, 64
+PREPARING_SHARE = 0.95
+"""Of the memory, that may be taken before anything is freed and taken again: the rest is rounding."""
 FSDP_BLOCKS = 2
 """Layers whose whole weights are there at a time: the one that computes and the next."""
 
@@ -49,8 +51,8 @@ class Layout:
 
     ranks: int
     sharding: Sharding
-    """"none": each rank holds all models, and the rows are shared out. "fsdp": weights, masters, gradients and Adam's
-    averages of all models are shared out as well, and gathered layer by layer."""
+    """As `parallel.shard`. "none": each rank holds all models, and the rows are shared out. "fsdp": weights, gradients
+    and Adam's averages of all models are parted as well, and gathered layer by layer."""
     on_cpu: bool
 
 
@@ -88,7 +90,8 @@ class MemoryOfRank:
     @property
     def fullest_phase(self) -> str:
         """In which phase the peak is."""
-        return max(("update", "sampling", "scoring"), key=lambda phase: _of_phase(self.parts, phase))
+        busiest = max(BUSY, key=lambda phase: _of_phase(self.parts, phase))
+        return "preparing" if _of_phase(self.parts, "preparing") > _working_peak(self.parts) else busiest
 
 
 def _of_phase(parts: tuple[Part, ...], phase: str) -> int:
@@ -96,8 +99,11 @@ def _of_phase(parts: tuple[Part, ...], phase: str) -> int:
 
 
 def _peak(parts: tuple[Part, ...]) -> int:
-    phases = (_of_phase(parts, phase) for phase in ("update", "sampling", "scoring"))
-    return _of_phase(parts, "always") + max(phases)
+    return max(_working_peak(parts), _of_phase(parts, "preparing"))
+
+
+def _working_peak(parts: tuple[Part, ...]) -> int:
+    return _of_phase(parts, "always") + max(_of_phase(parts, phase) for phase in BUSY)
 
 
 def kept_numbers(
@@ -146,7 +152,7 @@ def _with_microbatch(
     work: Work, layout: Layout, assumptions: Assumptions, memory_bytes: int, *, recompute: bool
 ) -> MemoryOfRank:
     fixed = (*_program(work, assumptions), *_models(work, layout), *_learning(work, layout), *_sampling(work, layout))
-    fixed += (*_scoring(work, layout), *_of_update(work, layout))
+    fixed += (*_scoring(work, layout), *_of_update(work, layout), *_preparing(work, layout, assumptions))
     loaded = loaded_bytes(work, layout) + sum(part.num_bytes for part in _program(work, assumptions))
     usable = min(memory_bytes, int(loaded + (memory_bytes - loaded) * assumptions.usable_share.value))
     per_token, above = _per_token(work, assumptions, fused=not layout.on_cpu, recompute=recompute)
@@ -158,7 +164,8 @@ def _with_microbatch(
     else:
         tokens = max(work.longest, min(work.microbatch_tokens, most))
     parts = (*fixed, Part("activations", int(per_token * tokens) + above, "update"))
-    return MemoryOfRank(parts, tokens, recompute, _peak(parts) <= usable, usable)
+    fits = _working_peak(parts) <= usable and _of_phase(parts, "preparing") <= PREPARING_SHARE * memory_bytes
+    return MemoryOfRank(parts, tokens, recompute, fits, usable)
 
 
 def _per_token(work: Work, assumptions: Assumptions, *, fused: bool, recompute: bool) -> tuple[float, int]:
@@ -187,43 +194,68 @@ def _program(work: Work, assumptions: Assumptions) -> Iterator[Part]:
 
 
 def _models(work: Work, layout: Layout) -> Iterator[Part]:
-    over = layout.ranks if layout.sharding == "fsdp" else 1
+    """Weights, and the masters that stand beside them from the start."""
+    parted = layout.sharding == "fsdp"
+    over = layout.ranks if parted else 1
     shape, w = work.policy, work.itemsize
-    yield Part("policy, weights", w * shape.parameters // over)
+    # Parted weights that learn are the masters; parted models have no layers in common.
+    twice = 0 if parted and work.lora_rank is None else 1
+    below = 0 if parted else work.parameters_below
+    frozen = work.parameters_below if parted else 0
+    learning = work.trained_networks
+    yield Part("policy, weights", w * (frozen + twice * (shape.parameters - frozen)) // over)
     if work.critic == "separate":
-        yield Part("critic, weights", w * (shape.trunk_parameters - work.parameters_below) // over)
-    yield Part("reference", 0 if work.lora_rank is not None else w * (shape.parameters - work.parameters_below) // over)
-    scoring = 0
-    for model, itemsize in work.reward_models:
-        below = work.parameters_below if model == work.policy else 0
-        scoring += itemsize * (model.trunk_parameters - below)
+        own = shape.trunk_parameters - below - frozen
+        yield Part("critic, weights", w * (frozen + twice * own) // over)
+    if parted:
+        yield Part("policy, whole, to sample", w * shape.parameters)
+    yield Part("reference", 0 if work.lora_rank is not None else w * (shape.parameters - below) // over)
+    scoring = sum(
+        size * (model.trunk_parameters - (below if model == shape else 0)) for model, size in work.reward_models
+    )
     yield Part("reward model", scoring // over)
-    adapters = 4 * sum(work.trained_networks) if work.lora_rank is not None else 0
-    yield Part("adapters", adapters // over)
-    masters = 4 * sum(work.trained_networks) if work.learning_itemsize < 4 else 0
-    yield Part("float32 masters", masters // over)
+    yield Part("adapters", 4 * sum(learning) if work.lora_rank is not None else 0)
+    has_masters = work.lora_rank is None and (parted or w < 4)
+    yield Part("float32 masters", 4 * sum(learning) // over if has_masters else 0)
+
+
+def _over(work: Work, layout: Layout) -> int:
+    """Among how many ranks what learns is parted: adapters are whole on each."""
+    return layout.ranks if layout.sharding == "fsdp" and work.lora_rank is None else 1
 
 
 def _learning(work: Work, layout: Layout) -> Iterator[Part]:
     """What is there from the first update on."""
-    over = layout.ranks if layout.sharding == "fsdp" else 1
-    trained = sum(work.trained_networks)
+    over, trained = _over(work, layout), sum(work.trained_networks)
     yield Part("Adam's two averages", 8 * trained // over)
-    masters = 4 if work.learning_itemsize < 4 else 0
-    yield Part(
-        "copy for a checkpoint",
-        trained * (work.learning_itemsize + 8 + masters) // over,
-        "always" if layout.on_cpu else "host",
-    )
-    if work.layers_below:
+    is_mixed = work.learning_itemsize < 4
+    of_weight = 4 if over > 1 else work.learning_itemsize + (4 if is_mixed else 0)
+    yield Part("copy for a checkpoint", trained * (of_weight + 8) // over, "always" if layout.on_cpu else "host")
+    if work.layers_below and layout.sharding == "none":
         numbers = 2 * work.episodes * work.longest * work.policy.width
         yield Part("what frozen layers made", work.itemsize * numbers)
 
 
+def _preparing(work: Work, layout: Layout, assumptions: Assumptions) -> Iterator[Part]:
+    """Before they are parted, policy and critic are whole on each rank, and those that learn in float32 already."""
+    if layout.sharding == "none":
+        return
+    shape, w = work.policy, work.itemsize
+    totals = [shape.parameters, *([shape.trunk_parameters] if work.critic == "separate" else [])]
+    if work.lora_rank is not None:
+        whole = w * sum(totals) + 4 * sum(work.trained_networks)
+    else:
+        whole = 4 * sum(work.trained_networks) + w * len(totals) * work.parameters_below
+    yield Part("policy and critic, not parted yet", whole, "preparing")
+    others = {"policy, whole, to sample", "reference", "reward model"}
+    beside = [part for part in _models(work, layout) if part.name in others]
+    for part in (*beside, *_program(work, assumptions)):
+        yield Part(part.name, part.num_bytes, "preparing")
+
+
 def _of_update(work: Work, layout: Layout) -> Iterator[Part]:
-    over = layout.ranks if layout.sharding == "fsdp" else 1
     trained = sum(work.trained_networks)
-    yield Part("gradients", 4 * trained // over, "update")
+    yield Part("gradients", 4 * trained // _over(work, layout), "update")
     rows = -(-work.minibatch_episodes // layout.ranks)
     chunk = min(GRADIENT_FACTOR * MOST_LOGITS, rows * work.response_tokens * work.policy.vocabulary)
     yield Part("logits of a chunk", LOGIT_BYTES * chunk, "update")
@@ -231,7 +263,8 @@ def _of_update(work: Work, layout: Layout) -> Iterator[Part]:
         largest = work.policy.largest_tensor if work.lora_rank is None and not work.layers_below else 0
         yield Part("bucket of gradients", 4 * max(min(BUCKET_NUMBERS, trained), min(largest, trained)), "update")
     if layout.sharding == "fsdp":
-        yield Part("layers gathered", _gathered(work) + 4 * work.policy.layer_parameters, "update")
+        networks = 2 if work.critic == "separate" else 1
+        yield Part("layers gathered, and their gradients", 2 * networks * _gathered(work), "update")
 
 
 def _gathered(work: Work) -> int:
@@ -249,8 +282,6 @@ def _sampling(work: Work, layout: Layout) -> Iterator[Part]:
     if layout.on_cpu:
         numbers = shape.layers * shape.layer_weights + shape.embedding_parameters
         yield Part("weights laid out for sampling", w * numbers, "sampling")
-    if layout.sharding == "fsdp":
-        yield Part("policy, gathered to sample", w * shape.parameters, "sampling")
 
 
 def _scoring(work: Work, layout: Layout) -> Iterator[Part]:

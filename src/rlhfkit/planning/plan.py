@@ -10,7 +10,7 @@ from rlhfkit.errors import ConfigError
 from rlhfkit.planning.accelerators import ACCELERATORS, Accelerator, accelerators_named
 from rlhfkit.planning.assumptions import reasons_of
 from rlhfkit.planning.machine import Machine, Measured, machine_of
-from rlhfkit.planning.memory import RUNS_TODAY, Layout, MemoryOfRank, loaded_bytes, memory_of
+from rlhfkit.planning.memory import Layout, MemoryOfRank, loaded_bytes, memory_of
 from rlhfkit.planning.remedies import Change, applied, fitting_changes
 from rlhfkit.planning.seconds import Seconds, seconds_of
 from rlhfkit.planning.shapes import DecoderShape, shape_named, shape_of_recipe
@@ -116,7 +116,6 @@ class Plan:
             },
             "fits": self.fits,
             "sharding": self.laid.layout.sharding,
-            "runs_today": self.laid.layout.sharding in RUNS_TODAY,
             "memory": {
                 "peak_bytes": memory.peak_bytes,
                 "usable_bytes": memory.usable_bytes,
@@ -261,18 +260,21 @@ def _laid(work: Work, machine: Machine, sharding: Literal["none", "fsdp"]) -> La
 
 
 def _best(work: Work, machine: Machine) -> Laid:
-    """Without sharding where that fits; else sharded, where there are ranks to share with.
-
-    A plan of this machine's CPU is for a run that can begin now, so it has no sharding that does not run yet.
-    """
+    """As the recipe says; where it leaves weights whole and they do not fit on accelerators, parted."""
+    if machine.ranks > 1 and work.shard == "fsdp":
+        return _laid(work, machine, "fsdp")
     whole = _laid(work, machine, "none")
-    may_shard = machine.ranks > 1 and (not machine.on_cpu or "fsdp" in RUNS_TODAY)
-    return _laid(work, machine, "fsdp") if may_shard and not whole.fits else whole
+    if whole.fits or machine.ranks == 1 or machine.on_cpu:
+        return whole
+    parted = _laid(work, machine, "fsdp")
+    return parted if parted.fits or parted.memory.peak_bytes < whole.memory.peak_bytes else whole
 
 
 def _alternatives(work: Work, machine: Machine, accelerator: Accelerator | None) -> list[Alternative]:
     """Three ways to make it fit, as far as there are so many: settings first, then more memory."""
-    sets = fitting_changes(work, lambda changed: _best(changed, machine).fits, most=MOST_ALTERNATIVES)
+    sets = fitting_changes(
+        work, lambda changed: _best(changed, machine).fits, ranks=machine.ranks, most=MOST_ALTERNATIVES
+    )
     found = [_changed(work, machine, changes) for changes in sets]
     if accelerator is not None:
         found = found[: MOST_ALTERNATIVES - 1] + _larger(work, machine, accelerator)

@@ -23,8 +23,10 @@ class Change:
     """Whether only memory and time change, and not what is learnt."""
 
 
-def changes_for(work: Work) -> Iterator[Change]:
+def changes_for(work: Work, ranks: int) -> Iterator[Change]:
     """What could be set otherwise for less memory, the changes that keep the result first."""
+    if work.shard == "none" and ranks > 1:
+        yield Change("parallel.shard=fsdp", lambda work: replace(work, shard="fsdp"), True)
     if work.microbatch_tokens != "auto":
         yield Change("ppo.microbatch_tokens=auto", lambda work: replace(work, microbatch_tokens="auto"), True)
     if work.recompute is False:
@@ -54,12 +56,12 @@ EXCLUSIVE = ("model.lora", "model.num_trained_layers")
 """A recipe refuses both."""
 
 
-def fitting_changes(work: Work, fits: Callable[[Work], bool], *, most: int) -> list[tuple[Change, ...]]:
+def fitting_changes(work: Work, fits: Callable[[Work], bool], *, ranks: int, most: int) -> list[tuple[Change, ...]]:
     """The smallest sets of changes with which `fits` is true, at most so many of them; of one change first.
 
     Of two sets, the one of which the other is a part is left out.
     """
-    known, found = list(changes_for(work)), list[tuple[Change, ...]]()
+    known, found = list(changes_for(work, ranks)), list[tuple[Change, ...]]()
     for size in range(1, min(MOST_TOGETHER, len(known)) + 1):
         for chosen in combinations(known, size):
             if any(set(smaller) <= set(chosen) for smaller in found):

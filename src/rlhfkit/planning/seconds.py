@@ -138,5 +138,5 @@ def _exchange(work: Work, layout: Layout, memory: MemoryOfRank, rows: int, machi
         forward_tokens = max(work.forward_tokens, work.longest)
         chunks = max(1, -(-int(rows * work.mean_tokens) // min(forward_tokens, MOST_TOKENS["gpu"])))
         frozen = w * (networks + shape.parameters) + sum(i * model.trunk_parameters for model, i in work.reward_models)
-        num_bytes = share * (update + chunks * frozen + w * shape.parameters)
+        num_bytes = share * (update + chunks * frozen + 4 * shape.parameters)  # and masters, for the copy that samples
     return num_bytes / (machine.link * machine.assumptions.link_share.value)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from rlhfkit.planning.memory import RUNS_TODAY, Part
+from rlhfkit.planning.memory import Part
 from rlhfkit.planning.plan import Alternative, Plan
 from rlhfkit.wording import counted, duration, number
 
@@ -15,11 +15,12 @@ PHASES = {
     "update": "while it updates",
     "sampling": "while it samples",
     "scoring": "while it scores",
+    "preparing": "while the run is prepared, in all",
     "host": "of the CPU's memory, of the rank that writes",
 }
 SHARDINGS = {
-    "none": 'sharding "none": every rank holds all models, and rows are shared out',
-    "fsdp": 'sharding "fsdp": weights, masters, gradients and averages are shared out, and gathered layer by layer',
+    "none": "parallel.shard=none: every rank holds all models, and rows are shared out",
+    "fsdp": "parallel.shard=fsdp: weights, gradients and averages are parted too, and gathered layer by layer",
 }
 
 
@@ -37,8 +38,6 @@ def lines_of(plan: Plan) -> Iterator[str]:
     yield ""
     yield _verdict(plan)
     yield f"  {SHARDINGS[plan.laid.layout.sharding]}"
-    if plan.laid.layout.sharding not in RUNS_TODAY:
-        yield '  (what runs today is "none" alone; this is what it would take)'
     yield f"  microbatch of {memory.microbatch_tokens:,} tokens{', layers computed twice' if memory.recompute else ''}"
     yield ""
     yield from _memory_lines(plan)
@@ -61,7 +60,9 @@ def _verdict(plan: Plan) -> str:
     memory = plan.laid.memory
     needed, there = gib(memory.peak_bytes), gib(plan.machine.memory_bytes)
     usable = gib(memory.usable_bytes)
-    return f"{'Fits' if plan.fits else 'Does not fit'}: {needed} of a rank's {there}, of which {usable} may be taken"
+    when = " while the run is prepared" if memory.fullest_phase == "preparing" else ""
+    verdict = "Fits" if plan.fits else "Does not fit"
+    return f"{verdict}: {needed}{when} of a rank's {there}, of which {usable} may be taken at work"
 
 
 def _memory_lines(plan: Plan) -> Iterator[str]:
@@ -123,7 +124,7 @@ def _alternative_lines(alternatives: tuple[Alternative, ...]) -> Iterator[str]:
             yield f"  {'and' if place else '- '} {step.words}{'' if step.keeps_result else ' (changes what is learnt)'}"
             yield (
                 f"      {gib(memory.peak_bytes)} of {gib(memory.usable_bytes)}, "
-                f'microbatch {memory.microbatch_tokens:,}, sharding "{step.laid.layout.sharding}", '
+                f"microbatch {memory.microbatch_tokens:,}, shard={step.laid.layout.sharding}, "
                 f"{_short(seconds.iteration)} an iteration"
             )
 

@@ -28,6 +28,8 @@ class Work:
     trained_layers: int | None
     """Layers that learn, where not all do."""
     recompute: bool | Literal["auto"]
+    shard: Literal["none", "fsdp"] = "none"
+    """What the recipe's `parallel.shard` says."""
     is_first_stage: bool = True
     """Whether PPO is what a run begins with."""
     iterations: int
@@ -143,6 +145,7 @@ def work_of(recipe: Recipe, policy: DecoderShape, *, itemsize: int, response_tok
         lora_rank=None if lora is None else lora.rank,
         trained_layers=trained,
         recompute=recipe.model.gradient_checkpointing,
+        shard=recipe.parallel.shard,
         is_first_stage=recipe.stages[0] == "ppo",
         iterations=ppo.iterations,
         episodes=ppo.rollout_episodes,
