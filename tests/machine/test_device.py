@@ -92,3 +92,9 @@ def test_the_limit_of_a_control_group_counts(monkeypatch):
 )
 def test_what_cuda_says_is_known_for_lack_of_memory_or_not(words, is_memory):
     assert is_out_of_memory(RuntimeError(words)) is is_memory
+
+
+def test_memory_is_known_without_control_groups(monkeypatch):
+    """As in a network namespace, which has a view of /sys of its own."""
+    monkeypatch.setattr("rlhfkit.machine.device._limits_of_groups", lambda: ())
+    assert device.available_bytes(torch.device("cpu")) > 0

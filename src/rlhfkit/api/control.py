@@ -19,6 +19,7 @@ from rlhfkit.api.show import control_html
 from rlhfkit.api.training import Training
 from rlhfkit.api.words import Words
 from rlhfkit.config.control import ControlPpoConfig, ControlRecipe, EnvConfig, NetworkConfig
+from rlhfkit.distributed.joining import ranks_asked_for
 from rlhfkit.errors import ConfigError, EnvError
 from rlhfkit.evaluation.control import episode_returns, summarize
 from rlhfkit.machine.progress import Progress, StageProgress
@@ -84,6 +85,11 @@ class ControlTrainer(AbstractContextManager["ControlTrainer"]):
         Raises: EnvError where the environment breaks Gymnasium's contract, ConfigError where settings do not fit,
             CheckpointError where `run_dir` holds something else.
         """
+        if (size := ranks_asked_for().size) > 1:
+            raise ConfigError(
+                f"{size} processes were started, and ControlTrainer works in one: its networks are small, and its "
+                "environments have processes of their own (EnvConfig.asynchronous); start it without torchrun"
+            )
         settings = settings_of("config", config, ControlPpoConfig, taker="ControlTrainer")
         if env_steps is not None:
             settings = ControlPpoConfig(**{**settings.model_dump(), "env_steps": env_steps})

@@ -20,6 +20,7 @@ from rlhfkit.api.show import evaluation_html
 from rlhfkit.api.words import Words
 from rlhfkit.config.evaluation import EvaluationConfig
 from rlhfkit.config.ppo import RolloutConfig
+from rlhfkit.distributed.joining import join_for_good
 from rlhfkit.errors import ConfigError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed
@@ -94,6 +95,7 @@ def evaluate(
 
     Raises: ConfigError, DataError, ModelError, RewardError where something that was given will not do.
     """
+    join_for_good()
     gathered = Gathered()
     gathered.add_model(before, None, {"device": device, "dtype": dtype})
     gathered.add_data(prompts=["-"], test_prompts=prompts)  # the stage has training prompts, which it must not repeat
@@ -151,6 +153,7 @@ def sample(
     Raises: ModelError where there is no model; DataError where one of `prompts` is none; ConfigError where no prompt
         fits beside the response.
     """
+    join_for_good()
     records = gathered_prompts(prompts)
     language_model = trained_model("model", model)
     if language_model is None:

@@ -11,6 +11,7 @@ from rlhfkit.api.recipes import loaded_recipe
 from rlhfkit.api.words import Words
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import Stage
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline.context import RunContext
@@ -41,7 +42,8 @@ class Opened:
         `by` is who asks, and hears of it in `words`; `left` is what is tried, by default the stage.
         Raises: RlhfkitError before anything is written.
         """
-        self.stage, self.progress = stage, (progress or Progress()).in_words(words.said)
+        progress = Progress(quiet=True) if not ranks().is_first else progress or Progress()
+        self.stage, self.progress = stage, progress.in_words(words.said)
         self.held = gathered.held
         """What must live as long as the run."""
         settings = {"name": stage, "stages": (stage,), "seed": seed, **gathered.sections, **sections}

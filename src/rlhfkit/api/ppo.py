@@ -25,6 +25,8 @@ from rlhfkit.api.training import Training
 from rlhfkit.api.words import Words
 from rlhfkit.config.model import LoraConfig
 from rlhfkit.config.ppo import PpoConfig, RolloutConfig
+from rlhfkit.distributed.joining import join_for_good
+from rlhfkit.distributed.ranks import on_first
 from rlhfkit.errors import ConfigError, DataError
 from rlhfkit.machine.progress import Progress, StageProgress
 from rlhfkit.models.encoder import EncodedPrompt
@@ -111,6 +113,7 @@ class PPOTrainer(AbstractContextManager["PPOTrainer"]):
         Raises: ConfigError, DataError, ModelError, RewardError, EnvError where something that was given will not do;
             CheckpointError where `run_dir` holds something else. Nothing is trained or written before all is checked.
         """
+        join_for_good()
         self._name = model if isinstance(model, str | Path) else getattr(model, "name_or_path", type(model).__name__)
         self._has_prompts, self._plays = prompts is not None, env is not None
         _refuse_halves(prompts, reward, env)
@@ -270,8 +273,12 @@ class PPOTrainer(AbstractContextManager["PPOTrainer"]):
         Raises: ModelError where transformers would read another model; CheckpointError where it cannot be written, or
             where the directory holds other files.
         """
-        with quiet_transformers(), write_directory_atomically(place_to_save(directory)) as temporary:
-            self.model.save(temporary)
+
+        def write() -> None:
+            with quiet_transformers(), write_directory_atomically(place_to_save(directory)) as temporary:
+                self.model.save(temporary)
+
+        on_first(write)
 
     def close(self) -> None:
         """Let go of the run directory; the model stays usable. Also at the end of a `with` block."""
@@ -375,4 +382,5 @@ def _finish(ctx: RunContext, prepared: PreparedPpo, start: float, stays: bool, t
     elif "ppo" not in ctx.run.finished_stages():
         record = keep_ppo(ctx, prepared)
         end_stage(ctx, "ppo", record, seconds=time.monotonic() - start)
-        report_or_warn(ctx.run, ctx.progress.warn)
+        if ctx.writes:
+            report_or_warn(ctx.run, ctx.progress.warn)

@@ -19,6 +19,8 @@ from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.config.rewards import RewardModelRewardConfig
 from rlhfkit.config.stages import STAGE_SPECS
 from rlhfkit.config.training import RewardModelConfig, SftConfig
+from rlhfkit.distributed.joining import join_for_good
+from rlhfkit.distributed.ranks import on_first
 from rlhfkit.errors import ConfigError, DataError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.language import LanguageModel
@@ -56,7 +58,7 @@ class SupervisedTrainer(AbstractContextManager["SupervisedTrainer"]):
         """
         opened = self._opened
         run_stage(opened.ctx, opened.stage)
-        if opened.stays:
+        if opened.stays and opened.ctx.writes:
             report_or_warn(opened.run_dir, opened.progress.warn)
         record = {**self.history[-1], **opened.run_dir.finished_stages()[opened.stage]}
         del record["iteration"]
@@ -86,8 +88,12 @@ class SupervisedTrainer(AbstractContextManager["SupervisedTrainer"]):
 
         A reward model is a sequence-classification model, with its normalisation beside. Raises: as `directory`.
         """
-        with write_directory_atomically(place_to_save(directory)) as temporary:
-            shutil.copytree(self.directory, temporary, dirs_exist_ok=True)
+
+        def copy() -> None:
+            with write_directory_atomically(place_to_save(directory)) as temporary:
+                shutil.copytree(self.directory, temporary, dirs_exist_ok=True)
+
+        on_first(copy)
 
     def close(self) -> None:
         """Let go of the run directory; without one, of the model. Also at the end of a `with` block."""
@@ -148,6 +154,7 @@ class SFTTrainer(SupervisedTrainer):
 
         Raises: ConfigError, DataError, ModelError where something that was given will not do.
         """
+        join_for_good()
         gathered = Gathered()
         gathered.add_model(model, tokenizer, {"lora": lora, "device": device, "dtype": dtype})
         gathered.add_data(demonstrations=demonstrations)
@@ -225,6 +232,7 @@ class RewardTrainer(SupervisedTrainer):
 
         Raises: ConfigError, DataError, ModelError where something that was given will not do.
         """
+        join_for_good()
         gathered = Gathered()
         gathered.add_model(model, tokenizer, {"lora": lora, "device": device, "dtype": dtype})
         gathered.add_data(preferences=preferences, test_preferences=test_preferences, prompts=prompts)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import TrainingError
 from rlhfkit.machine.interrupts import interrupts_wait
 from rlhfkit.machine.progress import Progress, StageProgress
@@ -78,7 +79,7 @@ class Training:
             raise StopIteration
         then = "stopping; its metrics are in the trainer's history" if self.run_dir is None else "saving"
         try:
-            with self._around(), interrupts_wait("this iteration", then=then) as self._has_come:
+            with self._around(), interrupts_wait("this iteration", then=then, says=ranks().is_first) as self._has_come:
                 metrics = next(self._steps)
                 self.history.append(metrics)
                 if self.trainer.is_done:
@@ -86,7 +87,7 @@ class Training:
         except BaseException as error:
             self._fault = error
             raise
-        if self._has_come():
+        if ranks().any(self._has_come()):
             raise KeyboardInterrupt
         return metrics
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhfkit.errors import CheckpointError, RlhfkitError
-from rlhfkit.machine.interrupts import Spoken
+from rlhfkit.machine.interrupts import FailedRank, Spoken
 from rlhfkit.machine.surroundings import make_do
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def _printable(text: str) -> str:
 
 def _unexpected(error: Exception) -> str:
     reason = (str(error).splitlines() or [""])[0]
+    kind = "" if isinstance(error, FailedRank) else f"{type(error).__name__}: "
     return (
-        f"{type(error).__name__}: {reason} (this is a bug, or something that this machine cannot do; "
-        "run again with --debug to see where)"
+        f"{kind}{reason} (this is a bug, or something that this machine cannot do; run again with --debug to see where)"
     )
 
 

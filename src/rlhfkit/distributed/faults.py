@@ -166,6 +166,13 @@ class FaultWatch:
         for thread in self._threads:
             thread.join(GRACE_SECONDS)  # a store that is gone may never answer, and nobody is left to hear
 
+    def wait_for_the_others(self, seconds: float) -> None:
+        """Return once all others are done, or `seconds` later."""
+        self._hurries.set()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not all(other.has_left for other in self._others.values()):
+            time.sleep(HURRIED_SECONDS)
+
     def fail(self, error: BaseException) -> Fault:
         """What ends the run, now that `error` ends this rank: it may be another one's fault that came first.
 
@@ -279,7 +286,8 @@ class FaultWatch:
         if self.fault is None:
             return
         self._since_fault += passed
-        if self._since_fault > GRACE_SECONDS:
+        does_nothing_yet = not self._has_joined and self._own is None  # but wait for the others
+        if self._since_fault > GRACE_SECONDS or does_nothing_yet:
             if self.fault.by == self.rank and not self._is_said:
                 print(f"error: {hidden(self.fault.words())}", file=sys.stderr, flush=True)
             self._leave(INTERRUPTED_CODE if self.fault.is_interrupt else EXIT_CODE)

@@ -1,5 +1,6 @@
 """A process joins those of its run, as `torchrun` or our own launcher have told it to, and leaves them again."""
 
+import atexit
 import fcntl
 import os
 import socket
@@ -9,21 +10,24 @@ import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from types import TracebackType
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from rlhfkit.config.secrets import hidden
 from rlhfkit.distributed.faults import BEAT_SECONDS, JOIN_SECONDS, FaultWatch
-from rlhfkit.distributed.ranks import ALONE, Ranks, become
+from rlhfkit.distributed.ranks import ALONE, Ranks, become, ranks, stay
 from rlhfkit.errors import ConfigError, LostRankError, MissingDependencyError, RlhfkitError
-from rlhfkit.machine.interrupts import Spoken, interrupts_wait
+from rlhfkit.machine.interrupts import FailedRank, Spoken, interrupts_wait
 
-__all__ = ["Membership", "interface_towards", "join", "joined", "ranks_asked_for"]
+__all__ = ["Membership", "interface_towards", "join", "join_for_good", "joined", "ranks_asked_for"]
 
 PATIENCE = timedelta(days=30)
 """A collective may wait for days, as for people who label: whether a rank lives is asked elsewhere."""
 JOIN_TIMEOUT = timedelta(seconds=JOIN_SECONDS)
+LEAVE_SECONDS = 10.0
 SIOCGIFADDR = 0x8915
 """Linux's number of the question which address an interface has."""
 
@@ -46,6 +50,9 @@ def ranks_asked_for(environment: Mapping[str, str] = os.environ) -> Ranks:
             f"({error}); start with rlhfkit run --processes N, or with torchrun"
         ) from error
     return found
+
+
+_has_joined = False
 
 
 class Membership:
@@ -75,7 +82,7 @@ class Membership:
         if fault.by != self.here.rank:
             return Spoken()
         is_kind = isinstance(error, RlhfkitError) and not isinstance(error, MissingDependencyError)
-        return type(error)(fault.words()) if is_kind else RuntimeError(fault.words())
+        return type(error)(fault.words()) if is_kind else FailedRank(fault.words())
 
 
 def join() -> Membership | None:
@@ -86,11 +93,13 @@ def join() -> Membership | None:
     wanted = ranks_asked_for()
     if wanted.size == 1:
         return None
+    global _has_joined
     if dist.is_initialized():
         raise ConfigError(
             "torch.distributed.init_process_group was called before the first trainer; leave it out, as the trainer "
             "calls it, with an interface and a time limit that fit"
         )
+    _has_joined = True
     stores = [_store(wanted) for _ in range(2)]  # a store waits for one answer at a time
     way = _way_to_the_others(wanted, os.environ)
     watch = FaultWatch(PrefixStore("rlhfkit", stores[1]), wanted.rank, wanted.size, way=way)
@@ -112,6 +121,42 @@ def join() -> Membership | None:
         raise member.end(error) from error
     watch.joined()
     return member
+
+
+def join_for_good() -> Ranks:
+    """This process among those of the run, from now on until it ends; called again, it changes nothing.
+
+    An error that ends the program is told to all ranks, and one of them shows it.
+    Raises: as `join`.
+    """
+    if _has_joined:  # `ranks()` is alone in a part that one rank does for all
+        return ranks()
+    member = join()
+    if member is None:
+        return ALONE
+    stay(member.here)
+    show = sys.excepthook
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        atexit.unregister(leave)
+        told = member.end(error)
+        if isinstance(told, Spoken):
+            return
+        if isinstance(told, KeyboardInterrupt):
+            if member.here.is_first:
+                print("\ninterrupted", file=sys.stderr, flush=True)
+            return
+        show(kind, error, trace)
+        print(f"error: {hidden(str(told))}", file=sys.stderr, flush=True)
+
+    def leave() -> None:
+        if member.here.is_first:  # the others may still read what goes with this process
+            member.watch.wait_for_the_others(LEAVE_SECONDS)
+        member.leave()
+
+    sys.excepthook = tell
+    atexit.register(leave)
+    return member.here
 
 
 @contextmanager

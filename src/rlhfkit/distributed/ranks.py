@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlhfkit.errors import LostRankError
+from rlhfkit.errors import LostRankError, RlhfkitError
 from rlhfkit.metrics import Metrics
 
-__all__ = ["ALONE", "Ranks", "alone", "become", "on_first", "ranks"]
+__all__ = ["ALONE", "Ranks", "alone", "become", "on_first", "ranks", "stay"]
 
 T = TypeVar("T")
 
@@ -155,6 +155,12 @@ def become(which: Ranks) -> Iterator[Ranks]:
         _current = before
 
 
+def stay(which: Ranks) -> None:
+    """From now on this process is `which`."""
+    global _current
+    _current = which
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """In the block this process works for itself, whatever the others do."""
@@ -163,13 +169,25 @@ def alone() -> Iterator[None]:
 
 
 def on_first(work: Callable[[], T]) -> T:
-    """What `work` gives on the first rank, which does it alone while the others wait."""
+    """What `work` gives on the first rank, which does it alone while the others wait.
+
+    Raises: what `work` raises on purpose, on all ranks alike.
+    """
     here = ranks()
     result: T | None = None
+    error: RlhfkitError | None = None
     if here.is_first:
-        with alone():
-            result = work()
-    return here.from_first(result)  # type: ignore[return-value]
+        try:
+            with alone():
+                result = work()
+        except RlhfkitError as raised:
+            error = raised
+            if here.size == 1:
+                raise
+    result, error = here.from_first((result, error))
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
 
 
 @contextmanager

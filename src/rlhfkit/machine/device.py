@@ -71,7 +71,7 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_machine_available(), *_limits_of_groups())
+    return min([_machine_available(), *_limits_of_groups()])
 
 
 def held_bytes(device: torch.device) -> int:

@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["Spoken", "ends_like_interrupts", "interrupts_wait"]
+__all__ = ["FailedRank", "Spoken", "ends_like_interrupts", "interrupts_wait"]
 
 
 class Spoken(Exception):
     """This process of a run ends because of an error that another one tells the user."""
+
+
+class FailedRank(Exception):
+    """This process of a run ends because of an error that nobody foresaw; the message names it, and the rank."""
 
 
 KIND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,11 +88,14 @@ class Watchdog:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Give the block a name, until it ends."""
-        before = self._phases
-        self._phases, self._failed = (*before, name), ()
+        before, is_on_the_way_out = self._phases, sys.exc_info()[0] is not None
+        failed, self._failed = self._failed, ()
+        self._phases = (*before, name)
         self.sign_of_life()
         try:
             yield
+            if is_on_the_way_out:  # as where the last checkpoint is awaited, after an error that is still to be told
+                self._failed = failed
         except BaseException:
             self._failed = self._failed or self._phases
             raise
