@@ -192,6 +192,16 @@ def test_store_that_is_gone_is_said_by_the_first_that_lives(three, capsys, monke
     assert [watch.fault.by for watch in three.watches] == [0, 1, 2]
 
 
+def test_store_that_is_gone_is_said_on_each_machine(monkeypatch):
+    together = Together(4, monkeypatch)
+    for watch in together.watches:
+        watch._here = range(0, 2) if watch.rank < 2 else range(2, 4)
+    together.go_on(4)
+    together.store.is_gone = True
+    together.go_on(2)
+    assert [watch.fault.by for watch in together.watches] == [0, 0, 2, 2]
+
+
 def test_own_error_is_said_where_the_store_is_gone(three):
     three.store.is_gone = True
     fault = three.watches[2].fail(RewardError("the endpoint answers 500"))

@@ -96,5 +96,5 @@ def test_what_cuda_says_is_known_for_lack_of_memory_or_not(words, is_memory):
 
 def test_memory_is_known_without_control_groups(monkeypatch):
     """As in a network namespace, which has a view of /sys of its own."""
-    monkeypatch.setattr("rlhfkit.machine.device._limits_of_groups", lambda: ())
-    assert device.available_bytes(torch.device("cpu")) > 0
+    monkeypatch.setattr(device, "_limits_of_groups", lambda: iter([]))
+    assert available_bytes(CPU) > 0

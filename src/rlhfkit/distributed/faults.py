@@ -127,14 +127,17 @@ class FaultWatch:
         size: int,
         *,
         way: str = "the network",
+        here: range | None = None,
         clock: Callable[[], float] = time.monotonic,
         leave: Callable[[int], object] = os._exit,
     ) -> None:
         """Use `store` from one thread alone; `leave` ends the process where the main thread hangs.
 
-        `way`: how this rank reaches the others, for the message where it does not.
+        `way`: how this rank reaches the others, for the message where it does not. `here`: the ranks of this machine,
+        by default all.
         """
         self.store, self.rank, self.size = store, rank, size
+        self._here = range(size) if here is None else here
         self._way, self._clock, self._leave = way, clock, leave
         self.fault: Fault | None = None
         self._own: _Own | None = None
@@ -298,8 +301,8 @@ class FaultWatch:
             self._ended.set()
             return
         # Nobody can be told any more: of each machine the first rank that lives says it.
-        host, lives = socket.gethostname(), {rank: other.as_dict() for rank, other in self._others.items()}
-        here = [rank for rank, life in lives.items() if life.get("host") == host and _is_alive(life["pid"])]
+        lives = {rank: self._others[rank].as_dict() for rank in self._here if rank != self.rank}
+        here = [rank for rank, life in lives.items() if life and _is_alive(life["pid"])]
         fault = self._own.fault if self._own else self._fault_of(0, STORE_IS_GONE.format(reason))
         self._find(replace(fault, by=self.rank if self._own else min([self.rank, *here])))
 

@@ -102,7 +102,9 @@ def join() -> Membership | None:
     _has_joined = True
     stores = [_store(wanted) for _ in range(2)]  # a store waits for one answer at a time
     way = _way_to_the_others(wanted, os.environ)
-    watch = FaultWatch(PrefixStore("rlhfkit", stores[1]), wanted.rank, wanted.size, way=way)
+    watch = FaultWatch(
+        PrefixStore("rlhfkit", stores[1]), wanted.rank, wanted.size, way=way, here=wanted.of_this_machine
+    )
     watch.start()
     member = Membership(wanted, watch)
     try:

@@ -46,6 +46,12 @@ class Ranks:
         """Whether it is the one that writes."""
         return self.rank == 0
 
+    @property
+    def of_this_machine(self) -> range:
+        """The ranks of this machine, which follow each other."""
+        first = self.rank - self.local_rank
+        return range(first, first + self.local_size)
+
     def share(self, num: int) -> range:
         """The rows of this rank, of `num`: every `size`-th, so that the ranks get alike where neighbours are alike."""
         return range(self.rank, num, self.size)
