@@ -263,7 +263,7 @@ def iterations(
                 checkpoints.save(trainer.iteration, trainer.tensors(), _state(trainer, log))
                 last_save, saved = time.monotonic(), trainer.iteration
             yield metrics
-            if is_interrupted:
+            if is_interrupted and ranks().any(interrupted()):  # or somebody's own loop has heard of it, and goes on
                 raise KeyboardInterrupt
     if trainer.stopped is not None:
         put_back = end_with_best(watch, trainer.policy, checkpoints, trainer.put_back_statistics)
