@@ -5,7 +5,7 @@ import torch
 
 from rlhfkit.distributed.joining import ranks_asked_for
 from rlhfkit.distributed.ranks import ALONE, Ranks, alone, on_first, ranks
-from rlhfkit.errors import ConfigError
+from rlhfkit.errors import ConfigError, RewardError
 from rlhfkit.metrics import Metrics
 from tests.distributed.together import together
 
@@ -85,6 +85,17 @@ def test_the_first_alone_does_what_is_done_once(tmp_path):
         return on_first(once), done
 
     assert together(2, work, tmp_path) == [("result", [ALONE]), ("result", [])]
+
+
+def test_what_fails_on_purpose_where_it_is_done_once_fails_alike_on_all(tmp_path):
+    def work():
+        def once():
+            raise RewardError("the endpoint answers 500")
+
+        on_first(once)
+
+    found = together(2, work, tmp_path)
+    assert [(type(each), str(each)) for each in found] == [(RewardError, "the endpoint answers 500")] * 2
 
 
 def test_signals_of_any_rank_count_and_the_clock_of_the_first(tmp_path):

@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 MOST_SECONDS = 60
+LENGTH = "ppo.iterations=60"
 NET = "10.231.77"
 
 
@@ -73,7 +74,7 @@ def test_a_cable_that_is_pulled_is_named_on_both_sides_and_the_same_commands_go_
     recipe, directory = tmp_path / "ppo.toml", tmp_path / "run"
     recipe.write_text(RECIPES["ppo"])
     with two_hosts() as (hosts, cable):
-        sides = [start(host, number, recipe, directory, "ppo.iterations=400") for number, host in enumerate(hosts)]
+        sides = [start(host, number, recipe, directory, LENGTH) for number, host in enumerate(hosts)]
         try:
             until = time.monotonic() + 120
             while not (directory / "metrics.jsonl").exists() or len(rows(directory)) < 5:
@@ -94,12 +95,10 @@ def test_a_cable_that_is_pulled_is_named_on_both_sides_and_the_same_commands_go_
         assert ours.count("error: rank 1 of 2 (host ") == 1 and "no sign of life for" in ours, ours
         assert theirs.count("error: rank 0 of 2 (host ") == 1 and "cannot be reached any more" in theirs, theirs
         ip("link", "set", cable, "up")
-        done = len(rows(directory))
-        whole = str(done + 3)
-        sides = [start(host, number, recipe, directory, f"ppo.iterations={whole}") for number, host in enumerate(hosts)]
+        sides = [start(host, number, recipe, directory, LENGTH) for number, host in enumerate(hosts)]
         codes = [side.wait(timeout=180) for side in sides]
         assert codes == [0, 0], said_by(directory, 0).read_text()
-        assert len([row for row in rows(directory) if row["stage"] == "ppo"]) == int(whole)
+        assert len([row for row in rows(directory) if row["stage"] == "ppo"]) == 60
 
 
 def until_ours_end(hosts, since):
