@@ -4,6 +4,7 @@ All run the same code on the same recipe. The work on rows is shared out; what i
 every rank holds the whole and decides alike. One process alone is rank 0 of 1: it talks to nobody.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from rlhfkit.errors import LostRankError, RlhfkitError
 from rlhfkit.metrics import Metrics
 
-__all__ = ["ALONE", "Ranks", "alone", "become", "on_first", "ranks", "stay"]
+__all__ = ["ALONE", "Ranks", "alone", "become", "on_first", "ranks", "stay", "waited_seconds"]
 
 T = TypeVar("T")
 
@@ -95,6 +96,20 @@ class Ranks:
         """Whether it is so on one of them."""
         return any(self.gather(value))
 
+    def waiting(self, since: float, seconds: float) -> dict[str, float]:
+        """How much of the last `seconds` the ranks have waited for each other, as metrics; none of one alone.
+
+        `since` is what `waited_seconds` was then. Where the shares differ, the work was shared out badly; where all are
+        high, the ranks are too many, or too far apart.
+        """
+        if self.size == 1:
+            return {}
+        shares = self.gather((_waited - since) / max(seconds, 1e-9))
+        return {
+            "time/waiting_share_mean": sum(shares) / len(shares),
+            "time/waiting_share_max": max(shares),
+        }
+
     def merged_signals(self, interrupted: bool, is_time: bool) -> tuple[bool, bool]:
         """(whether one of them was interrupted, what the clock of the first one says)."""
         found = self.gather((interrupted, is_time))
@@ -140,6 +155,12 @@ class Ranks:
 
 ALONE = Ranks()
 _current = ALONE
+_waited = 0.0
+
+
+def waited_seconds() -> float:
+    """How long this process has waited for other ranks since it began, gathering of parted weights not counted."""
+    return _waited
 
 
 def ranks() -> Ranks:
@@ -198,11 +219,15 @@ def on_first(work: Callable[[], T]) -> T:
 
 @contextmanager
 def _all_are_there() -> Iterator[None]:
-    """Raises: LostRankError where the block cannot reach another rank."""
+    """In the block this rank waits for the others. Raises: LostRankError where it cannot reach one."""
+    global _waited
+    start = time.perf_counter()
     try:
         yield
     except RuntimeError as error:  # torch has several classes for it, all of this one
         raise LostRankError(f"another process of the run does not answer ({str(error).splitlines()[0]})") from error
+    finally:
+        _waited += time.perf_counter() - start
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

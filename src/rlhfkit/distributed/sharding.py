@@ -35,19 +35,24 @@ def shard(
     dtype: torch.dtype,
     methods: Collection[str] = (),
     kept_whole: Iterable[nn.Parameter] = (),
+    master: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     """Part the weights of `module` among the ranks: each of `layers` by itself, and the rest together.
 
     It computes in `dtype`. Call it, or one of its `methods`, as a whole: what is inside finds its weights only then.
-    `kept_whole` stay on every rank. All that learns must be float32.
+    `kept_whole` stay on every rank. What learns and is not float32 becomes what `master` makes of its name and itself,
+    a layer at a time, so that no rank ever has all weights in float32.
     """
     mesh = _mesh()
     ignored = set(kept_whole)
     precision = MixedPrecisionPolicy(
         param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    parts = [*layers, module]
-    for part in parts:
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for part in (*layers, module):
+        for parameter in part.parameters():
+            if master is not None and parameter.requires_grad and parameter.dtype != torch.float32:
+                parameter.data = master(names[id(parameter)], parameter)
         # What is gathered for a pass through the whole stays until the backward pass has ended.
         fully_shard(
             part, mesh=mesh, mp_policy=precision, reshard_after_forward=part is not module, ignored_params=ignored
@@ -126,10 +131,3 @@ def copy_whole(source: nn.Module, target: nn.Module | None) -> None:
         tensor = whole(parameter)
         if target is not None:
             places[name].copy_(tensor)
-
-
-def each_float32(module: nn.Module, master: Callable[[str, Tensor], Tensor]) -> None:
-    """Make what learns float32 by `master`, which is given name and weight; a tied weight is one."""
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            parameter.data = master(name, parameter)

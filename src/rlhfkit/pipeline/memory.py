@@ -1,8 +1,11 @@
 """Microbatches that memory has room for; what was predicted and what was taken stand in the manifest."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
+
+import torch
 
 from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.config.recipe import Recipe
@@ -97,5 +100,18 @@ def peak_noted(ctx: RunContext, stage: Stage) -> Iterator[None]:
     """The block trains; what it took is noted beside what was predicted."""
     peak = PeakMeter(ctx.builder.device)
     yield
-    memory = ctx.manifest.stage(stage)["memory"]
-    ctx.manifest.add_stage(stage, memory={**memory, "measured_peak_bytes": peak.bytes()})
+    memory, measured = ctx.manifest.stage(stage)["memory"], peak.bytes()
+    ctx.manifest.add_stage(stage, memory={**memory, "measured_peak_bytes": measured})
+    if ranks().size > 1:
+        ctx.manifest.add_stage(stage, ranks=ranks().gather(_facts_of_rank(ctx, measured)))
+
+
+def _facts_of_rank(ctx: RunContext, peak_bytes: int | None) -> dict[str, Any]:
+    """Where a rank was, and what it took."""
+    return {
+        "rank": ranks().rank,
+        "host": socket.gethostname(),
+        "device": str(ctx.builder.device),
+        "num_threads": torch.get_num_threads(),
+        "measured_peak_bytes": peak_bytes,
+    }

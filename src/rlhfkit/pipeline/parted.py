@@ -1,10 +1,11 @@
 """Where weights are parted among the ranks: which networks, in which pieces, and how a whole model comes back."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlhfkit.distributed.ranks import alone, ranks
 from rlhfkit.distributed.sharding import copy_whole, shard
@@ -15,7 +16,6 @@ from rlhfkit.models.layers import layers_of
 from rlhfkit.models.reward_model import RewardModel
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.training.optim import master_of
-from rlhfkit.training.update import is_of_critic
 
 __all__ = ["PARTED", "part_frozen", "part_policy", "part_trained", "whole_of"]
 
@@ -28,15 +28,13 @@ PARTED = "weights are parted among the processes"
 def part_frozen(model: LanguageModel | RewardModel) -> None:
     """Part a network that only computes, as the reference or a reward model, where the run parts weights."""
     if ranks().shards:
-        _part(model, dtype=_dtype_of(model))
+        _part(model, master=None)
 
 
 def part_trained(model: LanguageModel | RewardModel, *, what: str, seed: int) -> None:
     """Part a network that a supervised stage trains; its optimizer is of `what`, and has this seed."""
     if ranks().shards:
-        dtype = _dtype_of(model)
-        _make_float32(model, lambda name: what, seed=seed)
-        _part(model, dtype=dtype)
+        _part(model, master=partial(master_of, what=what, seed=seed))
 
 
 def part_policy(policy: TextPolicy, *, has_value_optimizer: bool, seed: int) -> None:
@@ -45,13 +43,18 @@ def part_policy(policy: TextPolicy, *, has_value_optimizer: bool, seed: int) -> 
         return
     model, critic = policy.language_model, policy.critic
     dtype = model.dtype
-    _make_float32(
-        policy, lambda name: "value network" if has_value_optimizer and is_of_critic(name) else "policy", seed=seed
-    )
     heads = [parameter for part in policy.modules() if isinstance(part, ValueHead) for parameter in part.parameters()]
     if isinstance(critic, ValueNetwork):
         _switch_off(critic.paths)
-        shard(critic, layers_of(critic.classifier), dtype=dtype, kept_whole=[*heads, *_adapters(critic)])
+        what = "value network" if has_value_optimizer else "policy"
+        shard(
+            critic,
+            layers_of(critic.classifier),
+            dtype=dtype,
+            kept_whole=[*heads, *_adapters(critic)],
+            # By the names that the optimizer knows them by.
+            master=lambda name, parameter: master_of(f"critic.{name}", parameter, what=what, seed=seed),
+        )
     _switch_off(model.paths)
     model.computes_in = dtype
     shard(
@@ -60,6 +63,7 @@ def part_policy(policy: TextPolicy, *, has_value_optimizer: bool, seed: int) -> 
         dtype=dtype,
         methods=("evaluate", "logprobs_without_adapters"),
         kept_whole=[*heads, *_adapters(model)],
+        master=partial(master_of, what="policy", seed=seed),
     )
 
 
@@ -75,30 +79,18 @@ def whole_of(parted: Model, build: Callable[[], Model]) -> Model | None:
     return model
 
 
-def _part(model: LanguageModel | RewardModel, *, dtype: torch.dtype) -> None:
+def _part(model: LanguageModel | RewardModel, *, master: Callable[[str, Tensor], Tensor] | None) -> None:
+    dtype = _dtype_of(model)
     _switch_off(model.paths)
+    methods: tuple[str, ...] = ()
+    network = model.causal_lm if isinstance(model, LanguageModel) else model.classifier
     if isinstance(model, LanguageModel):
-        model.computes_in = dtype
-        shard(
-            model,
-            layers_of(model.causal_lm),
-            dtype=dtype,
-            methods=("logprobs", "packed_logprobs"),
-            kept_whole=_adapters(model),
-        )
-    else:
-        shard(model, layers_of(model.classifier), dtype=dtype, kept_whole=_adapters(model))
+        model.computes_in, methods = dtype, ("logprobs", "packed_logprobs")
+    shard(model, layers_of(network), dtype=dtype, methods=methods, kept_whole=_adapters(model), master=master)
 
 
 def _dtype_of(model: LanguageModel | RewardModel) -> torch.dtype:
     return model.dtype if isinstance(model, LanguageModel) else next(model.classifier.parameters()).dtype
-
-
-def _make_float32(module: nn.Module, what: Callable[[str], str], *, seed: int) -> None:
-    """Make masters of the weights that learn: what is parted is float32, and computes in the type that it had."""
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            parameter.data = master_of(name, parameter, what=what(name), seed=seed)
 
 
 def _adapters(module: nn.Module) -> list[nn.Parameter]:

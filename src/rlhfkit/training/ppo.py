@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.diagnosis.limits import KL_PATIENCE
-from rlhfkit.distributed.ranks import ranks
+from rlhfkit.distributed.ranks import ranks, waited_seconds
 from rlhfkit.errors import ConfigError
 from rlhfkit.machine.interrupts import interrupts_wait
 from rlhfkit.machine.progress import StageProgress
@@ -285,7 +285,7 @@ def run_iteration(
     `before_update` sees the experience while the policy still has the weights that acted.
     Raises: TrainingError where something is not finite.
     """
-    start = time.perf_counter()
+    start, waited = time.perf_counter(), waited_seconds()
     with phase("rollout"):
         experience = trainer.rollout.collect(trainer.iteration, kl_coef=trainer.kl_coef)
     if trainer.iteration == 0 and check_first is not None:
@@ -302,6 +302,7 @@ def run_iteration(
         _hold_to_reference(trainer, trainer.kl, experience.ref_kl)
     trainer.iteration += 1
     metrics["time/iteration_seconds"] = time.perf_counter() - start
+    metrics |= ranks().waiting(waited, metrics["time/iteration_seconds"])
     # What is decided by the numbers is decided by the same ones everywhere, whatever the hardware rounds.
     return experience, ranks().from_first(metrics)
 
