@@ -215,7 +215,9 @@ def word_encoder(vocabulary: int) -> Encoder:
 def language_model(shape: Shape, encoder: Encoder, device: torch.device, dtype: torch.dtype) -> LanguageModel:
     """A frozen model of this shape, always with the same random weights."""
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(shape.config())  # type: ignore[no-untyped-call]
+    model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        shape.config(), trust_remote_code=False
+    )
     model.set_attn_implementation(implementations_for(device)[0])
     use_fast_activations(model, device)
     with quiet_transformers():
@@ -226,7 +228,7 @@ def classifier(shape: Shape, device: torch.device, dtype: torch.dtype) -> PreTra
     """A model of this shape with one output, always with the same random weights."""
     torch.manual_seed(1)
     model: Any = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
-        shape.config(num_labels=1)
+        shape.config(num_labels=1), trust_remote_code=False
     )
     model.set_attn_implementation(implementations_for(device)[0])
     use_fast_activations(model, device)
