@@ -30,6 +30,7 @@ MOMENTS = {
 }
 """Where the rank that writes is killed."""
 NUM_KILLS = {"sft": 6, "reward_model": 6, "ppo": 8}
+"""Of a rank at a moment that nobody chose, in the slow tests; in the others one each."""
 
 
 def check_end(ended, rank, words="was killed by SIGKILL"):
@@ -48,8 +49,14 @@ def undisturbed(name, tmp_path):
     return tmp_path / "whole", time.monotonic() - start
 
 
-@pytest.mark.parametrize("name", NUM_KILLS)
-def test_any_rank_may_be_killed_at_any_moment_and_the_run_ends_with_the_same_bits(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "num_kills"),
+    [
+        *((name, len(MOMENTS[name]) + 1) for name in NUM_KILLS),
+        *(pytest.param(name, len(MOMENTS[name]) + num, marks=pytest.mark.slow) for name, num in NUM_KILLS.items()),
+    ],
+)
+def test_any_rank_may_be_killed_at_any_moment_and_the_run_ends_with_the_same_bits(name, num_kills, tmp_path):
     whole, seconds = undisturbed(name, tmp_path)
     assert results(whole)["metrics.jsonl"]
     killed, took = tmp_path / "killed", []
@@ -59,7 +66,7 @@ def test_any_rank_may_be_killed_at_any_moment_and_the_run_ends_with_the_same_bit
         took += [ended.seconds] if ended.seconds else []
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    while len(took) < NUM_KILLS[name] + 1:
+    while len(took) < num_kills:
         rank, after = chance.randrange(2), chance.uniform(0.05, 0.7) * seconds
         print(f"{name}, seed {seed}: rank {rank} is killed after {after:.2f} s of {seconds:.2f} s")
         ended = launched(name, killed, hurt=(signal.SIGKILL, rank, after))
