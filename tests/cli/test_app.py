@@ -84,6 +84,7 @@ def test_only_what_works_is_offered(invoke):
         "report",
         "doctor",
         "diagnose",
+        "plan",
         "bench",
         "label",
         "dashboard",

@@ -23,6 +23,7 @@ __all__ = [
     "app",
     "existing_run",
     "main",
+    "own_command",
     "program",
 ]
 
@@ -102,6 +103,12 @@ def program() -> str:
     if called.name == "rlhfkit" and shutil.which("rlhfkit") is None:
         return shlex.quote(sys.argv[0])
     return "rlhfkit"
+
+
+def own_command() -> list[str]:
+    """What starts this very command again."""
+    is_module = Path(sys.argv[0]).name == "__main__.py"
+    return [sys.executable, *(("-m", "rlhfkit") if is_module else (sys.argv[0],)), *sys.argv[1:]]
 
 
 def existing_run(path: Path) -> "RunDir":

@@ -1,13 +1,12 @@
 """`rlhfkit doctor` and `diagnose`: what is wrong before a run, and with one."""
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    pass
-from rlhfkit.cli.app import Debug, RunArgument, app, existing_run
+from rlhfkit.cli.app import Debug, RunArgument, app, existing_run, own_command
 
 __all__ = [
     "diagnose",
@@ -30,12 +29,17 @@ def doctor(
     forecast: Annotated[
         bool, typer.Option(help="Do a little of every stage, and tell what the whole takes: about a minute.")
     ] = True,
+    processes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Try too whether so many processes can work together here.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, as the last line.")] = False,
     debug: Debug = False,
 ) -> None:
     """Tell whether this machine is ready, and a recipe too.
 
     What is tried is thrown away. Exit code 0: no fault; 1: at least one.
+
+    On several machines: torchrun --nnodes … -m rlhfkit doctor RECIPE
     """
     import json
 
@@ -44,7 +48,19 @@ def doctor(
     from rlhfkit.doctor import as_json as json_of
     from rlhfkit.doctor import examine, table_of
 
+    if processes > 1 and "RANK" not in os.environ:
+        from rlhfkit.distributed.launching import launch
+
+        raise typer.Exit(launch(processes, own_command()))
     findings = []
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # or torch, which may be what is broken, would be imported here
+        from rlhfkit.distributed.joining import joined
+        from rlhfkit.doctor.ranks import examine_ranks
+
+        with joined() as here:
+            findings += examine_ranks()
+        if not here.is_first:
+            return
     with Console(stderr=True).status("looking around") as status:
         for finding in examine(recipe, overrides or [], run_dir=run_dir, forecast=forecast):
             findings.append(finding)

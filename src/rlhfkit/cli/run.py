@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from rlhfkit.rundir.directory import RunDir
-from rlhfkit.cli.app import Debug, RunArgument, app, existing_run, program
+from rlhfkit.cli.app import Debug, RunArgument, app, existing_run, own_command, program
 from rlhfkit.errors import ConfigError
 
 __all__ = [
@@ -93,12 +93,6 @@ def command_to_go_on() -> str:
     """What starts the run again, to be copied; torchrun's own arguments are not known here."""
     command = f"{program()} {shlex.join(word for word in sys.argv[1:] if word != '--fresh')}"
     return command if "TORCHELASTIC_RUN_ID" not in os.environ else f"torchrun … {command.removeprefix('python ')}"
-
-
-def own_command() -> list[str]:
-    """What starts this very command again."""
-    is_module = Path(sys.argv[0]).name == "__main__.py"
-    return [sys.executable, *(("-m", "rlhfkit") if is_module else (sys.argv[0],)), *sys.argv[1:]]
 
 
 YOUR_OWN = "For your own data: pairs (preferences) or function (prompts and a Python function as the reward)"
