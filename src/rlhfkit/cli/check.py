@@ -45,14 +45,14 @@ def doctor(
 
     from rich.console import Console
 
+    from rlhfkit.doctor import Finding, examine, table_of
     from rlhfkit.doctor import as_json as json_of
-    from rlhfkit.doctor import examine, table_of
 
     if processes > 1 and "RANK" not in os.environ:
         from rlhfkit.distributed.launching import launch
 
         raise typer.Exit(launch(processes, own_command()))
-    findings = []
+    findings: list[Finding] = []
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # or torch, which may be what is broken, would be imported here
         from rlhfkit.distributed.joining import joined
         from rlhfkit.doctor.ranks import examine_ranks
