@@ -153,10 +153,9 @@ def test_fsdp_parts_what_is_trained_and_what_is_frozen_but_keeps_a_whole_policy_
     assert parts["copy for a checkpoint", "host"] == 12 * (WHOLE + TRUNK) // 8
 
 
-def test_fsdp_begins_with_whole_weights_in_float32():
-    assert parts_of(WORK, num_ranks=8, sharding="fsdp")["policy and critic, not parted yet", "preparing"] == 4 * (
-        WHOLE + TRUNK
-    )
+def test_fsdp_begins_with_whole_weights_of_which_a_layer_at_a_time_becomes_float32():
+    whole = parts_of(WORK, num_ranks=8, sharding="fsdp")["policy and critic, not parted yet", "preparing"]
+    assert whole == 2 * (WHOLE + TRUNK) + 4 * WORK.policy.layer_parameters
 
 
 def test_fsdp_parts_the_weights_under_adapters_and_leaves_adapters_whole():

@@ -237,15 +237,13 @@ def _learning(work: Work, layout: Layout) -> Iterator[Part]:
 
 
 def _preparing(work: Work, layout: Layout, assumptions: Assumptions) -> Iterator[Part]:
-    """Before they are parted, policy and critic are whole on each rank, and those that learn in float32 already."""
+    """Before they are parted, policy and critic are whole on each rank, and a layer at a time becomes float32."""
     if layout.sharding == "none":
         return
     shape, w = work.policy, work.itemsize
     totals = [shape.parameters, *([shape.trunk_parameters] if work.critic == "separate" else [])]
-    if work.lora_rank is not None:
-        whole = w * sum(totals) + 4 * sum(work.trained_networks)
-    else:
-        whole = 4 * sum(work.trained_networks) + w * len(totals) * work.parameters_below
+    learning = sum(work.trained_networks) if work.lora_rank is not None else shape.layer_parameters
+    whole = w * sum(totals) + 4 * learning
     yield Part("policy and critic, not parted yet", whole, "preparing")
     others = {"policy, whole, to sample", "reference", "reward model"}
     beside = [part for part in _models(work, layout) if part.name in others]
