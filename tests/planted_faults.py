@@ -116,9 +116,9 @@ FAULTS = (
     ),
     # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
     Fault(
-        "training/ppo.py",
-        "denominator = mask[rows].sum()",
-        "denominator = mask.sum()",
+        "training/update.py",
+        "denominator, deviation = mask[rows].sum(), 0.0",
+        "denominator, deviation = mask.sum(), 0.0",
         "loss over the tokens of the rollout, not of the minibatch",
     ),
     Fault(

@@ -94,7 +94,8 @@ def test_ranks_that_live_find_nothing_however_long_it_takes(three):
     assert not three.left
 
 
-def test_error_of_one_rank_is_said_by_it_with_its_place(three):
+def test_error_of_one_rank_is_said_by_it_with_its_place(three, monkeypatch):
+    monkeypatch.setattr("rlhfkit.machine.watchdog._newest", None)  # of a test before
     fault = three.watches[1].fail(RewardError("the endpoint answers 500"))
     assert fault.by == 1
     assert fault.words() == (

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 
 import pytest
 
@@ -188,6 +189,7 @@ def test_tensorboard_shows_each_iteration_once_after_a_resume(run):
         log.write("sft", 9, {"loss": 0.5})
         for iteration in (1, 2, 3):
             log.write("ppo", iteration, {"score/mean": float(iteration)})
+    time.sleep(1.1)  # TensorBoard orders its files by the second
     with RunLog(run) as log:
         for iteration in (2, 3):
             log.write("ppo", iteration, {"score/mean": 10.0 * iteration})

@@ -136,3 +136,6 @@ FEW_COMPARED = 100
 """Held-out prompts below which small differences cannot show."""
 FEW_PAIRS = 200
 """Held-out pairs below which even an accuracy of 57 % may be chance."""
+
+GRADIENT_ROUNDING = 1e-5
+"""Relative difference of a gradient that the order in which processes are added up explains."""

@@ -10,6 +10,7 @@ from importlib import metadata
 import torch
 from torch import Tensor, nn
 
+from rlhfkit.diagnosis.limits import GRADIENT_ROUNDING
 from rlhfkit.distributed.ranks import become, ranks
 from rlhfkit.distributed.sharding import shard, whole
 from rlhfkit.doctor.findings import Finding, checked, fault, ok
@@ -18,8 +19,6 @@ from rlhfkit.rundir.manifest import PACKAGES
 
 __all__ = ["examine_ranks"]
 
-ROUNDING = 1e-5
-"""Relative difference of a gradient that the order of a sum explains."""
 SENT_ELEMENTS = 2**22
 WIDTH, NUM_ROWS = 33, 7
 """Neither divides by a number of ranks."""
@@ -80,7 +79,7 @@ def _gradient(name: str, *, parted: bool) -> Iterator[Finding]:
     difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
     difference = max(ranks().gather(difference))
     how = "by PyTorch's FSDP" if parted else "as a sum of all"
-    if difference <= ROUNDING:
+    if difference <= GRADIENT_ROUNDING:
         yield ok(name, f"a gradient {how} is that of one process (off by {difference:.1g})", difference=difference)
     else:
         yield fault(

@@ -79,7 +79,8 @@ def open_run(
 def _shared_as_asked(recipe: Recipe) -> AbstractContextManager[Ranks]:
     """In the block weights are parted among the ranks where the recipe asks for it; one process alone has all."""
     here = ranks()
-    return become(replace(here, shards=here.size > 1 and recipe.parallel.shard == "fsdp"))
+    shards = here.size > 1 and recipe.parallel.shard == "fsdp"
+    return nullcontext(here) if shards == here.shards else become(replace(here, shards=shards))
 
 
 def note_changes(loaded: LoadedRecipe, run: RunDir, *, fresh: bool, progress: Progress) -> None:
