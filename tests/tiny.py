@@ -21,13 +21,13 @@ from rlhfkit.distributed.ranks import ranks
 from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.loading import load_causal_lm, load_tokenizer
-from rlhfkit.pipeline.build import Builder, kl_controller
+from rlhfkit.pipeline.build import Builder
 from rlhfkit.pipeline.parted import part_policy
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource, ScoredText
 from rlhfkit.rollout.text import TextRollout
 from rlhfkit.rundir.directory import RunDir
-from rlhfkit.training.ppo import PpoTrainer, optimizers_for
+from rlhfkit.training.ppo import PpoTrainer, kl_controller, optimizers_for
 
 Directory = Callable[[str], Path]
 """Name of a family -> where a model of it is saved."""

@@ -7,11 +7,10 @@ import pytest
 from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, PpoConfig, ValueConfig
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.machine.progress import Progress
-from rlhfkit.pipeline.build import kl_controller
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
-from rlhfkit.training.ppo import train_ppo
+from rlhfkit.training.ppo import kl_controller, train_ppo
 from tests.training import tiny
 
 FAST = OptimConfig(learning_rate=1e-2, adam_eps=1e-8)

@@ -1,6 +1,6 @@
 """`rlhfkit bench`: fixed workloads, to compare."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -60,7 +60,6 @@ def bench(
 
     The seconds are of training alone, after a first iteration that compiles. Nothing else should run meanwhile.
     """
-    import json
 
     def tell(line: str) -> None:
         typer.echo(line, err=True)
@@ -96,9 +95,18 @@ def bench(
                 repeats=repeats,
                 tell=tell,
             )
+    print(_shown(result, as_json=as_json))
+
+
+def _shown(result: dict[str, Any], *, as_json: bool) -> str:
+    """The figures as one JSON object, or a line each."""
     if as_json:
-        print(json.dumps(result))
-        return
+        import json
+
+        return json.dumps(result)
     width = max(map(len, result))
-    for key, value in result.items():
-        print(f"{key:<{width}}  {value:.3f}" if isinstance(value, float) else f"{key:<{width}}  {value}")
+    lines = (
+        f"{key:<{width}}  {value:.3f}" if isinstance(value, float) else f"{key:<{width}}  {value}"
+        for key, value in result.items()
+    )
+    return "\n".join(lines)

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfkit.config.envs import FunctionEnvConfig, GuessEnvConfig, ReplayEnvConfig, TextEnvConfig
 from rlhfkit.config.model import PretrainedModelConfig, ScratchModelConfig
-from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, KLConfig
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.rewards import (
     BagOfWordsRewardConfig,
@@ -54,7 +53,6 @@ from rlhfkit.models.saving import save_model
 from rlhfkit.models.scratch import random_model, train_tokenizer
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.pipeline.parted import PARTED, part_frozen
-from rlhfkit.ppo import AdaptiveKL, FixedKL
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource
 from rlhfkit.rollout.engine import Engine, GatheredSampler, Reference
@@ -62,7 +60,7 @@ from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.resume import recorded_date, recorded_dtype
 
-__all__ = ["Builder", "Given", "kl_controller"]
+__all__ = ["Builder", "Given"]
 
 Scorer = TypeVar("Scorer", RewardModel, ValueNetwork)
 
@@ -495,12 +493,3 @@ class Builder:
 
 def _in_common(stem: Stem | None, model: PreTrainedModel | PeftModel) -> Stem | None:
     return None if stem is None else stem.under(model)
-
-
-def kl_controller(config: KLConfig) -> FixedKL | AdaptiveKL:
-    """What moves the KL coefficient."""
-    match config:
-        case FixedKLConfig():
-            return FixedKL(config.coef)
-        case AdaptiveKLConfig():
-            return AdaptiveKL(config.coef, config.target, config.horizon_episodes)

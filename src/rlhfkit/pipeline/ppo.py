@@ -7,7 +7,6 @@ from typing import Any
 
 from rlhfkit.distributed.ranks import ranks
 from rlhfkit.models.language import TextPolicy
-from rlhfkit.pipeline.build import kl_controller
 from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.memory import fitted_ppo, peak_noted
 from rlhfkit.rollout.engine import Engine, GatheredSampler, Reference
@@ -16,7 +15,7 @@ from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rollout.text import TextRollout
 from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.training.checkpoint import Checkpoints
-from rlhfkit.training.ppo import PpoTrainer, Rollout, train_ppo
+from rlhfkit.training.ppo import PpoTrainer, Rollout, kl_controller, train_ppo
 from rlhfkit.training.preflight import check_first_experience
 from rlhfkit.training.rates import announced_ppo
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from rlhfkit.config.control import ControlPpoConfig
-from rlhfkit.config.ppo import PpoConfig
+from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, KLConfig, PpoConfig
 from rlhfkit.diagnosis.limits import KL_PATIENCE
 from rlhfkit.distributed.ranks import ranks, waited_seconds
 from rlhfkit.errors import ConfigError
@@ -45,6 +45,7 @@ __all__ = [
     "PpoTrainer",
     "Rollout",
     "iterations",
+    "kl_controller",
     "optimizers_for",
     "run_iteration",
     "train_ppo",
@@ -356,3 +357,12 @@ def optimizers_for(policy: ActorCritic, config: PpoConfig | ControlPpoConfig, *,
             seed=seed,
         ),
     }
+
+
+def kl_controller(config: KLConfig) -> FixedKL | AdaptiveKL:
+    """What moves the KL coefficient."""
+    match config:
+        case FixedKLConfig():
+            return FixedKL(config.coef)
+        case AdaptiveKLConfig():
+            return AdaptiveKL(config.coef, config.target, config.horizon_episodes)
