@@ -46,7 +46,7 @@ def test_a_rank_that_others_call_silent_is_ended_at_once():
     """It may be stopped, and then it would not end by itself."""
     post = (
         "from rlhfkit.distributed.faults import Fault, post\n"
-        "from torch._C._distributed_c10d import PrefixStore, TCPStore\n"
+        "from torch.distributed import PrefixStore, TCPStore\n"
         "store = TCPStore('127.0.0.1', int(os.environ['MASTER_PORT']), is_master=False)\n"
         "post(PrefixStore('rlhfkit', store), Fault(1, 2, 'a', 1, '', 'is silent', by=0))\n"
     )

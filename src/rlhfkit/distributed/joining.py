@@ -14,7 +14,7 @@ from types import TracebackType
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch has no list of its names
 
 from rlhfkit.config.secrets import hidden
 from rlhfkit.distributed.faults import BEAT_SECONDS, JOIN_SECONDS, FaultWatch
