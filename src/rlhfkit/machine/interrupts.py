@@ -26,8 +26,8 @@ KIND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Handler = Callable[[int, FrameType | None], None]
 
 
-AT_ONCE_SECONDS = 1.0
-"""Signals within this time are one: a terminal, a scheduler and a parent process may each send theirs."""
+AT_ONCE_SECONDS = 0.3
+"""Signals within this time are one, as a terminal and a parent process may each send theirs; a person needs longer."""
 _heeded_at: float | None = None
 """When the last one came that was heeded; None outside of all blocks."""
 _num_blocks = 0
