@@ -1,6 +1,5 @@
 """The number of ranks changes the time, not the result."""
 
-import dataclasses
 import json
 
 import pytest
@@ -11,8 +10,6 @@ from rlhfkit.config.training import OptimConfig, RewardModelConfig, SftConfig
 from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import TrainingError
 from rlhfkit.machine.progress import Progress
-from rlhfkit.padding import Sequences
-from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
@@ -25,6 +22,7 @@ from rlhfkit.training.update import update
 from tests.distributed.together import together
 from tests.rollout.test_multi_turn import Script
 from tests.training import tiny
+from tests.training.test_ppo_update import make_batch
 
 LENGTHS = (1, 60, 3, 8, 31, 5, 47, 2, 1, 17, 29)
 
@@ -48,31 +46,8 @@ class Recorder:
 
 
 def batch(policy):
-    """(experience, advantages, returns) of responses of 1 to 60 tokens, whose ratios are far from 1."""
-    rng = torch.Generator().manual_seed(5)
-    responses = [torch.randint(1, 14, (length,), generator=rng).tolist() for length in LENGTHS]
-    ids = [prompt.ids for prompt in tiny.prompts()]
-    inputs = Sequences.join([ids[row % len(ids)] for row in range(len(LENGTHS))], responses, pad=tiny.PAD)
-    mask = inputs.mask
-    with torch.no_grad():
-        output = policy.evaluate(inputs)
-
-    def noisy(x, spread):
-        return (x + spread * torch.randn(mask.shape, generator=rng)) * mask
-
-    experience = Experience(
-        inputs=inputs,
-        mask=mask,
-        old_logprobs=noisy(output.logprobs, 0.3),
-        old_values=noisy(output.values, 0.3),
-        next_values=torch.zeros(mask.shape),
-        terminated=mask & False,
-        ended=mask & False,
-        rewards=torch.zeros(mask.shape),
-        scores=torch.zeros(len(mask)),
-        ref_kl=torch.zeros(len(mask)),
-    )
-    return experience, noisy(torch.zeros(mask.shape), 1.0), noisy(output.values, 0.5)
+    """Responses of 1 to 60 tokens."""
+    return make_batch(policy, lengths=LENGTHS)
 
 
 def gradients_of(config):
@@ -249,7 +224,6 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_there(tmp_path):
         trainer = tiny.trainer(PpoConfig(rollout_episodes=11, minibatch_episodes=11, epochs=1))
         experience, advantages, returns = batch(trainer.policy)
         advantages[:] = float("nan") if ranks().rank == 1 else 1.0
-        experience = dataclasses.replace(experience)
         update(trainer, experience, advantages, returns)
 
     here, there = together(2, trained, tmp_path)

@@ -37,11 +37,12 @@ class Recorder:
         return 0.0
 
 
-def make_batch(policy, *, seed=5):
-    """(experience, advantages, returns) of eight responses of 1 to 8 tokens, whose ratios are far from 1."""
+def make_batch(policy, *, seed=5, lengths=LENGTHS):
+    """(experience, advantages, returns) of responses of `lengths` tokens, whose ratios are far from 1."""
     rng = torch.Generator().manual_seed(seed)
-    responses = [torch.randint(1, 14, (length,), generator=rng).tolist() for length in LENGTHS]
-    inputs = Sequences.join([prompt.ids for prompt in tiny.prompts()], responses, pad=tiny.PAD)
+    responses = [torch.randint(1, 14, (length,), generator=rng).tolist() for length in lengths]
+    prompts = [prompt.ids for prompt, _ in zip(itertools.cycle(tiny.prompts()), responses, strict=False)]
+    inputs = Sequences.join(prompts, responses, pad=tiny.PAD)
     mask = inputs.mask
     with torch.no_grad():
         output = policy.evaluate(inputs)

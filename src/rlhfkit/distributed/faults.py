@@ -241,19 +241,19 @@ class FaultWatch:
 
     def _tell_own(self, own: "_Own") -> None:
         """Say what ended this rank; a little later, once others that met the same have said so too, that it is over."""
-        if not own.is_told:
+        if not own.is_reported:
             self.store.set(f"error/{self.rank}", json.dumps(asdict(own.fault)))
-            own.is_told, own.since = True, self._clock()  # all that the others wrote before has been heard
+            own.is_reported, own.since = True, self._clock()  # all that the others wrote before has been heard
         keys = [f"error/{rank}" for rank in range(self.size)]
-        told = [Fault(**json.loads(self.store.get(key))) for key in keys if self.store.check([key])]
-        others = [other for rank, other in self._others.items() if all(fault.rank != rank for fault in told)]
+        reported = [Fault(**json.loads(self.store.get(key))) for key in keys if self.store.check([key])]
+        others = [other for rank, other in self._others.items() if all(fault.rank != rank for fault in reported)]
         if own.fault.is_interrupt:  # whoever ends a run of which one was killed interrupts the others, as torchrun does
             is_ready = all(other.heard > own.since for other in others)
         else:
             is_ready = not others or self._clock() - own.since >= TOGETHER_SECONDS
         if is_ready:
-            first = min(told, key=lambda fault: (fault.is_interrupt, fault.rank))
-            of_all = len(told) == self.size and len({fault.why for fault in told}) == 1
+            first = min(reported, key=lambda fault: (fault.is_interrupt, fault.rank))
+            of_all = len(reported) == self.size and len({fault.why for fault in reported}) == 1
             self._find(post(self.store, replace(first, of_all=of_all)))
 
     def _lost(self) -> Fault | None:
@@ -300,7 +300,7 @@ class FaultWatch:
         if first is not None and first.has_left:  # done, and has taken the store along; nothing more is to be heard
             self._ended.set()
             return
-        # Nobody can be told any more: of each machine the first rank that lives says it.
+        # Nobody can be reached any more: of each machine the first rank that lives says it.
         lives = {rank: self._others[rank].as_dict() for rank in self._here if rank != self.rank}
         here = [rank for rank, life in lives.items() if life and _is_alive(life["pid"])]
         fault = self._own.fault if self._own else self._fault_of(0, STORE_IS_GONE.format(reason))
@@ -330,9 +330,9 @@ class _Own:
     """The error that ends this rank."""
 
     fault: Fault
-    is_told: bool = False
+    is_reported: bool = False
     since: float = 0.0
-    """When it was told."""
+    """When it was reported."""
 
 
 @dataclass

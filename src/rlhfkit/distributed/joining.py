@@ -1,4 +1,4 @@
-"""A process joins those of its run, as `torchrun` or our own launcher have told it to, and leaves them again."""
+"""A process joins those of its run, as `torchrun` or our own launcher ask for, and leaves them again."""
 
 import atexit
 import fcntl
@@ -88,7 +88,7 @@ class Membership:
 def join() -> Membership | None:
     """Join the others, as the environment says; None where this process is alone.
 
-    Raises: ConfigError where the others cannot be reached, or torch has been told already; else as `joined`.
+    Raises: ConfigError where the others cannot be reached, or torch has a group already; else as `joined`.
     """
     wanted = ranks_asked_for()
     if wanted.size == 1:
@@ -128,7 +128,7 @@ def join() -> Membership | None:
 def join_for_good() -> Ranks:
     """This process among those of the run, from now on until it ends; called again, it changes nothing.
 
-    An error that ends the program is told to all ranks, and one of them shows it.
+    An error that ends the program is reported to all ranks, and one of them shows it.
     Raises: as `join`.
     """
     if _has_joined:  # `ranks()` is alone in a part that one rank does for all
@@ -139,24 +139,24 @@ def join_for_good() -> Ranks:
     stay(member.here)
     show = sys.excepthook
 
-    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         atexit.unregister(leave)
-        told = member.end(error)
-        if isinstance(told, Spoken):
+        reported = member.end(error)
+        if isinstance(reported, Spoken):
             return
-        if isinstance(told, KeyboardInterrupt):
+        if isinstance(reported, KeyboardInterrupt):
             if member.here.is_first:
                 print("\ninterrupted", file=sys.stderr, flush=True)
             return
         show(kind, error, trace)
-        print(f"error: {hidden(str(told))}", file=sys.stderr, flush=True)
+        print(f"error: {hidden(str(reported))}", file=sys.stderr, flush=True)
 
     def leave() -> None:
         if member.here.is_first:  # the others may still read what goes with this process
             member.watch.wait_for_the_others(LEAVE_SECONDS)
         member.leave()
 
-    sys.excepthook = tell
+    sys.excepthook = report
     atexit.register(leave)
     return member.here
 
@@ -210,7 +210,7 @@ def _way_to_the_others(here: Ranks, environment: MutableMapping[str, str]) -> st
 
 
 def interface_towards(address: str, port: int) -> str | None:
-    """The network interface whose own address a connection to there would have; None where that cannot be told."""
+    """The network interface whose own address a connection to there would have; None where nothing says so."""
     if sys.platform != "linux":
         return None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -33,7 +33,7 @@ def launch(num: int, command: Sequence[str]) -> int:
     somebody has asked for the end.
     """
     store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
-    told = PrefixStore("rlhfkit", store)
+    faults = PrefixStore("rlhfkit", store)
     children = [
         subprocess.Popen(command, env={**os.environ, **environment}) for environment in environments(num, store.port)
     ]
@@ -44,8 +44,8 @@ def launch(num: int, command: Sequence[str]) -> int:
         code = children[failed].returncode
         by_us = interrupted() and -code in FORWARDED  # before it could heed it
         if code < 0 and not by_us:
-            _say(told, failed, children, -code)
-        _end(told, children)
+            _say(faults, failed, children, -code)
+        _end(faults, children)
     if by_us:
         return INTERRUPTED_CODE
     return 128 - code if code < 0 else code

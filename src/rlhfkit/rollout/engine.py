@@ -1,7 +1,7 @@
 """What samples: our own generation, or an engine beside it, and the reference that it is held to."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -82,15 +82,8 @@ class GatheredSampler:
         copy = self.up_to_date(model)
         sample = sample_of(self.inner, copy)
 
-        def sampled(
-            model: LanguageModel,
-            prompts: Sequence[Sequence[int]],
-            config: RolloutConfig,
-            *,
-            seeds: Sequence[int] | None,
-            on_finished: Callable[[int], None] | None = None,
-        ) -> list[Response]:
-            return sample(copy, prompts, config, seeds=seeds, on_finished=on_finished)
+        def sampled(model: LanguageModel, *given: Any, **options: Any) -> list[Response]:
+            return sample(copy, *given, **options)
 
         return sampled
 
