@@ -41,7 +41,7 @@ class Part:
 
 TRL = ("trl.experimental.ppo", "peers/trl_ppo.py")
 PARTS = [
-    Part("machine", "what the machine can do", 45),
+    Part("machine", "what the machine can do", 90),
     Part("tests", "pytest -m gpu", 120),
     Part("graph", "the sampler as a CUDA graph, beside the plain one", 130),
     Part("qwen", "PPO iteration, shape of Qwen2.5-0.5B: 256 episodes of 128 + 256 tokens", 170),

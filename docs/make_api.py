@@ -1,4 +1,7 @@
-"""Writes docs/api.md from the docstrings of the public names: `python docs/make_api.py`, or `--print` to look at it."""
+"""Writes docs/api.md from the docstrings of the public names: `python docs/make_api.py`, or `--print` to look at it.
+
+The tables of docs/from_trl.md and docs/handover.md are written from those in the code, too.
+"""
 
 import inspect
 import re
@@ -10,6 +13,8 @@ from pathlib import Path
 import rlhfkit
 from rlhfkit.api.evaluation import BeforeAndAfter
 from rlhfkit.config.elsewhere import ELSEWHERE
+from rlhfkit.handover.export import TARGETS
+from rlhfkit.handover.terms import Target
 from rlhfkit.rundir.results import (
     CalibrationBin,
     Estimate,
@@ -24,7 +29,17 @@ from rlhfkit.rundir.results import (
 
 GROUPS = {
     "Trainers": ["PPOTrainer", "SFTTrainer", "RewardTrainer", "ControlTrainer"],
-    "Functions": ["evaluate", "sample", "load_control_policy", "load_recipe"],
+    "Functions": [
+        "evaluate",
+        "sample",
+        "probe",
+        "explain",
+        "tune",
+        "load_control_policy",
+        "load_recipe",
+        "export_to",
+        "import_from",
+    ],
     "Settings": [name for name in rlhfkit.__all__ if name.endswith("Config")],
     "Runs": ["Recipe", "LoadedRecipe", "RunDir", "Progress"],
     "Errors": [name for name in rlhfkit.__all__ if name.endswith("Error")],
@@ -65,6 +80,11 @@ Everything is imported from `rlhfkit`, which imports torch only when a name that
 `rlhfkit.ppo`. Sections of settings are those of a [recipe](settings.md), where each of them is explained; the trainers
 run the same code as `rlhfkit run`. From TRL: [moving a script over](from_trl.md). More:
 [examples](../examples/README.md).
+
+Under `torchrun --nproc-per-node 2 train.py` the same script works on several processes: the trainers, `evaluate` and
+`sample` share the rows out, and weights too where they do not fit into one ([how](scale.md#from-python)). Every process
+makes the same calls in the same order and gets the same numbers; the first one alone shows progress, and writes files,
+those of `save` too.
 """
 
 
@@ -175,8 +195,50 @@ def names_elsewhere() -> str:
 
 def with_names_elsewhere(text: str) -> str:
     """The page docs/from_trl.md with that table as it is now."""
+    return between_marks(text, names_elsewhere())
+
+
+def units(target: Target) -> str:
+    """The table of a tool in docs/handover.md: its settings, ours, units and where it reads them."""
+    rows = [
+        f"| {row.theirs} | {', '.join(f'`{ours}`' for ours in row.ours)} | {row.unit} | {row.source} |".replace(
+            "|  |", "| |"
+        )
+        for row in target.rows
+    ]
+    head = f"| {target.name} {target.version} | here | unit, and what is converted | in {target.where} |"
+    return "\n".join([head, "|---|---|---|---|", *rows])
+
+
+def cannot_say(target: Target) -> str:
+    """What a tool cannot say, with what `--substitute` takes."""
+    lines: dict[str, list[str]] = {}
+    for rule in target.rules:
+        instead = rule.substitute if isinstance(rule.substitute, str) else "as the refusal says, with its number"
+        why = f"{rule.why}; " + (f"nearest: {instead}" if instead else f"no substitute: {rule.remedy}")
+        lines.setdefault(why, []).extend(rule.ours)
+    return "\n".join(f"- {', '.join(f'`{name}`' for name in settings(names))}: {why}" for why, names in lines.items())
+
+
+def settings(names: list[str]) -> list[str]:
+    """Names of settings; the rules of a watch as one."""
+    return list(dict.fromkeys("ppo.watch" if name.startswith("ppo.watch.") else name for name in names))
+
+
+def with_units(text: str) -> str:
+    """The page docs/handover.md with its tables as they are now."""
+    parts = [
+        f"### {target.name}\n\n{units(target)}\n\nWhat it cannot say:\n\n{cannot_say(target)}\n\n"
+        "To know:\n\n" + "\n".join(f"- {remark}" for remark in target.remarks)
+        for target in TARGETS.values()
+    ]
+    return between_marks(text, "\n\n".join(parts))
+
+
+def between_marks(text: str, made: str) -> str:
+    """A page with what is made put in its place."""
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{names_elsewhere()}\n\n{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.partition(END)[2]}"
 
 
 def body(value: object) -> str:
@@ -209,5 +271,6 @@ if __name__ == "__main__":
         print(page(), end="")
     else:
         (Path(__file__).parent / "api.md").write_text(page(), encoding="utf-8")
-        from_trl = Path(__file__).parent / "from_trl.md"
-        from_trl.write_text(with_names_elsewhere(from_trl.read_text(encoding="utf-8")), encoding="utf-8")
+        for name, made in (("from_trl.md", with_names_elsewhere), ("handover.md", with_units)):
+            other = Path(__file__).parent / name
+            other.write_text(made(other.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,5 +1,7 @@
 import os
 import signal
+import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -28,3 +30,21 @@ def directory_of(tmp_path_factory: pytest.TempPathFactory) -> Directory:
         return save_family(family, tmp_path_factory.mktemp(family))
 
     return directory
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process, with the arguments that it is given → exit code, stdout, stderr."""
+    from rlhfkit.cli import app
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["rlhfkit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            app.main()
+        assert isinstance(end.value.code, int)
+        return end.value.code, *capsys.readouterr()
+
+    return run

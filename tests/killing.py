@@ -239,7 +239,7 @@ def differences(found: Path, expected: Path) -> list[str]:
     """Names of what differs between two runs; the last checkpoint of a stage counts too."""
     left, right = results(found), results(expected)
     odd = [name for name in sorted(left.keys() | right.keys()) if left.get(name) != right.get(name)]
-    for path in sorted((expected / "checkpoints").rglob("tensors.safetensors")):
+    for path in sorted((expected / "checkpoints").rglob("tensors*.safetensors")):
         twin = found / path.relative_to(expected)
         if not twin.exists() or twin.read_bytes() != path.read_bytes():
             odd.append(str(path.relative_to(expected)))

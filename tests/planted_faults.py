@@ -221,8 +221,8 @@ FAULTS = (
     # ── rewards ──────────────────────────────────────────────────────────────────────────────────────────────────────
     Fault(
         "rewards/mix.py",
-        "(part_scores * torch.tensor([weight for weight, _ in self.parts])).sum(dim=1)",
-        "part_scores.sum(dim=1)",
+        "combined(weighted, self.how",
+        "combined(part_scores, self.how",
         "weights of a mix are ignored",
     ),
     Fault("rewards/lexicon.py", "/ len(weights) if weights else 0.0", "if weights else 0.0", "sum in place of mean"),

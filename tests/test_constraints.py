@@ -35,7 +35,7 @@ def test_the_lock_is_of_what_pyproject_asks_for():
     (ours,) = [each for each in locked() if each["name"] == "rlhfkit"]
     held = {
         (
-            "".join(re.findall(r"extra == '(\w+)'", each.get("marker", ""))),
+            "".join(re.findall(r"extra == '([\w-]+)'", each.get("marker", ""))),
             each["name"],
             tuple(sorted(each.get("extras", ()))),
             each.get("specifier", ""),

@@ -37,13 +37,16 @@ from rlhfkit.config.section import Section
 from rlhfkit.config.stages import Role
 from rlhfkit.config.training import OptimConfig, RewardModelConfig, SftConfig
 from rlhfkit.errors import TrainingError
+from rlhfkit.evaluation.on_the_way import Answers
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline.inputs import LOADERS
 from rlhfkit.records import Prompt
+from rlhfkit.rollout.generation import Response
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
+from rlhfkit.training.observers import OBSERVING_SECONDS
 from rlhfkit.training.ppo import train_ppo
 from rlhfkit.training.rates import auto_learning_rate
 from rlhfkit.training.reward_model import EncodedPair, train_reward_model
@@ -411,6 +414,13 @@ def test_every_metric_of_the_supervised_stages_is_explained(tmp_path):
             checkpoints = Checkpoints(run.checkpoints / stage, warn=pytest.fail)
             train(model, rows, config, stage=stage, log=log, checkpoints=checkpoints, **common)
     assert documented_metrics("supervised stages") == written(run)
+
+
+def test_every_metric_of_an_evaluation_on_the_way_is_explained():
+    numbers = Answers(
+        [Response([2], [0.0], "eos")], ["a"], judge=[0.0], score=[0.0], ref_kl=[0.0], ref_perplexity=1.0
+    ).metrics()
+    assert documented_metrics("an evaluation on the way") == {*numbers, OBSERVING_SECONDS}
 
 
 def test_every_metric_of_an_environment_is_explained():

@@ -20,13 +20,17 @@ ORDERED_LAYERS = [
 LAYERS = [
     ["data", "models", "envs", "rewards"],
     ["rollout"],
-    ["training", "evaluation", "feedback"],
+    ["training", "evaluation", "feedback", "formulas"],
+    ["probes"],
     ["web"],
-    ["labelling"],
+    ["labelling", "explanation"],
     ["pipeline"],
     ["api"],
     ["doctor", "bench"],
     ["planning"],
+    ["tuning"],
+    ["launch"],
+    ["handover"],
     ["cli", "__main__"],
 ]
 WITHOUT_TORCH = {
@@ -40,6 +44,7 @@ WITHOUT_TORCH = {
     "stats",
     "diagnosis",
     "report",
+    "handover",
 }
 EXCEPTIONS = {
     ("rewards", "models"),  # a reward model is a model

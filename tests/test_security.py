@@ -27,11 +27,12 @@ PACKAGE = Path(rlhfkit.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "subprocess"}
 # They ask nvidia-smi for its version, let the compiler try a program of their own, and start this very command again as
-# the ranks of a run: fixed words, no shell.
+# the ranks of a run or as the trials of a search: fixed words, no shell.
 OWN_PROGRAMS = {
     "doctor/hardware.py": ["subprocess"],
     "doctor/system.py": ["subprocess"],
     "distributed/launching.py": ["subprocess"],
+    "tuning/runs.py": ["subprocess"],
 }
 FORBIDDEN_CALLS = {
     "eval",

@@ -138,13 +138,19 @@ def builder(
     rollout: RolloutConfig | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: Literal["cpu", "cuda"] = "cpu",
+    gradient_checkpointing: bool | Literal["auto"] = "auto",
 ) -> Builder:
     """A builder for a recipe whose only stage is PPO on the model in a directory."""
     recipe = Recipe(
         name="tiny",
         stages=("ppo",),
         model=PretrainedModelConfig(
-            path=str(model), device=device, dtype=dtype, lora=lora, num_trained_layers=num_trained_layers
+            path=str(model),
+            device=device,
+            dtype=dtype,
+            lora=lora,
+            num_trained_layers=num_trained_layers,
+            gradient_checkpointing=gradient_checkpointing,
         ),
         data=DataConfig(prompts=RowsConfig(path="prompts.jsonl"), max_prompt_tokens=24),
         reward=RewardModelRewardConfig(type="reward_model", path="elsewhere"),

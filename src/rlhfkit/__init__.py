@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rlhfkit.api.control import ControlTrainer
     from rlhfkit.api.evaluation import evaluate, sample
+    from rlhfkit.api.explain import explain
     from rlhfkit.api.ppo import PPOTrainer
+    from rlhfkit.api.probe import probe
     from rlhfkit.api.supervised import RewardTrainer, SFTTrainer
     from rlhfkit.config.control import ControlPpoConfig as ControlPPOConfig
     from rlhfkit.config.control import EnvConfig, NetworkConfig
+    from rlhfkit.config.evaluation import EvaluationConfig
     from rlhfkit.config.load import LoadedRecipe, load_recipe
     from rlhfkit.config.model import LoraConfig
     from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, RolloutConfig, ValueConfig
     from rlhfkit.config.ppo import PpoConfig as PPOConfig
+    from rlhfkit.config.probe import ProbeConfig
     from rlhfkit.config.recipe import Recipe
     from rlhfkit.config.training import OptimConfig, RewardModelConfig
     from rlhfkit.config.training import SftConfig as SFTConfig
@@ -36,9 +40,11 @@ if TYPE_CHECKING:
         StoreError,
         TrainingError,
     )
+    from rlhfkit.handover.public import export_to, import_from
     from rlhfkit.machine.progress import Progress
     from rlhfkit.pipeline.control import load_control_policy
     from rlhfkit.rundir.directory import RunDir
+    from rlhfkit.tuning.search import tune
 
     __version__: str
 
@@ -51,6 +57,7 @@ __all__ = [
     "DataError",
     "EnvConfig",
     "EnvError",
+    "EvaluationConfig",
     "FixedKLConfig",
     "GenerationError",
     "LoadedRecipe",
@@ -63,6 +70,7 @@ __all__ = [
     "OutOfMemoryError",
     "PPOConfig",
     "PPOTrainer",
+    "ProbeConfig",
     "Progress",
     "Recipe",
     "RewardError",
@@ -79,9 +87,14 @@ __all__ = [
     "ValueConfig",
     "__version__",
     "evaluate",
+    "explain",
+    "export_to",
+    "import_from",
     "load_control_policy",
     "load_recipe",
+    "probe",
     "sample",
+    "tune",
 ]
 
 _MODULES = {
@@ -89,6 +102,7 @@ _MODULES = {
     "ControlPPOConfig": "rlhfkit.config.control:ControlPpoConfig",
     "ControlTrainer": "rlhfkit.api.control",
     "EnvConfig": "rlhfkit.config.control",
+    "EvaluationConfig": "rlhfkit.config.evaluation",
     "FixedKLConfig": "rlhfkit.config.ppo",
     "LoadedRecipe": "rlhfkit.config.load",
     "LoraConfig": "rlhfkit.config.model",
@@ -96,6 +110,7 @@ _MODULES = {
     "OptimConfig": "rlhfkit.config.training",
     "PPOConfig": "rlhfkit.config.ppo:PpoConfig",
     "PPOTrainer": "rlhfkit.api.ppo",
+    "ProbeConfig": "rlhfkit.config.probe",
     "Progress": "rlhfkit.machine.progress",
     "Recipe": "rlhfkit.config.recipe",
     "RewardModelConfig": "rlhfkit.config.training",
@@ -106,9 +121,14 @@ _MODULES = {
     "SFTTrainer": "rlhfkit.api.supervised",
     "ValueConfig": "rlhfkit.config.ppo",
     "evaluate": "rlhfkit.api.evaluation",
+    "explain": "rlhfkit.api.explain",
+    "export_to": "rlhfkit.handover.public",
+    "import_from": "rlhfkit.handover.public",
     "load_control_policy": "rlhfkit.pipeline.control",
     "load_recipe": "rlhfkit.config.load",
+    "probe": "rlhfkit.api.probe",
     "sample": "rlhfkit.api.evaluation",
+    "tune": "rlhfkit.tuning.search",
 }
 
 

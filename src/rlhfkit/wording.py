@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 __all__ = [
+    "binary",
     "counted",
     "duration",
     "listed",
@@ -68,3 +69,10 @@ def duration(seconds: float, *, digits: int | None = None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def binary(num_bytes: float) -> str:
+    """Memory, as "12.3 GiB", "310 MiB" or "12 KiB"."""
+    if num_bytes >= 0.95 * 2**30:
+        return f"{num_bytes / 2**30:.1f} GiB"
+    return f"{num_bytes / 2**20:.0f} MiB" if num_bytes >= 2**20 or not num_bytes else f"{num_bytes / 2**10:.0f} KiB"

@@ -116,6 +116,7 @@ def test_a_run_directory_holds_what_the_command_leaves(tmp_path):
     assert torch.equal(policy.head.weight, trained.policy.head.weight)
 
 
+@pytest.mark.thorough
 def test_a_training_that_stopped_goes_on_to_the_same_bits(tmp_path):
     whole = trainer().train()
     config = SMALL.model_copy(update={"checkpoint_minutes": 1e-9})

@@ -3,8 +3,8 @@
 import pytest
 
 from rlhfkit import PPOConfig, PPOTrainer, RolloutConfig, sample
-from rlhfkit.api.places import place_to_save
 from rlhfkit.errors import CheckpointError, DataError
+from rlhfkit.rundir.atomic import place_to_save
 
 
 def test_a_new_an_empty_and_a_model_directory_may_be_saved_to(tmp_path):

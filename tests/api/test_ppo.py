@@ -16,6 +16,7 @@ from rlhfkit import (
     CheckpointError,
     ConfigError,
     DataError,
+    EvaluationConfig,
     FixedKLConfig,
     LoraConfig,
     ModelError,
@@ -191,6 +192,73 @@ def test_a_run_directory_of_other_prompts_is_refused(model_dir, tmp_path):
         next(first)
     with pytest.raises(CheckpointError, match="rows in memory has changed since the stage ppo read it"):
         trainer(model_dir, run_dir=tmp_path / "run", config=config, prompts=["Other"])
+
+
+def test_it_is_evaluated_on_the_way_by_a_judge_of_its_own_and_trains_to_the_same_bits(model_dir, tmp_path):
+    asked = []
+
+    def longer(prompts, responses):
+        asked.extend(prompts)
+        return [float(len(response)) for response in responses]
+
+    watched = trainer(
+        model_dir,
+        run_dir=tmp_path / "run",
+        evaluation=EvaluationConfig(every_iterations=5, num_prompts_on_the_way=4, probes=["stereotypes"]),
+        test_prompts=["Held", "out", "of", "it"],
+        judge=longer,
+    )
+    first, last = list(watched)
+    assert {"Held", "out"} <= set(asked) and "Say" not in asked
+    assert first["evaluation/ref_kl"] == pytest.approx(0.0, abs=1e-4) and last["evaluation/judge"] >= 0.0
+    assert {"evaluation/judge_error", "evaluation/stereotypes/stereotyped"} <= first.keys()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "observations.jsonl").read_text().splitlines()]
+    judged = next(row for row in rows if row["kind"] == "evaluation")["judge"]
+    assert first["evaluation/judge"] == pytest.approx(sum(judged) / 4, rel=1e-5)
+    assert same(weights(watched), weights(trainer(model_dir).train()))
+
+
+def test_two_lambdas_are_two_functions(model_dir):
+    evaluation = EvaluationConfig(every_iterations=1, num_prompts_on_the_way=2)
+    reward = lambda prompts, responses: plainness(prompts, responses)  # noqa: E731
+    row = next(
+        trainer(
+            model_dir,
+            reward=reward,
+            judge=lambda prompts, responses: [77.0] * len(prompts),
+            evaluation=evaluation,
+            test_prompts=["Held", "out"],
+        )
+    )
+    assert row["evaluation/judge"] == 77.0 and row["score/mean"] < 77.0
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"evaluation": EvaluationConfig(every_iterations=2), "prompts": None, "reward": None},
+            "evaluation without a reward needs something else that scores answers; give judge=…",
+        ),
+        ({"judge": plainness}, r"judge would be read by nothing; give evaluation=EvaluationConfig"),
+        ({"test_prompts": ["Held"], "judge": plainness}, r"test_prompts and judge would be read by nothing"),
+        (
+            {"evaluation": EvaluationConfig(every_iterations=2)},
+            r"EvaluationConfig.every_iterations = 2 evaluates on held-out prompts; give test_prompts=…, or",
+        ),
+        (
+            {"evaluation": EvaluationConfig(every_iterations=2, probes=["stereotype"]), "test_prompts": ["Held"]},
+            r"EvaluationConfig.probes: 'stereotype' is neither a file of rows nor a probe",
+        ),
+        (
+            {"evaluation": EvaluationConfig(every_iterations=2), "test_prompts": ["Held"], "judge": print},
+            "the function 'builtins:print' takes",
+        ),
+    ],
+)
+def test_an_evaluation_on_the_way_that_cannot_be_is_refused_before_anything_is_trained(model_dir, given, words):
+    with pytest.raises((ConfigError, RewardError), match=words):
+        trainer(model_dir, **given)
 
 
 # ── what may be given ────────────────────────────────────────────────────────────────────────────────────────────────

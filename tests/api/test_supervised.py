@@ -119,6 +119,7 @@ def test_without_rows_that_are_held_out_training_gives_its_last_loss(model_dir):
     assert scored.train()["loss"] == scored.history[-1]["loss"]
 
 
+@pytest.mark.thorough
 def test_a_trainer_stands_wherever_its_model_may(model_dir, tmp_path):
     with sft(model_dir) as trained:
         trained.train()

@@ -2,12 +2,11 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from rlhfkit.cli import app as cli
 from tests.bad_input.desk import Desk, Endpoint
 from tests.tiny import Directory
 
@@ -16,6 +15,7 @@ from tests.tiny import Directory
 def desk(
     tmp_path: Path,
     directory_of: Directory,
+    command_line: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Iterator[Desk]:
@@ -24,14 +24,7 @@ def desk(
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a fixed module may have the size and second of the old one
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rlhfkit", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert isinstance(end.value.code, int)
-        return end.value.code, *capsys.readouterr()
-
-    desk = Desk(tmp_path, directory_of("llama"), call)
+    desk = Desk(tmp_path, directory_of("llama"), command_line)
     capsys.readouterr()  # what making the model said
     yield desk
     sys.modules.pop("rewarding", None)

@@ -10,8 +10,10 @@ import rlhfkit
 from rlhfkit.cli import app as cli
 from rlhfkit.cli.run import closing_words
 from rlhfkit.errors import DataError
+from rlhfkit.machine.interrupts import Paused
 from rlhfkit.rundir.atomic import write_json
 from rlhfkit.rundir.directory import RunDir
+from tests.report.studies import study
 
 MINIMAL = """\
 name = "minimal"
@@ -21,20 +23,6 @@ path = "some/model"
 [data.demonstrations]
 path = "demonstrations.jsonl"
 """
-
-
-@pytest.fixture
-def invoke(monkeypatch, capsys, tmp_path):
-    """Run the command line in a directory of its own → exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rlhfkit", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code, *capsys.readouterr()
-
-    return invoke
 
 
 @pytest.fixture
@@ -82,9 +70,16 @@ def test_only_what_works_is_offered(invoke):
         "generate",
         "evaluate",
         "report",
+        "tune",
+        "probe",
+        "explain",
+        "cluster",
         "doctor",
         "diagnose",
         "plan",
+        "export",
+        "import",
+        "average",
         "bench",
         "label",
         "dashboard",
@@ -135,7 +130,7 @@ def test_debug_shows_where_it_happened(invoke, recipe, pipeline, monkeypatch, er
 
 def test_run_hands_recipe_and_directory_to_the_pipeline(invoke, recipe, pipeline):
     calls = []
-    pipeline.run = lambda loaded, run_dir, *, fresh, progress: calls.append((loaded, str(run_dir), fresh))
+    pipeline.run = lambda loaded, run_dir, *, fresh, **rest: calls.append((loaded, str(run_dir), fresh))
     invoke("run", recipe)
     invoke("run", recipe, "seed=3", "sft.epochs=2")
     invoke("run", recipe, "--run-dir", "elsewhere", "--fresh", "seed=3")
@@ -149,7 +144,7 @@ def test_run_hands_recipe_and_directory_to_the_pipeline(invoke, recipe, pipeline
 
 
 def test_run_ends_with_what_was_written(invoke, recipe, pipeline):
-    def run(loaded, run_dir, *, fresh, progress):
+    def run(loaded, run_dir, **rest):
         (run_dir / "sft").mkdir(parents=True)
         (run_dir / "metrics.jsonl").touch()
 
@@ -171,6 +166,22 @@ def test_an_interrupted_run_says_how_to_go_on(invoke, recipe, pipeline):
     assert errors.splitlines()[-1] == (
         f"stopped; to go on from the last checkpoint: rlhfkit run {recipe} 'purpose=two words'"
     )
+
+
+@pytest.mark.parametrize("until", [("--until", "2"), ("--until=2",)])
+def test_a_paused_run_ends_well_and_says_how_to_go_on(invoke, recipe, pipeline, until):
+    def run(loaded, run_dir, *, workload, **rest):
+        raise Paused(f"PPO is paused after {workload.until} of 5 iterations")
+
+    pipeline.run = run
+    code, output, errors = invoke("run", recipe, *until, "--fresh", "seed=2")
+    assert (code, errors) == (0, "")
+    assert output == f"PPO is paused after 2 of 5 iterations; to go on: rlhfkit run {recipe} seed=2\n"
+
+
+def test_a_run_on_a_cluster_does_not_pause(invoke, recipe):
+    code, _, errors = invoke("run", recipe, "--until", "2", "--ray", "local")
+    assert (code, errors) == (1, "error: --until 2 and --ray local exclude each other; leave one of them out\n")
 
 
 def test_a_wrong_recipe_is_refused_with_all_its_faults(invoke, recipe):
@@ -352,6 +363,15 @@ def test_report_prints_where_the_report_is(invoke, monkeypatch, tmp_path):
     for name in ("config.json", "recipe.toml"):
         (tmp_path / name).touch()
     assert invoke("report", str(tmp_path)) == (0, f"{tmp_path / 'report.html'}\n", "")
+
+
+def test_report_of_a_study_writes_its_page_and_says_where_results_are_missing(invoke, tmp_path):
+    (tmp_path / "settings.json").touch()
+    code, _, error = invoke("report", str(tmp_path))
+    assert (code, "has no study.json" in error) == (1, True)
+    (tmp_path / "study.json").write_text(study(num_done=0).model_dump_json())
+    assert invoke("report", str(tmp_path)) == (0, f"{tmp_path / 'study.html'}\n", "")
+    assert "Preparing: no trial has begun" in (tmp_path / "study.html").read_text()
 
 
 def test_dashboard_of_a_directory_that_is_not_there_is_reported(tmp_path, capsys, monkeypatch):

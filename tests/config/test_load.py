@@ -66,6 +66,10 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_is(summary):
         assert load_recipe(summary.name, OWN_PATHS).recipe.name == summary.name
 
 
+def test_the_first_stages_of_a_shipped_recipe_may_be_run_alone():
+    assert load_recipe("demo", ['stages=["pretrain", "sft"]']).recipe.stages == ("pretrain", "sft")
+
+
 @pytest.mark.parametrize("summary", list_recipes(), ids=lambda summary: summary.name)
 def test_a_shipped_recipe_can_be_copied(summary, tmp_path):
     (tmp_path / "mine.toml").write_text(recipe_text(summary.name))
@@ -280,7 +284,7 @@ def test_a_missing_setting_says_how_to_give_it(minimal):
     ]
     assert faults(minimal, "model.path=x", "reward.path=y") == [
         'reward.type is required: give one of "reward_model", "function", "lexicon", "http", "bag_of_words", '
-        '"grammar", "match", "chrf" or "mix"'
+        '"grammar", "match", "chrf", "length" or "mix"'
     ]
 
 

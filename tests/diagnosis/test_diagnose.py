@@ -125,6 +125,8 @@ def test_a_run_that_was_stopped_early_says_why(tmp_path):
     run = write(tmp_path)
     write_json(run.stages, {**{name: {} for name in STAGES}, "ppo": {"stopped": "KL to the reference was too high"}})
     assert diagnose(run).progress.endswith("PPO was stopped early: KL to the reference was too high")
+    run.finish_stage("ppo", {"stopped": None, "kept": "the weights are those after iteration 4"})
+    assert diagnose(run).progress.endswith("done; the weights are those after iteration 4")
 
 
 def test_nothing_is_written(tmp_path):
@@ -202,13 +204,19 @@ def test_a_reward_model_at_chance(tmp_path, accuracy, low, num_pairs, expected):
 
 def test_demonstrations_that_lose_their_eos(tmp_path):
     run = write(tmp_path)
-    write_json(run.stages, {**{name: {} for name in STAGES}, "sft": {"num_demonstrations": 100, "num_cut": 80}})
+    write_json(
+        run.stages,
+        {**{name: {} for name in STAGES}, "sft": {"num_demonstrations": 100, "num_cut": 90, "num_without_end": 80}},
+    )
     (problem,) = diagnose(run).problems
     assert problem.finding.rule == "demonstrations_cut"
     assert problem.finding.remedies[0].words() == (
         "sft.max_tokens from 2048 to 4096: more than the longest demonstration"
     )
-    write_json(run.stages, {**{name: {} for name in STAGES}, "sft": {"num_demonstrations": 100, "num_cut": 20}})
+    write_json(
+        run.stages,
+        {**{name: {} for name in STAGES}, "sft": {"num_demonstrations": 100, "num_cut": 80, "num_without_end": 20}},
+    )
     assert rules(run) == []
 
 

@@ -1,5 +1,7 @@
 """Each rule on curves written by hand: it speaks where it should, and is silent on what healthy runs do."""
 
+import math
+
 import pytest
 
 from rlhfkit.diagnosis import (
@@ -57,6 +59,9 @@ HEALTHY = {
     "policy/learning_rate": line(1e-4, 1e-6),
     "response_tokens/mean": line(35.0, 31.0),
     "eos_rate": [1.0] * 40,
+    "evaluation/ref_kl": line(0.0, 6.0),
+    "evaluation/judge": line(-0.4, 2.6),
+    "evaluation/judge_error": [0.1] * 40,
 }
 
 
@@ -100,6 +105,15 @@ BROKEN = {
     "reward_saturated": {"score/std": [1.0] * 20 + [0.0] * 20},
     "reward_falling": {"score/mean": [*line(0.0, 2.0, 20), *line(2.0, -0.5, 20)]},
     "reward_flat": {"score/mean": [0.1, -0.1] * 20},
+    "over_optimized": {
+        "evaluation/ref_kl": line(0.0, 30.0),
+        "evaluation/judge_error": [0.5] * 40,
+        "evaluation/judge": [d * (1.5 - 0.7 * math.log(d)) if d else 0.0 for d in map(math.sqrt, line(0.0, 30.0))],
+    },
+    "judge_falling": {
+        "evaluation/ref_kl": line(0.0, 0.9),
+        "evaluation/judge": [*line(0.0, 2.0, 20), *line(2.0, 0.0, 20)],
+    },
     "nothing_moves": {
         "ppo/approx_kl": [1e-12] * 40,
         "ref_kl/sequence": [0.0] * 40,

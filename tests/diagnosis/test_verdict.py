@@ -113,6 +113,16 @@ def test_an_early_end_of_ppo_is_a_caution():
     assert judge_run(facts(finished={"ppo": {"stopped": None}})).cautions == []
 
 
+def test_the_best_weights_at_the_end_of_ppo_are_named_and_no_caution():
+    ppo = {"iterations": 7, "stopped": None, "kept": "the weights are those after iteration 4, the best by score/mean"}
+    verdict = judge_run(facts(finished={"ppo": ppo}))
+    assert (
+        verdict.reasons.count(" PPO has run to its end, and the weights are those after iteration 4, the best by ") == 1
+    )
+    assert verdict.cautions == []
+    assert "to its end" not in judge_run(facts(finished={"ppo": {**ppo, "stopped": "a limit"}})).reasons
+
+
 def test_few_prompts_are_a_caution():
     assert "Only 40 prompts" in judge_run(facts(num_prompts=40)).cautions[0]
 
@@ -125,6 +135,29 @@ def test_a_weak_reward_model_is_a_caution(low, baselines, words):
     results = {"accuracy": 0.64, "accuracy_low": low, "num_pairs": 200, "baselines": baselines}
     for run in (facts(reward_model=results), facts(reward=None, reward_model=results)):
         assert words in judge_run(run).cautions[0]
+
+
+HELD_TO_20 = "The constraint words (at most 20 on average)"
+
+
+@pytest.mark.parametrize(
+    ("interval", "kept", "broken"),
+    [
+        ((19.0, 20.0), [f"{HELD_TO_20} holds: 19.5 (95\u202f% interval 19 to 20), 27 before PPO."], []),
+        ((19.0, 21.4), [f"{HELD_TO_20} may hold: 20.2 (95\u202f% interval 19 to 21.4), 27 before PPO."], []),
+        ((22.0, 23.0), [], [f"{HELD_TO_20} is broken: 22.5 (95\u202f% interval 22 to 23), 27 before PPO."]),
+    ],
+)
+def test_a_constraint_that_holds_is_a_reason_and_a_broken_one_a_caution(interval, kept, broken):
+    after = {"mean": sum(interval) / 2, "low": interval[0], "high": interval[1]}
+    held = {"name": "words", "limit": 20, "is_upper": True, "sft": {"mean": 27.0}, "policy": after}
+    for run in (facts(), episodes((0.7, 0.8))):
+        seen = Evaluation.model_validate({**run.evaluation.model_dump(), "constraints": [held]})
+        verdict = judge_run(replace(run, evaluation=seen))
+        assert [verdict.reasons.count(sentence) for sentence in kept] == [1] * len(kept)
+        assert ("The constraint" in verdict.reasons) == bool(kept)
+        assert verdict.cautions == broken
+        assert verdict.tone == "good"
 
 
 def test_before_the_evaluation_nothing_is_claimed():

@@ -57,6 +57,19 @@ def test_a_rank_that_others_call_silent_is_ended_at_once():
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize(("is_interrupt", "code"), [(False, 1), (True, 130)])
+def test_a_rank_that_is_aborted_after_it_has_said_why_has_failed_by_that(is_interrupt, code, capfd):
+    post = (
+        "from rlhfkit.distributed.faults import Fault, post\n"
+        "from torch.distributed import PrefixStore, TCPStore\n"
+        "store = TCPStore('127.0.0.1', int(os.environ['MASTER_PORT']), is_master=False)\n"
+        f"post(PrefixStore('rlhfkit', store), Fault(1, 2, 'a', 1, '', 'x', by=1, is_interrupt={is_interrupt}))\n"
+    )
+    assert launch(2, ranks_that(f"{post}os.kill(os.getpid(), signal.SIGABRT)")) == code
+    assert capfd.readouterr().err == ""  # the rank has
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("to_group", [False, True], ids=["the launcher alone", "all of them"])
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_reach_all_ranks_and_end_them_as_interrupted(name, to_group, tmp_path):

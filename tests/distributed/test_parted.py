@@ -50,11 +50,18 @@ def in_parts(work, *, shards=True):
     return parted
 
 
-def trainer_of(model, run, *, lora=None, num_trained_layers=None, dtype="float32", **settings):
+def trainer_of(model, run, *, lora=None, num_trained_layers=None, dtype="float32", recompute="auto", **settings):
     config = PpoConfig(**{**SETTINGS, **settings})
     rollout = RolloutConfig(max_response_tokens=10)
     made = builder(
-        model, run, lora=lora, num_trained_layers=num_trained_layers, ppo=config, rollout=rollout, dtype=dtype
+        model,
+        run,
+        lora=lora,
+        num_trained_layers=num_trained_layers,
+        ppo=config,
+        rollout=rollout,
+        dtype=dtype,
+        gradient_checkpointing=recompute,
     )
     return ppo_trainer(made)
 
@@ -95,7 +102,7 @@ def test_every_family_learns_the_same(family, directory_of: Directory, tmp_path)
         assert_alike(found, expected)
 
 
-@pytest.mark.parametrize("num", [2, 3])
+@pytest.mark.parametrize("num", [2, pytest.param(3, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -106,8 +113,20 @@ def test_every_family_learns_the_same(family, directory_of: Directory, tmp_path)
         {"lora": LoraConfig(rank=4), "value": ValueConfig(network="separate")},
         {"num_trained_layers": 1, "value": ValueConfig(network="shared")},
         {"microbatch_tokens": 32, "value": ValueConfig(network="shared"), "entropy_coef": 0.01},
+        {"recompute": True, "value": ValueConfig(network="separate")},
+        {"recompute": True, "lora": LoraConfig(rank=4), "value": ValueConfig(network="shared")},
     ],
-    ids=["critic", "critic that warms up", "grpo", "lora", "lora and critic", "last layer", "microbatches"],
+    ids=[
+        "critic",
+        "critic that warms up",
+        "grpo",
+        "lora",
+        "lora and critic",
+        "last layer",
+        "microbatches",
+        "layers computed twice",
+        "twice with lora",
+    ],
 )
 def test_every_way_to_learn_learns_the_same(settings, num, directory_of: Directory, tmp_path):
     model = directory_of("qwen3")

@@ -113,7 +113,7 @@ def run_ppo(directory, **settings):
     return numbers, samples, weights
 
 
-@pytest.mark.parametrize("num", [2, 3])
+@pytest.mark.parametrize("num", [2, pytest.param(3, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     "settings",
     [{"target_kl": 1e-3}, {"kl": AdaptiveKLConfig(type="adaptive")}, {"estimator": "grpo", "group_size": 4}],

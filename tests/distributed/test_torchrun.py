@@ -96,6 +96,7 @@ PPOTrainer(sys.argv[1], prompts=["a", "b"], reward=lambda prompts, responses: [0
 """
 
 
+@pytest.mark.slow
 def test_an_error_of_one_rank_ends_a_script_with_one_message(model, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(FAILS)
@@ -105,6 +106,7 @@ def test_an_error_of_one_rank_ends_a_script_with_one_message(model, tmp_path):
     assert said.index("error: rank 1") < said.index("ChildFailedError")
 
 
+@pytest.mark.slow
 def test_a_mistake_that_all_make_is_said_once(model, tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import sys\nfrom rlhfkit import PPOTrainer\nPPOTrainer(sys.argv[1], prompts=['a'])\n")

@@ -14,7 +14,7 @@ from tests.distributed.test_kills import rows
 from tests.killing import RECIPES
 
 pytestmark = [
-    pytest.mark.thorough,
+    pytest.mark.slow,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root may make network namespaces"),
     pytest.mark.skipif(shutil.which("ip") is None, reason="there is no `ip` to make network namespaces with"),
 ]

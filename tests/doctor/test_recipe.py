@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from rlhfkit.cli import app as cli
 from rlhfkit.doctor import Finding, as_json, examine, summary, table_of
 from rlhfkit.doctor.findings import checked, fault, ok, skipped, warning
 from rlhfkit.doctor.hardware import (
@@ -477,19 +477,12 @@ def test_findings_are_counted():
 
 
 @pytest.fixture
-def invoke(monkeypatch, capsys, tmp_path):
+def invoke(command_line, monkeypatch, tmp_path):
     """Run the command line where the hub is switched off → exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "80")
-
-    def invoke(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rlhfkit", "doctor", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code, *capsys.readouterr()
-
-    return invoke
+    return partial(command_line, "doctor")
 
 
 def test_this_machine_is_healthy_and_stays_as_it_is(invoke, tmp_path):

@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,7 @@ from rlhfkit.config.load import load_recipe
 from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.doctor import rehearsal
 from rlhfkit.doctor.forecast import examine_forecast
-from rlhfkit.doctor.rehearsal import Loop, Shortened, Stopwatch, rehearse
+from rlhfkit.doctor.rehearsal import Loop, Shortened, Stopwatch, Timed, rehearse
 from rlhfkit.errors import ConfigError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline import run as pipeline
@@ -104,6 +105,55 @@ def test_a_stage_is_what_surrounds_its_loops_and_the_loops_in_full():
     assert (found.work, found.peak_bytes) == ("12 iterations of 1 s", 5)
 
 
+def test_evaluations_on_the_way_are_added_for_as_many_as_there_are():
+    loop = Loop("ppo", "iteration", 0.0, [(1, 2.0), (2, 3.0)], ended=3.0)
+    found = rehearsal._forecast("ppo", 10.0, [loop], {"ppo": 12}, peak=None, looks=(4, 2.5))
+    assert found.seconds == (10.0 - 3.0) + (3.0 + 10 * 1.0) + 4 * 2.5
+    assert found.work == "12 iterations of 1 s, 4 evaluations of 2.5 s on the way"
+
+
+def test_what_observers_take_is_no_part_of_the_loop(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(rehearsal.time, "monotonic", lambda: clock[0])
+
+    class Slow:
+        def before_update(self, trainer, experience):
+            clock[0] += 5.0 if trainer.iteration == 0 else 3.0
+            return {"seen": 1.0}
+
+        def after_update(self, trainer, experience):
+            clock[0] += 0.5
+            return {}
+
+    stopwatch = Stopwatch()
+    timed = Timed(Slow(), stopwatch, 4.0)
+    with stopwatch.stage("ppo", total=2, unit="iteration") as stage:
+        for iteration in range(2):
+            clock[0] += 1.0  # the iteration itself
+            assert timed.before_update(SimpleNamespace(iteration=iteration), None) == {"seen": 1.0}
+            timed.after_update(SimpleNamespace(iteration=iteration), None)
+            stage.advance(1)
+    assert stopwatch.loops[0].seconds == 2.0
+    assert stopwatch.loops[0].pace == 1.0
+    assert timed.pace == 4.0 * 3.5  # as the last evaluation, of a quarter of the rows
+
+
+def test_what_is_measured_on_fewer_rows_is_told_of_all(tmp_path):
+    settings = ("evaluation.every_iterations=10", "evaluation.num_prompts_on_the_way=160")
+    planned = loaded(tmp_path, RECIPE, *settings, 'evaluation.probes=["stereotypes", "occupations"]').recipe
+    cut = rehearsal._cut(planned)
+    assert (cut.evaluation.every_iterations, cut.evaluation.num_prompts_on_the_way) == (rehearsal.ITERATIONS, 64)
+    assert rehearsal._evaluated_times(planned) == 2.5
+    assert rehearsal._probed_times(planned) == (48 + 80) / 8  # four rows of each
+    rehearsed = rehearsal.Rehearsal(planned, ())
+    rehearsed.timed = [
+        Timed(None, rehearsed.stopwatch, 2.0, {0: 9.0, 2: 1.0}),
+        Timed(None, rehearsed.stopwatch, 1.0, {2: 0.5}),
+    ]
+    assert rehearsed.looks == (4, 2.5)  # iterations 0, 10, 20 and the last of 30
+    assert rehearsal._cut(loaded(tmp_path).recipe).evaluation.every_iterations == 0
+
+
 def test_the_stopwatch_says_nothing_and_sees_every_unit(capsys):
     stopwatch = Stopwatch()
     with stopwatch.stage("sft", total=5, unit="update", completed=2) as stage:
@@ -147,7 +197,7 @@ def test_responses_are_cut_to_lengths_drawn_from_the_demonstrations(monkeypatch)
 
 @pytest.mark.thorough
 def test_every_stage_is_forecast_in_full_though_little_is_done(tmp_path):
-    recipe, room = loaded(tmp_path), tmp_path / "room"
+    recipe, room = loaded(tmp_path, RECIPE, "evaluation.every_iterations=10"), tmp_path / "room"
     room.mkdir()
     found = {forecast.stage: forecast for forecast in rehearse(recipe, RunDir(tmp_path / "run"), room)}
     assert list(found) == list(recipe.recipe.stages)
@@ -157,6 +207,7 @@ def test_every_stage_is_forecast_in_full_though_little_is_done(tmp_path):
     assert work["pretrain"] == "38 updates"
     assert work["preferences"] == "300 responses"
     assert work["ppo"] == "30 iterations"
+    assert ", 4 evaluations of " in found["ppo"].work
     assert work["evaluate"] == "40 responses"
     assert {stage for stage, forecast in found.items() if forecast.peak_bytes} == {
         "pretrain",

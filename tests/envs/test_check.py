@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from rlhfkit.envs.check import check_gymnasium_env, check_text_env
-from rlhfkit.envs.text import TextStep, TurnLimit
+from rlhfkit.envs.text import TextStep, TurnLimit, begin, proceed
 from rlhfkit.errors import EnvError
 from rlhfkit.records import Message, Prompt
 
@@ -493,3 +493,14 @@ class Haunted(Walk):
 def test_an_episode_may_depend_on_those_before_it_if_a_twin_does_the_same():
     assert "gave another episode the second time" in fault(check_gymnasium_env, Haunted())
     assert check_gymnasium_env(Haunted(), twin=Haunted()) == ()
+
+
+def test_messages_name_the_users_environment_and_not_the_limit_around_it():
+    class Gone(Good):
+        def step(self, response):
+            raise ValueError("the server of the game is gone")
+
+    env = TurnLimit(Gone(), 3)
+    begin(env, 0)
+    with pytest.raises(EnvError, match=r"^Gone\.step\('a'\) raised ValueError: the server of the game is gone"):
+        proceed(env, "a")

@@ -1,5 +1,6 @@
 """Before and after on the same prompts: what is measured equals what plain loops measure."""
 
+import hashlib
 import math
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import RewardError
 from rlhfkit.evaluation.prompts import compare, distinct, estimate, win_rate
+from rlhfkit.ppo import Lagrangian
+from rlhfkit.rollout.constraints import Constraint
+from rlhfkit.rundir.results import ConstraintResults, Estimate
 from tests.training import tiny
 
 ROLLOUT = RolloutConfig(max_response_tokens=8, temperature=0.7)
@@ -23,6 +27,7 @@ def evaluated(policy, *, reward=None, judge=LENGTH, prompts=None, max_tokens=64,
         prompts or tiny.prompts(24),
         reward=reward or tiny.count_a(),
         judge=judge,
+        constraints=options.pop("constraints", ()),
         reward_name="count of a",
         judge_name="length",
         rollout=ROLLOUT,
@@ -99,6 +104,36 @@ def test_scores_of_both_sources_are_averaged_with_intervals(evaluation, response
         assert share.low < positive < share.high
 
 
+def test_a_constraint_is_averaged_beside_its_limit(evaluation, responses):
+    held = Constraint("letters", tiny.Scripted(len), Lagrangian(limit=3.0, is_upper=True, learning_rate=0.1))
+    (found,) = evaluated(tiny.language_model(1), constraints=[held]).constraints
+    assert (found.name, found.limit, found.is_upper, evaluation.constraints) == ("letters", 3.0, True, ())
+    for side, texts in responses.items():
+        estimate_of_side = getattr(found, side)
+        assert estimate_of_side.mean == pytest.approx(sum(map(len, texts)) / 24)
+        assert estimate_of_side.low < estimate_of_side.mean < estimate_of_side.high
+
+
+@pytest.mark.parametrize(
+    ("is_upper", "interval", "beyond", "is_broken"),
+    [
+        (True, (18.0, 20.0), -1.0, False),
+        (True, (19.0, 23.0), 1.0, False),
+        (True, (20.5, 22.5), 1.5, True),
+        (False, (20.5, 22.5), -1.5, False),
+        (False, (17.0, 19.0), 2.0, True),
+        (True, (None, 21.0), 1.0, True),
+    ],
+)
+def test_a_constraint_is_broken_where_its_whole_interval_is_beyond(is_upper, interval, beyond, is_broken):
+    low, high = interval
+    mean = high if low is None else (low + high) / 2
+    after = Estimate(mean=mean, low=low, high=None if low is None else high)
+    found = ConstraintResults(name="words", limit=20, is_upper=is_upper, sft=Estimate(mean=27), policy=after)
+    assert (found.beyond, found.is_broken) == (beyond, is_broken)
+    assert found.wanted == ("at most 20" if is_upper else "at least 20")
+
+
 def test_win_rate_counts_a_tie_as_half(evaluation, responses):
     wins = ties = 0
     for before, after in zip(responses["sft"], responses["policy"], strict=True):
@@ -136,6 +171,18 @@ def test_samples_are_the_first_prompts_with_their_scores():
         assert (sample.score_sft, sample.score_policy) == (sample.sft.count("a"), sample.policy.count("a"))
         assert (sample.judge_sft, sample.judge_policy) == (len(sample.sft) - 4, len(sample.policy) - 4)
     assert (evaluation.reward_name, evaluation.judge_name) == ("count of a", "length")
+
+
+def test_every_prompt_has_a_row_of_numbers_by_which_runs_are_compared(evaluation, responses):
+    for row, (before, after, prompt) in enumerate(zip(*responses.values(), tiny.prompts(24), strict=True)):
+        found = evaluation.prompts[row]
+        assert found.prompt == hashlib.sha256(prompt.text.encode()).hexdigest()[:16]
+        assert (found.score_sft, found.score_policy) == (before.count("a"), after.count("a"))
+        assert (found.judge_sft, found.judge_policy) == (len(before) - 4, len(after) - 4)
+    mean_kl = sum(found.ref_kl for found in evaluation.prompts) / 24
+    assert evaluation.models["policy"].ref_kl == pytest.approx(mean_kl, rel=1e-5)
+    assert len({found.ref_kl for found in evaluation.prompts}) > 12
+    assert len(evaluated(tiny.language_model(1), num_samples=3).prompts) == 24
 
 
 def test_without_a_judge_nothing_is_said_in_its_name(evaluation):

@@ -6,12 +6,10 @@ import io
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
-from rlhfkit.cli import app as cli
 from rlhfkit.feedback.exchange import configuration, import_labels, preferences_of
 from rlhfkit.feedback.store import Store
 from tests.feedback.label_cases import write
@@ -21,18 +19,10 @@ DATA = {"prompt": "Name a colour", "answer1": "Blue.", "answer2": "Dog."}
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
+def call(command_line, monkeypatch, tmp_path):
     """Run the command line in this process → exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["rlhfkit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code, *capsys.readouterr()
-
-    return call
+    return command_line
 
 
 def pairwise(name="comparison", selected="left", to_name=None):

@@ -76,11 +76,37 @@ def test_the_limit_of_a_control_group_counts(monkeypatch):
     assert available_bytes(CPU) == 7 * 2**20
 
 
+def test_processes_share_the_machine_but_not_the_limit_of_each(monkeypatch):
+    monkeypatch.setattr(device, "_limits_of_groups", lambda: iter([8 * 2**20]))
+    assert available_bytes(CPU, shared_by=2) == 4 * 2**20
+    monkeypatch.setattr(device, "_limits_of_process", lambda: iter([3 * 2**20]))
+    assert available_bytes(CPU, shared_by=2) == 3 * 2**20
+
+
+LEFT_OF_A_LIMIT = """
+import resource, sys, torch
+from rlhfkit.machine.device import available_bytes
+kind, used = getattr(resource, sys.argv[1]), sys.argv[2]
+before = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(used)) * 1024
+resource.setrlimit(kind, (before + 64 * 2**20, before + 64 * 2**20))
+print(available_bytes(torch.device("cpu")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
+@pytest.mark.parametrize(("kind", "used"), [("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")])
+def test_what_a_limit_of_the_shell_leaves_counts(kind, used):
+    """64 MiB, and a little of what is given back first."""
+    found = subprocess.run([sys.executable, "-c", LEFT_OF_A_LIMIT, kind, used], capture_output=True, text=True)
+    assert 56 * 2**20 < int(found.stdout) < 72 * 2**20, found.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "is_memory"),
     [
         ("CUDA out of memory. Tried to allocate 20.00 MiB", True),
         ("CUDA error: out of memory", True),
+        ("unable to mmap 91277256 bytes from file <model.safetensors>: Cannot allocate memory (12)", True),
         ("CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY", True),
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),

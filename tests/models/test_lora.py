@@ -58,6 +58,18 @@ def test_export_has_the_adapters_folded_in(family, directory_of: Directory, tmp_
     assert torch.equal(logits(model), expected)  # the model itself was not folded
 
 
+def test_update_of_a_weight_is_alpha_over_rank_times_both_matrices(directory_of: Directory, tmp_path):
+    model = adapted(directory_of("llama"), tmp_path, LoraConfig(rank=4, alpha=12.0))
+    move_adapters(model)
+    down, up = (
+        next(weight for name, weight in model.named_parameters() if f"layers.0.self_attn.q_proj.{part}" in name)
+        for part in ("lora_A", "lora_B")
+    )
+    name = "model.layers.0.self_attn.q_proj.weight"
+    update = dict(merged_weights(model.causal_lm))[name] - load(directory_of("llama")).causal_lm.state_dict()[name]
+    torch.testing.assert_close(update, 3.0 * up.detach() @ down.detach())
+
+
 def test_only_adapters_get_gradients(directory_of: Directory, tmp_path):
     model = adapted(directory_of("llama"), tmp_path)
     move_adapters(model)

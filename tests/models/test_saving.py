@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhfkit.errors import CheckpointError, ModelError
+from rlhfkit.errors import CheckpointError, ModelError, OutOfMemoryError
 from rlhfkit.models.reward_model import Normalization, RewardModel, read_max_tokens, read_normalization
 from rlhfkit.models.saving import save_model, try_saving
 from rlhfkit.rundir.directory import RunDir
@@ -202,3 +202,12 @@ def test_damaged_settings_of_a_reward_model_are_named(content, tmp_path):
     (tmp_path / "rlhfkit_reward.json").write_text(content)
     with pytest.raises(ModelError, match=r"rlhfkit_reward\.json is damaged"):
         read_normalization(tmp_path)
+
+
+def test_memory_that_runs_out_while_it_is_saved_is_told_as_that(tmp_path):
+    def save(directory):
+        raise RuntimeError("unable to mmap 91277256 bytes from file <model.safetensors>: Cannot allocate memory (12)")
+
+    with pytest.raises(OutOfMemoryError, match=r"model policy was saved .*\(12\).* are kept in .*as-trained"):
+        save_model(RunDir(tmp_path), "policy", save, torch.nn.Linear(2, 2))
+    assert (tmp_path / "policy.as-trained.safetensors").exists()

@@ -108,7 +108,7 @@ def test_sft_and_reward_model_read_the_same_ids(name, encoders):
     encoder = encoders[name]
     prompt = conversation(TEMPLATES[name], TALK)
     before, after = encoder.joined(prompt, ANSWER)
-    (text,), num_cut = encode_demonstrations(
+    (text,), num_cut, _ = encode_demonstrations(
         [Demonstration(prompt, ANSWER)], encoder, max_prompt_tokens=500, max_tokens=600
     )
     assert (text.ids, text.learnt_from, num_cut) == ([*before, *after], len(before), 0)
@@ -118,7 +118,7 @@ def test_sft_and_reward_model_read_the_same_ids(name, encoders):
 def test_sft_learns_all_turns_of_the_assistant_and_their_endings(name, encoders):
     encoder, form = encoders[name], TEMPLATES[name]
     demonstration = Demonstration(conversation(form, TALK), ANSWER)
-    (text,), _ = encode_demonstrations([demonstration], encoder, max_prompt_tokens=500, max_tokens=600)
+    (text,), *_ = encode_demonstrations([demonstration], encoder, max_prompt_tokens=500, max_tokens=600)
     ((start, end),) = text.earlier
     said = encoder.tokenizer.decode(text.ids[start:end])
     ending = {"gpt-oss": "<|end|>", "llama-2": " </s>"}.get(name, form.ending or form.next_turn)
@@ -128,7 +128,7 @@ def test_sft_learns_all_turns_of_the_assistant_and_their_endings(name, encoders)
     head = "\n\n</think>\n\n" if name == "nemotron-3" else head  # one token covers the end of the prompt too
     assert said.removeprefix(head).strip() == f"{TALK[1].content}{ending}"
     assert said.startswith(head)
-    (last,), _ = encode_demonstrations([demonstration], encoder, max_prompt_tokens=500, max_tokens=600, turns="last")
+    (last,), *_ = encode_demonstrations([demonstration], encoder, max_prompt_tokens=500, max_tokens=600, turns="last")
     assert (last.ids, last.earlier) == (text.ids, ())
 
 
@@ -172,7 +172,7 @@ def test_where_a_template_writes_no_ending_all_that_reads_a_conversation_ends_tu
         *sampled,
         *encoder.observation_ids(first, "And\nnow?", after=sampled),
     ]
-    (text,), _ = encode_demonstrations([Demonstration(longer, ANSWER)], encoder, max_prompt_tokens=500, max_tokens=600)
+    (text,), *_ = encode_demonstrations([Demonstration(longer, ANSWER)], encoder, max_prompt_tokens=500, max_tokens=600)
     encoder.tokenizer.save_pretrained(tmp_path)
     saved = AutoTokenizer.from_pretrained(tmp_path)
     served = saved.apply_chat_template([turn._asdict() for turn in TALK], add_generation_prompt=True, return_dict=False)

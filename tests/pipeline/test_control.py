@@ -15,15 +15,17 @@ from rlhfkit.cli.run import closing_words
 from rlhfkit.config.control import EnvConfig
 from rlhfkit.config.load import list_recipes, load_recipe, recipe_text
 from rlhfkit.envs.control import make_env
-from rlhfkit.errors import CheckpointError, EnvError, TrainingError
+from rlhfkit.errors import CheckpointError, ConfigError, EnvError, TrainingError
 from rlhfkit.evaluation import control as evaluation
 from rlhfkit.evaluation.control import episode_returns
+from rlhfkit.machine.interrupts import Paused
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.pipeline import control
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.control import load_control_policy
 from rlhfkit.pipeline.evaluate import evaluate_again
+from rlhfkit.pipeline.workload import Workload
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import ControlEvaluation, read_results
 from rlhfkit.training.checkpoint import Checkpoints
@@ -41,9 +43,9 @@ SMALL = [
 ]
 
 
-def run(path, *overrides, recipe="cartpole", fresh=False, progress=None):
-    loaded = load_recipe(recipe, [*SMALL, *overrides])
-    pipeline.run(loaded, path, fresh=fresh, progress=progress or Progress(quiet=True))
+def run(path, *overrides, recipe="cartpole", fresh=False, progress=None, until=None):
+    loaded, workload = load_recipe(recipe, [*SMALL, *overrides]), Workload.pausing(until)
+    pipeline.run(loaded, path, fresh=fresh, progress=progress or Progress(quiet=True), workload=workload)
     return RunDir(path)
 
 
@@ -114,6 +116,22 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, monkeypatch
         expected, found = weights(whole, seed), weights(resumed, seed)
         assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert untimed(whole) == untimed(resumed)
+
+
+@pytest.mark.thorough
+def test_a_run_that_pauses_goes_on_exactly(tmp_path):
+    whole = run(tmp_path / "whole", "num_seeds=1")
+    for until in (1, 3):
+        with pytest.raises(Paused, match=f"PPO is paused after {until} of 4 iterations"):
+            run(tmp_path / "paused", "num_seeds=1", until=until)
+    assert untimed(run(tmp_path / "paused", "num_seeds=1", until=4)) == untimed(whole)
+    assert "control" in RunDir(tmp_path / "paused").finished_stages()
+
+
+def test_several_seeds_cannot_pause(tmp_path):
+    with pytest.raises(ConfigError, match="num_seeds = 2 trains as many policies, one after the other; set num_seeds="):
+        run(tmp_path / "run", until=1)
+    assert not (tmp_path / "run").exists()
 
 
 def untimed(run):
@@ -442,6 +460,7 @@ class Remembering(scripted.Counter):
         return super()._observation() + np.float32(self.num_episodes)
 
 
+@pytest.mark.thorough
 def test_a_killed_run_goes_on_exactly_where_episodes_depend_on_those_before(tmp_path, monkeypatch):
     settings = [f"env.id={scripted.register('Remembering', Remembering, ends=7)}", "num_seeds=1"]
     settings += ["ppo.checkpoint_minutes=1e-9"]

@@ -193,12 +193,14 @@ def own(name: str, *more: str) -> tuple[str, ...]:
     return (f'env={{type="function", function="my_worlds:{name}", max_turns=2}}', "rollout.stop_tokens=[]", *more)
 
 
+@pytest.mark.thorough
 def test_an_environment_of_ones_own_is_cut_off_at_its_limit(desk):
     run_dir = run(desk / "run", *own("Vowels"))
     assert [row["episode/truncated_share"] for row in ppo_metrics(run_dir)] == [1.0, 1.0]
     assert [row["episode/turns"] for row in ppo_metrics(run_dir)] == [2.0, 2.0]
 
 
+@pytest.mark.thorough
 def test_prompts_of_an_environment_that_are_cut_are_reported(desk):
     talk = Talk()
     run_dir = run(desk / "run", *own("Long"), "data.max_prompt_tokens=10", progress=talk)
@@ -221,6 +223,7 @@ def test_a_reward_may_be_paid_on_top(desk):
     assert ppo_metrics(both)[0]["score/mean"] > ppo_metrics(without)[0]["score/mean"] + 1
 
 
+@pytest.mark.thorough
 def test_an_environment_that_is_never_the_same_may_go_untried(desk):
     dice = """
 import itertools

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from rlhfkit.cli import app as cli
 from rlhfkit.config.load import load_recipe
 from rlhfkit.errors import DataError
 from rlhfkit.feedback.store import Store
@@ -58,18 +57,10 @@ def jsonl(rows):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(command_line, monkeypatch):
     """Run the command line in this process → exit code, stdout, stderr."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-    def call(*arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["rlhfkit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code, *capsys.readouterr()
-
-    return call
+    return command_line
 
 
 @pytest.fixture

@@ -18,12 +18,17 @@ from rlhfkit.config.load import load_recipe
 from rlhfkit.config.stages import STAGE_SPECS
 from rlhfkit.diagnosis.diagnose import diagnose
 from rlhfkit.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
+from rlhfkit.machine.interrupts import Paused
 from rlhfkit.machine.progress import Progress
 from rlhfkit.models.reward_model import read_normalization
 from rlhfkit.pipeline import evaluate as evaluation
+from rlhfkit.pipeline import rounds
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.evaluate import evaluate_again
+from rlhfkit.pipeline.fork import fork
 from rlhfkit.pipeline.generate import generate
+from rlhfkit.pipeline.workload import Workload
+from rlhfkit.rundir.atomic import write_json
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import Evaluation, RewardModelResults, read_results
 from tests.pipeline.whole_runs import metrics
@@ -87,9 +92,9 @@ def recipe_file(tmp_path_factory):
 def run(recipe_file):
     """Run the recipe in a directory."""
 
-    def run_in(directory, *overrides, fresh=False, progress=None):
-        loaded = load_recipe(recipe_file, overrides)
-        pipeline.run(loaded, directory, fresh=fresh, progress=progress or Progress(quiet=True))
+    def run_in(directory, *overrides, fresh=False, progress=None, until=None):
+        loaded, workload = load_recipe(recipe_file, overrides), Workload.pausing(until)
+        pipeline.run(loaded, directory, fresh=fresh, progress=progress or Progress(quiet=True), workload=workload)
         return RunDir(directory)
 
     return run_in
@@ -127,7 +132,7 @@ def results_of(run_dir):
         f"{name}/{file.name}": file.read_bytes()
         for name in ("base", "sft", "reward_model", "judge", "policy")
         for file in sorted(run_dir.model(name).iterdir())
-        if file.name != "config.json" or name == "judge"
+        if (file.name != "config.json" or name == "judge") and file.name != "README.md"  # which the report writes
     }
     files = {
         path.name: path.read_text()
@@ -229,6 +234,72 @@ def test_a_run_that_is_killed_in_every_stage_ends_with_the_same_bits(run, finish
             run(directory, progress=tiny.Interrupting(name, 2 if name != "ppo" else 1))
         assert not RunDir(directory).report.exists()
     assert_same_results(run(directory), finished)
+
+
+def without_ppo(run_dir):
+    """The run as it was before PPO."""
+    for stage in ("ppo", "evaluate"):
+        shutil.rmtree(run_dir.checkpoints / stage, ignore_errors=True)
+    shutil.rmtree(run_dir.model("policy"))
+    for path in (run_dir.evaluation, run_dir.report):
+        path.unlink()
+    write_json(run_dir.stages, {k: v for k, v in run_dir.finished_stages().items() if k not in ("ppo", "evaluate")})
+    rows = run_dir.metrics.read_text().splitlines(keepends=True)
+    run_dir.metrics.write_text("".join(row for row in rows if json.loads(row)["stage"] not in ("ppo", "evaluate")))
+
+
+@pytest.mark.thorough
+def test_a_run_that_pauses_in_ppo_leaves_the_later_stages_and_ends_with_the_same_bits(run, finished, copy):
+    without_ppo(copy)
+    for words in ("PPO is paused after 1 of 2 iterations", "nothing was left to do: PPO has 1 of 2 iterations already"):
+        with pytest.raises(Paused, match=words):
+            run(copy.path, until=1)
+        assert not copy.model("policy").exists() and "ppo" not in copy.finished_stages()
+    assert_same_results(run(copy.path), finished)
+
+
+@pytest.mark.thorough
+def test_a_fork_ends_with_the_bits_of_the_run_it_was_forked_from(run, finished, copy, recipe_file, tmp_path):
+    without_ppo(copy)
+    before = {path: path.read_bytes() for path in copy.path.rglob("*") if path.is_file()}
+    fork(copy, RunDir(tmp_path / "fork"), load_recipe(recipe_file))
+    assert_same_results(run(tmp_path / "fork"), finished)
+    assert {path: path.read_bytes() for path in copy.path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.thorough
+def test_a_seed_of_the_evaluation_has_runs_of_all_seeds_answer_the_same_prompts(
+    run, finished, copy, recipe_file, tmp_path
+):
+    write_json(copy.stages, {k: v for k, v in copy.finished_stages().items() if k != "evaluate"})
+    for name, own in (("same", "evaluation.seed=3"), ("other", "evaluation.seed=4")):
+        changes = ("seed=9", own)
+        fork(copy, RunDir(tmp_path / name), load_recipe(recipe_file, changes))
+        run(tmp_path / name, *changes)
+    same, other = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("same", "other"))
+    assert same == json.loads(finished.evaluation.read_text())  # whose seed is 3
+    assert [row["prompt"] for row in same["prompts"]] != [row["prompt"] for row in other["prompts"]]
+
+
+def test_a_run_that_pauses_does_not_go_on_after_a_ppo_that_has_ended(run, copy):
+    write_json(copy.stages, {k: v for k, v in copy.finished_stages().items() if k != "evaluate"})
+    with pytest.raises(Paused, match="PPO is finished, after 2 of 2 iterations; left to do: evaluate"):
+        run(copy.path, until=1)
+    assert "evaluate" not in copy.finished_stages()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ('stages=["pretrain"]', "this recipe has none"),
+        ("rounds=2", "rounds = 2 runs it as many times"),
+    ],
+)
+def test_where_no_one_ppo_can_pause_it_is_refused(recipe_file, tmp_path, change, why):
+    loaded = load_recipe(recipe_file, [change])
+    with pytest.raises(ConfigError, match=f"--until 1 counts the iterations of PPO, and {why}"):
+        rounds.run(loaded, tmp_path / "run", workload=Workload.pausing(1))
+    assert not (tmp_path / "run").exists()
 
 
 def test_finished_stages_are_not_done_again(run, copy):

@@ -1,25 +1,15 @@
 """`rlhfkit plan` on the command line."""
 
 import json
-import sys
 
 import pytest
 
-from rlhfkit.cli import app as cli
-
 
 @pytest.fixture
-def invoke(monkeypatch, capsys, tmp_path):
+def invoke(command_line, monkeypatch, tmp_path):
     """Run the command line in a directory of its own → exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rlhfkit", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code, *capsys.readouterr()
-
-    return invoke
+    return command_line
 
 
 def test_a_plan_that_fits_ends_with_0(invoke):

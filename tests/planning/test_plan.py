@@ -7,13 +7,13 @@ import pytest
 
 from rlhfkit.config.load import load_recipe
 from rlhfkit.errors import ConfigError
+from rlhfkit.formulas.accelerators import ACCELERATORS, accelerators_named
+from rlhfkit.formulas.machine import cpu_machine, machine_of
+from rlhfkit.formulas.work import work_of
 from rlhfkit.planning import lines_of, plan, plan_of_work
-from rlhfkit.planning.accelerators import ACCELERATORS, accelerators_named
-from rlhfkit.planning.machine import cpu_machine, machine_of
 from rlhfkit.planning.remedies import applied, changes_for
-from rlhfkit.planning.text import gib
-from rlhfkit.planning.work import work_of
-from tests.planning.test_memory import WORK
+from rlhfkit.wording import binary
+from tests.formulas.test_memory import WORK
 
 PAIRS = ["data.path=PAIRS.jsonl"]
 
@@ -31,16 +31,20 @@ def test_what_one_gpu_has_no_room_for_is_sharded_over_eight():
     assert eight.laid.layout.sharding == "fsdp"
 
 
-def test_on_this_machine_weights_are_parted_only_where_the_recipe_says_so():
-    machine = cpu_machine(2, memory_bytes=10**9, flops=1e12, bandwidth=1e10, threads=1)
-    assert plan_of_work("test", WORK, machine).laid.layout.sharding == "none"
-    assert plan_of_work("test", replace(WORK, shard="fsdp"), machine).laid.layout.sharding == "fsdp"
-    assert (
-        work_of(
-            load_recipe("pairs", [*PAIRS, "model.path=8B", "parallel.shard=fsdp"]).recipe, WORK.policy, itemsize=2
-        ).shard
-        == "fsdp"
-    )
+@pytest.mark.parametrize(
+    ("shard", "gib", "sharding"),
+    [
+        ("auto", 1000, "none"),
+        ("auto", 200, "fsdp"),
+        ("none", 200, "none"),
+        ("fsdp", 1000, "fsdp"),
+    ],
+)
+def test_weights_are_parted_as_a_run_would_part_them(shard, gib, sharding):
+    overrides = [*PAIRS, "model.path=8B", f"parallel.shard={shard}"]
+    work = work_of(load_recipe("pairs", overrides).recipe, WORK.policy, itemsize=2)
+    machine = cpu_machine(2, memory_bytes=2 * gib * 2**30, flops=1e12, bandwidth=1e10, threads=1)
+    assert plan_of_work("test", work, machine).laid.layout.sharding == sharding
 
 
 def test_one_process_has_nothing_to_part():
@@ -58,6 +62,20 @@ def test_each_way_to_make_it_fit_was_planned_and_fits(model, gpus):
     for alternative in found.alternatives:
         assert alternative.laid.fits
         assert all(not step.laid.fits for step in alternative.steps[:-1])  # no step is more than needed
+
+
+def test_a_plan_knows_how_often_a_recipe_is_evaluated_on_the_way():
+    watched = [*PAIRS, "evaluation.every_iterations=10", "evaluation.num_prompts_on_the_way=32", "ppo.iterations=41"]
+    test = 'data.test_prompts={path="TEST.jsonl"}'
+    found = plan("pairs", [*watched, test], model="0.5B", gpus="1xH200")
+    assert (found.work.evaluations, found.work.evaluated_prompts) == (5, 32)  # 0, 10, 20, 30, 40
+    without = plan("pairs", [*PAIRS, "ppo.iterations=41"], model="0.5B", gpus="1xH200")
+    share = found.laid.seconds.evaluation
+    assert found.hours == pytest.approx(without.hours + 41 * share / 3600)
+    lines = list(lines_of(found))
+    assert any(line.startswith("  evaluated on the way, shared out") for line in lines)
+    assert "  an evaluation on the way is planned as a rollout of its prompts; its probes are not" in lines
+    assert not any("on the way" in line for line in lines_of(without))
 
 
 def test_where_nothing_makes_it_fit_that_is_said():
@@ -128,7 +146,7 @@ def test_a_plan_in_words_has_its_assumptions():
     ("num_bytes", "words"), [(0, "0 MiB"), (3000, "3 KiB"), (2**20, "1 MiB"), (2**30, "1.0 GiB"), (10**12, "931.3 GiB")]
 )
 def test_memory_is_said_in_the_unit_that_fits(num_bytes, words):
-    assert gib(num_bytes) == words
+    assert binary(num_bytes) == words
 
 
 def test_a_plan_for_programs_is_json_and_adds_up():

@@ -30,8 +30,9 @@ def test_threads_are_shared_out_unless_they_are_set(monkeypatch):
     assert threads_of_rank(2 * cores) == 1
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    "processes", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.thorough)]
+)
 def test_what_a_trial_took_is_in_the_plan(processes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "recipe.toml"

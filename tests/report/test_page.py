@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from rlhfkit.errors import CheckpointError
+from rlhfkit.report.model_card import render_model_card
 from rlhfkit.report.page import render_report, report_or_warn, write_report
 from rlhfkit.rundir.directory import RunDir
+from tests.report.conftest import fake_evaluation
 
 HOSTILE = (
     """<script>alert(1)</script> </style></title> <img src=x onerror=alert(2)> "double" 'single' &amp; {{ 7 * 7 }}"""
@@ -353,6 +355,18 @@ def test_a_translation_shows_its_measures_as_points(quick_run: RunDir):
     assert "chrF 61.0 → 70.0 likeliest responses; +9.0 points" in told
     assert "On 260 held-out prompts, with the likeliest response to each: chrF from 61.0 before PPO to 70.0" in told
     assert "confusion" not in page.headings()
+
+
+def test_a_constraint_has_a_card_and_a_row_of_the_model_card(quick_run: RunDir):
+    before, after = ({"mean": mean, "low": mean - 0.5, "high": mean + 0.5} for mean in (27.0, 19.5))
+    held = {"name": "words", "limit": 20.0, "is_upper": True, "sft": before, "policy": after}
+    quick_run.evaluation.write_text(json.dumps({**fake_evaluation(), "constraints": [held]}))
+    told = " ".join(Page(render_report(quick_run)).text.split())
+    assert (
+        "Constraint: words 27 → 19.5 wanted at most 20 on average; 95 % intervals: 26.5 to 27.5 before, 19 to 20 after"
+    ) in told.replace("\u202f", " ")
+    row = "| constraint words, at most 20 on average | 27 (26.5 to 27.5) | 19.5 (19 to 20) |"
+    assert row in render_model_card(quick_run)
 
 
 def test_a_report_that_cannot_be_written_at_the_end_of_a_run_is_a_warning(fake_run: RunDir):

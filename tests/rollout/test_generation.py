@@ -6,6 +6,7 @@ from transformers import AutoModelForCausalLM, TopKLogitsWarper, TopPLogitsWarpe
 from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import ConfigError, GenerationError
 from rlhfkit.models.language import LanguageModel
+from rlhfkit.models.layers import layers_of, recompute_layers
 from rlhfkit.padding import Sequences
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.sampling import draw, nucleus, truncated
@@ -44,6 +45,16 @@ def test_sampler_and_training_pass_agree_on_every_logprob(family, directory_of: 
     found = torch.cat([torch.tensor(response.logprobs) for response in responses])
     assert len({len(response.ids) for response in responses}) > 3
     torch.testing.assert_close(found, expected[mask], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
+def test_layers_that_are_computed_a_second_time_sample_the_same(family, directory_of: Directory):
+    config = RolloutConfig(max_response_tokens=8, slots=4)
+    plain, recomputing = (ending_early(load(directory_of(family))) for _ in range(2))
+    recompute_layers(recomputing.causal_lm)
+    found = generate(recomputing, some_prompts(), config, seeds=range(NUM_PROMPTS))
+    assert found == generate(plain, some_prompts(), config, seeds=range(NUM_PROMPTS))
+    assert all(layer.training for layer in layers_of(recomputing.causal_lm))  # as before
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -311,7 +311,8 @@ def test_an_aborted_response_is_reported(directory_of: Directory, monkeypatch):
 
 
 def trainer_with_engine(directory_of, tmp_path, *, noise=0.0, engine_dtype="model", **rollout):
-    settings = VllmConfig(dtype=engine_dtype, importance_cap=rollout.pop("cap", 2.0))
+    settings = VllmConfig(dtype=engine_dtype)
+    rollout["importance_cap"] = rollout.pop("cap", 2.0)
     config = CONFIG.model_copy(update={"vllm": settings, **rollout})
     ppo = PpoConfig(
         rollout_episodes=8, minibatch_episodes=4, epochs=2, optim=FAST, value=ValueConfig(optim=FAST), min_eos_rate=0.0

@@ -123,11 +123,13 @@ def test_a_resumed_log_equals_an_uninterrupted_one(run, tmp_path):
         for iteration in range(1, 5):
             log.write("ppo", iteration, {"x": iteration})
             log.write_samples("ppo", iteration, [{"prompt": "é", "n": iteration}])
+            log.write_observation("ppo", iteration, "evaluation", {"judge": [iteration]})
 
     with RunLog(run) as log:
         for iteration in range(1, 4):
             log.write("ppo", iteration, {"x": iteration})
             log.write_samples("ppo", iteration, [{"prompt": "é", "n": iteration}])
+            log.write_observation("ppo", iteration, "evaluation", {"judge": [iteration]})
             if iteration == 2:
                 checkpoint = json.loads(json.dumps(log.position()))
     with RunLog(run) as log:
@@ -135,8 +137,21 @@ def test_a_resumed_log_equals_an_uninterrupted_one(run, tmp_path):
         for iteration in range(3, 5):
             log.write("ppo", iteration, {"x": iteration})
             log.write_samples("ppo", iteration, [{"prompt": "é", "n": iteration}])
+            log.write_observation("ppo", iteration, "evaluation", {"judge": [iteration]})
     assert run.metrics.read_bytes() == whole.metrics.read_bytes()
     assert run.samples.read_bytes() == whole.samples.read_bytes()
+    assert run.observations.read_bytes() == whole.observations.read_bytes()
+
+
+def test_what_was_observed_after_the_checkpoint_is_forgotten_where_nothing_was_before(run):
+    with RunLog(run) as log:
+        log.write("ppo", 1, {"x": 1})
+        start = log.position()
+        assert not run.observations.exists()
+        log.write_observation("ppo", 2, "evaluation", {"judge": [1.0]})
+    with RunLog(run) as log:
+        log.truncate(start)
+    assert run.observations.read_bytes() == b""
 
 
 def test_truncating_to_the_beginning_empties_the_log(run):

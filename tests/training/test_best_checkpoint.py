@@ -1,6 +1,7 @@
 """What is stored as best, rolled back to, or exported by a run that stops, are the weights that earned the score."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -8,26 +9,30 @@ import torch
 from rlhfkit.config.load import load_recipe
 from rlhfkit.config.ppo import FixedKLConfig, PpoConfig
 from rlhfkit.config.watch import WatchConfig
+from rlhfkit.errors import ConfigError
 from rlhfkit.evaluation.control import quick_return
+from rlhfkit.machine.interrupts import Paused
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline.control import control_trainer
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
+from rlhfkit.training.best import Kept
 from rlhfkit.training.checkpoint import Checkpoints, load_trainable, subset
 from rlhfkit.training.ppo import train_ppo
+from rlhfkit.training.reactions import Watch
 from tests.training import tiny
 from tests.training.runs import ppo_config, rows
 
 WRECKING_UPDATE = 4 * 4  # the last of iteration 3
 
 
-def train(trainer, directory):
+def train(trainer, directory, *, until=None):
     """What `train_ppo` says, and the checkpoints."""
     checkpoints = Checkpoints(RunDir(directory).checkpoints / "ppo", warn=pytest.fail)
     with RunLog(RunDir(directory)) as log, Progress(quiet=True).stage("ppo", total=1, unit="iteration") as stage:
         trainer.resume(checkpoints, log) or log.forget("ppo")
         stage.warn = lambda text: None
-        said = train_ppo(trainer, log=log, checkpoints=checkpoints, progress=stage)
+        said = train_ppo(trainer, log=log, checkpoints=checkpoints, progress=stage, until=until)
     return said, checkpoints
 
 
@@ -193,3 +198,133 @@ def test_the_best_weights_of_a_control_task_are_ranked_by_episodes_of_their_own(
     assert quick_return(again.policy, recipe.env, seed=0) == best.best
     again.rollout.envs.close()
     trainer.rollout.envs.close()
+
+
+class Judged:
+    """An observer whose judge's scores are written beforehand, by iteration."""
+
+    def __init__(self, scores, kls=None):
+        self.scores, self.kls = scores, kls or [0.1 * iteration for iteration in range(20)]
+
+    def before_update(self, trainer, experience):
+        if trainer.iteration not in self.scores:
+            return {}
+        score = self.scores[trainer.iteration]
+        return {
+            "evaluation/judge": score,
+            "evaluation/judge_error": 0.1,
+            "evaluation/ref_kl": self.kls[trainer.iteration],
+        }
+
+    def after_update(self, trainer, experience):
+        return {}
+
+
+def test_a_run_stops_with_the_weights_that_the_judge_found_best(tmp_path):
+    watch = WatchConfig(best_metric="evaluation/judge", judge_falling="stop")
+    trainer = tiny.trainer(ppo_config(iterations=12, watch=watch))
+    trainer.watch = Watch(trainer.config, {"evaluation": {"every_iterations": 2}})
+    trainer.observers = [Judged({0: 0.0, 2: 1.0, 4: 5.0, 6: 2.0, 8: 3.0, 10: 1.0, 11: 1.0})]
+    said, checkpoints = train(trainer, tmp_path)
+    assert said.startswith("ppo.watch.judge_falling says stop in iteration 8")
+    assert said.endswith("; the weights are those after iteration 3, the best before that")
+    assert checkpoints.load_best().best == 5.0
+
+
+def judged(judge, *, kls=None, every=2, iterations=8, **watch):
+    """A trainer that shall end with its best weights by a judge."""
+    settings = WatchConfig(best_metric="evaluation/judge", **watch)
+    trainer = tiny.trainer(ppo_config(iterations=iterations, end_with="best", watch=settings))
+    trainer.watch = Watch(trainer.config, {"evaluation": {"every_iterations": every}})
+    trainer.observers = [Judged(judge, kls)]
+    return trainer
+
+
+def assert_has_weights_after(trainer, iterations, directory):
+    """Those of a run that was that short."""
+    short = tiny.trainer(ppo_config(iterations=8))
+    short.config = short.config.model_copy(update={"iterations": iterations})
+    train(short, directory)
+    for name, weight in short.policy.named_parameters():
+        assert torch.equal(dict(trainer.policy.named_parameters())[name], weight), name
+
+
+SCORES = {0: 0.0, 2: 1.0, 4: 5.0, 6: 6.0, 7: 3.0}
+
+
+@pytest.mark.parametrize(
+    ("kls", "limit", "best"),
+    [
+        (None, None, 6),
+        ([0, 1, 2, 3, 4, 5, 6, 7], 5.0, 4),  # of the evaluations, while the rollouts stay near
+        ([0, 1, 2, 3, 4, 5, 6, 7], 0.5, 0),
+    ],
+)
+def test_a_run_that_shall_ends_with_its_best_weights_within_the_limit(tmp_path, kls, limit, best):
+    trainers = [judged(SCORES, kls=kls, best_max_ref_kl=limit) for _ in range(2)]
+    for trainer in trainers:  # the second finds the run at its end
+        said, _ = train(trainer, tmp_path / "run")
+        assert said is None
+        which = f"those after iteration {best - 1}" if best else "those that PPO began with"
+        assert trainer.kept == Kept(best, f"the weights are {which}, the best by evaluation/judge")
+    if best:
+        assert_has_weights_after(trainers[1], best, tmp_path / "short")
+    assert len(rows(RunDir(tmp_path / "run"))) == 8
+
+
+def test_a_run_that_pauses_ends_with_the_same_best_weights(tmp_path):
+    with pytest.raises(Paused):
+        train(judged(SCORES), tmp_path / "run", until=5)
+    trainer = judged(SCORES)
+    train(trainer, tmp_path / "run")
+    assert trainer.kept.iterations == 6
+    assert_has_weights_after(trainer, 6, tmp_path / "short")
+
+
+def test_the_limit_of_the_best_takes_the_place_of_the_one_that_stops(tmp_path):
+    watch = WatchConfig(best_every_iterations=1, best_max_ref_kl=0.5)
+    trainer = tiny.trainer(ppo_config(iterations=8, max_ref_kl=5.0, watch=watch))
+    trainer.rollout = Far(trainer.rollout, [0, 1, 2, 9, 1, 9, 9, 9])
+    said, _ = train(trainer, tmp_path)
+    assert said.endswith("; the weights are those that PPO began with, the best before that")
+
+
+def test_without_ranked_weights_a_run_ends_with_the_last_and_says_so(tmp_path):
+    trainer = judged(SCORES, kls=[9.0] * 8, best_max_ref_kl=0.5)
+    train(trainer, tmp_path)
+    assert trainer.kept == Kept(None, "none of its weights were ranked before, so they are the last ones")
+
+
+def test_a_control_task_ends_with_its_best_weights_and_statistics(tmp_path):
+    changes = ["ppo.env_steps=1024", "ppo.num_envs=8", "ppo.rollout_steps=32", "ppo.minibatch_steps=256"]
+    changes += ["env.normalize_observations=true", "ppo.end_with=best", "ppo.watch.best_every_iterations=1"]
+    recipe = load_recipe("cartpole", changes).recipe
+    trainer = control_trainer(recipe, 0)
+    _, checkpoints = train(trainer, tmp_path)
+    best = checkpoints.load_best()
+    assert trainer.kept.iterations == best.iteration
+    assert quick_return(trainer.policy, recipe.env, seed=0) == best.best
+    trainer.rollout.envs.close()
+
+
+def test_a_rule_that_is_told_to_stop_does_so_although_another_one_warns_too(tmp_path):
+    kls = [float(kl) for kl in range(0, 24, 2)]
+    scores = {at: d * (1.5 - 0.9 * math.log(d)) if d else 0.0 for at, d in enumerate(map(math.sqrt, kls))}
+    watch = WatchConfig(best_metric="evaluation/judge", judge_falling="stop")
+    trainer = tiny.trainer(ppo_config(iterations=12, watch=watch))
+    trainer.watch = Watch(trainer.config, {"evaluation": {"every_iterations": 1}})
+    trainer.observers = [Judged(scores, kls)]
+    said, _ = train(trainer, tmp_path)
+    assert said.startswith("ppo.watch.judge_falling says stop")
+    assert {"watch/over_optimized", "watch/judge_falling"} <= {name for row in rows(RunDir(tmp_path)) for name in row}
+    best = max(scores, key=scores.get)
+    assert f"the weights are those after iteration {best - 1}" in said
+
+
+def test_a_metric_that_no_evaluation_measures_is_refused(tmp_path):
+    watch = WatchConfig(best_metric="evaluation/juge", judge_falling="stop", best_every_iterations=1)
+    trainer = tiny.trainer(ppo_config(iterations=6, watch=watch))
+    trainer.watch = Watch(trainer.config, {"evaluation": {"every_iterations": 2}})
+    trainer.observers = [Judged({0: 0.0, 2: 1.0})]
+    with pytest.raises(ConfigError, match=r"'evaluation/juge' is no metric of a rollout; .*evaluation/judge_error"):
+        train(trainer, tmp_path)

@@ -35,7 +35,7 @@ def plan(**changes) -> MemoryPlan:
 
 
 def with_memory(monkeypatch, available: float) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda device: int(available / 0.8) + 1)
+    monkeypatch.setattr(memory, "available_bytes", lambda device, shared_by: int(available / 0.8) + 1)
 
 
 def test_peak_is_what_is_held_and_the_largest_of_update_sampling_and_scoring():

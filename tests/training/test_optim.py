@@ -8,6 +8,7 @@ from torch import nn
 
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.errors import TrainingError
+from rlhfkit.training import optim
 from rlhfkit.training.optim import Optimizer, dithered, learning_rate_factor
 
 
@@ -319,3 +320,21 @@ def test_an_optimizer_put_back_on_a_gpu_goes_on_bit_for_bit():
 def test_the_schedule_step_drops_now_and_then():
     config = OptimConfig(schedule="step", step_updates=2, step_factor=0.5)
     assert [learning_rate_factor(config, update, 6) for update in range(6)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_the_norm_of_parted_gradients_is_added_up_in_the_order_of_the_weights(monkeypatch):
+    """In another order it differs in the last bit, and a set of names has another order in each process."""
+    added = []
+
+    def total_norm(gradients):
+        added.append([gradient.item() for gradient in gradients])
+        return torch.tensor(1.0)
+
+    module = nn.ParameterDict({f"weight {number}": nn.Parameter(torch.zeros(1)) for number in range(20)})
+    optimizer = made(module)
+    for number, master in enumerate(optimizer.masters.values()):
+        master.grad = torch.tensor([float(number)])
+    monkeypatch.setattr(optim, "is_parted", lambda parameter: True)
+    monkeypatch.setattr(nn.utils, "get_total_norm", total_norm)
+    optimizer._total_norm()
+    assert added == [[], [float(number) for number in range(20)]]

@@ -150,7 +150,7 @@ def demonstration(prompt, response):
 
 
 def test_response_and_its_eos_are_learnt_and_the_prompt_is_not():
-    (text,), num_cut = encode_demonstrations(
+    (text,), num_cut, _ = encode_demonstrations(
         [demonstration("abc", "de")], tiny.encoder(), max_prompt_tokens=8, max_tokens=12
     )
     assert text == LearntText([2, 3, 4, 5, 6, tiny.EOS], learnt_from=3)
@@ -159,15 +159,25 @@ def test_response_and_its_eos_are_learnt_and_the_prompt_is_not():
 
 def test_overlong_responses_lose_their_end_and_are_counted():
     demonstrations = [demonstration("abc", "defghi"), demonstration("abc", "d"), demonstration("abcdefghi", "a")]
-    texts, num_cut = encode_demonstrations(demonstrations, tiny.encoder(), max_prompt_tokens=5, max_tokens=6)
+    texts, num_cut, num_without_end = encode_demonstrations(
+        demonstrations, tiny.encoder(), max_prompt_tokens=5, max_tokens=6
+    )
     assert texts[0] == LearntText([2, 3, 4, 5, 6, 7], learnt_from=3)
     assert texts[1] == LearntText([2, 3, 4, 5, tiny.EOS], learnt_from=3)
     assert texts[2] == LearntText([6, 7, 8, 9, 10, 2], learnt_from=5)  # the prompt lost its beginning, and the EOS
-    assert num_cut == 2
+    assert num_cut == num_without_end == 2
+
+
+def test_a_prompt_that_is_cut_leaves_the_end_of_its_response():
+    (text,), num_cut, num_without_end = encode_demonstrations(
+        [demonstration("abcdefghi", "a")], tiny.encoder(), max_prompt_tokens=5, max_tokens=8
+    )
+    assert text.ids == [6, 7, 8, 9, 10, 2, tiny.EOS]
+    assert (num_cut, num_without_end) == (1, 0)
 
 
 def test_a_prompt_that_leaves_no_room_for_a_response_is_left_out_and_counted():
-    texts, num_cut = encode_demonstrations(
+    texts, num_cut, _ = encode_demonstrations(
         [demonstration("abcdef", "a"), demonstration("a", "b")], tiny.encoder(), max_prompt_tokens=8, max_tokens=6
     )
     assert [text.ids for text in texts] == [[2, 3, tiny.EOS]]
@@ -175,7 +185,7 @@ def test_a_prompt_that_leaves_no_room_for_a_response_is_left_out_and_counted():
 
 
 def test_a_conversation_is_learnt_from_where_the_assistant_speaks():
-    (text,), _ = encode_demonstrations(
+    (text,), *_ = encode_demonstrations(
         [Demonstration(Prompt((Message("user", "ab"),)), "cd")], speaking(), max_prompt_tokens=8, max_tokens=12
     )
     assert text == LearntText([2, 3, 13, 4, 5, tiny.EOS], learnt_from=3)
@@ -194,9 +204,9 @@ def test_all_turns_of_the_assistant_are_learnt_or_the_last_alone():
     talk = (Message("user", "ab"), Message("assistant", "cd"), Message("user", "e"))
     demonstrations = [Demonstration(Prompt(talk), "f")]
     ids = [2, 3, 13, 4, 5, tiny.EOS, 6, 13, 7, tiny.EOS]
-    (text,), _ = encode_demonstrations(demonstrations, speaking(), max_prompt_tokens=12, max_tokens=12)
+    (text,), *_ = encode_demonstrations(demonstrations, speaking(), max_prompt_tokens=12, max_tokens=12)
     assert text == LearntText(ids, learnt_from=8, earlier=((3, 6),))
-    (last,), _ = encode_demonstrations(demonstrations, speaking(), max_prompt_tokens=12, max_tokens=12, turns="last")
+    (last,), *_ = encode_demonstrations(demonstrations, speaking(), max_prompt_tokens=12, max_tokens=12, turns="last")
     assert last == LearntText(ids, learnt_from=8)
     (packed,) = [
         pack([row.ids], [row.learnt_from], earlier=[row.earlier], max_tokens=10, pad=tiny.PAD).targets[0].tolist()

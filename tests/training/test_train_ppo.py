@@ -15,6 +15,7 @@ import torch
 from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, PpoConfig, ValueConfig
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.errors import RewardError, TrainingError
+from rlhfkit.machine.interrupts import Paused
 from rlhfkit.machine.progress import Progress
 from rlhfkit.ppo import AdaptiveKL
 from rlhfkit.rewards.source import check_scores
@@ -41,7 +42,7 @@ def settings(**changes):
     return PpoConfig(**{**usual, **changes})
 
 
-def run(trainer, directory, *, check_first=lambda experience: None, progress=None):
+def run(trainer, directory, *, check_first=lambda experience: None, progress=None, until=None):
     """What `train_ppo` says, in a run directory from which it may go on."""
     run_dir = RunDir(directory)
     checkpoints = Checkpoints(run_dir.checkpoints / "ppo", warn=pytest.fail)
@@ -49,7 +50,9 @@ def run(trainer, directory, *, check_first=lambda experience: None, progress=Non
         if not trainer.resume(checkpoints, log):
             log.forget("ppo")
         with (progress or Progress(quiet=True)).stage("ppo", total=1, unit="iteration") as stage:
-            return train_ppo(trainer, log=log, checkpoints=checkpoints, progress=stage, check_first=check_first)
+            return train_ppo(
+                trainer, log=log, checkpoints=checkpoints, progress=stage, check_first=check_first, until=until
+            )
 
 
 def metrics(directory):
@@ -156,7 +159,7 @@ def test_every_iteration_writes_its_metrics(tmp_path):
     assert rows[0]["policy/learning_rate"] > rows[-1]["policy/learning_rate"] > 0
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_metrics_have_the_same_order_whatever_the_seed_of_hashes(tmp_path):
     script = (
         "import sys; from pathlib import Path; from tests.training.test_train_ppo import run, settings; "
@@ -395,6 +398,28 @@ def test_ctrl_c_finishes_the_iteration_and_saves_it(tmp_path, capsys):
     run(resumed, tmp_path / "killed")
     assert_identical(weights(resumed), weights(whole))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_that_pauses_goes_on_bit_for_bit_with_the_schedules_of_the_whole(tmp_path):
+    seldom = settings(iterations=5, checkpoint_minutes=60, clip_schedule="linear")
+    assert seldom.optim.schedule == "linear"
+    whole = tiny.trainer(seldom)
+    run(whole, tmp_path / "whole")
+    said = []
+    for until in (2, 1, 2, 3):
+        with pytest.raises(Paused) as paused:
+            run(tiny.trainer(seldom), tmp_path / "paused", until=until)
+        said.append((str(paused.value), saved_iterations(tmp_path / "paused")[-1], len(metrics(tmp_path / "paused"))))
+    assert said == [
+        ("PPO is paused after 2 of 5 iterations", 2, 2),
+        ("nothing was left to do: PPO has 2 of 5 iterations already", 2, 2),
+        ("nothing was left to do: PPO has 2 of 5 iterations already", 2, 2),
+        ("PPO is paused after 3 of 5 iterations", 3, 3),
+    ]
+    resumed = tiny.trainer(seldom)
+    run(resumed, tmp_path / "paused", until=5)
+    assert_identical(weights(resumed), weights(whole))
+    assert without_times(metrics(tmp_path / "paused")) == without_times(metrics(tmp_path / "whole"))
 
 
 def test_global_randomness_of_a_users_reward_goes_on_too(tmp_path):

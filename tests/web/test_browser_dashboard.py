@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,8 +18,9 @@ from rlhfkit.web.dashboard import dashboard_link, dashboard_router
 from rlhfkit.web.server import serving
 from tests.feedback.labelling import open_store
 from tests.feedback.run_directories import STAGES, append, make_run, ppo_row, sample_row
+from tests.report.studies import study
 from tests.web.test_browser_label import CHROMIUM, HOSTILE, PHONE, WINDOW, browser, findings
-from tests.web.test_dashboard import cast
+from tests.web.test_dashboard import cast, make_study
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
 __all__ = ["browser"]
@@ -261,6 +263,26 @@ def test_all_metrics_of_a_stage_are_drawn_when_asked_for(seen, tmp_path):
     shows(page, ".chart .legend", "training2validation3")
 
 
+def test_study_is_a_line_that_leads_to_its_page(seen, tmp_path):
+    directory = make_study(tmp_path / "runs" / "tune", study(num_done=1, name=HOSTILE))
+    made = seen()
+    page = made.open()
+    shows(page, "#studies .run-title", HOSTILE)
+    shows(page, "#studies .run-stage", "Searching · 1 of 27 trials")
+    shows(page, "#studies .study-best", re.compile("Best: the default, judge's score 0.767 at KL 7.88"))
+    assert page.locator("#runs .run").count() == 0
+    assert page.is_hidden("#runs-empty")
+    assert findings(page) == []
+    directory.results.write_text(study(num_done=9).model_dump_json())
+    shows(page, "#studies .run-stage", "Searching · 9 of 27 trials")
+    directory.results.write_text(study(num_done=0).model_dump_json())
+    shows(page, "#studies .run-stage", "Preparing · 0 of 27 trials")
+    page.click("#studies .run")
+    shows(page, ".verdict h2", "Preparing: no trial has begun")
+    assert page.evaluate("getComputedStyle(document.querySelector('.verdict')).borderLeftStyle") == "solid"
+    assert made.complaints == []
+
+
 def labelled(store: Store) -> None:
     """Twenty-five pairs on which two people agree and a third always says the opposite."""
     for number in range(1, 26):
@@ -288,6 +310,7 @@ def test_axe_finds_nothing_serious(seen, tmp_path, scheme, language):
     append(run.metrics, *(ppo_row(number) for number in range(5)))
     append(run.samples, sample_row(0), sample_row(1))
     run.trust.write_text('{"num_votes": 0}')
+    run.cluster.write_text(cluster_table())
     with open_store(tmp_path, 25, overlap=3) as store:
         labelled(store)
         page = seen(store).open(color_scheme=scheme, locale=language)
@@ -297,6 +320,7 @@ def test_axe_finds_nothing_serious(seen, tmp_path, scheme, language):
         page.click("a.run >> text=demo")
         page.wait_for_selector(".sample")
         page.wait_for_selector("#run-agreement p")
+        page.wait_for_selector("#cluster td.host")
         assert findings(page) == []
 
 
@@ -304,6 +328,7 @@ def test_on_a_phone_nothing_is_wider_than_the_page_and_axe_agrees(seen, tmp_path
     run = make_run(tmp_path / "runs" / ("long-name" * 8))
     append(run.metrics, *(ppo_row(number) for number in range(5)))
     append(run.samples, sample_row(0, "word" * 200))
+    run.cluster.write_text(cluster_table(host="host" * 50, why="why" * 90))
     with open_store(tmp_path, 25, overlap=3) as store:
         labelled(store)
         page = seen(store).open(**PHONE)
@@ -313,8 +338,51 @@ def test_on_a_phone_nothing_is_wider_than_the_page_and_axe_agrees(seen, tmp_path
         page.tap(".run")
         page.wait_for_selector(".sample")
         value(page, "0.4")
+        page.wait_for_selector("#cluster td.host")
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         assert findings(page) == []
+
+
+def cluster_table(*, host: str = "node-1", why: str = "its machine has ended", num: int = 6, **more: Any) -> str:
+    states = ("idle", "working", "slow", "lost", "refused", "starting")
+    rows = [{"name": f"sampler-{at}", "state": states[at % 6], "host": host, "pid": 40 + at} for at in range(num)]
+    event = {"time": time.time(), "what": "lost", "who": "sampler-3", "why": why, "lost_seconds": 8.5}
+    table = {"time": time.time(), "state": "running", "iteration": 7, "events": [event]}
+    return json.dumps({**table, "sampler": {"workers": rows, "open_chunks": 5, "waiting_chunks": 2}, **more})
+
+
+def test_workers_of_a_cluster_are_shown_as_they_come_and_go(seen, tmp_path):
+    run = make_run(tmp_path / "runs" / "demo")
+    page = seen().open("#/run/demo")
+    page.wait_for_selector("#run-heading:text-is('demo')")
+    assert page.is_hidden("#cluster")
+    run.cluster.write_text(cluster_table(num=2))
+    shows(page, "#cluster tr:has-text('sampler-1') .pill", "working")
+    shows(page, "#cluster tr:has-text('sampler-3') .number", "8.5 s")
+    page.focus("#cluster .table-box")
+    run.cluster.write_text(cluster_table(num=3))
+    shows(page, "#cluster tr:has-text('sampler-2') .pill", "slow")
+    assert page.evaluate("document.activeElement.className") == "table-box"
+    run.cluster.write_text(cluster_table(time=time.time() - 190))
+    shows(page, ".cluster-summary .pill", "the driver is not running")
+    shows(page, ".cluster-summary .fact >> nth=-1", "written 3 minutes ago")
+
+
+def test_hostile_table_of_a_cluster_does_not_break_the_page(seen, tmp_path):
+    run = make_run(tmp_path / "runs" / "demo")
+    append(run.metrics, ppo_row(1))
+    run.cluster.write_text(cluster_table(host=HOSTILE, why=HOSTILE, num=5000))
+    view = seen()
+    page = view.open("#/run/demo")
+    shows(page, "#cluster td.host >> nth=0", HOSTILE)
+    assert page.locator("#cluster .cluster-part >> nth=0 >> tbody tr").count() == 200
+    run.cluster.write_text("{")
+    shows(page, "#notice", re.compile(r"cluster\.json is damaged"))
+    value(page, "0.1")
+    run.cluster.write_text(cluster_table(host="healthy"))
+    shows(page, "#cluster td.host >> nth=0", "healthy")
+    assert page.is_hidden("#notice")
+    assert view.complaints == []
 
 
 def test_language_changes_and_the_place_stays(seen, tmp_path):

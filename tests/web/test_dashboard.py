@@ -10,17 +10,20 @@ import pytest
 
 from rlhfkit.errors import StoreError
 from rlhfkit.feedback.votes import Choice, Side, Vote
+from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.find import find_run, find_runs
 from rlhfkit.rundir.lock import locked
+from rlhfkit.rundir.study import StudyDir, StudyResults
 from rlhfkit.rundir.tail import MOST_POINTS, Mark, new_curves, new_samples, samples_at, thinned
 from rlhfkit.web import app as app_module
 from rlhfkit.web.dashboard import dashboard_link, dashboard_router
 from rlhfkit.web.site import LANGUAGES
 from tests.feedback.labelling import Visitor, open_store
 from tests.feedback.run_directories import STAGES, append, make_older, make_run, ppo_row, sample_row
+from tests.report.studies import study
 
 STATIC = Path(app_module.__file__).parent / "static"
-PATHS = ("runs", "labels", "metrics?run=demo", "samples?run=demo", "trust?run=demo")
+PATHS = ("runs", "labels", "metrics?run=demo", "samples?run=demo", "trust?run=demo", "cluster?run=demo")
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -196,7 +199,7 @@ def test_file_that_is_none_of_the_run_is_not_opened(tmp_path, make):
     secret = tmp_path / "secret.jsonl"
     append(secret, ppo_row(0), sample_row(0, "secret"))
     run = make_run(tmp_path / "runs" / "demo")
-    for path in (run.metrics, run.samples, run.trust):
+    for path in (run.metrics, run.samples, run.trust, run.cluster):
         if make == "link":
             path.symlink_to(secret)
         elif make == "pipe":
@@ -204,7 +207,7 @@ def test_file_that_is_none_of_the_run_is_not_opened(tmp_path, make):
         else:
             path.mkdir()
     visitor = looker(tmp_path / "runs")
-    for what in ("metrics", "samples", "trust"):
+    for what in ("metrics", "samples", "trust", "cluster"):
         reply = visitor.http.get(f"/api/dashboard/{what}", params={"run": "demo"})
         assert (reply.status_code, reply.json()["error"]["code"]) == (422, "run_damaged")
         assert "secret" not in reply.text
@@ -533,6 +536,106 @@ def test_application_without_a_store_leads_to_the_dashboard_and_labels_nothing(t
     assert visitor.http.get("/dashboard").status_code == 200
 
 
+# ── studies of settings ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_study(path: Path, results: StudyResults | None) -> StudyDir:
+    directory = StudyDir(path)
+    path.mkdir(parents=True)
+    directory.recipe.write_text("")
+    directory.settings.write_text("{}")
+    if results is not None:
+        directory.results.write_text(results.model_dump_json())
+    make_run(directory.base.path)
+    make_run(directory.run("trial-000").path)
+    return directory
+
+
+def test_study_is_listed_with_its_best_and_its_runs_are_not(tmp_path):
+    make_study(tmp_path / "group" / "tune-demo", study())
+    make_run(tmp_path / "plain")
+    (tmp_path / "plain" / "settings.json").write_text("{}")
+    found = got(looker(tmp_path), "runs")
+    assert [run["id"] for run in found["runs"]] == ["plain"]
+    (shown,) = found["studies"]
+    best = study().trials[12].best
+    assert best is not None
+    assert (shown["id"], shown["name"], shown["phase"], shown["state"]) == (
+        "group/tune-demo",
+        "demo",
+        "done",
+        "finished",
+    )
+    assert (shown["num_done"], shown["num_planned"], shown["is_gain"]) == (25, 27, True)
+    assert shown["best"] == {"number": 12, "score": best.score, "kl": best.kl}
+
+
+def test_directory_with_other_settings_is_no_study(tmp_path):
+    make_run(tmp_path / "group" / "demo")
+    (tmp_path / "group" / "settings.json").write_text("{}")
+    found = find_runs(tmp_path)
+    assert ([run.id for run in found.runs], found.studies) == (["group/demo"], ())
+
+
+def test_study_runs_while_a_process_holds_it_or_one_of_its_runs(tmp_path):
+    directory = make_study(tmp_path / "tune", study(num_done=9))
+
+    def state() -> str:
+        (shown,) = find_runs(tmp_path).studies
+        return shown.state
+
+    assert state() == "stopped"
+    with locked(directory.run("trial-000")):
+        assert state() == "running"
+        (shown,) = find_runs(tmp_path, now=time.time() + 3600).studies
+        assert (shown.state, round(shown.age_seconds / 60)) == ("quiet", 60)
+    with locked(RunDir(directory.path)):
+        assert state() == "running"
+
+
+def test_page_of_a_study_is_drawn_from_its_numbers_with_a_policy_that_allows_no_script(tmp_path):
+    directory = make_study(tmp_path / "tune", study(num_done=0))
+    directory.page.write_text(HOSTILE)
+    visitor = looker(tmp_path)
+    for _ in range(2):
+        reply = visitor.http.get("/dashboard/study", params={"id": "tune"})
+        assert reply.status_code == 200
+        assert "Preparing: no trial has begun" in reply.text
+        assert HOSTILE not in reply.text
+        policies = reply.headers.get_list("content-security-policy")
+        assert len(policies) == 1
+        assert policies[0].startswith("default-src 'none'; style-src 'unsafe-inline'")
+        assert policies[0].endswith("sandbox")
+        assert reply.headers["cache-control"] == "no-store"
+        assert reply.headers["x-frame-options"] == "DENY"
+    directory.results.write_text(study(num_done=0, name="other").model_dump_json())
+    assert "<h1>other</h1>" in visitor.http.get("/dashboard/study", params={"id": "tune"}).text
+
+
+def test_study_that_is_not_there_or_damaged_is_refused_in_words(tmp_path):
+    directory = make_study(tmp_path / "runs" / "tune", None)
+    make_study(tmp_path / "outside", study(num_done=0))
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "outside")
+    visitor = looker(tmp_path / "runs")
+    for id in ("tune", "gone", "..", "../outside", "link", "tune/base"):
+        reply = visitor.http.get("/dashboard/study", params={"id": id})
+        assert (reply.status_code, "This study is not there" in reply.text) == (404, True), id
+    (shown,) = got(visitor, "runs")["studies"]
+    assert (shown["phase"], shown["num_planned"], shown["best"]) == ("preparing", 0, None)
+    for content in ("{", '{"kl": NaN}', "[]", '{"a":' * 100_000):
+        directory.results.write_text(content)
+        assert visitor.http.get("/dashboard/study", params={"id": "tune"}).status_code == 422
+        (shown,) = got(visitor, "runs")["studies"]
+        assert shown["state"] == "damaged"
+        assert "study.json is damaged" in shown["problem"]
+
+
+def test_page_of_a_study_is_for_the_owner(tmp_path):
+    make_study(tmp_path / "tune", study(num_done=0))
+    visitor = looker(tmp_path, client="192.168.1.7", address="http://10.0.0.1:8571")
+    assert visitor.http.get("/dashboard/study", params={"id": "tune"}).status_code == 403
+
+
 # ── languages ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -572,3 +675,41 @@ def test_a_sample_of_a_conversation_keeps_its_turns_beside_the_text_of_the_templ
     run.samples.write_text(json.dumps(row) + "\n")
     (sample,) = samples_at(run, 0, stage="ppo", iteration=0)
     assert json.loads(sample["turns"]) == turns
+
+
+# ── who works on a run on a cluster ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_table_of_a_cluster_is_read_and_a_run_on_one_machine_has_none(tmp_path):
+    run = make_run(tmp_path / "demo")
+    visitor = looker(tmp_path)
+    assert got(visitor, "cluster", run="demo") == {"table": None}
+    row = {"name": "sampler-0", "state": "slow", "host": HOSTILE, "pid": 7, "per_second": 81.5}
+    event = {"time": 5.0, "what": "lost", "who": "sampler-0", "why": "gone", "lost_seconds": 1.5}
+    table = {"time": time.time(), "iteration": 3, "sampler": {"workers": [row]}, "events": [event]}
+    run.cluster.write_text(json.dumps(table), encoding="utf-8")
+    table = got(visitor, "cluster", run="demo")["table"]
+    assert (table["state"], table["iteration"]) == ("running", 3)
+    assert (table["samplers"]["rows"][0]["host"], table["samplers"]["rows"][0]["chunks"]) == (HOSTILE, None)
+    assert table["events"] == [event]
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"a":' * 100_000, "x" * 5_000_000], ids=["half", "list", "deep", "huge"]
+)
+def test_damaged_table_of_a_cluster_is_an_error_in_words(tmp_path, content):
+    make_run(tmp_path / "demo").cluster.write_text(content, encoding="utf-8")
+    visitor = looker(tmp_path)
+    reply = visitor.http.get("/api/dashboard/cluster", params={"run": "demo"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (422, "run_damaged")
+    assert len(reply.json()["error"]["message"]) < 1000
+
+
+def test_wrong_values_in_the_table_of_a_cluster_become_nothing(tmp_path):
+    """NaN and half a character have no place in what a browser is sent."""
+    content = '{"time": NaN, "sampler": {"workers": [{"host": "\\ud800", "per_second": Infinity}, 3]}, "events": [NaN]}'
+    make_run(tmp_path / "demo").cluster.write_text(content, encoding="utf-8")
+    visitor = looker(tmp_path)
+    table = got(visitor, "cluster", run="demo")["table"]
+    assert [row["per_second"] for row in table["samplers"]["rows"]] == [None, None]
+    assert table["events"] == []

@@ -13,7 +13,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 from rlhfkit.api.given import settings_of
-from rlhfkit.api.places import Place, closer, place_to_save
+from rlhfkit.api.places import Place, closer
 from rlhfkit.api.recipes import loaded_recipe
 from rlhfkit.api.show import control_html
 from rlhfkit.api.training import Training
@@ -27,7 +27,7 @@ from rlhfkit.models.control import ControlPolicy
 from rlhfkit.pipeline.control import ControlPipeline, PreparedControl, check_control, save_control_policy
 from rlhfkit.pipeline.opening import note_changes, open_log
 from rlhfkit.report.page import report_or_warn
-from rlhfkit.rundir.atomic import write_directory_atomically
+from rlhfkit.rundir.atomic import place_to_save, write_directory_atomically
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import SeedResult
 from rlhfkit.training.best_in_memory import BestInMemory

@@ -11,7 +11,6 @@ from rlhfkit.api.given import (
     ModelSource,
     RewardLike,
     gathered_prompts,
-    reward_of,
     settings_of,
     trained_model,
 )
@@ -35,7 +34,7 @@ __all__ = ["BeforeAndAfter", "evaluate", "sample"]
 EVERY_PROMPT = 1_000_000_000
 
 
-WORDS = Words(rollout=("rollout", RolloutConfig))
+WORDS = Words({r"\b(data\.)?test_prompts\b": "prompts"}, rollout=("rollout", RolloutConfig))
 
 
 class BeforeAndAfter(Evaluation):
@@ -100,10 +99,7 @@ def evaluate(
     gathered.add_model(before, None, {"device": device, "dtype": dtype})
     gathered.add_data(prompts=["-"], test_prompts=prompts)  # the stage has training prompts, which it must not repeat
     gathered.add_reward(reward)
-    section, opinion = (None, None) if judge is None else reward_of(judge)
-    evaluation = EvaluationConfig(
-        num_prompts=num_prompts or EVERY_PROMPT, num_samples=num_samples, judge=None if opinion else section
-    )
+    gathered.add_evaluation(EvaluationConfig(num_prompts=num_prompts or EVERY_PROMPT, num_samples=num_samples), judge)
     opened = Opened(
         "ppo",
         gathered,
@@ -113,7 +109,6 @@ def evaluate(
         run_dir=None,
         progress=progress,
         left=("evaluate",),
-        evaluation=evaluation,
         rollout=settings_of("rollout", rollout, RolloutConfig, taker="evaluate"),
     )
     ctx, trained = opened.ctx, trained_model("after", after)
@@ -121,7 +116,7 @@ def evaluate(
         with quiet_transformers():
             first = ctx.builder.language_model(ctx.builder.starting_point())
             second = trained or ctx.builder.language_model(ctx.builder.source_of(Path(str(after))))
-            found = compared(ctx, first, second, judge=opinion)
+            found = compared(ctx, first, second)
     finally:
         opened.close()
     return BeforeAndAfter.model_validate(found.model_dump())

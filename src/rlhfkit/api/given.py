@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfkit.config.data import DataConfig, RowsConfig
 from rlhfkit.config.envs import FunctionEnvConfig
+from rlhfkit.config.evaluation import EvaluationConfig
 from rlhfkit.config.model import PretrainedModelConfig
 from rlhfkit.config.rewards import FunctionRewardConfig, HttpRewardConfig, RewardConfig, RewardModelRewardConfig
 from rlhfkit.config.section import Section
@@ -87,6 +88,7 @@ class Gathered:
     model: LanguageModel | None = None
     data: dict[str, list[Any]] = field(default_factory=dict)
     reward_source: RewardSource | None = None
+    judge_source: RewardSource | None = None
     env_factory: TextEnvFactory | None = None
     held: list[object] = field(default_factory=list)
     """Trainers that were given, whose files may go with them."""
@@ -94,7 +96,13 @@ class Gathered:
     @property
     def given(self) -> Given:
         """What is in memory."""
-        return Given(model=self.model, data=self.data, reward=self.reward_source, env=self.env_factory)
+        return Given(
+            model=self.model,
+            data=self.data,
+            reward=self.reward_source,
+            judge=self.judge_source,
+            env=self.env_factory,
+        )
 
     def add_model(
         self, model: ModelSource, tokenizer: PreTrainedTokenizerBase | None, settings: Mapping[str, Any]
@@ -139,6 +147,19 @@ class Gathered:
         """The section `reward`. Raises: ConfigError where it is none, or its parameters do not fit."""
         self.sections["reward"], self.reward_source = reward_of(reward)
         self.held.append(reward)
+
+    def add_evaluation(self, settings: EvaluationConfig, judge: RewardLike | None) -> None:
+        """The section `evaluation`, with `judge` in it. Raises: ConfigError where that is none, or not the only one."""
+        if judge is not None:
+            if settings.judge is not None:
+                raise ConfigError("judge was given twice, alone and in evaluation; leave one out")
+            section, self.judge_source = reward_of(judge)
+            if isinstance(section, FunctionRewardConfig) and self.judge_source is not None:
+                # By another name than a reward of the same module may have: lambdas are all called alike.
+                section = section.model_copy(update={"function": f"{section.function}_as_judge"})
+            settings = settings.model_copy(update={"judge": section})
+            self.held.append(judge)
+        self.sections["evaluation"] = settings
 
     def add_env(self, factory: TextEnvFactory, *, max_turns: int | None, add_reward: bool) -> None:
         """The section `env`. Raises: ConfigError where it cannot be called."""

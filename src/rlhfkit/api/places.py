@@ -4,17 +4,12 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from fnmatch import fnmatch
 from pathlib import Path
 
 from rlhfkit.distributed.ranks import ranks
-from rlhfkit.errors import CheckpointError, ConfigError
+from rlhfkit.errors import ConfigError
 
-__all__ = ["Place", "closer", "place_to_save"]
-
-OF_A_MODEL = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
-"""Names of the files that a saved model has."""
-
+__all__ = ["Place", "closer"]
 
 _kept: list[tempfile.TemporaryDirectory[str]] = []
 """Those that go with this process: other ranks may still read there when this one is done with its trainer."""
@@ -59,26 +54,3 @@ def closer(owner: object, stack: ExitStack, place: Place) -> Callable[[], object
 def _close(stack: ExitStack, place: Place) -> None:
     stack.close()
     place.close()
-
-
-def place_to_save(directory: str | Path) -> Path:
-    """Where a model is saved to: a new directory, an empty one, or one that holds a saved model, which it replaces.
-
-    Raises: CheckpointError where files of something else would be removed.
-    """
-    path = Path(directory).expanduser().absolute()
-    if not path.exists():
-        return path
-    if not path.is_dir():
-        raise CheckpointError(f"cannot save to {directory}: it is a file; expected a directory, give another name")
-    inside = sorted(path.iterdir())
-    other = [each.name for each in inside if not any(fnmatch(each.name, pattern) for pattern in OF_A_MODEL)]
-    if inside and not any(each.suffix == ".safetensors" for each in inside):
-        other = [each.name for each in inside]
-    if other:
-        named = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
-        raise CheckpointError(
-            f"cannot save to {directory}: it holds {named}, which saving would remove; "
-            "expected a new or empty directory, or one that holds a saved model: give another name"
-        )
-    return path

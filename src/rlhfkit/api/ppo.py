@@ -19,10 +19,10 @@ from rlhfkit.api.given import (
     settings_of,
 )
 from rlhfkit.api.opened import Opened
-from rlhfkit.api.places import place_to_save
 from rlhfkit.api.show import ppo_html
 from rlhfkit.api.training import Training
 from rlhfkit.api.words import Words
+from rlhfkit.config.evaluation import EvaluationConfig
 from rlhfkit.config.model import LoraConfig
 from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.distributed.joining import join_for_good
@@ -39,14 +39,20 @@ from rlhfkit.pipeline.run import begin_stage, end_stage, working
 from rlhfkit.report.page import report_or_warn
 from rlhfkit.rollout.given import GivenRollout
 from rlhfkit.rollout.text import TextRollout
-from rlhfkit.rundir.atomic import write_directory_atomically
+from rlhfkit.rundir.atomic import place_to_save, write_directory_atomically
 from rlhfkit.rundir.lines import read_lines
 from rlhfkit.training.best_in_memory import BestInMemory
 from rlhfkit.training.ppo import iterations
 
 __all__ = ["PPOTrainer"]
 
-WORDS = Words(config=("ppo", PpoConfig), rollout=("rollout", RolloutConfig), lora=("model.lora", LoraConfig))
+WORDS = Words(
+    {r"\bevaluation\.judge\b": "judge"},
+    config=("ppo", PpoConfig),
+    rollout=("rollout", RolloutConfig),
+    lora=("model.lora", LoraConfig),
+    evaluation=("evaluation", EvaluationConfig),
+)
 
 
 @WORDS.of_class
@@ -79,6 +85,9 @@ class PPOTrainer(AbstractContextManager["PPOTrainer"]):
         env: TextEnvFactory | None = None,
         config: PpoConfig | None = None,
         rollout: RolloutConfig | None = None,
+        evaluation: EvaluationConfig | None = None,
+        test_prompts: DataSource | None = None,
+        judge: RewardLike | None = None,
         lora: LoraConfig | None = None,
         max_turns: int | None = None,
         device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
@@ -101,6 +110,10 @@ class PPOTrainer(AbstractContextManager["PPOTrainer"]):
                 arguments); it pays rewards itself, and `reward` is added to them where it is given.
             config: the recipe's section `ppo`.
             rollout: the recipe's section `rollout`: length and temperature of responses.
+            evaluation: the recipe's section `evaluation`: `EvaluationConfig(every_iterations=10)` has the policy
+                evaluated on the way, whose numbers stand in the metrics as "evaluation/judge" and its like.
+            test_prompts: what it then answers: prompts that it is not trained on.
+            judge: what then scores the answers, as `reward`, and better another one than that; by default the reward.
             lora: train adapters in place of all weights.
             max_turns: responses after which an episode of `env` is cut off.
             device: where to compute.
@@ -119,7 +132,14 @@ class PPOTrainer(AbstractContextManager["PPOTrainer"]):
         _refuse_halves(prompts, reward, env)
         gathered = Gathered()
         gathered.add_model(model, tokenizer, {"lora": lora, "device": device, "dtype": dtype})
-        gathered.add_data(prompts=prompts if prompts is not None or env is not None else [NO_PROMPT])
+        gathered.add_data(
+            prompts=prompts if prompts is not None or env is not None else [NO_PROMPT], test_prompts=test_prompts
+        )
+        settings = settings_of("evaluation", evaluation, EvaluationConfig, taker="PPOTrainer")
+        _refuse_unread(settings, test_prompts, judge)
+        if settings.every_iterations and reward is None and env is None and judge is None and settings.judge is None:
+            raise ConfigError("evaluation without a reward needs something else that scores answers; give judge=…")
+        gathered.add_evaluation(settings, judge)
         if reward is not None or env is None:
             gathered.add_reward(_no_reward if reward is None else reward)
         if env is not None:
@@ -360,6 +380,16 @@ def _refuse_halves(prompts: object, reward: object, env: object) -> None:
         )
 
 
+def _refuse_unread(settings: EvaluationConfig, test_prompts: object, judge: object) -> None:
+    """Raises: ConfigError where something was given for an evaluation that never comes."""
+    given = [name for name, value in (("test_prompts", test_prompts), ("judge", judge)) if value is not None]
+    if given and not settings.every_iterations:
+        raise ConfigError(
+            f"{' and '.join(given)} would be read by nothing; give evaluation=EvaluationConfig(every_iterations=10) to "
+            "evaluate on the way, or call rlhfkit.evaluate(…) when it is trained"
+        )
+
+
 def _iterations(
     ctx: RunContext, prepared: PreparedPpo, progress: StageProgress, interrupted: Callable[[], bool]
 ) -> Generator[dict[str, float]]:
@@ -376,9 +406,12 @@ def _iterations(
 def _finish(ctx: RunContext, prepared: PreparedPpo, start: float, stays: bool, training: Training) -> None:
     """Keep what was trained, unless it does not stay, or was kept before."""
     outcome = prepared.trainer.outcome
+    kept = prepared.trainer.kept
     if not stays:
         if outcome:
             ctx.progress.warn(outcome)
+        elif kept is not None:
+            ctx.progress.note(kept.words)
     elif "ppo" not in ctx.run.finished_stages():
         record = keep_ppo(ctx, prepared)
         end_stage(ctx, "ppo", record, seconds=time.monotonic() - start)

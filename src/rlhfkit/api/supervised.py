@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhfkit.api.given import DataSource, Gathered, ModelSource, gathered_prompts, settings_of
 from rlhfkit.api.opened import Opened
-from rlhfkit.api.places import place_to_save
 from rlhfkit.api.show import supervised_html
 from rlhfkit.api.words import Words
 from rlhfkit.config.model import LoraConfig
@@ -28,7 +27,7 @@ from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline.run import run_stage
 from rlhfkit.report.page import report_or_warn
 from rlhfkit.rewards.source import ScoredText
-from rlhfkit.rundir.atomic import read_json, write_directory_atomically
+from rlhfkit.rundir.atomic import place_to_save, read_json, write_directory_atomically
 from rlhfkit.rundir.lines import read_lines
 
 __all__ = ["RewardTrainer", "SFTTrainer"]

@@ -8,7 +8,7 @@ import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 from rlhfkit.config.elsewhere import named_elsewhere
@@ -25,10 +25,13 @@ PHRASES = {
     r"start over here with --fresh": "remove that directory to start over",
     r"start over with --fresh": "remove the directory of the run to start over",
     r"--run-dir\b": "run_dir",
+    r"--substitute takes": "substitute=True takes",
+    r"--(gpus|directory)\b": r"\1",
+    r"--response-tokens N": "response_tokens=N",
     r"\bmodel\.path = ": "model = ",
     r"\bmodel\.(lora|device|dtype)\b": r"\1",
-    r"\bdata\.(prompts|demonstrations|preferences|test_preferences)\b": r"\1",
-    r"\b(data\.)?test_prompts\b": "prompts",  # of `evaluate`, which has no others
+    r"; add \[data\.test_prompts\], or leave it out": "; give test_prompts=…, or leave it out",
+    r"\bdata\.(prompts|test_prompts|demonstrations|preferences|test_preferences)\b": r"\1",
     r"\breward\.path = ": "reward = ",
     r"\breward\.function '": "the function '",
     r"\bevaluation\.(judge|num_prompts|num_samples)\b": r"\1",
@@ -43,14 +46,18 @@ PHRASES = {
 class Words:
     """The words of one trainer or function, by the sections of settings that it takes."""
 
-    def __init__(self, **arguments: tuple[str, type[Section]]) -> None:
-        """Each argument's section: its name in a recipe, and its class."""
+    def __init__(self, phrases: Mapping[str, str] | None = None, /, **arguments: tuple[str, type[Section]]) -> None:
+        """Each argument's section: its name in a recipe, and its class; and `phrases` of this one alone."""
         self._sections = {argument: kind for argument, (_, kind) in arguments.items()}
         # Neither the end of a file's name nor a part of a metric is a setting.
-        self._patterns = {
-            rf"(?<![\w./\"'-]){re.escape(name)}\.(?=(?:{'|'.join(kind.model_fields)})\b)": f"{kind.public_name()}."
-            for name, kind in arguments.values()
-        } | PHRASES
+        self._patterns = (
+            dict(phrases or {})
+            | {
+                rf"(?<![\w./\"'-]){re.escape(name)}\.(?=(?:{'|'.join(kind.model_fields)})\b)": f"{kind.public_name()}."
+                for name, kind in arguments.values()
+            }
+            | PHRASES
+        )
 
     def said(self, text: str) -> str:
         """The text, with a program's names in place of a recipe's and the command line's."""

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rlhfkit.rundir.directory import RunDir
 from rlhfkit.cli.app import Debug, RunArgument, app, existing_run, own_command, program
-from rlhfkit.errors import ConfigError
+from rlhfkit.errors import ConfigError, MissingDependencyError
 
 __all__ = [
     "closing_words",
@@ -35,12 +35,30 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over; removes what an earlier run left, but never people's votes.")
     ] = False,
+    until: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Pause once PPO has N iterations; the same command without it, or with a larger N, goes on exactly.",
+            show_default=False,
+        ),
+    ] = None,
     processes: Annotated[
         int,
         typer.Option(
             min=1, metavar="N", help="Processes that share the work, one a GPU or a share of the CPU's cores."
         ),
     ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHERE",
+            help="Run on a Ray cluster, as [cluster] says: local starts one here, auto takes that of this machine, "
+            "or the address of a head node.",
+            show_default=False,
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Run a recipe, or go on where it stopped.
@@ -52,6 +70,11 @@ def run(
     from rlhfkit.config.load import load_recipe
     from rlhfkit.rundir.directory import RunDir, default_run_dir
 
+    if ray is not None:
+        if until is not None:
+            raise ConfigError(f"--until {until} and --ray {ray} exclude each other; leave one of them out")
+        _run_on_ray(recipe, overrides or [], run_dir, address=ray, fresh=fresh, processes=processes)
+        return
     loaded = load_recipe(recipe, overrides or [])
     directory = run_dir or default_run_dir(loaded.recipe.name, loaded.recipe.seed)
     if processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -61,21 +84,66 @@ def run(
 
         raise typer.Exit(launch(processes, own_command()))
     is_first = True
+    from rlhfkit.machine.interrupts import Paused, ends_like_interrupts
+
     try:
         from rlhfkit.distributed.joining import joined
-        from rlhfkit.machine.interrupts import ends_like_interrupts
         from rlhfkit.machine.progress import Progress
         from rlhfkit.pipeline.rounds import run as run_recipe
+        from rlhfkit.pipeline.workload import Workload
 
         with ends_like_interrupts(), joined() as here:
-            is_first = here.is_first
-            run_recipe(loaded, directory, fresh=fresh, progress=Progress(quiet=not is_first))
+            is_first, progress = here.is_first, Progress(quiet=not here.is_first)
+            run_recipe(loaded, directory, fresh=fresh, progress=progress, workload=Workload.pausing(until))
+    except Paused as paused:
+        if is_first:
+            print(f"{paused}; to go on: {command_to_go_on(but='--until')}")
+        return
     except KeyboardInterrupt:
         if is_first:
             typer.echo(f"\nstopped; to go on from the last checkpoint: {command_to_go_on()}", err=True)
         raise typer.Exit(130) from None
     if is_first:
         print(closing_words(RunDir(directory)))
+
+
+def _run_on_ray(
+    recipe: str, overrides: list[str], run_dir: Path | None, *, address: str, fresh: bool, processes: int
+) -> None:
+    from rlhfkit.config.cluster import in_chunks
+    from rlhfkit.config.load import load_recipe
+    from rlhfkit.rundir.directory import RunDir, default_run_dir
+
+    if processes > 1:
+        raise ConfigError(
+            f"--processes {processes} and --ray {address} exclude each other; on a cluster the number of trainers is "
+            f"cluster.trainers={processes}"
+        )
+    loaded = in_chunks(lambda more: load_recipe(recipe, [*overrides, *more]))
+    refuse_several(loaded.recipe)
+    require_ray()
+    from rlhfkit.launch.driver import run_on_ray
+
+    directory = run_dir or default_run_dir(loaded.recipe.name, loaded.recipe.seed)
+    try:
+        run_on_ray(loaded, directory, address=address, fresh=fresh)
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped; to go on from the last checkpoint: {command_to_go_on()}", err=True)
+        raise typer.Exit(130) from None
+    print(closing_words(RunDir(directory)))
+
+
+def require_ray() -> None:
+    """Check that Ray is installed, without importing it, which takes seconds.
+
+    Raises: MissingDependencyError with the install line.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("ray") is None:
+        raise MissingDependencyError(
+            "--ray needs a package that is missing (ray); pip install 'rlhfkit[ray]', on every machine of the cluster"
+        )
 
 
 def refuse_several(recipe: object) -> None:
@@ -89,12 +157,17 @@ def refuse_several(recipe: object) -> None:
         )
 
 
-def command_to_go_on() -> str:
-    """What starts the run again, to be copied; torchrun's own arguments are not known here."""
-    command = f"{program()} {shlex.join(word for word in sys.argv[1:] if word != '--fresh')}"
+def command_to_go_on(*, but: str | None = None) -> str:
+    """What starts the run again, without an option `but`, to be copied; torchrun's own arguments are not known here."""
+    words = [word for word in sys.argv[1:] if word != "--fresh"]
+    if but in words:
+        del words[(at := words.index(but)) : at + 2]
+    words = [word for word in words if not word.startswith(f"{but}=")]
+    command = f"{program()} {shlex.join(words)}"
     return command if "TORCHELASTIC_RUN_ID" not in os.environ else f"torchrun … {command.removeprefix('python ')}"
 
 
+RunOrStudy = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, as runs/demo, or that of a study.")]
 YOUR_OWN = "For your own data: pairs (preferences) or function (prompts and a Python function as the reward)"
 
 
@@ -179,8 +252,16 @@ def evaluate(run: RunArgument, debug: Debug = False) -> None:
 
 
 @app.command()
-def report(run: RunArgument, debug: Debug = False) -> None:
-    """Write report.html, out of what a run holds."""
+def report(run: RunOrStudy, debug: Debug = False) -> None:
+    """Write report.html of a run, or study.html of a study."""
+    from rlhfkit.rundir.study import StudyDir
+
+    study = StudyDir(run)
+    if study.is_study() or study.results.exists():
+        from rlhfkit.report.study import write_study_page
+
+        print(write_study_page(study))
+        return
     existing = existing_run(run)
     from rlhfkit.report.page import write_report
 
@@ -201,6 +282,7 @@ def closing_words(run: "RunDir") -> str:
         run.report: "what happened, for people",
         run.metrics: "every metric of every iteration",
         run.samples: "responses from every iteration",
+        run.observations: "what was looked at while PPO ran",
     }
     if is_control:
         del written[run.samples]  # there are no texts

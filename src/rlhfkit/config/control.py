@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from rlhfkit.config.ppo import PpoUpdateConfig
 from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, divisor_near
 from rlhfkit.config.training import OptimConfig
+from rlhfkit.config.tune import TuneConfig
 from rlhfkit.config.watch import ControlWatchConfig
 from rlhfkit.config.watchdog import WatchdogConfig
 
@@ -188,3 +189,5 @@ class ControlRecipe(Section):
     """How it is measured."""
     watchdog: Annotated[WatchdogConfig, MAY_CHANGE] = WatchdogConfig()
     """What happens when it gives no sign of life."""
+    tune: Annotated[TuneConfig, MAY_CHANGE] = TuneConfig()
+    """What `rlhfkit tune` searches."""

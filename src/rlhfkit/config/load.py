@@ -3,7 +3,8 @@
 import difflib
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from importlib.resources import files
@@ -25,8 +26,10 @@ __all__ = [
     "list_recipes",
     "load_recipe",
     "recipe_kind",
+    "recipe_table",
     "recipe_text",
     "resolved_json",
+    "with_overrides",
 ]
 
 
@@ -75,25 +78,49 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Load
         2
     """
     text = _read(str(name_or_path))
+    table = _table(str(name_or_path), text)
+    return LoadedRecipe(with_overrides(table, overrides, name=f"recipe {name_or_path}"), text, tuple(overrides))
+
+
+def recipe_table(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Table:
+    """The settings that a recipe and overrides give, without the defaults, as tables of TOML.
+
+    Raises: as `load_recipe`.
+    """
+    table = _table(str(name_or_path), _read(str(name_or_path)))
+    with_overrides(table, overrides, name=f"recipe {name_or_path}")
+    _apply(overrides, table)
+    return table
+
+
+def _table(name: str, text: str) -> Table:
     if text.startswith(MADE_IN_PYTHON):
-        raise _made_in_python(str(name_or_path), text)
+        raise _made_in_python(name, text)
     try:
-        table = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
-            f"recipe {name_or_path} is not valid TOML: {error}; fix it there (texts stand in quotes, as in "
+            f"recipe {name} is not valid TOML: {error}; fix it there (texts stand in quotes, as in "
             'name = "mine", and each table begins on a line of its own, as [ppo])'
         ) from error
-    applied, faults = _apply(overrides, table)
-    kind = recipe_kind(table)
+
+
+def with_overrides(table: Mapping[str, Any], overrides: Sequence[str], *, name: str) -> Recipe | ControlRecipe:
+    """The recipe of a table of settings, with `section.key=value` overrides on top; `name` is what faults are of.
+
+    Raises: ConfigError, which lists every fault.
+    """
+    changed = deepcopy(dict(table))
+    applied, faults = _apply(overrides, changed)
+    kind = recipe_kind(changed)
     try:
-        recipe = kind.model_validate(table)
+        recipe = kind.model_validate(changed)
     except ValidationError as error:
         faults += faults_of(error, applied, kind)
     if faults:
-        heading = f"recipe {name_or_path}: " if len(faults) == 1 else f"recipe {name_or_path} has {len(faults)} faults:"
+        heading = f"{name}: " if len(faults) == 1 else f"{name} has {len(faults)} faults:"
         raise ConfigError(heading + (faults[0] if len(faults) == 1 else "".join(f"\n  {fault}" for fault in faults)))
-    return LoadedRecipe(recipe, text, tuple(overrides))
+    return recipe
 
 
 def _made_in_python(path: str, text: str) -> ConfigError:

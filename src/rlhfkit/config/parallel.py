@@ -13,8 +13,9 @@ class ParallelConfig(Section):
     Example:
         >>> from rlhfkit.config.parallel import ParallelConfig
         >>> ParallelConfig().shard
-        'none'
+        'auto'
     """
 
-    shard: Literal["none", "fsdp"] = "none"
-    """Each process holds all weights ("none"), or its part of them with gradients and Adam's averages ("fsdp")."""
+    shard: Literal["auto", "none", "fsdp"] = "auto"
+    """Each process holds all weights ("none"), or its part of them, their gradients and Adam's averages ("fsdp");
+    "auto": all, where they fit into its memory, as a run decides when it begins."""

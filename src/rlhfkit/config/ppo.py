@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from rlhfkit.config.constraints import ConstraintConfig
 from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, Share, divisor_near, type_or
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.config.watch import WatchConfig
@@ -42,8 +43,6 @@ class VllmConfig(Section):
     """Memory for its keys and values."""
     compile: bool | Literal["auto"] = "auto"
     """Compile at the start, on CUDA into graphs: starts minutes later, samples faster; "auto" only does on CUDA."""
-    importance_cap: Annotated[float, Field(ge=1.0)] = 2.0
-    """Bound on the weight by which a token's loss is corrected for the difference between vLLM and the update."""
 
 
 class RolloutConfig(Section):
@@ -71,6 +70,14 @@ class RolloutConfig(Section):
     """What samples in PPO; all other stages sample with the own engine."""
     vllm: VllmConfig = VllmConfig()
     """Settings of the engine "vllm"."""
+    chunk_rows: PositiveInt | None = None
+    """Responses that are sampled together, wherever that is; none: all that a process has. Fixed chunks give the same
+    bits on one process, on several and on a cluster, which takes 32 where this is not set."""
+    max_staleness: Literal[0, 1] = 0
+    """Updates by which the weights that sample may be behind: with 1 a cluster samples the next iteration while this
+    one is learnt from, and the loss is corrected for it."""
+    importance_cap: Annotated[float, Field(ge=1.0)] = 2.0
+    """Bound on the weight by which a token's loss is corrected where other weights, or vLLM, have sampled it."""
 
     @model_validator(mode="after")
     def _engine_can_sample_so(self) -> "RolloutConfig":
@@ -186,6 +193,8 @@ class PpoUpdateConfig(Section):
     """The policy's optimizer."""
     checkpoint_minutes: Annotated[PositiveFloat, MAY_CHANGE] = 2.0
     """Time between two checkpoints."""
+    end_with: Literal["last", "best"] = "last"
+    """Weights that a run ends with which nothing has stopped: the last, or the best by `watch.best_metric`."""
 
 
 class PpoConfig(PpoUpdateConfig):
@@ -230,6 +239,8 @@ class PpoConfig(PpoUpdateConfig):
     """Length from which a response is long enough."""
     kl: KLConfig = FixedKLConfig()
     """The leash to the reference."""
+    constraints: tuple[ConstraintConfig, ...] = ()
+    """Further rewards that are held to a limit while PPO maximises `reward`."""
     value: ValueConfig = ValueConfig()
     """The critic."""
     watch: WatchConfig = WatchConfig()
@@ -288,6 +299,9 @@ class PpoConfig(PpoUpdateConfig):
                 f"missing_eos_score {self.missing_eos_score:g} replaces the score from which missing_eos_penalty "
                 f"{self.missing_eos_penalty:g} would be subtracted; set one of the two"
             )
+        names = [constraint.name for constraint in self.constraints]
+        if len(set(names)) < len(names):
+            raise ValueError(f"constraints {names} name one twice; give each a name of its own")
         if isinstance(self.kl, AdaptiveKLConfig) and self.kl.horizon_episodes <= self.rollout_episodes:
             raise ValueError(
                 f"kl.horizon_episodes {self.kl.horizon_episodes} is not more than one rollout ({self.rollout_episodes} "

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from rlhfkit.config.cluster import ClusterConfig
 from rlhfkit.config.data import DataConfig, GuessTextsConfig
 from rlhfkit.config.envs import GuessEnvConfig, TextEnvConfig
 from rlhfkit.config.evaluation import EvaluationConfig
@@ -17,6 +18,7 @@ from rlhfkit.config.feedback import PreferencesConfig
 from rlhfkit.config.model import ModelConfig
 from rlhfkit.config.parallel import ParallelConfig
 from rlhfkit.config.ppo import PpoConfig, RolloutConfig
+from rlhfkit.config.probe import PROBES_OF_REWARD, ProbeConfig
 from rlhfkit.config.rewards import (
     BagOfWordsRewardConfig,
     MixRewardConfig,
@@ -28,6 +30,7 @@ from rlhfkit.config.rewards import (
 from rlhfkit.config.section import MAY_CHANGE, Section
 from rlhfkit.config.stages import STAGE_SPECS, Stage
 from rlhfkit.config.training import JudgeConfig, PretrainConfig, RewardModelConfig, SftConfig
+from rlhfkit.config.tune import TuneConfig
 from rlhfkit.config.watchdog import WatchdogConfig
 
 __all__ = ["Recipe"]
@@ -78,10 +81,16 @@ class Recipe(Section):
     """Settings of the stage."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Settings of the stage `evaluate`."""
+    probe: ProbeConfig = ProbeConfig()
+    """Settings of the stage `probe`."""
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = ParallelConfig()
     """What several processes part among them."""
+    cluster: Annotated[ClusterConfig, MAY_CHANGE] = ClusterConfig()
+    """Who works on the run on a Ray cluster."""
     watchdog: Annotated[WatchdogConfig, MAY_CHANGE] = WatchdogConfig()
     """What happens when a stage gives no sign of life."""
+    tune: Annotated[TuneConfig, MAY_CHANGE] = TuneConfig()
+    """What `rlhfkit tune` searches."""
 
     @property
     def uses_reward(self) -> bool:
@@ -97,6 +106,11 @@ class Recipe(Section):
             room = context - self.rollout.max_response_tokens
             limit = max(1, min(limit, room if self.env is None else min(room, context // 2)))
         return self.model_copy(update={"data": self.data.model_copy(update={"max_prompt_tokens": limit})})
+
+    @property
+    def evaluation_seed(self) -> int:
+        """The seed of held-out prompts and of the answers to them."""
+        return self.seed if self.evaluation.seed is None else self.evaluation.seed
 
     @property
     def uses_prompts(self) -> bool:
@@ -125,7 +139,8 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         field = STAGE_SPECS[stage].data[0]
         is_made = field == "preferences" and "preferences" in stages
         is_played = stage in ("ppo", "evaluate") and not recipe.uses_prompts
-        if getattr(recipe.data, field) is None and not is_made and not is_played:
+        needs_it = STAGE_SPECS[stage].needs_data and not is_made and not is_played
+        if getattr(recipe.data, field) is None and needs_it:
             yield f'the stage "{stage}" reads data.{field}, which is not set; add [data.{field}]'
     if "preferences" in stages:
         for table in ("preferences", "test_preferences"):
@@ -144,13 +159,26 @@ def _faults(recipe: Recipe) -> Iterator[str]:
     if "ppo" in stages:
         if recipe.uses_reward:
             yield from _faults_of_reward("reward", recipe.reward, recipe)
+        for index, constraint in enumerate(recipe.ppo.constraints):
+            yield from _faults_of_reward(f"ppo.constraints[{index}].source", constraint.source, recipe)
         if recipe.ppo.value.init == "reward_model" and "reward_model" not in stages:
             yield (
                 'ppo.value.init = "reward_model" starts from the reward model of this run; '
                 'add the stage "reward_model" or choose "policy"'
             )
+        yield from _faults_on_the_way(recipe)
     if recipe.env is not None and recipe.evaluation.metric != "none":
         yield f'evaluation.metric = "{recipe.evaluation.metric}" is of single responses; leave it out, or [env]'
+    if recipe.env is not None and recipe.rollout.max_staleness:
+        yield (
+            f"rollout.max_staleness = {recipe.rollout.max_staleness} is of single responses: an environment answers "
+            "the weights of now; leave it out, or [env]"
+        )
+    if recipe.env is not None and recipe.cluster.trainers > 1:
+        yield (
+            f"cluster.trainers = {recipe.cluster.trainers} with [env]: its turns are played by one trainer, which asks "
+            "the samplers for each; leave it out"
+        )
     if "evaluate" in stages:
         if "ppo" not in stages:
             yield 'the stage "evaluate" compares the model before PPO with the one after; add the stage "ppo"'
@@ -169,6 +197,25 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             isinstance(part, BagOfWordsRewardConfig) and part.path is None for _, part in parts_of(recipe.reward, "")
         ):
             yield 'reward.type = "bag_of_words" without a path maximises the judge of this run; set evaluation.judge'
+
+
+def _faults_on_the_way(recipe: Recipe) -> Iterator[str]:
+    """What evaluation on the way needs, and what needs it."""
+    best = recipe.ppo.watch.best_metric
+    if not recipe.evaluation.every_iterations:
+        needs = "is measured by evaluations on the way; set evaluation.every_iterations, as to 10"
+        if recipe.evaluation.probes:
+            yield f"evaluation.probes = {list(recipe.evaluation.probes)} {needs}"
+        if best.removeprefix("-").startswith("evaluation/"):
+            yield f'ppo.watch.best_metric = "{best}" {needs}'
+        return
+    every = f"evaluation.every_iterations = {recipe.evaluation.every_iterations}"
+    if recipe.uses_prompts and recipe.data.test_prompts is None:
+        yield f"{every} evaluates on held-out prompts; add [data.test_prompts], or leave it out"
+    for name in sorted(PROBES_OF_REWARD.intersection(recipe.evaluation.probes)):
+        yield f'evaluation.probes = "{name}" is about the reward, which PPO does not change; name it in probe.names'
+    if recipe.evaluation.judge is not None and "evaluate" not in recipe.stages:
+        yield from _faults_of_reward("evaluation.judge", recipe.evaluation.judge, recipe)
 
 
 def _faults_of_reward(name: str, reward: object, recipe: Recipe) -> Iterator[str]:

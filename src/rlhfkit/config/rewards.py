@@ -22,9 +22,11 @@ from rlhfkit.config.section import MAY_CHANGE, LocalPath, Section
 __all__ = [
     "BagOfWordsRewardConfig",
     "ChrfRewardConfig",
+    "Combination",
     "FunctionRewardConfig",
     "GrammarRewardConfig",
     "HttpRewardConfig",
+    "LengthRewardConfig",
     "LexiconRewardConfig",
     "MatchRewardConfig",
     "MixRewardConfig",
@@ -35,6 +37,10 @@ __all__ = [
     "shared_parts",
     "what_it_computes",
 ]
+
+
+Combination = Literal["sum", "mean", "min", "mean_minus_variance"]
+"""How several scores become one."""
 
 
 class RewardModelRewardConfig(Section):
@@ -51,6 +57,13 @@ class RewardModelRewardConfig(Section):
     somebody else's model."""
     batch_tokens: Annotated[PositiveInt, MAY_CHANGE] = 16384
     """Tokens per forward pass."""
+    combine: Literal["mean", "min", "mean_minus_variance"] = "mean"
+    """What becomes of the scores where the directory holds several members (`reward_model.ensemble`): their mean, the
+    worst case, or the mean less `variance_coef` times their variance."""
+    variance_coef: NonNegativeFloat = 1.0
+    """For "mean_minus_variance": what a unit of variance costs, in the normalised score."""
+    debias_length: bool = False
+    """Take out of the score what a straight line through the reference responses lays on their length."""
 
 
 class FunctionRewardConfig(Section):
@@ -139,6 +152,15 @@ class ChrfRewardConfig(Section):
     """Says which kind this is; in Python the class does."""
 
 
+class LengthRewardConfig(Section):
+    """The length of a response, for constraints, baselines and mixes."""
+
+    type: Literal["length"] = "length"
+    """Says which kind this is; in Python the class does."""
+    unit: Literal["words", "characters"] = "words"
+    """What is counted; words are what stands between white space."""
+
+
 class GrammarRewardConfig(Section):
     """The true reward of the synthetic reviews; for evaluation only."""
 
@@ -156,12 +178,17 @@ class WeightedRewardConfig(Section):
 
 
 class MixRewardConfig(Section):
-    """Weighted sum of several sources."""
+    """Several sources as one: their weighted sum, or what an ensemble makes of its members."""
 
     type: Literal["mix"] = "mix"
     """Says which kind this is; in Python the class does."""
     parts: Annotated[tuple[WeightedRewardConfig, ...], Field(min_length=1)]
     """The sources with their weights."""
+    combine: Combination = "sum"
+    """What becomes of the weighted scores: their sum, their mean, the worst case, or the mean less `variance_coef`
+    times their variance. All but the sum are for sources of one scale, such as several reward models."""
+    variance_coef: NonNegativeFloat = 1.0
+    """For "mean_minus_variance": what a unit of variance costs, in the unit of the weighted scores."""
 
     @model_validator(mode="after")
     def _some_part_counts(self) -> Self:
@@ -179,6 +206,7 @@ RewardConfig = Annotated[
     | GrammarRewardConfig
     | MatchRewardConfig
     | ChrfRewardConfig
+    | LengthRewardConfig
     | MixRewardConfig,
     Field(discriminator="type"),
 ]
@@ -216,6 +244,8 @@ def what_it_computes(config: RewardConfig, made: Mapping[str, str]) -> tuple[obj
             return config.type, _place(config.path or made.get(config.type))
         case FunctionRewardConfig():
             return config.type, config.function
+        case LengthRewardConfig():
+            return config.type, config.unit
         case HttpRewardConfig():
             address = urlsplit(config.url)
             return config.type, address.scheme, address.netloc.lower(), address.path.rstrip("/"), address.query

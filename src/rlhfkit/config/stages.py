@@ -20,7 +20,7 @@ __all__ = [
     "title_of",
 ]
 
-Stage = Literal["pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate"]
+Stage = Literal["pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate", "probe"]
 
 ModelName = Literal["base", "sft", "reward_model", "judge", "policy", "value"]
 """A directory of a run that holds a model."""
@@ -38,6 +38,8 @@ class StageSpec:
     """Its name for people."""
     data: tuple[str, ...]
     """Tables of `data` that it reads: the first it needs, the others it uses where they are set."""
+    needs_data: bool = True
+    """Whether it needs the first of these tables."""
     sections: tuple[str, ...]
     """Sections of the recipe that its result depends on, beside those that all stages depend on; the
     first says how it trains."""
@@ -117,6 +119,14 @@ STAGE_SPECS: dict[Stage, StageSpec] = {
             title="evaluation",
             data=("test_prompts", "prompts"),
             sections=("evaluation", "reward", "env", "rollout"),
+            is_of_round=True,
+        ),
+        StageSpec(
+            name="probe",
+            title="probes",
+            data=("prompts", "demonstrations", "texts"),
+            needs_data=False,
+            sections=("probe", "reward", "rollout"),
             is_of_round=True,
         ),
     )

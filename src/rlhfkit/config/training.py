@@ -7,6 +7,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, Share
 
 __all__ = [
+    "EnsembleConfig",
     "JudgeConfig",
     "OptimConfig",
     "PretrainConfig",
@@ -100,6 +101,28 @@ class PretrainConfig(SftConfig):
     """The optimizer."""
 
 
+class EnsembleConfig(Section):
+    """Several reward models in place of one; where they disagree, none of them is to be believed (arXiv 2310.02743).
+
+    Example:
+        >>> from rlhfkit.config.training import EnsembleConfig
+        >>> EnsembleConfig(members=4).shared
+        'nothing'
+    """
+
+    members: PositiveInt = 1
+    """How many; the first is the one that there would be without the others."""
+    shared: Literal["nothing", "trunk"] = "nothing"
+    """What further members share with the first: "nothing", they are trained as it is, from the same start (adapters
+    where `model.lora` is set), which takes as much time and memory again; "trunk", they are heads on its trunk, fitted
+    in seconds, which share its errors and disagree less."""
+    resample: bool = False
+    """Whether each further member learns from a draw of the prompts with replacement, and all their pairs, or from all;
+    heads on one trunk always do."""
+    same_head: bool = False
+    """Whether all begin with one head, so that `rlhfkit average` can average their weights."""
+
+
 class RewardModelConfig(SupervisedConfig):
     """Bradley-Terry reward model: -log sigmoid(r(chosen) - r(rejected) - margin).
 
@@ -119,6 +142,8 @@ class RewardModelConfig(SupervisedConfig):
     """Subtract the pair's `margin`, where the data have one."""
     normalization_responses: NonNegativeInt = 256
     """Responses of the policy's starting point over which scores get mean 0 and deviation 1; 0 leaves them raw."""
+    ensemble: EnsembleConfig = EnsembleConfig()
+    """How many reward models."""
 
 
 class JudgeConfig(Section):

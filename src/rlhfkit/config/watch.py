@@ -1,6 +1,6 @@
 """What a run does when a rule sees that its training goes wrong."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -59,9 +59,10 @@ class WatchSettings(Section):
     max_reactions: NonNegativeInt = 3
     """How often each rule may act."""
     best_metric: Annotated[str, Field(pattern=r"^-?[\w/]+$")] = "score/objective"
-    """Metric of the rollout that makes the weights which acted in it the best; lower is better with a "-" before it."""
+    """Metric of the rollout that makes the weights which acted in it the best; lower is better with a "-" before it.
+    One of evaluations on the way, as "evaluation/judge", is looked at whenever it is measured."""
     best_every_iterations: PositiveInt = 5
-    """Iterations between two looks at it, where something may roll back, or stop with the best weights."""
+    """Iterations between two looks at it, where something may roll back, or stop or end with the best weights."""
 
     def reaction(self, rule: str) -> Reaction:
         """What the rule may do."""
@@ -109,6 +110,13 @@ class WatchConfig(WatchSettings):
     """Responses do not end by themselves."""
     reward_saturated: Reaction = WARN
     """All responses get the same score."""
+    over_optimized: Reaction = WARN
+    """The policy is past the distance from its reference at which an evaluation on the way finds it best."""
+    judge_falling: Reaction = WARN
+    """The judge's score falls, as evaluations on the way find it."""
+    best_max_ref_kl: PositiveFloat | None = None
+    """Weights whose KL to the reference is above this are never the best; by default `ppo.max_ref_kl`. In nats per
+    sequence, of what the best are ranked by: the rollout, or the evaluation on the way."""
     kl_coef_factor: Annotated[float, Field(gt=1.0)] = 2.0
     """What "raise_kl_coef" multiplies the KL coefficient by."""
     least_kl_coef: PositiveFloat = 0.05
@@ -120,6 +128,8 @@ class ControlWatchConfig(WatchSettings):
 
     best_metric: Annotated[str, Field(pattern=r"^-?[\w/]+$")] = "episode_return/mean"
     """As for language; the mean return is measured in ten episodes of their own, which no older weights played."""
+
+    best_max_ref_kl: ClassVar[None] = None  # there is no reference
 
     @model_validator(mode="after")
     def _has_no_reference(self) -> "ControlWatchConfig":

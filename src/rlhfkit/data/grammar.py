@@ -24,7 +24,7 @@ from rlhfkit.data.rows import Loaded, SourceFile
 from rlhfkit.errors import DataError
 from rlhfkit.records import Demonstration, Preference, Prompt
 
-__all__ = ["demonstrations", "load", "preferences", "prompts", "texts", "true_score"]
+__all__ = ["NUM_WORLDS", "demonstrations", "load", "preferences", "prompts", "texts", "true_score"]
 
 T = TypeVar("T")
 

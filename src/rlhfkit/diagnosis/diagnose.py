@@ -309,8 +309,10 @@ def _progress(facts: Facts, rounds: Sequence[tuple[int, Facts]], run: RunDir, st
     if state == "finished":
         num = len(facts.setting("stages"))
         words = f"all {num} stages are done" if num > 1 else "its stage is done"
-        stopped = facts.finished.get("ppo", {}).get("stopped")
-        return f"{words}; PPO was stopped early: {stopped}" if stopped else words
+        ppo = facts.finished.get("ppo", {})
+        if stopped := ppo.get("stopped"):
+            return f"{words}; PPO was stopped early: {stopped}"
+        return f"{words}; {kept}" if (kept := ppo.get("kept")) else words
     at, latest, directory = "", facts, run
     if rounds and not _is_before_rounds(facts):
         at, latest, directory = f"round {rounds[-1][0]}, ", rounds[-1][1], run.round(rounds[-1][0])

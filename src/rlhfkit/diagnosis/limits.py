@@ -120,6 +120,10 @@ FLAT_SHARE_DONE, HALF_DONE = 0.9, 0.5
 # left.
 FALLEN_SCORE, FALLEN_RETURN, HAD_RISEN, LEFT_OF_RISE = 0.5, 0.2, 0.5, 0.3
 
+# Of evaluations on the way: the judge's score so many standard errors below its best, so many times in a row. Healthy:
+# 2 below, once, as the best of several is so by chance too.
+FALLEN_ERRORS, FALLEN_EVALUATIONS = 3.0, 2
+
 # ── the stages before, and the evaluation ────────────────────────────────────────────────────────────────────────────
 
 # Of the lowest validation loss. Healthy: up to 1.2, as the held-out rows are few.

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from rlhfkit.diagnosis.finding import Rule
-from rlhfkit.diagnosis.rules import critic, entropy, kl, length, reward, signal, updates
+from rlhfkit.diagnosis.rules import critic, entropy, evaluation, kl, length, reward, signal, updates
 from rlhfkit.diagnosis.rules.sources import DETAILS
 
 __all__ = ["CONTROL_RULES", "PPO_RULES"]
@@ -32,6 +32,8 @@ PPO_RULES: tuple[Rule, ...] = (
     reward.SATURATED,
     reward.FALLING,
     reward.FLAT,
+    evaluation.OVER_OPTIMIZED,
+    evaluation.JUDGE_FALLING,
 )
 
 _OF_CONTROL: tuple[str, ...] = (

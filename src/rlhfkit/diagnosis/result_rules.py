@@ -45,16 +45,20 @@ def settings_of(stage: str, facts: Facts) -> dict[str, Any]:
 
 def _demonstrations_cut(facts: Facts) -> Iterator[Finding]:
     record = facts.finished.get("sft", {})
-    num, cut = finite_or_none(record.get("num_demonstrations")), finite_or_none(record.get("num_cut"))
+    num, cut = finite_or_none(record.get("num_demonstrations")), finite_or_none(record.get("num_without_end"))
     if not num or not cut or cut < MANY_CUT * num:
         return
     limit = finite_or_none(facts.setting("sft", "max_tokens"))
     longer = () if limit is None else (_raised("sft.max_tokens", limit, note="more than the longest demonstration"),)
     yield Finding(
         "demonstrations_cut",
-        "Most demonstrations are cut",
-        (Evidence("num_cut", None, f"is {number(cut)} of {number(num)} demonstrations", {"cut": cut, "of": num}),),
-        "A demonstration that is cut loses its end and with it EOS, so the model never learns where to stop.",
+        "Most demonstrations lose their end",
+        (
+            Evidence(
+                "num_without_end", None, f"is {number(cut)} of {number(num)} demonstrations", {"cut": cut, "of": num}
+            ),
+        ),
+        "A demonstration that is cut at its end loses EOS, so the model never learns where to stop.",
         longer,
         "huggingface/trl#3750; Huang et al. 2023, The N Implementation Details of RLHF with PPO",
     )

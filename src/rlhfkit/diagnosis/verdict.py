@@ -15,7 +15,7 @@ from rlhfkit.diagnosis.limits import (
 )
 from rlhfkit.rundir.contents import Facts, Row, curve, ends
 from rlhfkit.rundir.lines import finite_or_none
-from rlhfkit.rundir.results import Evaluation, Measure, RewardModelResults, TaskResults, WinRate
+from rlhfkit.rundir.results import ConstraintResults, Evaluation, Measure, RewardModelResults, TaskResults, WinRate
 from rlhfkit.stats.intervals import is_clearly_lower, share_interval
 from rlhfkit.wording import number, percent, score
 
@@ -64,7 +64,7 @@ def judge_run(facts: Facts) -> Verdict:
         return _judge_episodes(facts, evaluation, reward, judge)
     reasons = (
         f"On {evaluation.num_prompts} held-out prompts the {evaluation.reward_name}, which PPO was trained on, prefers "
-        f"the response after PPO {_describe(reward)}."
+        f"the response after PPO {_describe(reward)}.{_kept(facts)}"
     )
     if judge is None:
         reasons += " There was no independent judge."
@@ -74,6 +74,7 @@ def judge_run(facts: Facts) -> Verdict:
         )
     if any(win is not None and win.low <= CHANCE <= win.high for win in (reward, judge)):
         reasons += f" An interval that includes {percent(CHANCE)} may be chance; more prompts would narrow it."
+    reasons += _kept_constraints(evaluation)
     tone, headline = _conclude(reward, judge)
     return Verdict(tone, headline, reasons, _cautions(facts, evaluation))
 
@@ -82,12 +83,13 @@ def _judge_episodes(facts: Facts, evaluation: Evaluation, reward: WinRate, judge
     """The same for whole episodes; an environment that pays by itself is the truth, and needs no second opinion."""
     reasons = (
         f"On {evaluation.num_prompts} held-out episodes the policy after PPO earns a higher return "
-        f"{_describe(reward)}; the same return counts half."
+        f"{_describe(reward)}; the same return counts half.{_kept(facts)}"
     )
     if judge is not None:
         reasons += (
             f" The independent judge ({evaluation.judge_name}), which PPO never saw, prefers it {_describe(judge)}."
         )
+    reasons += _kept_constraints(evaluation)
     if not evaluation.reward_is_truth or judge is not None:
         tone, headline = _conclude(reward, judge)
     elif reward.low > CHANCE:
@@ -117,10 +119,11 @@ def _conclude(reward: WinRate, judge: WinRate | None) -> tuple[Literal["good", "
 
 def _judge_task(facts: Facts, evaluation: Evaluation, task: TaskResults) -> Verdict:
     changes = "; ".join(map(_describe_measure, task.measures))
-    reasons = f"On {task.num} held-out prompts, with the likeliest response to each: {changes}."
+    reasons = f"On {task.num} held-out prompts, with the likeliest response to each: {changes}.{_kept(facts)}"
     first, judge = task.measures[0], evaluation.win_rate.judge if evaluation.win_rate else None
     if judge is not None:
         reasons += f" The judge ({evaluation.judge_name}) prefers the response after PPO {_describe(judge)}."
+    reasons += _kept_constraints(evaluation)
     cautions = _cautions(facts, evaluation)
     low, high = first.difference.low, first.difference.high
     if high is not None and high < 0:
@@ -146,6 +149,30 @@ def _describe_measure(measure: Measure) -> str:
 def name_at_start(name: str) -> str:
     """`name` as the beginning of a sentence: "Accuracy", but "chrF"."""
     return name.capitalize() if name.islower() else name
+
+
+def _kept(facts: Facts) -> str:
+    """A sentence on the weights that PPO ended with, where it ran to its end and they need not be the last ones."""
+    ppo = facts.finished.get("ppo", {})
+    kept = None if ppo.get("stopped") else ppo.get("kept")
+    return f" PPO has run to its end, and {kept}." if kept else ""
+
+
+def _kept_constraints(evaluation: Evaluation) -> str:
+    """A sentence for each constraint that holds, as far as its interval can tell; the others are cautions."""
+    return "".join(
+        f" {_describe_constraint(each, 'may hold' if each.beyond > 0 else 'holds')}"
+        for each in evaluation.constraints
+        if not each.is_broken
+    )
+
+
+def _describe_constraint(constraint: ConstraintResults, does: str) -> str:
+    before, after = constraint.sft, constraint.policy
+    return (
+        f"The constraint {constraint.name} ({constraint.wanted} on average) {does}: {number(after.mean)} "
+        f"({percent(0.95)} interval {after.words(number)}), {number(before.mean)} before PPO."
+    )
 
 
 def _describe(win: WinRate) -> str:
@@ -185,6 +212,7 @@ def _cautions(facts: Facts, evaluation: Evaluation) -> list[str]:
     target = finite_or_none(facts.setting("ppo", "kl", "target"))
     if target and after is not None and after.ref_kl is not None and after.ref_kl > KL_CAUTION_TIMES_TARGET * target:
         found.append(f"The KL to the reference is {number(after.ref_kl)} nats, far above its target {number(target)}.")
+    found += [_describe_constraint(each, "is broken") for each in evaluation.constraints if each.is_broken]
     if evaluation.num_prompts < FEW_COMPARED:
         what = "episodes" if evaluation.in_environment else "prompts"
         found.append(f"Only {evaluation.num_prompts} {what} were compared: small differences cannot show.")

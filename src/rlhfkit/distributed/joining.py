@@ -18,9 +18,10 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from rlhfkit.config.secrets import hidden
 from rlhfkit.distributed.faults import BEAT_SECONDS, JOIN_SECONDS, FaultWatch
+from rlhfkit.distributed.listening import listening_at
 from rlhfkit.distributed.ranks import ALONE, Ranks, become, ranks, stay
 from rlhfkit.errors import ConfigError, LostRankError, MissingDependencyError, RlhfkitError
-from rlhfkit.machine.interrupts import FailedRank, Spoken, interrupts_wait
+from rlhfkit.machine.interrupts import FailedRank, Paused, Spoken, interrupts_wait
 
 __all__ = ["Membership", "interface_towards", "join", "join_for_good", "joined", "ranks_asked_for"]
 
@@ -64,6 +65,7 @@ class Membership:
     def leave(self) -> None:
         """This rank is done, and nobody waits for it any more."""
         self.watch.stop()
+        atexit.unregister(self.watch.stop)
         dist.destroy_process_group()
 
     def end(self, error: BaseException) -> BaseException:
@@ -106,6 +108,8 @@ def join() -> Membership | None:
         PrefixStore("rlhfkit", stores[1]), wanted.rank, wanted.size, way=way, here=wanted.of_this_machine
     )
     watch.start()
+    # A thread that Python ends in the middle of a question to the store would abort the process.
+    atexit.register(watch.stop)
     member = Membership(wanted, watch)
     try:
         device = _device_of(wanted)
@@ -172,13 +176,19 @@ def joined() -> Iterator[Ranks]:
     if member is None:
         yield ALONE
         return
+    paused: Paused | None = None
     try:
         with become(member.here):
-            yield member.here
+            try:
+                yield member.here
+            except Paused as error:  # which all ranks raise in the same place
+                paused = error
             member.here.wait()  # nobody leaves before the last is done
     except (Exception, KeyboardInterrupt) as error:
         raise member.end(error) from error
     member.leave()
+    if paused is not None:
+        raise paused
 
 
 @contextmanager
@@ -239,7 +249,7 @@ def _store(here: Ranks) -> TCPStore:
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        # The second one of the process that hosts it finds the first.
+        # The second one of the process that hosts it finds the first, whose address is taken.
         return TCPStore(
             address,
             port,
@@ -247,6 +257,7 @@ def _store(here: Ranks) -> TCPStore:
             timeout=JOIN_TIMEOUT,
             wait_for_workers=False,
             multi_tenant=True,
+            master_listen_fd=listening_at(address, port) if _hosts_the_store(here) else None,
         )
     except RuntimeError as error:
         raise ConfigError(

@@ -14,6 +14,7 @@ from types import FrameType
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch has no list of its names
 
 from rlhfkit.distributed.faults import Fault, Store, life_key, post, written
+from rlhfkit.distributed.listening import free_port, listening_at
 
 __all__ = ["environments", "launch"]
 
@@ -32,7 +33,10 @@ def launch(num: int, command: Sequence[str]) -> int:
     Where one fails, the others end soon; where it could not say why, as after `kill -9`, that is said here. 130 where
     somebody has asked for the end.
     """
-    store = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)
+    port = free_port(LOOPBACK)
+    store = TCPStore(
+        LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listening_at(LOOPBACK, port)
+    )
     faults = PrefixStore("rlhfkit", store)
     children = [
         subprocess.Popen(command, env={**os.environ, **environment}) for environment in environments(num, store.port)
@@ -43,11 +47,12 @@ def launch(num: int, command: Sequence[str]) -> int:
             return 0
         code = children[failed].returncode
         by_us = interrupted() and -code in FORWARDED  # before it could heed it
-        if code < 0 and not by_us:
-            _say(faults, failed, children, -code)
+        known = _say(faults, failed, children, -code) if code < 0 and not by_us else None
         _end(faults, children)
-    if by_us:
+    if by_us or (known is not None and known.is_interrupt):
         return INTERRUPTED_CODE
+    if known is not None:
+        return 1
     return 128 - code if code < 0 else code
 
 
@@ -90,8 +95,11 @@ def _first_failed(children: Sequence["subprocess.Popen[bytes]"]) -> int | None:
         time.sleep(POLL_SECONDS)
 
 
-def _say(store: Store, rank: int, children: Sequence["subprocess.Popen[bytes]"], number: int) -> None:
-    """What a signal did to a rank, unless another fault came before it."""
+def _say(store: Store, rank: int, children: Sequence["subprocess.Popen[bytes]"], number: int) -> Fault | None:
+    """Say what a signal did to a rank; where a rank has said of another fault before, that one.
+
+    torch's threads may abort a process that is ending because of it.
+    """
     phase = ""
     if store.check([life_key(rank)]):
         phase = json.loads(store.get(life_key(rank)) or b"{}").get("phase", "")
@@ -101,8 +109,11 @@ def _say(store: Store, rank: int, children: Sequence["subprocess.Popen[bytes]"],
         why += ", as the kernel does when memory runs out; if that is why, lower ppo.microbatch_tokens or rollout.slots"
     why += ". The same command goes on from the last checkpoint"
     fault = Fault(rank, len(children), socket.gethostname(), children[rank].pid, phase, why, by=-1)
-    if post(store, fault) == fault:
-        print(f"error: {fault.words()}", file=sys.stderr, flush=True)
+    first = post(store, fault)
+    if first != fault:
+        return first
+    print(f"error: {fault.words()}", file=sys.stderr, flush=True)
+    return None
 
 
 def _end(store: Store, children: Sequence["subprocess.Popen[bytes]"]) -> None:

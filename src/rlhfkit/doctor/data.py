@@ -130,7 +130,7 @@ def _limit_and_lengths(name: str, rows: Sequence[Row], recipe: Recipe, encoder: 
         ]
         return recipe.reward_model.max_tokens, "reward_model.max_tokens", lengths
     if isinstance(first, Demonstration):
-        texts, _ = encode_demonstrations(
+        texts, *_ = encode_demonstrations(
             rows,  # type: ignore[arg-type]  # a table holds one kind of row
             encoder,
             max_prompt_tokens=recipe.data.prompt_limit,
@@ -154,7 +154,7 @@ def examine_ends(
     name = "data.ends"
     rows = spaced(demonstrations, NUM_MEASURED)
     limit = min(recipe.sft.max_tokens, context or recipe.sft.max_tokens)
-    texts, _ = encode_demonstrations(rows, encoder, max_prompt_tokens=recipe.data.prompt_limit, max_tokens=limit)
+    texts, *_ = encode_demonstrations(rows, encoder, max_prompt_tokens=recipe.data.prompt_limit, max_tokens=limit)
     whole = sum(text.ids[-1] in encoder.eos_ids for text in texts) / len(rows)
     words = f"{whole:.1%} of the demonstrations end with EOS within {limit} tokens"
     remedy = "raise sft.max_tokens, shorten the responses, or leave the longest out"

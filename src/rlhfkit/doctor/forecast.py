@@ -21,6 +21,7 @@ from rlhfkit.doctor.rehearsal import StageForecast, rehearse
 from rlhfkit.doctor.system import nearest
 from rlhfkit.errors import ConfigError, RlhfkitError
 from rlhfkit.machine.dtype import DtypeChoice
+from rlhfkit.machine.parent import end_with_parent
 from rlhfkit.pipeline.build import Builder
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.wording import duration
@@ -112,6 +113,7 @@ def _broken_off(error: RlhfkitError) -> Finding:
 
 def _try(loaded: LoadedRecipe, run: Path, room: Path, sender: Connection, dtype: DtypeChoice | None) -> None:
     """The other process; what libraries print there is nobody's business."""
+    end_with_parent()
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)

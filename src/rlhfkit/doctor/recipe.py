@@ -134,6 +134,8 @@ INPUT_NAMES = {
     "reward": "reward.trial",
     "evaluation.judge": "judge.trial",
     "evaluation.metric": "data.references",
+    "evaluation.probes": "probe.rows",
+    "probe": "probe.rows",
     "preferences": "data.labelling",
 }
 

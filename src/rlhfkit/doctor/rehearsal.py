@@ -8,7 +8,7 @@ does around its loops, as reading weights, is done in full and counted once.
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +17,17 @@ from typing import TypeVar
 import torch
 
 from rlhfkit.config.control import ControlRecipe
+from rlhfkit.config.evaluation import num_evaluations
 from rlhfkit.config.feedback import PeopleConfig, PreferencesConfig
 from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.ppo import PpoConfig, RolloutConfig
+from rlhfkit.config.probe import ProbeConfig
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import STAGE_SPECS, Stage
 from rlhfkit.config.training import SupervisedConfig
 from rlhfkit.data import load_prompts
 from rlhfkit.errors import ConfigError
+from rlhfkit.evaluation.on_the_way import EvaluationOnTheWay
 from rlhfkit.machine.device import available_bytes
 from rlhfkit.machine.dtype import DtypeChoice, bfloat16_saves
 from rlhfkit.machine.progress import Progress, StageProgress
@@ -36,14 +39,19 @@ from rlhfkit.pipeline.inputs import Inputs
 from rlhfkit.pipeline.opening import open_run
 from rlhfkit.pipeline.run import run_stage
 from rlhfkit.pipeline.workload import Workload
+from rlhfkit.probes.choose import chosen_probes
+from rlhfkit.probes.on_the_way import ProbesOnTheWay
 from rlhfkit.records import Preference
 from rlhfkit.rollout.engine import Engine, Sample
+from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rundir.atomic import write_json
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.rundir.resume import prepare
 from rlhfkit.training.memory import MemoryPlan
+from rlhfkit.training.observers import Observer
+from rlhfkit.training.ppo import PpoTrainer
 from rlhfkit.training.sft import LearntText
 from rlhfkit.training.supervised import num_supervised_updates, num_validations, split_validation
 from rlhfkit.wording import counted
@@ -54,7 +62,7 @@ T = TypeVar("T")
 Supervised = TypeVar("Supervised", bound=SupervisedConfig)
 
 UPDATES, ITERATIONS, CONTROL_ITERATIONS = 4, 3, 20
-EPISODES, RESPONSES, PAIRS = 64, 64, 32
+EPISODES, RESPONSES, PAIRS, PROBE_ROWS = 64, 64, 32, 4
 FORWARD_SHARE = 1 / 3
 """Arithmetic of a forward pass, in that of an update, whose backward pass has two of its size."""
 
@@ -109,24 +117,74 @@ class Stopwatch(Progress):
     def __init__(self) -> None:
         super().__init__(quiet=True)
         self.loops: list[Loop] = []
+        self.set_aside = 0.0
+        """Seconds that are no part of any loop."""
+
+    def now(self) -> float:
+        """Seconds by a clock that stands still while something is set aside."""
+        return time.monotonic() - self.set_aside
 
     @contextmanager
     def stage(self, name: str, *, total: int, unit: str, completed: int = 0) -> Iterator[StageProgress]:
         """Time a loop."""
-        loop = Loop(name, unit, time.monotonic())
+        loop = Loop(name, unit, self.now())
         self.loops.append(loop)
 
         def report(stage: StageProgress) -> None:
-            loop.marks.append((stage.completed - completed, time.monotonic()))
+            loop.marks.append((stage.completed - completed, self.now()))
 
         yield StageProgress(total, unit, completed, time.monotonic, report)
-        loop.ended = time.monotonic()
+        loop.ended = self.now()
+
+
+@dataclass
+class Timed:
+    """An observer of PPO whose looks are no part of the loop: the stopwatch stands still meanwhile."""
+
+    observer: Observer
+    stopwatch: Stopwatch
+    times: float
+    """As many times what it did is what the planned one does."""
+    seconds: dict[int, float] = field(default_factory=dict)
+    """Iteration → what it took there."""
+
+    def before_update(self, trainer: PpoTrainer, experience: Experience) -> Mapping[str, float]:
+        """What the observer tells."""
+        with self._timed(trainer.iteration):
+            return self.observer.before_update(trainer, experience)
+
+    def after_update(self, trainer: PpoTrainer, experience: Experience) -> Mapping[str, float]:
+        """What the observer tells."""
+        with self._timed(trainer.iteration):
+            return self.observer.after_update(trainer, experience)
+
+    @contextmanager
+    def _timed(self, iteration: int) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        taken = time.monotonic() - start
+        self.seconds[iteration] = self.seconds.get(iteration, 0.0) + taken
+        self.stopwatch.set_aside += taken
+
+    @property
+    def pace(self) -> float:
+        """Seconds of one evaluation of the planned recipe: the last one's, for the first warms up."""
+        return self.times * self.seconds[max(self.seconds)]
 
 
 def _forecast(
-    stage: str, seconds: float, loops: Sequence[Loop], whole: dict[str, float], peak: int | None
+    stage: str,
+    seconds: float,
+    loops: Sequence[Loop],
+    whole: dict[str, float],
+    peak: int | None,
+    *,
+    looks: tuple[int, float] = (0, 0.0),
 ) -> StageForecast:
-    """From what a part of a stage took; `whole` has the units of each loop that was cut short, by its name."""
+    """From what a part of a stage took; `whole` has the units of each loop that was cut short, by its name.
+
+    `looks`: how many evaluations on the way there are, and the seconds of one, of which nothing is in `seconds`.
+    """
     around = seconds - sum(loop.seconds for loop in loops)
     by_loop = {loop.name: loop.seconds_for(whole[loop.name]) for loop in loops if loop.name in whole and loop.marks}
     uncut = sum(loop.seconds for loop in loops if loop.name not in by_loop)
@@ -135,7 +193,9 @@ def _forecast(
         main = next(loop for loop in loops if loop.name == max(by_loop, key=by_loop.__getitem__))
         num = round(whole[main.name])
         work = f"{counted(num, main.unit)} of {_short(main.pace)}"
-    return StageForecast(stage, around + uncut + sum(by_loop.values()), work, peak)
+    if looks[0]:
+        work += f", {counted(looks[0], 'evaluation')} of {_short(looks[1])} on the way"
+    return StageForecast(stage, around + uncut + sum(by_loop.values()) + looks[0] * looks[1], work, peak)
 
 
 def _short(seconds: float) -> str:
@@ -157,6 +217,9 @@ class Rehearsal(Workload):
     peaks: dict[str, int] = field(default_factory=dict)
     shortened: "Shortened | None" = None
     """What samples in PPO, where the rehearsed SFT is not what gives responses their length."""
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    timed: list[Timed] = field(default_factory=list)
+    """What looks at PPO while it runs."""
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """After SFT, with responses as long as SFT teaches them to be."""
@@ -200,9 +263,21 @@ class Rehearsal(Workload):
         self.whole["measure"] = self.planned.preferences.num_test_pairs if made else len(pairs)
         return pairs[:PAIRS]
 
-    def engine(self, engine: Engine | None) -> Engine | None:
+    def engine(self, engine: Engine | None, builder: Builder) -> Engine | None:
         """The recipe's own engine, or responses that are cut to the lengths that SFT teaches."""
         return engine or self.shortened
+
+    def observers(self, observers: list[Observer]) -> list[Observer]:
+        """The same, with what each takes for the rows of the planned recipe kept apart."""
+        times = {EvaluationOnTheWay: _evaluated_times(self.planned), ProbesOnTheWay: _probed_times(self.planned)}
+        self.timed = [Timed(each, self.stopwatch, times.get(type(each), 1.0)) for each in observers]
+        return list(self.timed)
+
+    @property
+    def looks(self) -> tuple[int, float]:
+        """How many evaluations on the way there are in the planned recipe, and the seconds of one."""
+        every, iterations = self.planned.evaluation.every_iterations, self.planned.ppo.iterations
+        return num_evaluations(every=every, iterations=iterations), sum(each.pace for each in self.timed)
 
     def check_memory(self, stage: Stage, plan: MemoryPlan, microbatch_tokens: int, builder: Builder) -> None:
         """Raises: ConfigError where memory is too small for what the recipe wants."""
@@ -282,7 +357,14 @@ def _cut(recipe: Recipe) -> Recipe:
             "ppo": ppo.model_copy(update=cut_ppo),
             "preferences": preferences.model_copy(update=cut_preferences),
             "reward_model": recipe.reward_model.model_copy(update={"normalization_responses": num_normalized}),
-            "evaluation": evaluation.model_copy(update={"num_prompts": min(evaluation.num_prompts, RESPONSES)}),
+            "evaluation": evaluation.model_copy(
+                update={
+                    "num_prompts": min(evaluation.num_prompts, RESPONSES),
+                    "num_prompts_on_the_way": min(evaluation.num_prompts_on_the_way, RESPONSES),
+                    "every_iterations": min(evaluation.every_iterations, 1) * ITERATIONS,  # in the first, and the last
+                }
+            ),
+            "probe": _cut_probe(recipe.probe),
         }
     )
 
@@ -303,7 +385,38 @@ def _units(planned: Recipe, cut: Recipe, inputs: Inputs) -> dict[str, float]:
         "normalise": planned.reward_model.normalization_responses,
         "pairs": 2 * _sampled_pairs(planned.preferences),
         **dict.fromkeys(("evaluate", "classification", "translation"), 2 * num),
+        **({"probe": _probe_units(planned)} if "probe" in planned.stages else {}),
     }
+
+
+def _cut_probe(probe: ProbeConfig) -> ProbeConfig:
+    return probe.model_copy(update={"max_rows": PROBE_ROWS})
+
+
+def _probe_units(planned: Recipe) -> float:
+    """Probes of two models and a reward, as many times as the planned ones have more rows."""
+    probes = chosen_probes(planned.probe, directory=Path(planned.data.directory), training=["-"])
+    return _rows_more(planned, planned.probe) * sum(2 if probe.of == "model" else 1 for probe in probes)
+
+
+def _rows_more(planned: Recipe, config: ProbeConfig) -> float:
+    """As many times the rows of the rehearsed probes are those of the planned ones."""
+    directory = Path(planned.data.directory)
+    whole, part = (
+        sum(probe.num_rows for probe in chosen_probes(each, directory=directory, training=["-"]))
+        for each in (config, _cut_probe(config))
+    )
+    return whole / part
+
+
+def _probed_times(planned: Recipe) -> float:
+    names = planned.evaluation.probes
+    return _rows_more(planned, planned.probe.model_copy(update={"names": names, "primary": ""})) if names else 1.0
+
+
+def _evaluated_times(planned: Recipe) -> float:
+    num = planned.evaluation.num_prompts_on_the_way
+    return num / min(num, RESPONSES)
 
 
 def _sampled_pairs(preferences: PreferencesConfig) -> int:
@@ -327,24 +440,27 @@ def rehearse(
     cut_loaded = LoadedRecipe(cut, loaded.text, loaded.overrides)
     prepare(room, cut_loaded, fresh=False)
     _link_outputs(run, room, finished)
-    rehearsal, stopwatch = Rehearsal(planned, finished), Stopwatch()
+    rehearsal = Rehearsal(planned, finished)
     dtype = dtype or Builder(planned, run).dtype_choice
-    with open_run(cut_loaded, stage_room, progress=stopwatch, dtype=dtype, workload=rehearsal) as ctx:
+    with open_run(cut_loaded, stage_room, progress=rehearsal.stopwatch, dtype=dtype, workload=rehearsal) as ctx:
         rehearsal.whole |= _units(planned, cut, ctx.inputs)
         for stage in planned.stages:
             if stage in finished:
                 continue
             if stage == "preferences" and isinstance(planned.preferences.annotators, PeopleConfig):
                 return
-            yield _forecast_of(ctx, stage, rehearsal, stopwatch)
+            yield _forecast_of(ctx, stage, rehearsal)
 
 
-def _forecast_of(ctx: RunContext, stage: Stage, rehearsal: Rehearsal, stopwatch: Stopwatch) -> StageForecast:
+def _forecast_of(ctx: RunContext, stage: Stage, rehearsal: Rehearsal) -> StageForecast:
     """Do a part of the stage, and say what the whole will take."""
-    before, start = len(stopwatch.loops), time.monotonic()
+    stopwatch = rehearsal.stopwatch
+    before, start = len(stopwatch.loops), stopwatch.now()
     run_stage(ctx, stage)
-    seconds = time.monotonic() - start
-    return _forecast(stage, seconds, stopwatch.loops[before:], rehearsal.whole, rehearsal.peaks.get(stage))
+    seconds, loops, peak = stopwatch.now() - start, stopwatch.loops[before:], rehearsal.peaks.get(stage)
+    return _forecast(
+        stage, seconds, loops, rehearsal.whole, peak, looks=rehearsal.looks if stage == "ppo" else (0, 0.0)
+    )
 
 
 def _link_outputs(run: RunDir, room: RunDir, finished: dict[str, dict[str, object]]) -> None:

@@ -199,7 +199,7 @@ def refuse(faults: list[str], env: object) -> None:
 
 def name_of(env: object) -> str:
     """The environment's class, for messages."""
-    return type(env).__name__
+    return type(env.env if isinstance(env, TurnLimit) else env).__name__  # the user's, not what is around it
 
 
 def shown(value: object) -> str:

@@ -1,14 +1,17 @@
 """Before and after in an environment, on held-out episodes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.envs.text import TextEnvFactory
-from rlhfkit.evaluation.prompts import distance, distinct, estimate, share_estimate, win_rate
+from rlhfkit.evaluation.prompts import distance, distinct, estimate, held_to, prompt_results, share_estimate, win_rate
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.rewards.source import RewardSource, check_scores
+from rlhfkit.rollout.constraints import Constraint, constraint_values
 from rlhfkit.rollout.multi_turn import Episode, env_seed, join_episodes, play, score_turns
 from rlhfkit.rundir.results import Evaluation, ModelResults, SamplePair, WinRates
 
@@ -24,7 +27,10 @@ class _Played:
     """Which recorded dialogue an episode replays, as one may come again; None where all episodes are independent."""
     returns: list[float]
     judge_scores: list[float] | None
-    ref_kl: float
+    of_constraints: list[list[float]]
+    """What each constraint says of every response, turn by turn."""
+    ref_kl: torch.Tensor
+    """(num_episodes,), in nats summed over an episode."""
     perplexity: float
 
 
@@ -35,6 +41,7 @@ def compare_episodes(
     *,
     reward: RewardSource | None,
     judge: RewardSource | None,
+    constraints: Sequence[Constraint] = (),
     reward_name: str,
     judge_name: str,
     recipe: Recipe,
@@ -44,17 +51,18 @@ def compare_episodes(
     """Both models in the same held-out episodes with the same random numbers, side by side; `sft` is the reference.
 
     Scores, and the judge's, are summed over the turns of an episode. `on_cut` hears of prompts that had to be cut.
-    Raises: EnvError, RewardError where environment, reward or judge fail.
+    `constraints` are those of PPO, which judge every response.
+    Raises: EnvError, RewardError where environment, reward, judge or the source of a constraint fail.
     """
-    is_replay = recipe.env is not None and recipe.env.type == "replay"
+    is_replay, seed = recipe.env is not None and recipe.env.type == "replay", recipe.evaluation_seed
 
     def played(model: LanguageModel) -> _Played:
         episodes = play(
             model,
             factory,
             recipe.rollout,
-            env_seeds=[env_seed(recipe.seed, row, held_out=True) for row in range(recipe.evaluation.num_prompts)],
-            response_seed=lambda row, turn: derive_seed(recipe.seed, "evaluation", row, turn),
+            env_seeds=[env_seed(seed, row, held_out=True) for row in range(recipe.evaluation.num_prompts)],
+            response_seed=lambda row, turn: derive_seed(seed, "evaluation", row, turn),
             max_prompt_tokens=recipe.data.prompt_limit,
             on_finished=on_finished,
             on_cut=on_cut,
@@ -66,11 +74,13 @@ def compare_episodes(
             temperature=recipe.rollout.temperature,
             max_tokens=recipe.ppo.forward_tokens,
         )
+        turns = [turn.scored for episode in episodes for turn in episode.turns]
         return _Played(
             episodes=episodes,
             groups=[episode.prompt.text for episode in episodes] if is_replay else None,
-            returns=_summed(score_turns(episodes, reward).tolist(), episodes),
-            judge_scores=None if judge is None else _summed(_judged(judge, episodes), episodes),
+            returns=summed(score_turns(episodes, reward).tolist(), episodes),
+            judge_scores=None if judge is None else summed(judged(judge, episodes), episodes),
+            of_constraints=[values.tolist() for values in constraint_values(constraints, turns)],
             ref_kl=ref_kl,
             perplexity=perplexity,
         )
@@ -100,16 +110,34 @@ def compare_episodes(
             )
             for row in range(min(recipe.evaluation.num_samples, len(before.episodes)))
         ),
+        prompts=prompt_results(
+            [episode.prompt.text for episode in before.episodes],
+            before.returns,
+            after.returns,
+            judge=(before.judge_scores or (), after.judge_scores or ()) if has_judge else None,
+            ref_kl=after.ref_kl.tolist(),
+        ),
+        constraints=held_to(
+            constraints,
+            [before.of_constraints, after.of_constraints],
+            [_groups_of_turns(before), _groups_of_turns(after)],
+        ),
     )
 
 
-def _judged(judge: RewardSource, episodes: Sequence[Episode]) -> list[float]:
+def _groups_of_turns(played: _Played) -> list[Hashable]:
+    """Which turns hang together: those of an episode, or of a dialogue that came several times."""
+    groups: Sequence[Hashable] = played.groups or range(len(played.episodes))
+    return [group for group, episode in zip(groups, played.episodes, strict=True) for _ in episode.turns]
+
+
+def judged(judge: RewardSource, episodes: Sequence[Episode]) -> list[float]:
     """What the judge alone says of every turn."""
     turns = [turn.scored for episode in episodes for turn in episode.turns]
     return check_scores(judge.score(turns), turns, source="the judge").tolist()
 
 
-def _summed(scores: Sequence[float], episodes: Sequence[Episode]) -> list[float]:
+def summed(scores: Sequence[float], episodes: Sequence[Episode]) -> list[float]:
     """Sum over the turns of each episode."""
     rest = iter(scores)
     return [sum(next(rest) for _ in episode.turns) for episode in episodes]
@@ -127,7 +155,7 @@ def _results(played: _Played) -> ModelResults:
         distinct_1=distinct(texts, 1),
         distinct_2=distinct(texts, 2),
         perplexity=played.perplexity,
-        ref_kl=played.ref_kl,
+        ref_kl=float(played.ref_kl.mean()),
         won_share=share_estimate(won) if won else None,
         turns=len(turns) / len(played.episodes),
     )

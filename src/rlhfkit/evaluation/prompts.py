@@ -1,5 +1,6 @@
 """Before and after, on held-out prompts: is it better, by how much, and what did it cost?"""
 
+import hashlib
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,33 @@ from rlhfkit.models.language import LanguageModel
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import masked_sum
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
+from rlhfkit.rollout.constraints import Constraint, constraint_values
 from rlhfkit.rollout.engine import shared_out
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.text_experience import as_scored_text, logprobs_in_parts
-from rlhfkit.rundir.results import Estimate, Evaluation, ModelResults, SamplePair, WinRate, WinRates
+from rlhfkit.rundir.results import (
+    ConstraintResults,
+    Estimate,
+    Evaluation,
+    ModelResults,
+    PromptResult,
+    SamplePair,
+    WinRate,
+    WinRates,
+)
 from rlhfkit.stats.intervals import mean_interval, rate_interval
 
-__all__ = ["compare", "distance", "distinct", "estimate", "positive_share", "share_estimate", "win_rate"]
+__all__ = [
+    "compare",
+    "distance",
+    "distinct",
+    "estimate",
+    "held_to",
+    "positive_share",
+    "prompt_results",
+    "share_estimate",
+    "win_rate",
+]
 
 
 @dataclass(frozen=True)
@@ -32,7 +53,10 @@ class _Answers:
     episodes: list[ScoredText]
     scores: list[float]
     judge_scores: list[float] | None
-    ref_kl: float
+    of_constraints: list[list[float]]
+    """What each constraint says of every response."""
+    ref_kl: torch.Tensor
+    """(num_prompts,), in nats summed per sequence."""
     perplexity: float
 
 
@@ -43,6 +67,7 @@ def compare(
     *,
     reward: RewardSource,
     judge: RewardSource | None,
+    constraints: Sequence[Constraint] = (),
     reward_name: str,
     judge_name: str,
     rollout: RolloutConfig,
@@ -53,7 +78,8 @@ def compare(
 ) -> Evaluation:
     """Both models' answers to the same prompts with the same random numbers, side by side; `sft` is the reference.
 
-    Raises: RewardError where reward or judge fail.
+    `constraints` are those of PPO, which the evaluation holds to their limits too.
+    Raises: RewardError where reward, judge or the source of a constraint fail.
     """
 
     def answers(model: LanguageModel) -> _Answers:
@@ -80,6 +106,7 @@ def compare(
             judge_scores=None
             if judge is None
             else check_scores(judge.score(episodes), episodes, source="the judge").tolist(),
+            of_constraints=[values.tolist() for values in constraint_values(constraints, episodes)],
             ref_kl=ref_kl,
             perplexity=perplexity,
         )
@@ -108,13 +135,47 @@ def compare(
             )
             for row in range(min(num_samples, len(prompts)))
         ),
+        prompts=prompt_results(
+            [prompt.text for prompt in prompts],
+            before.scores,
+            after.scores,
+            judge=None
+            if before.judge_scores is None or after.judge_scores is None
+            else (before.judge_scores, after.judge_scores),
+            ref_kl=after.ref_kl.tolist(),
+        ),
+        constraints=held_to(
+            constraints, [before.of_constraints, after.of_constraints], [before.prompts, after.prompts]
+        ),
+    )
+
+
+def prompt_results(
+    prompts: Sequence[str],
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    judge: tuple[Sequence[float], Sequence[float]] | None,
+    ref_kl: Sequence[float],
+) -> tuple[PromptResult, ...]:
+    """A row for each prompt, with the scores before and after and, of a judge, both of its too."""
+    return tuple(
+        PromptResult(
+            prompt=hashlib.sha256(prompt.encode("utf-8", "backslashreplace")).hexdigest()[:16],
+            score_sft=before[row],
+            score_policy=after[row],
+            judge_sft=None if judge is None else judge[0][row],
+            judge_policy=None if judge is None else judge[1][row],
+            ref_kl=ref_kl[row],
+        )
+        for row, prompt in enumerate(prompts)
     )
 
 
 def distance(
     model: LanguageModel, reference: LanguageModel, sequences: Sequences, *, temperature: float, max_tokens: int
-) -> tuple[float, float]:
-    """(KL of `model`, which sampled the sequences, to `reference` in nats summed per sequence; perplexity under it)."""
+) -> tuple[torch.Tensor, float]:
+    """(KL (B,) of `model`, which sampled the sequences, to `reference`, in nats summed over each; its perplexity)."""
     mask = sequences.mask
 
     def logprobs(of: LanguageModel, temperature: float) -> torch.Tensor:
@@ -124,7 +185,7 @@ def distance(
 
     kl = logprobs(model, temperature) - logprobs(reference, temperature)
     mean_logprob = float(masked_sum(logprobs(reference, 1.0), mask) / mask.sum())
-    return float(masked_sum(kl, mask, dim=1).mean()), math.exp(-mean_logprob)
+    return masked_sum(kl, mask, dim=1), math.exp(-mean_logprob)
 
 
 def _results(answers: _Answers) -> ModelResults:
@@ -139,7 +200,26 @@ def _results(answers: _Answers) -> ModelResults:
         distinct_1=distinct(texts, 1),
         distinct_2=distinct(texts, 2),
         perplexity=answers.perplexity,
-        ref_kl=answers.ref_kl,
+        ref_kl=float(answers.ref_kl.mean()),
+    )
+
+
+def held_to(
+    constraints: Sequence[Constraint],
+    values: Sequence[Sequence[Sequence[float]]],
+    groups: Sequence[Sequence[Hashable] | None],
+) -> tuple[ConstraintResults, ...]:
+    """What each constraint says of the model before and the one after; `values` and `groups` have these two."""
+    before, after = values
+    return tuple(
+        ConstraintResults(
+            name=constraint.name,
+            limit=constraint.rule.limit,
+            is_upper=constraint.rule.is_upper,
+            sft=estimate(old, groups[0]),
+            policy=estimate(new, groups[1]),
+        )
+        for constraint, old, new in zip(constraints, before, after, strict=True)
     )
 
 

@@ -30,7 +30,8 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 # torch has a class of its own for accelerators alone.
 OUT_OF_MEMORY = re.compile(
-    r"can't allocate memory|not enough memory|out[ _]of[ _]memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|std::bad_alloc",
+    r"can(?:'t|not) allocate memory|not enough memory|out[ _]of[ _]memory|"
+    r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|std::bad_alloc",
     re.IGNORECASE,
 )
 
@@ -65,13 +66,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
 
 
-def available_bytes(device: torch.device) -> int:
-    """Memory that can still be had on `device`: what is free, and what is cached and can be dropped."""
+def available_bytes(device: torch.device, *, shared_by: int = 1) -> int:
+    """Memory that this process can still have on `device`: what is free, and what is cached and can be dropped.
+
+    `shared_by`: processes that share the memory of this machine evenly; an accelerator is one's own.
+    """
     _give_back_freed()
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min([_machine_available(), *_limits_of_groups()])
+    return min([min([_machine_available(), *_limits_of_groups()]) // shared_by, *_limits_of_process()])
 
 
 def held_bytes(device: torch.device) -> int:
@@ -157,6 +161,16 @@ def _machine_available() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     line = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable:"))
     return int(line.split()[1]) * 1024
+
+
+def _limits_of_process() -> Iterator[int]:
+    """What `ulimit -v` and `ulimit -d` leave to this process, where they are set."""
+    if not Path("/proc/self/status").exists():
+        return
+    for number, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        limit, _ = resource.getrlimit(number)
+        if limit != resource.RLIM_INFINITY:
+            yield max(0, limit - _of_status(used))
 
 
 def _limits_of_groups() -> Iterator[int]:

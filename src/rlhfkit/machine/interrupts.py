@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["FailedRank", "Spoken", "ends_like_interrupts", "interrupts_wait"]
+__all__ = ["FailedRank", "Paused", "Spoken", "ends_like_interrupts", "interrupts_wait"]
 
 
 class Spoken(Exception):
@@ -18,6 +18,13 @@ class Spoken(Exception):
 
 class FailedRank(Exception):
     """This process of a run ends because of an error that nobody foresaw; the message names it, and the rank."""
+
+
+class Paused(KeyboardInterrupt):
+    """PPO is as far as it was to come for now, and saved; the message says how far.
+
+    It is left in good order as an interrupt is, by whatever stands around it, but nobody has interrupted anything.
+    """
 
 
 KIND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

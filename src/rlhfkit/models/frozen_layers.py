@@ -19,7 +19,7 @@ from rlhfkit.models.layers import layers_of, trunk_hidden
 from rlhfkit.models.lora import unwrapped
 from rlhfkit.padding import Sequences, length_buckets
 
-__all__ = ["Stem", "too_few_layers", "trunk_above"]
+__all__ = ["Stem", "final_norm", "too_few_layers", "trunk_above"]
 
 
 class _Given(nn.Module):
@@ -79,6 +79,12 @@ def _above(
     skipped = range(1, num_layers)
     with _replaced(model, {0: _Given(hidden), **{place: _Skipped() for place in skipped}}):
         return trunk_hidden(model, ids, **options)
+
+
+def final_norm(model: PreTrainedModel | PeftModel, hidden: Tensor) -> Tensor:
+    """What `model` makes of `hidden` (B, T, H) behind its last layer: the final norm, where the family has one."""
+    ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+    return _above(model, ids, hidden, len(layers_of(model)))
 
 
 def trunk_above(

@@ -1,5 +1,7 @@
 """The trunk of a decoder and its layers, whatever the architecture."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftModel
@@ -9,7 +11,7 @@ from transformers import PreTrainedModel
 from rlhfkit.errors import ModelError
 from rlhfkit.models.lora import unwrapped
 
-__all__ = ["layers_of", "recompute_layers", "trunk_hidden"]
+__all__ = ["hidden_by_layer", "layers_computed_once", "layers_of", "recompute_layers", "trunk_hidden"]
 
 
 def trunk_hidden(model: PreTrainedModel | PeftModel, ids: Tensor, **options: object) -> Tensor:
@@ -22,6 +24,22 @@ def layers_of(model: PreTrainedModel | PeftModel) -> nn.ModuleList:
     """The decoder layers, in order: the longest list of modules in the trunk."""
     lists = [module for module in unwrapped(model).base_model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=len, default=nn.ModuleList())
+
+
+def hidden_by_layer(model: PreTrainedModel | PeftModel, ids: Tensor) -> list[Tensor]:
+    """Hidden states (B, T, H) behind each decoder layer, in order, before the final norm."""
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, __: object, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [layer.register_forward_hook(keep) for layer in layers_of(model)]
+    try:
+        trunk_hidden(model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def recompute_layers(model: PreTrainedModel | PeftModel) -> None:
@@ -43,3 +61,16 @@ def recompute_layers(model: PreTrainedModel | PeftModel) -> None:
     for layer in layers_of(model):
         # transformers asks for this flag. The modules inside stay in evaluation mode, so no dropout comes with it.
         layer.training = True
+
+
+@contextmanager
+def layers_computed_once(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """In the block, which has no backward pass, no layer is computed again: those that are would get no cache."""
+    recomputing = [layer for layer in layers_of(model) if layer.training]
+    for layer in recomputing:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer in recomputing:
+            layer.training = True

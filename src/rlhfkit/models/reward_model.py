@@ -1,12 +1,15 @@
 """A reward model: a sequence-classification model with one output, read at the last real token."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,9 +24,25 @@ from rlhfkit.models.saving import check_saved_classifier
 from rlhfkit.records import Prompt
 from rlhfkit.rundir.atomic import write_json
 
-__all__ = ["Normalization", "RewardModel", "read_max_tokens", "read_normalization", "reward_ids", "score_head"]
+__all__ = [
+    "HEADS_FILE",
+    "MEMBERS",
+    "SETTINGS_FILE",
+    "LengthTrend",
+    "Normalization",
+    "RewardModel",
+    "Scale",
+    "members_of",
+    "read_heads",
+    "read_max_tokens",
+    "read_normalization",
+    "read_scales",
+    "reward_ids",
+    "score_head",
+    "write_heads",
+]
 
-SETTINGS_FILE = "rlhfkit_reward.json"
+SETTINGS_FILE, HEADS_FILE, MEMBERS = "rlhfkit_reward.json", "heads.safetensors", "members"
 
 
 @dataclass(frozen=True)
@@ -32,6 +51,40 @@ class Normalization:
 
     mean: float = 0.0
     std: float = 1.0
+
+
+@dataclass(frozen=True)
+class LengthTrend:
+    """The straight line through raw scores over lengths of the reference responses, by least squares."""
+
+    slope: float
+    """Raw score per token of the response."""
+    mean_tokens: float
+    """Mean length, where the line has the mean of the raw scores."""
+    std: float
+    """Deviation of the raw scores around the line."""
+    correlation: float
+    """Pearson's correlation of raw score and length."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What becomes of the raw scores of one head."""
+
+    normalization: Normalization = Normalization()
+    trend: LengthTrend | None = None
+    """None where there were no reference responses, or they were all of one length."""
+
+    def normalised(self, raw: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(raw - mean) / std (B,); with `lengths` (B,) less the trend, (raw - mean - slope * (length - mean)) / std.
+
+        Either has mean 0 and deviation 1 on the reference responses; the second does not depend on the length there.
+        """
+        mean, std = self.normalization.mean, self.normalization.std
+        if lengths is None:
+            return (raw - mean) / std
+        assert self.trend is not None  # the builder saw to it
+        return (raw - mean - self.trend.slope * (lengths - self.trend.mean_tokens)) / self.trend.std
 
 
 def reward_ids(encoder: Encoder, prompt: Prompt, response: str, *, finished: bool, max_tokens: int) -> list[int]:
@@ -74,6 +127,7 @@ class RewardModel(nn.Module):
         self.classifier = classifier
         self.encoder = encoder
         self.stem: Stem | None = None  # what it begins with, in common with the policy
+        self.further_heads: Tensor | None = None  # (H, width) of an ensemble on one trunk
         self.paths = FastPaths()
         score_head(classifier)
 
@@ -94,13 +148,35 @@ class RewardModel(nn.Module):
         return next(self.classifier.parameters()).device
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """(B,) raw scores, float32, read at position lengths - 1 of right-padded `ids` (B, T)."""
+        """(B,) raw scores, float32, read at position lengths - 1 of right-padded `ids` (B, T).
+
+        Where there are further heads (B, 1 + H), theirs after its own.
+        """
+        scores = self.read(self.last_hidden(ids, lengths))
+        return scores.squeeze(-1) if self.further_heads is None else scores
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """Raw scores (N, 1 + H) that the heads, its own first, read in float32 hidden states (N, width)."""
+        own = nn.functional.linear(hidden, score_head(self.classifier).weight.float())
+        if self.further_heads is None:
+            return own
+        return torch.cat([own, nn.functional.linear(hidden, self.further_heads.to(hidden))], dim=1)
+
+    def last_hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """(B, width) what the head reads, float32."""
         below = None if self.stem is None else self.stem.hidden(ids, lengths)
         places = torch.arange(len(ids), device=ids.device), lengths - 1
         last = hidden_at(self.classifier, ids, lengths, places, stem=self.stem, below=below, paths=self.paths)
-        return nn.functional.linear(last.float(), score_head(self.classifier).weight.float()).squeeze(-1)
+        return last.float()
 
-    def save(self, directory: Path, *, normalization: Normalization, max_tokens: int | None = None) -> None:
+    def save(
+        self,
+        directory: Path,
+        *,
+        normalization: Normalization,
+        max_tokens: int | None = None,
+        trend: LengthTrend | None = None,
+    ) -> None:
         """Write a directory with the normalisation beside the model, and how long the sequences of training could be.
 
         `transformers` alone can load it where it has a sequence-classification class for the family.
@@ -112,7 +188,8 @@ class RewardModel(nn.Module):
             model.save_pretrained(directory)
             self.encoder.tokenizer.save_pretrained(directory)
         settings = {"normalization": asdict(normalization), "template": self.encoder.template_hash}
-        write_json(directory / SETTINGS_FILE, settings | {"max_tokens": max_tokens})
+        length = {} if trend is None else {"length": asdict(trend)}
+        write_json(directory / SETTINGS_FILE, settings | {"max_tokens": max_tokens} | length)
 
         def scores_of(ids: Tensor) -> Tensor:
             scores: Tensor = self(ids, torch.full((len(ids),), ids.shape[1], device=ids.device))
@@ -131,6 +208,56 @@ def read_normalization(directory: str | Path) -> Normalization | None:
         return None if settings is None else Normalization(**settings["normalization"])
     except (KeyError, TypeError) as error:
         raise _damaged(Path(directory) / SETTINGS_FILE, error) from error
+
+
+def read_scales(directory: str | Path) -> list[Scale]:
+    """The scale of the head of a reward model of ours, and those of its further heads.
+
+    Raises: ModelError where the file is damaged, or it is none of ours.
+    """
+    settings = _settings(directory)
+    try:
+        assert settings is not None
+        return [_scale(found) for found in (settings, *settings.get("heads", ()))]
+    except (AssertionError, AttributeError, KeyError, TypeError) as error:
+        raise _damaged(Path(directory) / SETTINGS_FILE, error) from error
+
+
+def _scale(stored: Mapping[str, Any]) -> Scale:
+    length = stored.get("length")
+    return Scale(Normalization(**stored["normalization"]), None if length is None else LengthTrend(**length))
+
+
+def write_heads(directory: Path, heads: Tensor, scales: Sequence[Scale]) -> None:
+    """Add further heads (H, width) on its trunk, each with its scale, to a reward model that is saved."""
+    save_file({"weight": heads.contiguous().cpu()}, directory / HEADS_FILE)
+    told = [
+        {"normalization": asdict(scale.normalization), "length": None if scale.trend is None else asdict(scale.trend)}
+        for scale in scales
+    ]
+    write_json(directory / SETTINGS_FILE, {**(_settings(directory) or {}), "heads": told})
+
+
+def read_heads(directory: str | Path) -> Tensor | None:
+    """The further heads (H, width) on the trunk of a reward model; None where it has none.
+
+    Raises: ModelError where the file is damaged.
+    """
+    path = Path(directory) / HEADS_FILE
+    if not path.exists():
+        return None
+    try:
+        return load_file(path)["weight"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+
+
+def members_of(directory: str | Path) -> list[Path]:
+    """The directories of the further members of an ensemble, each a whole reward model; none of a single one."""
+    return sorted(
+        (path for path in (Path(directory) / MEMBERS).glob("*") if path.name.isdecimal()),
+        key=lambda path: int(path.name),
+    )
 
 
 def read_max_tokens(directory: str | Path) -> int | None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhfkit.config.stages import ModelName
-from rlhfkit.errors import CheckpointError, ModelError
+from rlhfkit.errors import CheckpointError, ModelError, OutOfMemoryError
+from rlhfkit.machine.device import is_out_of_memory
 from rlhfkit.machine.seeding import capture_rng, restore_rng
 from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.generation_config import endings
@@ -54,7 +55,13 @@ def save_model(run: RunDir, name: ModelName, save: Callable[[Path], object], mod
         rescued = run.path / f"{name}.as-trained.safetensors"
         with writing(rescued):
             save_file(_apart(module.state_dict()), rescued)
-        raise ModelError(f"{error}; the weights as they were trained are kept in {rescued}") from error
+        kept = f"the weights as they were trained are kept in {rescued}"
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"out of memory while the model {name} was saved and tried ({error}); {kept}. Close other programs or "
+                "part the weights among more processes (parallel.shard=fsdp); then the same command goes on"
+            ) from error
+        raise ModelError(f"{error}; {kept}") from error
     return path
 
 
@@ -117,6 +124,8 @@ def _as_saved(directory: Path) -> Iterator[None]:
         with quiet_transformers(), torch.no_grad():
             yield
     except WHAT_LOADERS_RAISE as error:
+        if is_out_of_memory(error):  # which says nothing of the files
+            raise
         raise ModelError(
             f"the model that was saved is not the one that was trained: {reason_of(error)}; this is a fault of the "
             "files beside the weights, or of this architecture with this version of transformers: try another "

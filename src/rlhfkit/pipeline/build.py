@@ -20,6 +20,7 @@ from rlhfkit.config.rewards import (
     FunctionRewardConfig,
     GrammarRewardConfig,
     HttpRewardConfig,
+    LengthRewardConfig,
     LexiconRewardConfig,
     MatchRewardConfig,
     MixRewardConfig,
@@ -52,10 +53,11 @@ from rlhfkit.models.reward_model import RewardModel, read_normalization, score_h
 from rlhfkit.models.saving import save_model
 from rlhfkit.models.scratch import random_model, train_tokenizer
 from rlhfkit.models.value import ValueHead, ValueNetwork
+from rlhfkit.pipeline.model_reward import model_reward
 from rlhfkit.pipeline.parted import PARTED, part_frozen
 from rlhfkit.records import Prompt
 from rlhfkit.rewards.source import RewardSource
-from rlhfkit.rollout.engine import Engine, GatheredSampler, Reference
+from rlhfkit.rollout.engine import Engine, FrozenReference, GatheredSampler, Reference
 from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.resume import recorded_date, recorded_dtype
@@ -75,6 +77,8 @@ class Given:
     """Table of `data` → its records."""
     reward: RewardSource | None = None
     """What PPO maximises, in place of `reward`."""
+    judge: RewardSource | None = None
+    """What judges, in place of `evaluation.judge`."""
     env: Callable[[], Any] | None = None
     """What makes the environment, in place of `env.function`."""
 
@@ -279,13 +283,15 @@ class Builder:
 
     # ── reward model and critic ──────────────────────────────────────────────────────────────────────────────────────
 
-    def fresh_reward_model(self, *, name: str) -> RewardModel:
-        """A reward model on the trunk of the SFT model (or the base), with a new head."""
+    def fresh_reward_model(self, *, name: str, head: str | None = None) -> RewardModel:
+        """A reward model on the trunk of the SFT model (or the base), with a new head: that of `name`, or of `head`."""
         from_sft = self.recipe.reward_model.init == "sft"
         source = self.starting_point() if from_sft else self.source_of()
         encoder = self.encoder(source)
         classifier = self._classifier(source.path, encoder, fresh_head=True)
-        RewardModel.init_head(classifier, torch.Generator().manual_seed(derive_seed(self.recipe.seed, name, "head")))
+        RewardModel.init_head(
+            classifier, torch.Generator().manual_seed(derive_seed(self.recipe.seed, head or name, "head"))
+        )
         if self.recipe.model.lora is not None:
             seed_everything(derive_seed(self.recipe.seed, name, "lora"))
             return self._on_paths(RewardModel(add_lora(classifier, self.recipe.model.lora), encoder))
@@ -346,7 +352,7 @@ class Builder:
         frozen = self.language_model(self.starting_point())
         frozen.stem = _in_common(model.stem, frozen.causal_lm)
         part_frozen(frozen)
-        return lambda sequences: frozen.logprobs(sequences, temperature=temperature)
+        return FrozenReference(frozen, temperature)
 
     def sampler_of(self, engine: Engine | None) -> GatheredSampler:
         """What samples where the policy's weights are parted: a whole copy, for itself or for `engine`."""
@@ -411,6 +417,8 @@ class Builder:
         config = self._judge_config()
         if config is None:
             return None, "judge"
+        if self.given.judge is not None:
+            return self.given.judge, "judge"
         is_made = self.recipe.evaluation.judge is None
         names = {"grammar": "the true rule", "reward_model": "second reward model" if is_made else "reward model"}
         return self.reward(config), names.get(config.type, config.type.replace("_", " "))
@@ -436,7 +444,7 @@ class Builder:
             return given
         match config:
             case RewardModelRewardConfig():
-                return self._model_reward(config, stem)
+                return model_reward(self, config, stem)
             case FunctionRewardConfig():
                 from rlhfkit.rewards.function import FunctionReward
 
@@ -465,30 +473,24 @@ class Builder:
                 from rlhfkit.rewards.chrf import ChrfReward
 
                 return ChrfReward()
+            case LengthRewardConfig():
+                from rlhfkit.rewards.length import LengthReward
+
+                return LengthReward(config)
             case MixRewardConfig():
                 from rlhfkit.rewards.mix import MixReward
 
-                return MixReward([(part.weight, self.reward(part.source, stem=stem)) for part in config.parts])
+                return MixReward(
+                    [(part.weight, self.reward(part.source, stem=stem)) for part in config.parts],
+                    how=config.combine,
+                    variance_coef=config.variance_coef,
+                )
 
     def given_reward(self, config: RewardConfig) -> RewardSource | None:
-        """The reward that was given, where `config` is the one whose place it takes."""
-        return self.given.reward if config == self.recipe.reward else None
-
-    def _model_reward(self, config: RewardModelRewardConfig, stem: Stem | None) -> RewardSource:
-        from rlhfkit.rewards.model import ClassifierReward, RewardModelReward, longest_scored
-
-        directory = self.run.model("reward_model") if config.path is None else Path(config.path)
-        normalization = read_normalization(directory)
-        if normalization is not None:
-            return RewardModelReward(
-                self.reward_model(directory, stem=stem),
-                normalization,
-                max_tokens=longest_scored(config, directory),
-                batch_tokens=config.batch_tokens,
-            )
-        tokenizer, _ = load_tokenizer(PretrainedModelConfig(path=str(directory)), needs_eos=False)
-        model = load_classifier(str(directory), tokenizer, device=self.device, dtype=torch.float32)
-        return ClassifierReward(model, tokenizer, config, now=self.now)
+        """The reward or the judge that was given, where `config` is the one whose place it takes."""
+        if config == self.recipe.reward:
+            return self.given.reward
+        return self.given.judge if config == self.recipe.evaluation.judge else None
 
 
 def _in_common(stem: Stem | None, model: PreTrainedModel | PeftModel) -> Stem | None:

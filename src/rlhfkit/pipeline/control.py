@@ -75,6 +75,8 @@ class ControlPipeline:
     run: RunDir
     log: RunLog
     progress: Progress
+    until: int | None = None
+    """As for `training.ppo.iterations`."""
 
     def __post_init__(self) -> None:
         # The networks are too small to share out: a second thread costs more than it brings.
@@ -125,6 +127,7 @@ class ControlPipeline:
                 progress=stage,
                 stage="control",
                 labels=prepared.labels,
+                until=self.until,
             )
         self.keep(prepared)
 
@@ -150,10 +153,13 @@ class ControlPipeline:
         trainer, seed = prepared.trainer, prepared.seed
         if trainer.outcome:
             self.progress.warn(f"seed {seed} stopped after {trainer.iteration} iterations: {trainer.outcome}")
+        elif trainer.kept is not None:
+            self.progress.note(f"seed {seed} is done; {trainer.kept.words}")
         record = {
             "env_steps": prepared.rollout.env_steps,
             "training_seconds": round(time.monotonic() - prepared.start, 2),
             "log": self.log.position(),
+            **({} if trainer.kept is None else trainer.kept.as_facts()),
         }
         prepared.rollout.envs.close()
         with write_directory_atomically(self._directory(seed)) as directory:

@@ -17,11 +17,11 @@ from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed, shuffled
 from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel
+from rlhfkit.pipeline.constraints import constraints_of
 from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.control import ControlPipeline
 from rlhfkit.pipeline.opening import reopened
 from rlhfkit.report.page import report_or_warn
-from rlhfkit.rewards.source import RewardSource
 from rlhfkit.rundir.atomic import write_atomically
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.lock import locked
@@ -83,13 +83,8 @@ def _compared(ctx: RunContext, before: PretrainedModelConfig) -> Evaluation:
     return compared(ctx, sft, ctx.builder.language_model(ctx.builder.source_of(ctx.run.model("policy"))))
 
 
-def compared(
-    ctx: RunContext, sft: LanguageModel, policy: LanguageModel, *, judge: RewardSource | None = None
-) -> Evaluation:
-    """How two models do on the recipe's test prompts; the first is the reference of the second.
-
-    `judge` takes the place of the recipe's.
-    """
+def compared(ctx: RunContext, sft: LanguageModel, policy: LanguageModel) -> Evaluation:
+    """How two models do on the recipe's test prompts; the first is the reference of the second."""
     recipe = ctx.recipe
     loaded = ctx.load("test_prompts", load_prompts).records
     if recipe.data.prompts is not None:
@@ -97,10 +92,10 @@ def compared(
         if overlap:
             ctx.once(ctx.progress.warn, f"{overlap} of {len(loaded)} test prompts are training prompts too")
     # All files share in the sample, since their rows come one file after the other.
-    order = shuffled(len(loaded), derive_seed(recipe.seed, "test prompts"))
+    order = shuffled(len(loaded), derive_seed(recipe.evaluation_seed, "test prompts"))
     chosen = [loaded[index] for index in order[: recipe.evaluation.num_prompts]]
     prompts = ctx.encoded(chosen, sft.encoder, "test_prompts")
-    judge, judge_name = ctx.builder.judge() if judge is None else (judge, "judge")
+    judge, judge_name = ctx.builder.judge()
     with ctx.progress.stage("evaluate", total=2 * len(prompts), unit="response") as progress:
         evaluation = compare(
             sft,
@@ -108,10 +103,11 @@ def compared(
             prompts,
             reward=ctx.builder.reward(recipe.reward),
             judge=judge,
+            constraints=constraints_of(ctx),
             reward_name=recipe.reward.type.replace("_", " "),
             judge_name=judge_name,
             rollout=recipe.rollout,
-            seed=recipe.seed,
+            seed=recipe.evaluation_seed,
             num_samples=recipe.evaluation.num_samples,
             max_tokens=recipe.ppo.forward_tokens,
             on_finished=progress.advance,
@@ -134,6 +130,7 @@ def _compared_in_env(ctx: RunContext, before: PretrainedModelConfig) -> Evaluati
             ctx.env_factory("test_prompts"),
             reward=ctx.builder.reward(recipe.reward) if recipe.uses_reward else None,
             judge=judge,
+            constraints=constraints_of(ctx),
             reward_name=recipe.reward.type.replace("_", " ") if recipe.uses_reward else "environment",
             judge_name=judge_name,
             recipe=recipe,

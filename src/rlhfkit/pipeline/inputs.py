@@ -45,8 +45,11 @@ from rlhfkit.models.inspection import inspect_model
 from rlhfkit.models.joins import remarks_on_rows
 from rlhfkit.pipeline.build import Builder
 from rlhfkit.pipeline.early import early_readers, early_rewards
+from rlhfkit.probes.choose import chosen_probes
+from rlhfkit.probes.lm_eval import require_lm_eval
 from rlhfkit.records import Demonstration, Preference, Prompt
 from rlhfkit.rewards.chrf import ChrfReward, sacrebleu_metrics
+from rlhfkit.rewards.ensemble import EnsembleReward
 from rlhfkit.rewards.function import FunctionReward
 from rlhfkit.rewards.http import HttpReward
 from rlhfkit.rewards.match import MatchReward
@@ -100,7 +103,8 @@ class Inputs:
                 elif isinstance(source, StoreConfig) and load is load_preferences:
                     loaded = cast("Loaded[T]", load_labels(source))
                 else:
-                    loaded = load(source, directory=data.directory, on_bad_row=data.on_bad_row, seed=self.recipe.seed)
+                    seed = self.recipe.evaluation_seed if name == "test_prompts" else self.recipe.seed
+                    loaded = load(source, directory=data.directory, on_bad_row=data.on_bad_row, seed=seed)
                 self._loaded[name] = self._readable(loaded)
             except (DataError, StoreError) as error:
                 raise type(error)(f"data.{name}: {error}") from error
@@ -159,7 +163,8 @@ class Inputs:
             yield "model.path", model.path
         if stage == "preferences" and recipe.preferences.sampled_from is not None:
             yield "preferences.sampled_from", str(recipe.preferences.sampled_from)
-        rewards = {"reward": recipe.reward} if stage in ("ppo", "evaluate") and recipe.uses_reward else {}
+        rewards = {"reward": recipe.reward} if stage in ("ppo", "evaluate", "probe") and recipe.uses_reward else {}
+        rewards |= dict(_constraints_of(recipe)) if stage in ("ppo", "evaluate") else {}
         if stage == "evaluate" and recipe.evaluation.judge is not None:
             rewards["evaluation.judge"] = recipe.evaluation.judge
         if given.reward is not None:
@@ -230,7 +235,10 @@ class Inputs:
         if "ppo" in stages and recipe.rollout.engine == "vllm":
             yield "rollout.engine", require_vllm
         made = ("preferences", "test_preferences") if "preferences" in recipe.stages else ()
+        is_watched = "ppo" in stages and recipe.evaluation.every_iterations > 0
         named = dict.fromkeys(name for stage in stages for name in STAGE_SPECS[stage].data)
+        if is_watched and recipe.uses_prompts:
+            named["test_prompts"] = None
         for name in named:
             if name not in made and getattr(recipe.data, name) is not None:
                 yield f"data.{name}", lambda name=name: self.load(name, LOADERS[name])  # type: ignore[misc]
@@ -242,10 +250,18 @@ class Inputs:
         if recipe.uses_reward and {"ppo", "evaluate"} & set(stages):
             prompts = [name for name in ("prompts", "test_prompts") if name in named]
             yield "reward", lambda: self._try_reward(recipe.reward, "reward", prompts)
-        if "evaluate" in stages:
-            yield "evaluation.judge", self._check_judge
+        if {"ppo", "evaluate"} & set(stages):
+            prompts = [name for name in ("prompts", "test_prompts") if name in named]
+            for name, source in _constraints_of(recipe):
+                yield name, lambda source=source, name=name: self._try_reward(source, name, prompts)  # type: ignore[misc]
+        if "evaluate" in stages or is_watched:
+            yield "evaluation.judge", lambda: self._check_judge(is_second="evaluate" in stages)
+        if is_watched and recipe.evaluation.probes:
+            yield "evaluation.probes", lambda: self._try_probes(recipe.evaluation.probes, "evaluation.probes")
         if "evaluate" in stages and recipe.evaluation.metric != "none":
             yield "evaluation.metric", self._try_metric
+        if "probe" in stages:
+            yield "probe", self._check_probes
 
     def _checks_of_labelling(self, config: PreferencesConfig) -> Iterator[tuple[str, Callable[[], object]]]:
         yield "preferences", lambda: check_preferences(config)
@@ -258,10 +274,25 @@ class Inputs:
                 lambda: self._try_reward(GrammarRewardConfig(type="grammar"), "preferences", ["prompts"]),
             )
 
-    def _check_judge(self) -> None:
-        self.builder.check_judge()
+    def _check_judge(self, *, is_second: bool) -> None:
+        """Try the judge; where it `is_second` to the reward, it may be nothing of what PPO maximises."""
+        if is_second:
+            self.builder.check_judge()
         if (judge := self.recipe.evaluation.judge) is not None:
             self._try_reward(judge, "evaluation.judge", ["test_prompts"])
+
+    def _check_probes(self) -> None:
+        if self.recipe.probe.lm_eval:
+            require_lm_eval()
+        self._try_probes(self.recipe.probe.names, "probe.names")
+
+    def _try_probes(self, names: Sequence[str], setting: str) -> None:
+        """Read the files of rows that are probes, which are far into a run otherwise."""
+        config = self.recipe.probe.model_copy(update={"names": tuple(names)})
+        try:
+            chosen_probes(config, directory=Path(self.recipe.data.directory), training=["-"])
+        except (DataError, ConfigError) as error:
+            raise type(error)(f"{setting}: {str(error).removeprefix('names: ')}") from error
 
     def _check_start(self, stages: Collection[Stage]) -> None:
         self._encoder = self.builder.check_start(stages)
@@ -315,8 +346,9 @@ class Inputs:
                 except RewardError as error:
                     trial = f'an empty response and on "{TRIAL_RESPONSES[1]}"'
                     raise RewardError(f"{setting}, tried on {trial}: {error}") from error
-            if isinstance(source, ClassifierReward | RewardModelReward):
-                _try_longest(source, setting)
+            for scorer in source.members if isinstance(source, EnsembleReward) else (source,):
+                if isinstance(scorer, ClassifierReward | RewardModelReward):
+                    _try_longest(scorer, setting)
 
     def _read_by(self, name: str, reads: Callable[[Prompt, str], object]) -> None:
         """Leave out the prompts of a table that the chat template of a reward model refuses.
@@ -375,6 +407,12 @@ class Inputs:
                 self._encoder.conversation_text(prompt, record.chosen)
             case _:  # text can be cut anywhere
                 pass
+
+
+def _constraints_of(recipe: Recipe) -> Iterator[tuple[str, RewardConfig]]:
+    """(dotted name, source) of what PPO holds to a limit."""
+    for index, constraint in enumerate(recipe.ppo.constraints):
+        yield f"ppo.constraints[{index}].source", constraint.source
 
 
 def _in_memory(records: Sequence[Any]) -> Loaded[Any]:

@@ -15,12 +15,14 @@ from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline.build import Builder, Given
 from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.inputs import Inputs
+from rlhfkit.pipeline.shard_choice import ShardChoice, choose_shard
 from rlhfkit.pipeline.workload import Workload
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.lock import locked
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.rundir.resume import (
     prepare,
+    refuse_lost_links,
     refuse_other_data,
     refuse_other_directories,
     refuse_other_inputs,
@@ -51,10 +53,12 @@ def open_run(
     Raises: RlhfkitError with what to do, before anything is written or removed.
     """
     assert isinstance(loaded.recipe, Recipe)
-    with _shared_as_asked(loaded.recipe):
-        run, progress = RunDir(directory), progress or Progress()
+    run, progress, given = RunDir(directory), progress or Progress(), given or Given()
+    # A part of a run shares weights as the whole does.
+    choice = choose_shard(loaded.recipe, run, fresh=fresh, given=given) if dtype is None else None
+    with _shared_as(choice):
         note_changes(loaded, run, fresh=fresh, progress=progress)
-        builder = Builder(loaded.recipe, run, fresh=fresh, given_dtype=dtype, given=given or Given())
+        builder = Builder(loaded.recipe, run, fresh=fresh, given_dtype=dtype, given=given)
         inputs = Inputs(loaded.recipe, builder)
         if warning := inputs.foreign_code():
             progress.warn(warning)
@@ -73,13 +77,18 @@ def open_run(
         with open_log(loaded, run, fresh=fresh, progress=progress, tensorboard=tensorboard) as log:
             builder.keep_given_model()
             ranks().wait()
-            yield RunContext(inputs, run, log, progress, workload or Workload())
+            ctx = RunContext(inputs, run, log, progress, workload or Workload())
+            if choice is not None:
+                ctx.manifest.add("parallel", choice.as_facts())
+            if choice is not None and choice.asked == "auto":
+                progress.note(choice.words())
+            yield ctx
 
 
-def _shared_as_asked(recipe: Recipe) -> AbstractContextManager[Ranks]:
-    """In the block weights are parted among the ranks where the recipe asks for it; one process alone has all."""
+def _shared_as(choice: ShardChoice | None) -> AbstractContextManager[Ranks]:
+    """In the block weights are parted among the ranks, or not, as was chosen; where nothing was, as before."""
     here = ranks()
-    shards = here.size > 1 and recipe.parallel.shard == "fsdp"
+    shards = here.shards if choice is None else choice.taken == "fsdp"
     return nullcontext(here) if shards == here.shards else become(replace(here, shards=shards))
 
 
@@ -89,6 +98,8 @@ def note_changes(loaded: LoadedRecipe, run: RunDir, *, fresh: bool, progress: Pr
     Raises: CheckpointError where the directory is no run's, or a stage has read one of them.
     """
     refuse_other_directories(run)
+    if not fresh:
+        refuse_lost_links(run)
     for change in () if fresh else refuse_other_settings(run, loaded.recipe):
         progress.note(f"changed since this run began: {change}")
 
@@ -113,12 +124,11 @@ def open_log(
 
 @contextmanager
 def reopened(recipe: Recipe, run: RunDir, stages: Sequence[Stage], *, progress: Progress) -> Iterator[RunContext]:
-    """A run as it is, for `stages` to be done again; what it holds stays."""
+    """A run as it is, for `stages` to be done again; what it holds stays. Ranks share weights as they do now."""
     inputs = Inputs(recipe, Builder(recipe, run))
     inputs.check(stages)
     here = ranks()
     with (
-        _shared_as_asked(recipe),
         locked(run) if here.is_first else nullcontext(),
         quiet_transformers(),
         RunLog(run, writes=here.is_first, warn=progress.warn) as log,

@@ -7,15 +7,17 @@ from typing import Any
 
 from rlhfkit.distributed.ranks import ranks
 from rlhfkit.models.language import TextPolicy
+from rlhfkit.pipeline.constraints import constraints_of
 from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.memory import fitted_ppo, peak_noted
+from rlhfkit.pipeline.on_the_way import observers_of
 from rlhfkit.rollout.engine import Engine, GatheredSampler, Reference
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rollout.text import TextRollout
 from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.training.checkpoint import Checkpoints
-from rlhfkit.training.ppo import PpoTrainer, Rollout, kl_controller, train_ppo
+from rlhfkit.training.ppo import PpoTrainer, Rollout, constraint_rule, kl_controller, train_ppo
 from rlhfkit.training.preflight import check_first_experience
 from rlhfkit.training.rates import announced_ppo
 
@@ -57,12 +59,18 @@ def prepared_ppo(ctx: RunContext) -> PreparedPpo:
     reference = ctx.builder.reference(policy)
     engine = ctx.builder.engine()
     sampler = ctx.builder.sampler_of(engine) if ranks().shards else None
-    rollout = _rollout(ctx, policy, reference, ctx.workload.engine(sampler or engine))
+    rollout = _rollout(ctx, policy, reference, ctx.workload.engine(sampler or engine, ctx.builder))
     kl = kl_controller(recipe.ppo.kl)
     config = announced_ppo(recipe.ppo, policy, stage="ppo", progress=ctx.progress, manifest=ctx.manifest)
+    # Before memory is planned, for a judge may be a model.
+    observers = ctx.workload.observers(observers_of(ctx, policy, reference, sampler))
     config, optimizers = fitted_ppo(ctx, policy, rollout, config)
     table = recipe.model_dump(mode="json")
-    trainer = PpoTrainer(policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef, recipe=table)
+    rules = [constraint_rule(constraint) for constraint in recipe.ppo.constraints]
+    trainer = PpoTrainer(
+        policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef, constraints=rules, recipe=table
+    )
+    trainer.observers = observers
     checkpoints = ctx.checkpoints("ppo")
     if not trainer.resume(checkpoints, ctx.log):
         ctx.log.forget("ppo")
@@ -96,6 +104,7 @@ def run_prepared(ctx: RunContext, prepared: PreparedPpo) -> dict[str, Any]:
             progress=stage,
             check_first=prepared.check_first,
             after_first=ctx.tell_paths,
+            until=ctx.workload.until,
         )
     return keep_ppo(ctx, prepared)
 
@@ -105,24 +114,29 @@ def keep_ppo(ctx: RunContext, prepared: PreparedPpo) -> dict[str, Any]:
     trainer = prepared.trainer
     if trainer.outcome:
         ctx.progress.warn(f"stopped after {trainer.iteration} iterations: {trainer.outcome}")
+    elif trainer.kept is not None:
+        ctx.progress.note(f"PPO is done; {trainer.kept.words}")
     model = prepared.policy.language_model
     ctx.save_model("ppo", model if prepared.sampler is None else prepared.sampler.up_to_date(model))
-    return {"iterations": trainer.iteration, "stopped": trainer.outcome, "kl_coef": trainer.kl_coef}
+    facts = {"iterations": trainer.iteration, "stopped": trainer.outcome, "kl_coef": trainer.kl_coef}
+    return facts if trainer.kept is None else {**facts, **trainer.kept.as_facts()}
 
 
 def _rollout(ctx: RunContext, policy: TextPolicy, reference: Reference, engine: Engine | None) -> Rollout:
     """Where PPO's experience comes from: single prompts, or an environment."""
     recipe, stem = ctx.recipe, policy.language_model.stem
+    constraints = constraints_of(ctx, stem=stem)
     if recipe.env is None:
         return TextRollout(
             policy,
             reference,
-            ctx.builder.reward(recipe.reward, stem=stem),
+            ctx.workload.reward(lambda: ctx.builder.reward(recipe.reward, stem=stem), ctx.builder),
             ctx.prompts("prompts", policy.language_model.encoder),
             rollout=recipe.rollout,
             ppo=recipe.ppo,
             seed=recipe.seed,
             engine=engine,
+            constraints=constraints,
         )
     return MultiTurnRollout(
         policy,
@@ -134,5 +148,6 @@ def _rollout(ctx: RunContext, policy: TextPolicy, reference: Reference, engine: 
         max_prompt_tokens=recipe.data.prompt_limit,
         seed=recipe.seed,
         engine=engine,
+        constraints=constraints,
         tell=ctx.progress.note,
     )

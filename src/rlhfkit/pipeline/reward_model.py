@@ -1,57 +1,62 @@
 """The stages `reward_model` and `judge`: preferences become a score, and a second opinion that PPO never sees."""
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rlhfkit.config.data import RowsConfig, StoreConfig
-from rlhfkit.config.training import RewardModelConfig
 from rlhfkit.data import load_preferences, write_preferences
 from rlhfkit.distributed.ranks import on_first
 from rlhfkit.feedback.source import open_existing, trust_in
-from rlhfkit.machine.seeding import derive_seed, shuffled
-from rlhfkit.models.encoder import EncodedPrompt
-from rlhfkit.models.language import LanguageModel
-from rlhfkit.models.reward_model import Normalization, RewardModel
-from rlhfkit.padding import largest_microbatch
+from rlhfkit.models.reward_model import MEMBERS, Normalization, RewardModel, Scale
 from rlhfkit.pipeline.context import RunContext
-from rlhfkit.pipeline.memory import fitted_supervised, peak_noted
-from rlhfkit.pipeline.parted import part_trained, whole_of
-from rlhfkit.pipeline.supervised import warn_of_few, within_context
+from rlhfkit.pipeline.ensemble import heads_on, measured_ensemble, trained_member
+from rlhfkit.pipeline.parted import whole_of
+from rlhfkit.pipeline.reward_training import References, Trained, encoded, save_scored, train_pairs
+from rlhfkit.pipeline.supervised import warn_of_few
 from rlhfkit.records import Preference
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines
-from rlhfkit.rewards.model import RewardModelReward
-from rlhfkit.rewards.source import ScoredText
-from rlhfkit.rollout.engine import shared_out
-from rlhfkit.rollout.generation import generate as sample
-from rlhfkit.rollout.text_experience import as_scored_text
 from rlhfkit.rundir.atomic import read_json, write_directory_atomically, write_json
 from rlhfkit.stats.agreement import ceiling_of_majorities
-from rlhfkit.training.rates import announced_supervised
-from rlhfkit.training.reward_model import EncodedPair, encode_pairs, measure, normalization_of, train_reward_model
+from rlhfkit.training.reward_model import measure
 
 __all__ = ["judge", "reward_model"]
 
-Trained = Literal["reward_model", "judge"]
+CLEAR_CORRELATION = 0.5
+"""Correlation of score and length from which on a warning is due."""
 
 
 def reward_model(ctx: RunContext) -> dict[str, Any]:
     """Preferences → `reward_model/` and `reward_model.json`."""
-    config = ctx.recipe.reward_model
+    config, ensemble = ctx.recipe.reward_model, ctx.recipe.reward_model.ensemble
     train, test = _train_and_test(ctx)
     model = ctx.builder.fresh_reward_model(name="reward_model")
     ctx.tell_notes()
     ctx.try_saving("reward_model", lambda directory: model.save(directory, normalization=Normalization()))
     warn_of_few(ctx, "reward_model", len(train), config, minibatch_rows=config.minibatch_pairs, unit="pairs")
-    metrics = _train(ctx, "reward_model", model, _encoded(train, model, config), config)
-    normalization = _save(ctx, "reward_model", model)
+    references, members = References(ctx), []
+    if ensemble.members > 1 and ensemble.shared == "nothing":
+        del model  # its memory is needed; it is made again, the same
+        members = [trained_member(ctx, number, train, references) for number in range(1, ensemble.members)]
+        model = ctx.builder.fresh_reward_model(name="reward_model")
+    pairs = encoded(train, model, config)
+    metrics = train_pairs(ctx, "reward_model", model, pairs, config)
+    test_report = _measured(ctx, model, train, test) if test else None
+    if ensemble.members > 1 and ensemble.shared == "trunk":
+        model.further_heads = heads_on(ctx, model, pairs)
+    scales = references.scales(model)
+    _save(ctx, "reward_model", model, scales, members)
     path = str(ctx.run.model("reward_model"))
     ctx.manifest.add_model("reward_model", path, template=model.encoder.template_hash)
-    if test:
-        report = _measured(ctx, model, train, test)
+    _tell_length(ctx, scales[0])
+    if test_report is not None:
+        report = {"normalization": asdict(scales[0].normalization), **test_report, **_length_report(scales[0])}
+        if ensemble.members > 1:
+            report["ensemble"] = measured_ensemble(ctx, test)
         if ctx.writes:
-            write_json(ctx.run.reward_model_report, {"normalization": asdict(normalization), **report})
+            write_json(ctx.run.reward_model_report, report)
     return metrics
 
 
@@ -67,53 +72,28 @@ def judge(ctx: RunContext) -> dict[str, Any]:
         return {"num_pairs": len(preferences)}
     config = ctx.recipe.reward_model
     model = ctx.builder.fresh_reward_model(name="judge")
-    metrics = _train(ctx, "judge", model, _encoded(preferences, model, config), config)
-    _save(ctx, "judge", model)
+    metrics = train_pairs(ctx, "judge", model, encoded(preferences, model, config), config)
+    _save(ctx, "judge", model, References(ctx).scales(model))
     return metrics
 
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _encoded(preferences: Sequence[Preference], model: RewardModel, config: RewardModelConfig) -> list[EncodedPair]:
-    max_tokens = within_context(config.max_tokens, model)
-    return encode_pairs(preferences, model, max_tokens=max_tokens, use_margin=config.use_margin)
-
-
-def _train(
-    ctx: RunContext, stage: Trained, model: RewardModel, pairs: Sequence[EncodedPair], config: RewardModelConfig
-) -> dict[str, float]:
-    """Training of a reward model with microbatches that memory has room for."""
-    config = announced_supervised(
-        config, model, "reward_model", stage=stage, progress=ctx.progress, manifest=ctx.manifest
-    )
-    lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in pairs]  # both sides go in one pass
-    fitted = fitted_supervised(
-        ctx,
-        stage,
-        model,
-        config,
-        longest=max(lengths, default=2) // 2,
-        minibatch_tokens=largest_microbatch(lengths, rows=config.minibatch_pairs, device=model.device),
-    )
-    pairs, fitted = ctx.workload.lesson(stage, pairs, fitted, minibatch_rows=config.minibatch_pairs)
-    part_trained(model, what="reward model", seed=derive_seed(ctx.recipe.seed, stage))
-    with peak_noted(ctx, stage):
-        return train_reward_model(model, pairs, fitted, stage=stage, **ctx.training(stage))
-
-
-def _save(ctx: RunContext, stage: Trained, model: RewardModel) -> Normalization:
-    """The directory of a reward model, and the normalisation that is stored with it."""
-    normalization, max_tokens = _normalization(ctx, model), ctx.recipe.reward_model.max_tokens
-
+def _save(
+    ctx: RunContext, stage: Trained, model: RewardModel, scales: Sequence[Scale], members: Sequence[Path] = ()
+) -> None:
+    """The directory of a reward model, with the scale of its scores, further heads and the further members."""
     whole = whole_of(model, lambda: ctx.builder.fresh_reward_model(name=stage))
+    max_tokens = ctx.recipe.reward_model.max_tokens
 
     def save(directory: Path) -> None:
         assert whole is not None  # the first rank saves
-        whole.save(directory, normalization=normalization, max_tokens=max_tokens)
+        save_scored(whole, directory, scales, max_tokens=max_tokens)
+        for number, member in enumerate(members, start=1):
+            shutil.copytree(member, directory / MEMBERS / str(number))
 
     ctx.save(stage, save, whole or model)
-    return normalization
 
 
 # ── measuring ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -125,7 +105,7 @@ def _measured(
     """How often the model is right on pairs that it has not learnt from, and what simple scores reach there."""
     config = ctx.recipe.reward_model
     with ctx.progress.stage("measure", total=len(test), unit="pair") as progress:
-        pairs = _encoded(test, model, config)
+        pairs = encoded(test, model, config)
         report: dict[str, Any] = dict(
             measure(model, pairs, max_tokens=config.tokens_per_pass, on_finished=progress.advance)
         )
@@ -154,38 +134,22 @@ def _ceiling(ctx: RunContext, test: Sequence[Preference]) -> float | None:
     return None if one is None else ceiling_of_majorities(float(one), [int(lead) for lead in leads if lead])
 
 
-def _normalization(ctx: RunContext, model: RewardModel) -> Normalization:
-    """Mean and deviation of the raw score over responses of the model that PPO starts from."""
-    config, seed = ctx.recipe.reward_model, ctx.recipe.seed
-    num = config.normalization_responses
-    if num == 0 or ctx.recipe.data.prompts is None:
-        return Normalization()
-    language_model = ctx.builder.language_model(ctx.builder.starting_point())
-    prompts = ctx.prompts("prompts", language_model.encoder)
-    order = shuffled(len(prompts), derive_seed(seed, "normalization"))
-    drawn = [prompts[order[index % len(order)]] for index in range(num)]
-    with ctx.progress.stage("normalise", total=num, unit="response") as progress:
-        episodes = _episodes(ctx, language_model, drawn, on_finished=progress.advance)
-    raw = RewardModelReward(model, Normalization(), max_tokens=config.max_tokens).raw_scores(episodes)
-    return normalization_of(raw)
+def _tell_length(ctx: RunContext, scale: Scale) -> None:
+    """Say how far the score goes by the length of the response, where it clearly does."""
+    trend = scale.trend
+    if trend is not None and abs(trend.correlation) >= CLEAR_CORRELATION:
+        per_token = trend.slope / scale.normalization.std
+        ctx.progress.warn(
+            f"the reward model pays {per_token:+.3f} per token of length: on the reference responses score and length "
+            f"have a correlation of {trend.correlation:.2f}; reward.debias_length = true takes it out"
+        )
 
 
-def _episodes(
-    ctx: RunContext,
-    model: LanguageModel,
-    prompts: Sequence[EncodedPrompt],
-    *,
-    on_finished: Callable[[int], None],
-) -> list[ScoredText]:
-    """One response to each prompt."""
-    seeds = [derive_seed(ctx.recipe.seed, "normalization", row) for row in range(len(prompts))]
-    responses = shared_out(sample)(
-        model, [prompt.ids for prompt in prompts], ctx.recipe.rollout, seeds=seeds, on_finished=on_finished
-    )
-    return [
-        as_scored_text(prompt, response, model.encoder.decode(response.ids))
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
+def _length_report(scale: Scale) -> dict[str, Any]:
+    if scale.trend is None:
+        return {}
+    per_token = scale.trend.slope / scale.normalization.std
+    return {"length": {"correlation": scale.trend.correlation, "score_per_token": per_token}}
 
 
 # ── pairs ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -20,8 +20,9 @@ from rlhfkit.machine.dtype import DtypeChoice
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline.evaluate import compare_with_last
 from rlhfkit.pipeline.opening import open_run
+from rlhfkit.pipeline.run import refuse_pause, run_stage
 from rlhfkit.pipeline.run import run as run_stages
-from rlhfkit.pipeline.run import run_stage
+from rlhfkit.pipeline.workload import Workload
 from rlhfkit.report.page import report_or_warn
 from rlhfkit.rundir.atomic import read_json, write_directory_atomically, write_json
 from rlhfkit.rundir.directory import RunDir
@@ -42,15 +43,25 @@ OF_ALL_ROUNDS = {
 SETTINGS_WITH_PATHS = ("model.path", "preferences.sampled_from", "preferences.database", "evaluation.judge.path")
 
 
-def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress: Progress | None = None) -> None:
+def run(
+    loaded: LoadedRecipe,
+    directory: Path,
+    *,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    workload: Workload | None = None,
+) -> None:
     """Run a recipe in `directory`, in rounds if it has several, from where an unfinished run of it stopped.
 
-    Raises: RlhfkitError with what to do; what was finished before stays.
+    `workload` is what its stages do beside, or in place of, what the recipe says.
+    Raises: RlhfkitError with what to do; what was finished before stays. Paused where the workload says so.
     """
     recipe, progress = loaded.recipe, progress or Progress()
     if not isinstance(recipe, Recipe) or recipe.rounds == 1:
-        run_stages(loaded, directory, fresh=fresh, progress=progress)
+        run_stages(loaded, directory, fresh=fresh, progress=progress, workload=workload)
         return
+    if workload is not None and workload.until is not None:
+        refuse_pause(recipe, workload.until)
     run_dir = RunDir(directory)
     is_finished = not fresh and _is_taken_over(run_dir, recipe)
     finished = {} if fresh else run_dir.finished_stages()
@@ -62,7 +73,7 @@ def run(loaded: LoadedRecipe, directory: Path, *, fresh: bool = False, progress:
             if not _is_of_round(stage):
                 run_stage(ctx, stage)
         for number in range(1, recipe.rounds + 1):
-            _run_round(recipe, run_dir, number, progress, ctx.builder.dtype_choice)
+            _run_round(recipe, run_dir, number, progress, ctx.builder.dtype_choice, workload)
             if ctx.writes:
                 report_or_warn(run_dir, progress.warn)  # for people who look in between
         if is_finished:
@@ -86,7 +97,9 @@ def _refuse_changes(recipe: Recipe, run_dir: RunDir) -> None:
         refuse_other_settings(run_dir.round(number), own, ignored=_own_paths(own, run_dir))
 
 
-def _run_round(recipe: Recipe, run_dir: RunDir, number: int, progress: Progress, dtype: DtypeChoice) -> None:
+def _run_round(
+    recipe: Recipe, run_dir: RunDir, number: int, progress: Progress, dtype: DtypeChoice, workload: Workload | None
+) -> None:
     """One round, and how its policy compares with that of the round before."""
     own = round_recipe(recipe, run_dir, number)
     directory = run_dir.round(number)
@@ -99,7 +112,7 @@ def _run_round(recipe: Recipe, run_dir: RunDir, number: int, progress: Progress,
     on_first(lambda: _follow(directory, _own_paths(own, run_dir)))
     # The text is of the whole; what this round is made of stands in its config.json.
     text = run_dir.recipe.read_text(encoding="utf-8")
-    run_stages(LoadedRecipe(own, text, ()), directory.path, progress=progress, dtype=dtype)
+    run_stages(LoadedRecipe(own, text, ()), directory.path, progress=progress, dtype=dtype, workload=workload)
     if is_compared and not directory.against_last.exists():
         last = run_dir.round(number - 1).model("policy")
         compare_with_last(own, directory, last, progress=progress)

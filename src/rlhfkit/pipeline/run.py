@@ -9,10 +9,13 @@ from typing import Any
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe
+from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import STAGE_SPECS, Stage
 from rlhfkit.distributed.ranks import ranks
+from rlhfkit.errors import ConfigError
 from rlhfkit.machine.device import release_memory
 from rlhfkit.machine.dtype import DtypeChoice
+from rlhfkit.machine.interrupts import Paused
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed, seed_everything
 from rlhfkit.machine.watchdog import Watchdog, phase
@@ -23,13 +26,15 @@ from rlhfkit.pipeline.evaluate import evaluate
 from rlhfkit.pipeline.opening import note_changes, open_log, open_run
 from rlhfkit.pipeline.ppo import ppo
 from rlhfkit.pipeline.preferences import preferences
+from rlhfkit.pipeline.probe import ask_reward, probe
 from rlhfkit.pipeline.reward_model import judge, reward_model
 from rlhfkit.pipeline.sft import pretrain, sft
+from rlhfkit.pipeline.workload import Workload
 from rlhfkit.report.page import report_or_warn
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.training.out_of_memory import memory_told
 
-__all__ = ["STAGES", "begin_stage", "end_stage", "run", "run_stage", "working"]
+__all__ = ["STAGES", "begin_stage", "end_stage", "refuse_pause", "run", "run_stage", "working"]
 
 STAGES: dict[Stage, Callable[[RunContext], dict[str, Any]]] = {
     "pretrain": pretrain,
@@ -39,6 +44,7 @@ STAGES: dict[Stage, Callable[[RunContext], dict[str, Any]]] = {
     "judge": judge,
     "ppo": ppo,
     "evaluate": evaluate,
+    "probe": probe,
 }
 """Stage → what does it, and returns a small record of facts for `stages.json`."""
 
@@ -50,34 +56,69 @@ def run(
     fresh: bool = False,
     progress: Progress | None = None,
     dtype: DtypeChoice | None = None,
+    workload: Workload | None = None,
 ) -> None:
     """Run the recipe's stages in `directory`, from where an unfinished run of the same recipe stopped.
 
-    `dtype` is the type that was chosen already, for the run of which this is a round.
-    Raises: RlhfkitError with what to do; what was finished before stays.
+    `dtype` is the type that was chosen already, for the run of which this is a round; `workload` as for `open_run`.
+    Raises: RlhfkitError with what to do; what was finished before stays. Paused where the workload says so.
     """
-    progress = progress or Progress()
+    progress, until = progress or Progress(), None if workload is None else workload.until
+    if until is not None:
+        refuse_pause(loaded.recipe, until)
     if isinstance(loaded.recipe, ControlRecipe):
-        _run_control(loaded, loaded.recipe, RunDir(directory), fresh=fresh, progress=progress)
+        _run_control(loaded, loaded.recipe, RunDir(directory), fresh=fresh, progress=progress, until=until)
         return
-    with open_run(loaded, directory, fresh=fresh, progress=progress, dtype=dtype) as ctx:
+    with open_run(loaded, directory, fresh=fresh, progress=progress, dtype=dtype, workload=workload) as ctx:
         is_finished = set(loaded.recipe.stages) <= set(ctx.run.finished_stages())
         for stage in loaded.recipe.stages:
             run_stage(ctx, stage)
+            if stage == "ppo" and not is_finished:
+                _pause_after_ppo(ctx)
         if is_finished:
             progress.note("nothing was left to do; --fresh starts over")
         if ctx.writes:
             report_or_warn(ctx.run, progress.warn)
 
 
+def refuse_pause(recipe: Recipe | ControlRecipe, until: int) -> None:
+    """Raises: ConfigError where there is no one PPO whose iterations could be counted."""
+    why = ""
+    if isinstance(recipe, ControlRecipe):
+        if recipe.num_seeds > 1:
+            why = f"num_seeds = {recipe.num_seeds} trains as many policies, one after the other; set num_seeds=1"
+    elif "ppo" not in recipe.stages:
+        why = f"this recipe has none (stages = {list(recipe.stages)}); leave --until out"
+    elif recipe.rounds > 1:
+        why = f"rounds = {recipe.rounds} runs it as many times; leave --until out, or set rounds=1"
+    if why:
+        raise ConfigError(f"--until {until} counts the iterations of PPO, and {why}")
+
+
+def _pause_after_ppo(ctx: RunContext) -> None:
+    """Raises: Paused where PPO was to pause before its last iteration, though it has ended by itself before that."""
+    until, stages = ctx.workload.until, ctx.recipe.stages
+    if until is None or until >= ctx.recipe.ppo.iterations or stages[-1] == "ppo":
+        return
+    done = ctx.run.finished_stages()["ppo"]["iterations"]
+    left = ", ".join(stages[stages.index("ppo") + 1 :])
+    raise Paused(f"PPO is finished, after {done} of {ctx.recipe.ppo.iterations} iterations; left to do: {left}")
+
+
 def _run_control(
-    loaded: LoadedRecipe, recipe: ControlRecipe, run_dir: RunDir, *, fresh: bool, progress: Progress
+    loaded: LoadedRecipe,
+    recipe: ControlRecipe,
+    run_dir: RunDir,
+    *,
+    fresh: bool,
+    progress: Progress,
+    until: int | None = None,
 ) -> None:
     note_changes(loaded, run_dir, fresh=fresh, progress=progress)
     for note in check_control(recipe):  # before anything is written
         progress.note(note)
     with open_log(loaded, run_dir, fresh=fresh, progress=progress) as log:
-        ControlPipeline(recipe, run_dir, log, progress).do()
+        ControlPipeline(recipe, run_dir, log, progress, until).do()
         report_or_warn(run_dir, progress.warn)
 
 
@@ -86,6 +127,8 @@ def run_stage(ctx: RunContext, stage: Stage) -> None:
     if stage in ctx.run.finished_stages():
         ctx.progress.note(f"{stage}: finished before")
         return
+    if stage == "ppo" and "probe" in ctx.recipe.stages:
+        ask_reward(ctx)  # before the stage sets its random numbers
     start = begin_stage(ctx, stage)
     watchdog = Watchdog(ctx.recipe.watchdog, ctx.run.stacks, warn=ctx.progress.warn)
     with watchdog, working(ctx, stage):

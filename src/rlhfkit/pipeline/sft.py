@@ -38,7 +38,7 @@ def sft(ctx: RunContext) -> dict[str, Any]:
     ctx.tell_notes()
     ctx.try_saving("sft", model.save)
     ctx.manifest.add_model("start", source.path, template=model.encoder.template_hash)
-    rows, num_cut = encode_demonstrations(
+    rows, num_cut, num_without_end = encode_demonstrations(
         demonstrations,
         model.encoder,
         max_prompt_tokens=recipe.data.prompt_limit,
@@ -50,7 +50,12 @@ def sft(ctx: RunContext) -> dict[str, Any]:
     warn_of_few(ctx, "sft", len(rows), config, minibatch_rows=config.minibatch_sequences, unit="sequences")
     metrics = _train(ctx, "sft", model, rows, config)
     ctx.save_model("sft", model, build=lambda: ctx.builder.language_model(source, trainable=True))
-    return {**metrics, "num_demonstrations": len(demonstrations), "num_cut": num_cut}
+    return {
+        **metrics,
+        "num_demonstrations": len(demonstrations),
+        "num_cut": num_cut,
+        "num_without_end": num_without_end,
+    }
 
 
 def _train(

@@ -1,6 +1,6 @@
 """How much of its work a stage does, and what else is done on the way."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from rlhfkit.config.recipe import Recipe
@@ -8,8 +8,10 @@ from rlhfkit.config.stages import Stage
 from rlhfkit.config.training import SupervisedConfig
 from rlhfkit.pipeline.build import Builder
 from rlhfkit.records import Preference
+from rlhfkit.rewards.source import RewardSource
 from rlhfkit.rollout.engine import Engine
 from rlhfkit.training.memory import MemoryPlan
+from rlhfkit.training.observers import Observer
 
 __all__ = ["Workload"]
 
@@ -19,6 +21,16 @@ Supervised = TypeVar("Supervised", bound=SupervisedConfig)
 
 class Workload:
     """All of it, as the recipe says. Who wants less, as the doctor's rehearsal, gives the stages another one."""
+
+    until: int | None = None
+    """After so many iterations PPO pauses, if there are more, and nothing follows; see `pausing`."""
+
+    @classmethod
+    def pausing(cls, until: int | None) -> "Workload":
+        """All of it, up to where PPO has `until` iterations."""
+        workload = cls()
+        workload.until = until
+        return workload
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """The settings that a stage goes by."""
@@ -38,9 +50,17 @@ class Workload:
         """The pairs that the reward model is measured on."""
         return pairs
 
-    def engine(self, engine: Engine | None) -> Engine | None:
+    def engine(self, engine: Engine | None, builder: Builder) -> Engine | None:
         """What samples in PPO; None is the own sampler."""
         return engine
+
+    def reward(self, build: Callable[[], RewardSource], builder: Builder) -> RewardSource:
+        """What scores in PPO; `build` makes the recipe's own."""
+        return build()
+
+    def observers(self, observers: list[Observer]) -> list[Observer]:
+        """What looks at PPO while it runs."""
+        return observers
 
     def check_memory(self, stage: Stage, plan: MemoryPlan, microbatch_tokens: int, builder: Builder) -> None:
         """Called before a stage trains; an error here ends the stage."""

@@ -7,14 +7,14 @@ from typing import Any, Literal
 from rlhfkit.config.load import LoadedRecipe, load_recipe
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.errors import ConfigError
-from rlhfkit.planning.accelerators import ACCELERATORS, Accelerator, accelerators_named
-from rlhfkit.planning.assumptions import reasons_of
-from rlhfkit.planning.machine import Machine, Measured, machine_of
-from rlhfkit.planning.memory import Layout, MemoryOfRank, loaded_bytes, memory_of
+from rlhfkit.formulas.accelerators import ACCELERATORS, Accelerator, accelerators_named
+from rlhfkit.formulas.assumptions import reasons_of
+from rlhfkit.formulas.machine import Machine, Measured, machine_of
+from rlhfkit.formulas.memory import Layout, MemoryOfRank, loaded_bytes, memory_of, parting_helps
+from rlhfkit.formulas.seconds import Seconds, seconds_of
+from rlhfkit.formulas.shapes import DecoderShape, shape_named, shape_of_recipe
+from rlhfkit.formulas.work import Work, work_of
 from rlhfkit.planning.remedies import Change, applied, fitting_changes
-from rlhfkit.planning.seconds import Seconds, seconds_of
-from rlhfkit.planning.shapes import DecoderShape, shape_named, shape_of_recipe
-from rlhfkit.planning.work import Work, work_of
 
 __all__ = ["Alternative", "Laid", "Plan", "Step", "plan", "plan_of_work"]
 
@@ -260,14 +260,14 @@ def _laid(work: Work, machine: Machine, sharding: Literal["none", "fsdp"]) -> La
 
 
 def _best(work: Work, machine: Machine) -> Laid:
-    """As the recipe says; where it leaves weights whole and they do not fit on accelerators, parted."""
-    if machine.ranks > 1 and work.shard == "fsdp":
-        return _laid(work, machine, "fsdp")
-    whole = _laid(work, machine, "none")
-    if whole.fits or machine.ranks == 1 or machine.on_cpu:
-        return whole
+    """As the recipe says; where it leaves that open, as a run decides."""
+    if machine.ranks == 1 or work.shard == "none":
+        return _laid(work, machine, "none")
     parted = _laid(work, machine, "fsdp")
-    return parted if parted.fits or parted.memory.peak_bytes < whole.memory.peak_bytes else whole
+    if work.shard == "fsdp":
+        return parted
+    whole = _laid(work, machine, "none")
+    return parted if parting_helps(whole.memory, parted.memory) else whole
 
 
 def _alternatives(work: Work, machine: Machine, accelerator: Accelerator | None) -> list[Alternative]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from rlhfkit.planning.work import Work
+from rlhfkit.formulas.work import Work
 
 __all__ = ["Change", "applied", "changes_for", "fitting_changes"]
 

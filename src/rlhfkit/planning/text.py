@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 
-from rlhfkit.planning.memory import Part
+from rlhfkit.formulas.memory import Part
 from rlhfkit.planning.plan import Alternative, Plan
-from rlhfkit.wording import counted, duration, number
+from rlhfkit.wording import binary, counted, duration, number
 
-__all__ = ["gib", "lines_of"]
+__all__ = ["lines_of"]
 
-GIB = 2**30
 NAME_WIDTH = 32
 PHASES = {
     "always": "Memory of a rank, all the time",
@@ -22,13 +21,6 @@ SHARDINGS = {
     "none": "parallel.shard=none: every rank holds all models, and rows are shared out",
     "fsdp": "parallel.shard=fsdp: weights, gradients and averages are parted too, and gathered layer by layer",
 }
-
-
-def gib(num_bytes: float) -> str:
-    """As "12.3 GiB", "310 MiB" or "12 KiB"."""
-    if num_bytes >= 0.95 * GIB:
-        return f"{num_bytes / GIB:.1f} GiB"
-    return f"{num_bytes / 2**20:.0f} MiB" if num_bytes >= 2**20 or not num_bytes else f"{num_bytes / 2**10:.0f} KiB"
 
 
 def lines_of(plan: Plan) -> Iterator[str]:
@@ -58,8 +50,8 @@ def _parameters(num: int) -> str:
 
 def _verdict(plan: Plan) -> str:
     memory = plan.laid.memory
-    needed, there = gib(memory.peak_bytes), gib(plan.machine.memory_bytes)
-    usable = gib(memory.usable_bytes)
+    needed, there = binary(memory.peak_bytes), binary(plan.machine.memory_bytes)
+    usable = binary(memory.usable_bytes)
     when = " while the run is prepared" if memory.fullest_phase == "preparing" else ""
     verdict = "Fits" if plan.fits else "Does not fit"
     return f"{verdict}: {needed}{when} of a rank's {there}, of which {usable} may be taken at work"
@@ -73,8 +65,8 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
             continue
         mark = " (the fullest)" if phase == memory.fullest_phase else ""
         yield f"{title}{mark}"
-        yield from (_row(part.name, gib(part.num_bytes)) for part in sorted(parts, key=_size, reverse=True))
-    yield _row("allocator's slack", gib(max(0, plan.machine.memory_bytes - memory.usable_bytes)))
+        yield from (_row(part.name, binary(part.num_bytes)) for part in sorted(parts, key=_size, reverse=True))
+    yield _row("allocator's slack", binary(max(0, plan.machine.memory_bytes - memory.usable_bytes)))
 
 
 def _size(part: Part) -> int:
@@ -96,6 +88,7 @@ def _time_lines(plan: Plan) -> Iterator[str]:
         ("updates", seconds.update),
         ("optimizer", seconds.optimizer),
         ("between ranks", seconds.exchange),
+        ("evaluated on the way, shared out", seconds.evaluation),
     ):
         if value:
             yield _row(name, _short(value))
@@ -123,7 +116,7 @@ def _alternative_lines(alternatives: tuple[Alternative, ...]) -> Iterator[str]:
             memory, seconds = step.laid.memory, step.laid.seconds
             yield f"  {'and' if place else '- '} {step.words}{'' if step.keeps_result else ' (changes what is learnt)'}"
             yield (
-                f"      {gib(memory.peak_bytes)} of {gib(memory.usable_bytes)}, "
+                f"      {binary(memory.peak_bytes)} of {binary(memory.usable_bytes)}, "
                 f"microbatch {memory.microbatch_tokens:,}, shard={step.laid.layout.sharding}, "
                 f"{_short(seconds.iteration)} an iteration"
             )
@@ -152,5 +145,5 @@ def _assumption_lines(plan: Plan) -> Iterator[str]:
 
 def _value(name: str, value: float) -> str:
     if name.endswith("_bytes"):
-        return gib(value)
+        return binary(value)
     return f"{1e6 * value:.0f} µs" if name.endswith("_seconds") else f"{value:g}"

@@ -20,12 +20,13 @@ from rlhfkit.config.recipe import Recipe
 from rlhfkit.data import load_prompts
 from rlhfkit.doctor.rehearsal import rehearse
 from rlhfkit.errors import ConfigError, RlhfkitError
+from rlhfkit.formulas.machine import Machine, Measured, cpu_machine
+from rlhfkit.formulas.shapes import DecoderShape
 from rlhfkit.machine.device import available_bytes
 from rlhfkit.machine.dtype import DtypeChoice, choose_dtype
+from rlhfkit.machine.parent import end_with_parent
 from rlhfkit.pipeline.build import Builder
 from rlhfkit.pipeline.inputs import Inputs
-from rlhfkit.planning.machine import Machine, Measured, cpu_machine
-from rlhfkit.planning.shapes import DecoderShape
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.lines import read_lines, read_object
 from rlhfkit.wording import counted, duration
@@ -140,8 +141,9 @@ def _part_of_rank(recipe: Recipe, ranks: int) -> Recipe:
             "cannot have them; leave --measure out, or choose other --processes"
         )
     own = ppo.model_copy(update={"rollout_episodes": rows, "minibatch_episodes": minibatch})
+    evaluation = recipe.evaluation.model_copy(update={"every_iterations": 0})  # which is no part of an iteration
     stages = tuple(stage for stage in recipe.stages if stage in _stages(recipe))
-    return recipe.model_copy(update={"ppo": own, "stages": stages, "rounds": 1})
+    return recipe.model_copy(update={"ppo": own, "evaluation": evaluation, "stages": stages, "rounds": 1})
 
 
 def _memory_in(room: Path) -> dict[str, Any]:
@@ -196,6 +198,7 @@ def _await(receiver: Connection, deadline: float) -> None:
 
 def _try(part: LoadedRecipe, run: Path, room: Path, sender: Connection, dtype: DtypeChoice, threads: int) -> None:
     """The other process; what libraries print there is nobody's business."""
+    end_with_parent()
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)

@@ -1,6 +1,7 @@
 """The mathematics of PPO and RLHF: pure functions of tensors, without state, models or files."""
 
 from rlhfkit.ppo.advantages import gae, grpo_advantages, next_token_values, rloo_advantages, spread_over_tokens, whiten
+from rlhfkit.ppo.constraint import Lagrangian, Multiplier, constrained_scores
 from rlhfkit.ppo.kl import AdaptiveKL, FixedKL, KLKind, kl_estimate
 from rlhfkit.ppo.logprobs import logits_to_logprobs, token_logprobs
 from rlhfkit.ppo.loss import (
@@ -19,10 +20,13 @@ __all__ = [
     "AdaptiveKL",
     "FixedKL",
     "KLKind",
+    "Lagrangian",
+    "Multiplier",
     "approx_kl",
     "brevity_penalty",
     "clip_fraction",
     "clip_scores",
+    "constrained_scores",
     "explained_variance",
     "gae",
     "grpo_advantages",

@@ -12,15 +12,22 @@ from typing import Any, Literal
 from rlhfkit.config.stages import STAGE_SPECS, title_of
 from rlhfkit.diagnosis.diagnose import problems_in_report
 from rlhfkit.diagnosis.verdict import judge_run, name_at_start
+from rlhfkit.report.cluster import cluster_page
 from rlhfkit.report.control import control_page
+from rlhfkit.report.explanation import KL_LEVELS, panels_of, shown_token
+from rlhfkit.report.model_card import write_model_card
+from rlhfkit.report.on_the_way import on_the_way_charts
 from rlhfkit.report.plots import further_ppo_charts, ppo_charts, reward_model_charts, supervised_charts
+from rlhfkit.report.probes import probe_page
+from rlhfkit.report.ranks import shared_work
 from rlhfkit.report.rounds import rounds_page
 from rlhfkit.report.svg import Colour
+from rlhfkit.report.templates import templates
 from rlhfkit.rundir.atomic import write_atomically
 from rlhfkit.rundir.contents import Facts, Row, curve, ends, read_facts
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.lines import finite_or_none
-from rlhfkit.rundir.results import Estimate, Evaluation, Measure, WinRate
+from rlhfkit.rundir.results import ConstraintResults, Estimate, Evaluation, Measure, WinRate
 from rlhfkit.wording import duration, number, percent, score
 
 __all__ = ["render_report", "report_or_warn", "write_report"]
@@ -29,11 +36,12 @@ __all__ = ["render_report", "report_or_warn", "write_report"]
 def write_report(run: RunDir) -> Path:
     """Path of `report.html`, written anew from the run's files; what is not there yet is left out.
 
-    The same files give the same bytes.
+    The same files give the same bytes. The model card beside the policy's weights is written with it.
     Raises: CheckpointError where there is no such run, or one of its files is damaged.
     """
     # Text of models may hold lone surrogates, for which UTF-8 has no bytes.
     write_atomically(run.report, render_report(run).encode("utf-8", "backslashreplace"))
+    write_model_card(run)
     return run.report
 
 
@@ -51,17 +59,10 @@ def report_or_warn(run: RunDir, warn: Callable[[str], None]) -> None:
 
 def render_report(run: RunDir) -> str:
     """The page as text; see `write_report`."""
-    import jinja2
-
     facts = read_facts(run)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters.update(number=number, percent=percent, score=score, duration=partial(duration, digits=2))
+    environment.filters.update(shown=shown_token)
     settings, origin = _settings(facts.config), list(_origin(facts))
     environment.globals["problems"] = problems_in_report(facts, run)
     if run.is_control():
@@ -78,9 +79,16 @@ def render_report(run: RunDir) -> str:
         cards=_cards(facts),
         ppo_charts=ppo_charts(facts),
         further_ppo_charts=further_ppo_charts(facts),
+        on_the_way_charts=on_the_way_charts(facts),
         reward_model_charts=reward_model_charts(facts),
         supervised_charts=supervised_charts(facts),
+        shared=shared_work(facts),
+        probes=probe_page(facts.probes),
+        probes_over_seeds=probe_page(facts.probes_over_seeds),
         development=_development(facts.samples),
+        panel=panels_of(facts.observations),
+        kl_levels=KL_LEVELS,
+        cluster=cluster_page(run),
         settings=settings,
         origin=origin,
     )
@@ -103,7 +111,7 @@ def _stage_progress(facts: Facts) -> list[StageProgress]:
     timed = facts.manifest.get("stages")
     timed = timed if isinstance(timed, dict) else {}
     known = {*facts.metrics, *timed, *facts.finished}
-    outputs = {"evaluate": facts.evaluation, "reward_model": facts.reward_model}
+    outputs = {"evaluate": facts.evaluation, "reward_model": facts.reward_model, "probe": facts.probes}
     progress = []
     for name in facts.setting("stages") or [name for name in STAGE_SPECS if name in known]:
         record = timed.get(name)
@@ -160,6 +168,8 @@ def _comparison_cards(evaluation: Evaluation) -> Iterator[Card]:
         yield _win_card("Win rate (reward)", wins.reward, evaluation.reward_name, "after")
         if wins.judge is not None:
             yield _win_card("Win rate (judge)", wins.judge, evaluation.judge_name, "judge")
+    for constraint in evaluation.constraints:
+        yield _constraint_card(constraint)
     for title, name in (("Won", "won_share"), ("Judged positive", "judge_positive_share")):
         share, share_after = (None if model is None else getattr(model, name) for model in (before, after))
         yield from _estimate_card(title, share, share_after, percent, scale=(0.0, 1.0))
@@ -205,6 +215,12 @@ def _measure_card(measure: Measure) -> Card:
     points, interval = measure.shown_difference(gain.mean), gain.words(measure.shown_difference)
     note = f"likeliest responses; {points} points, {percent(0.95)} interval: {interval}"
     return replace(card, title=name_at_start(measure.name), note=note)
+
+
+def _constraint_card(constraint: ConstraintResults) -> Card:
+    """What was held to a limit, and whether it holds."""
+    (card,) = _estimate_card(f"Constraint: {constraint.name}", constraint.sft, constraint.policy, number)
+    return replace(card, note=f"wanted {constraint.wanted} on average; {card.note}")
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Which charts a report has, and how to read each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rlhfkit.config.stages import STAGE_SPECS, title_of
@@ -30,6 +30,13 @@ _KL = Plot(
     unit="nats, summed per sequence",
     caption="How far the policy has moved from where it started. A steady rise is the price of learning; a jump is a "
     "warning.",
+)
+_DISAGREEMENT = Plot(
+    key="score/disagreement",
+    title="Disagreement of the ensemble",
+    unit="deviation of the members' scores, mean",
+    caption="How far the members of the reward model differ about a response. A steady rise says that the policy has "
+    "left what they were trained on.",
 )
 _PLOTS = (
     Plot(
@@ -109,6 +116,14 @@ _FURTHER_PLOTS = (
 )
 
 
+_HELD_OUT = {
+    "ref_kl/sequence": "evaluation/ref_kl",
+    "response_tokens/mean": "evaluation/response_tokens",
+    "eos_rate": "evaluation/eos_rate",
+}
+"""Curve of training → the same as evaluations on the way measure it."""
+
+
 def ppo_charts(facts: Facts) -> list[Chart]:
     """The curves to look at first: score, KL, their path, and the signs of health."""
     rows = [row for row in facts.metrics.get("ppo", ()) if finite_or_none(row.get("score/mean")) is not None]
@@ -141,7 +156,44 @@ def ppo_charts(facts: Facts) -> list[Chart]:
                 "is cost; a path that runs right without rising has nothing left to gain.",
             )
         )
-    return charts + _draw(facts, _PLOTS)
+    return [*charts, *_draw(facts, [_DISAGREEMENT]), *_constraint_charts(facts), *_draw(facts, _PLOTS)]
+
+
+def _constraint_charts(facts: Facts) -> Iterator[Chart]:
+    """Of each constraint its values with the limit, and its multiplier."""
+    constraints = facts.setting("ppo", "constraints")
+    for constraint in constraints if isinstance(constraints, list) else ():
+        name = str(constraint.get("name"))
+        is_upper = constraint.get("at_most") is not None
+        limit = finite_or_none(constraint.get("at_most" if is_upper else "at_least"))
+        for key, title, unit, caption in (
+            (
+                "mean",
+                f"Constraint: {name}",
+                "constraint's unit, mean",
+                f"What is held to {'at most' if is_upper else 'at least'} the dotted line. It may cross it while the "
+                "multiplier finds its place.",
+            ),
+            (
+                "multiplier",
+                f"Multiplier: {name}",
+                "score per unit of excess",
+                "What a unit beyond the limit costs. 0: the constraint holds by itself. At its cap: it cannot be kept, "
+                "or not at this price.",
+            ),
+        ):
+            iterations, values = curve(facts.metrics.get("ppo", ()), f"constraint/{name}/{key}")
+            if values:
+                levels = [Level(limit, "limit")] if key == "mean" and limit is not None else []
+                yield line_chart(
+                    [Series(title, iterations, values, smooth=key == "mean")],
+                    title=title,
+                    x_label="iteration",
+                    y_label=unit,
+                    caption=caption,
+                    levels=levels,
+                    limits=(0, None) if key == "multiplier" else (None, None),
+                )
 
 
 def further_ppo_charts(facts: Facts) -> list[Chart]:
@@ -167,10 +219,14 @@ def reward_model_charts(facts: Facts) -> list[Chart]:
     results = facts.reward_model
     if results is not None:
         own = Bar("reward model", results.accuracy, results.accuracy_low, results.accuracy_high, "after")
+        ensemble = results.ensemble
+        members = [] if ensemble is None else [Bar(f"member {n}", a) for n, a in enumerate(ensemble.members, start=1)]
+        if ensemble is not None:
+            members += [Bar("all, mean", ensemble.mean), Bar("all, worst case", ensemble.min)]
         rules = [Bar(BASELINE_NAMES.get(name, name), value) for name, value in results.baselines.items()]
         charts.append(
             bar_chart(
-                [own, *rules],
+                [own, *members, *rules],
                 title="Reward model against simple rules",
                 x_label="right on held-out pairs",
                 caption=f"Share of {results.num_pairs} pairs whose chosen response scores higher, with the "
@@ -239,9 +295,11 @@ def _draw(facts: Facts, plots: Sequence[Plot]) -> list[Chart]:
         iterations, values = curve(facts.metrics.get("ppo", ()), plot.key)
         is_setting = plot.key == "kl_coef" and len(set(values)) == 1  # a fixed coefficient is no curve
         if values and not is_setting:
+            held_out = _held_out(facts, plot.key)
+            label = "training" if held_out else plot.title
             charts.append(
                 line_chart(
-                    [Series(plot.title, iterations, values, smooth=True)],
+                    [Series(label, iterations, values, smooth=True), *held_out],
                     title=plot.title,
                     x_label="iteration",
                     y_label=plot.unit,
@@ -251,6 +309,12 @@ def _draw(facts: Facts, plots: Sequence[Plot]) -> list[Chart]:
                 )
             )
     return charts
+
+
+def _held_out(facts: Facts, key: str) -> list[Series]:
+    """The same on held-out prompts, where PPO was evaluated on the way."""
+    iterations, values = curve(facts.metrics.get("ppo", ()), _HELD_OUT.get(key, ""))
+    return [Series("held-out prompts", iterations, values, colour="before")] if values else []
 
 
 def _levels(facts: Facts, key: str, highest: float) -> list[Level]:

@@ -1,7 +1,9 @@
 """The page of a run in rounds: what each round's labels brought, beside the round before."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from rlhfkit.report.probes import ProbePage, probe_page
 from rlhfkit.report.svg import Chart, Level, Series, line_chart
 from rlhfkit.rundir.contents import Facts, read_facts
 from rlhfkit.rundir.directory import RunDir
@@ -60,6 +62,8 @@ class RoundsPage:
     rounds: tuple[RoundResult, ...]
     chart: Chart | None
     samples: tuple[PromptOverRounds, ...]
+    probes: ProbePage | None
+    """Of the newest round that was probed."""
 
 
 def rounds_page(facts: Facts, run: RunDir) -> RoundsPage:
@@ -82,7 +86,17 @@ def rounds_page(facts: Facts, run: RunDir) -> RoundsPage:
         rounds=rounds,
         chart=_chart(finished, judge),
         samples=_samples([(result.number, facts.evaluation) for result, facts in found if facts.evaluation]),
+        probes=_probes(found),
     )
+
+
+def _probes(found: Sequence[tuple[RoundResult, Facts]]) -> ProbePage | None:
+    """Each round begins at the SFT model again, so that the newest one's probes have the whole change."""
+    probed = [(result.number, page) for result, facts in found if (page := probe_page(facts.probes))]
+    if not probed:
+        return None
+    number, page = probed[-1]
+    return replace(page, title=f"What else changed, in round {number}")
 
 
 def _samples(evaluations: list[tuple[int, Evaluation]]) -> tuple[PromptOverRounds, ...]:

@@ -47,7 +47,7 @@ class FunctionReward:
         self.name = config.function
         found = given or import_named(config.function, setting="reward.function", error=RewardError)
         self._function = _made(found, self.name)
-        self._binding = bind(self._function, config.function)
+        self.binding = bind(self._function, config.function)
 
     def score(self, episodes: Sequence[ScoredText]) -> torch.Tensor:
         """Scores (B,) that the function returns; of several ranks the first calls it, once for all rows.
@@ -63,9 +63,9 @@ class FunctionReward:
             "prompts": [episode.prompt_text for episode in episodes],
             "responses": [episode.response for episode in episodes],
         }
-        given |= {name: texts[what] for name, what in self._binding.names.items()}
-        if self._binding.takes_all:
-            given |= {name: texts[name] for name in texts if name not in self._binding.names.values()}
+        given |= {name: texts[what] for name, what in self.binding.names.items()}
+        if self.binding.takes_all:
+            given |= {name: texts[name] for name in texts if name not in self.binding.names.values()}
         try:
             with switches_kept():
                 scores = self._called(given, len(episodes))
@@ -83,7 +83,7 @@ class FunctionReward:
         Raises: RewardError where a prompt's row lacks a column.
         """
         filled: dict[str, list[Any]] = {}
-        for column, required in self._binding.columns.items():
+        for column, required in self.binding.columns.items():
             lacking = [prompt for prompt in prompts if column not in prompt.columns]
             if not lacking:
                 filled[column] = [prompt.columns[column] for prompt in prompts]
@@ -94,9 +94,9 @@ class FunctionReward:
                     f"does not have; its columns: {there}. Rename the parameter (prompts and responses are the lists "
                     "of text), give it a default, or add the column"
                 )
-        if self._binding.takes_all and prompts:
+        if self.binding.takes_all and prompts:
             everywhere = set.intersection(*(set(prompt.columns) for prompt in prompts))
-            for column in sorted(everywhere - set(filled) - set(self._binding.names) - {"prompts", "responses"}):
+            for column in sorted(everywhere - set(filled) - set(self.binding.names) - {"prompts", "responses"}):
                 filled[column] = [prompt.columns[column] for prompt in prompts]
         return filled
 
@@ -105,8 +105,8 @@ class FunctionReward:
 
         Raises: RewardError that says what the function got, what it returned, and what was expected.
         """
-        names = ", ".join(self._binding.names) or "**"
-        if self._binding.one_at_a_time:
+        names = ", ".join(self.binding.names) or "**"
+        if self.binding.one_at_a_time:
             assert isinstance(scores, list)
             odd = [score for score in scores if as_number(score) is None]
             if odd:
@@ -123,11 +123,11 @@ class FunctionReward:
 
     def _called(self, given: Mapping[str, list[Any]], num: int) -> object:
         """What the function returns, all at once or one response at a time; of a coroutine, what it comes to."""
-        if not self._binding.one_at_a_time:
-            (returned,) = _awaited([_call(self._function, self._binding, given)])
+        if not self.binding.one_at_a_time:
+            (returned,) = _awaited([_call(self._function, self.binding, given)])
             return _listed(returned)
         rows = [{name: values[index] for name, values in given.items()} for index in range(num)]
-        return _awaited([_call(self._function, self._binding, row) for row in rows])
+        return _awaited([_call(self._function, self.binding, row) for row in rows])
 
 
 def _made(function: Callable[..., Any], name: str) -> Callable[..., Any]:

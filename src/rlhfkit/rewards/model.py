@@ -16,7 +16,7 @@ from rlhfkit.models.cutting import cut
 from rlhfkit.models.encoder import chosen_template
 from rlhfkit.models.inspection import context_of
 from rlhfkit.models.lora import unwrapped
-from rlhfkit.models.reward_model import Normalization, RewardModel, read_max_tokens, reward_ids
+from rlhfkit.models.reward_model import Normalization, RewardModel, Scale, read_max_tokens, reward_ids
 from rlhfkit.padding import length_buckets, microbatches, pad_right
 from rlhfkit.records import Message, Prompt
 from rlhfkit.rewards.source import DEFAULT_MAX_TOKENS, ScoredText, check_scores
@@ -32,29 +32,55 @@ __all__ = [
 
 
 class RewardModelReward:
-    """Normalised score of a reward model that rlhfkit trained."""
+    """Normalised score of a reward model that rlhfkit trained, or of the heads of an ensemble on one trunk."""
 
     def __init__(
         self,
         model: RewardModel,
-        normalization: Normalization,
+        scale: Normalization | Sequence[Scale],
         *,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         batch_tokens: int = 16384,
+        debias_length: bool = False,
     ) -> None:
-        """Score with `model`; the beginning of longer sequences is lost."""
-        self.model, self.normalization = model, normalization
+        """Score with `model`; the beginning of longer sequences is lost.
+
+        `scale`: of its head, and of the further ones, if any. `debias_length` takes out what goes by the length.
+        """
+        self.model, self.scales = model, [Scale(scale)] if isinstance(scale, Normalization) else list(scale)
         self.max_tokens = min(max_tokens, context_of(unwrapped(model.classifier).config) or max_tokens)
-        self.batch_tokens = batch_tokens
+        self.batch_tokens, self.debias_length = batch_tokens, debias_length
 
     def score(self, episodes: Sequence[ScoredText]) -> Tensor:
-        """(raw - mean) / std (B,)."""
-        raw = self.raw_scores(episodes)
-        return check_scores((raw - self.normalization.mean) / self.normalization.std, episodes, source="reward model")
+        """(raw - mean) / std (B,) by its own head."""
+        return self.score_heads(episodes)[:, 0]
+
+    def score_heads(self, episodes: Sequence[ScoredText]) -> Tensor:
+        """Normalised scores (B, heads) of all heads."""
+        raw = self.raw_scores(episodes).view(len(episodes), len(self.scales))
+        lengths = self.response_tokens(episodes) if self.debias_length else None
+        heads = self.normalised(raw, lengths).unbind(1)
+        return torch.stack([check_scores(head, episodes, source="reward model") for head in heads], dim=1)
+
+    def normalised(self, raw: Tensor, lengths: Tensor | None) -> Tensor:
+        """Raw scores (B, heads) on the scale of each head; `lengths` (B,) of the responses count where debiased."""
+        counted = lengths if self.debias_length else None
+        columns = [scale.normalised(head, counted) for scale, head in zip(self.scales, raw.unbind(1), strict=True)]
+        return torch.stack(columns, dim=1)
+
+    def response_tokens(self, episodes: Sequence[ScoredText]) -> Tensor:
+        """(B,) tokens of each response as the reward model reads it, with what ends it."""
+        joined = self.model.encoder.joined
+        return torch.tensor(
+            [float(len(joined(episode.prompt, episode.response, finished=episode.finished)[1])) for episode in episodes]
+        )
 
     @torch.inference_mode()
     def raw_scores(self, episodes: Sequence[ScoredText]) -> Tensor:
-        """Scores (B,) before normalisation, on the CPU; several ranks share the episodes out."""
+        """Scores (B,) before normalisation, on the CPU; several ranks share the episodes out.
+
+        (B, heads) where there are further heads.
+        """
         rows = [
             reward_ids(
                 self.model.encoder,
@@ -65,8 +91,9 @@ class RewardModelReward:
             )
             for episode in episodes
         ]
-        device = self.model.device
-        scores, own = torch.zeros(len(rows)), ranks().share(len(rows))
+        device, heads = self.model.device, self.model.further_heads
+        scores = torch.zeros(len(rows)) if heads is None else torch.zeros(len(rows), 1 + len(heads))
+        own = ranks().share(len(rows))
         groups = microbatches([len(rows[row]) for row in own], max_tokens=self.batch_tokens, device=device)
         for places, counts in ranks().in_step(([own[index] for index in group] for group in groups), [0]):
             part = [rows[place] for place in places]

@@ -4,9 +4,9 @@ import decimal
 import math
 import numbers
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -14,7 +14,17 @@ from rlhfkit.errors import RewardError
 from rlhfkit.records import Prompt
 from rlhfkit.wording import counted
 
-__all__ = ["RewardSource", "ScoredText", "as_number", "check_scores", "references_of"]
+__all__ = [
+    "Detailed",
+    "RewardSource",
+    "ScoredText",
+    "ScoresElsewhere",
+    "ScoresInDetail",
+    "as_number",
+    "check_scores",
+    "references_of",
+    "scored_in_detail",
+]
 
 DEFAULT_MAX_TOKENS = 2048
 """Longest sequence of a model that scores, where neither the recipe nor the model says how long it may be."""
@@ -42,6 +52,35 @@ class RewardSource(Protocol):
         Raises: RewardError where it cannot score; a failure is never a number.
         """
         ...
+
+
+Detailed = tuple[torch.Tensor, dict[str, torch.Tensor]]
+"""Scores (B,), and name → further numbers (B,) of the same episodes."""
+
+
+@runtime_checkable
+class ScoresInDetail(Protocol):
+    """A reward source that also tells what its scores are made of."""
+
+    def score_in_detail(self, episodes: Sequence[ScoredText]) -> Detailed:
+        """Scores (B,) as `score` gives them, and by name further numbers (B,), such as how far members disagree."""
+        ...
+
+
+@runtime_checkable
+class ScoresElsewhere(Protocol):
+    """A reward source that works outside of this process, while it does something else."""
+
+    def begin(self, episodes: Sequence[ScoredText]) -> Callable[[], Detailed]:
+        """Have episodes scored; what gives their scores once they are there. All ranks must ask for them, in order."""
+        ...
+
+
+def scored_in_detail(source: RewardSource, episodes: Sequence[ScoredText]) -> Detailed:
+    """Scores (B,) of `source`, and what it tells of them beyond that; nothing more of most sources."""
+    if isinstance(source, ScoresInDetail):
+        return source.score_in_detail(episodes)
+    return source.score(episodes), {}
 
 
 def check_scores(scores: object, episodes: Sequence[ScoredText], *, source: str) -> torch.Tensor:

@@ -220,6 +220,9 @@ class ControlRollout:
             moments.mean, moments.var = arrays[f"{name}.mean"].copy(), arrays[f"{name}.var"].copy()
             moments.count = float(arrays[f"{name}.count"])
 
+    def weights_were_put_back(self) -> None:
+        """Nothing to forget: every iteration acts with the weights of now."""
+
     def put_back_statistics(self, tensors: dict[str, Tensor]) -> None:
         """Have the policy read observations as in the rollout that began with what `state` gave."""
         if "observation_moments.mean" in tensors and float(tensors["observation_moments.count"]):

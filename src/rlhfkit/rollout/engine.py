@@ -1,7 +1,8 @@
 """What samples: our own generation, or an engine beside it, and the reference that it is held to."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -14,15 +15,32 @@ from rlhfkit.rollout.generation import Response, generate
 
 __all__ = [
     "Engine",
+    "FrozenReference",
     "GatheredSampler",
+    "Pending",
     "Reference",
     "Sample",
+    "SamplesElsewhere",
+    "begun",
+    "chunks_of",
     "sample_of",
     "shared_out",
 ]
 
 Reference = Callable[[Sequences], Tensor]
 """Logprobs (B, R) of sampled tokens under the frozen reference, at the sampling temperature."""
+
+
+@dataclass(frozen=True)
+class FrozenReference:
+    """A reference that is a model of its own."""
+
+    model: LanguageModel
+    temperature: float
+
+    def __call__(self, sequences: Sequences) -> Tensor:
+        """Logprobs (B, R) of the sampled tokens."""
+        return self.model.logprobs(sequences, temperature=self.temperature)
 
 
 class Sample(Protocol):
@@ -52,6 +70,58 @@ class Engine(Protocol):
     def loaded(self, model: LanguageModel) -> Sample:
         """What samples with the weights that `model` has now."""
         ...
+
+
+class Pending(Protocol):
+    """Responses that are on their way."""
+
+    def __call__(self, *, on_finished: Callable[[int], None] | None = None) -> list[Response]:
+        """They, in the order of their prompts, once the last is there."""
+        ...
+
+
+@runtime_checkable
+class SamplesElsewhere(Protocol):
+    """An engine of several samplers outside of this process, which work while it does something else."""
+
+    def begin(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        config: RolloutConfig,
+        *,
+        seeds: Sequence[int],
+        iteration: int,
+        on_part: Callable[[range, list[Response]], None] | None = None,
+    ) -> Pending:
+        """Have a response to each prompt sampled for an iteration by the weights of now; all ranks must ask.
+
+        `on_part` gets the responses to some rows as soon as they are there, on the first rank, in another thread.
+        """
+        ...
+
+
+def begun(
+    engine: Engine | None,
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    config: RolloutConfig,
+    *,
+    seeds: Sequence[int],
+    iteration: int,
+    on_finished: Callable[[int], None] | None = None,
+    on_part: Callable[[range, list[Response]], None] | None = None,
+) -> Pending:
+    """A response to each prompt with the weights of now: on its way, or sampled at once where that is done here."""
+    if isinstance(engine, SamplesElsewhere):
+        return engine.begin(model, prompts, config, seeds=seeds, iteration=iteration, on_part=on_part)
+    responses = shared_out(sample_of(engine, model))(model, prompts, config, seeds=seeds, on_finished=on_finished)
+    return lambda *, on_finished=None: responses
+
+
+def chunks_of(num: int, chunk_rows: int) -> list[range]:
+    """The rows of each chunk, which are sampled together."""
+    return [range(start, min(start + chunk_rows, num)) for start in range(0, num, chunk_rows)]
 
 
 def sample_of(engine: Engine | None, model: LanguageModel) -> Sample:
@@ -91,11 +161,9 @@ class GatheredSampler:
 def shared_out(sample: Sample) -> Sample:
     """The same, where each of several ranks samples a share of the responses, and all get all.
 
-    A response follows from its prompt, its seed and the weights, so that it does not matter which rank samples it.
+    A response follows from its prompt, its seed and the weights, so that it does not matter which rank samples it, but
+    for the rounding of another batch; where `chunk_rows` is set, what is sampled together is the same everywhere.
     """
-    here = ranks()
-    if here.size == 1:
-        return sample
 
     def sampled(
         model: LanguageModel,
@@ -105,17 +173,34 @@ def shared_out(sample: Sample) -> Sample:
         seeds: Sequence[int] | None,
         on_finished: Callable[[int], None] | None = None,
     ) -> list[Response]:
-        own = here.share(len(prompts))
-        responses = sample(
-            model,
-            [prompts[row] for row in own],
-            config,
-            seeds=None if seeds is None else [seeds[row] for row in own],
-            on_finished=on_finished,
+        here, num = ranks(), len(prompts)
+        batches = [range(rank, num, here.size) for rank in range(here.size)]
+        if config.chunk_rows is not None:
+            batches = chunks_of(num, config.chunk_rows)
+        own = [batches[place] for place in here.share(len(batches))]
+        of_batches = here.put_together(
+            [
+                sample(
+                    model,
+                    [prompts[row] for row in rows],
+                    config,
+                    seeds=None if seeds is None else [seeds[row] for row in rows],
+                    on_finished=on_finished,
+                )
+                for rows in own
+            ],
+            len(batches),
         )
-        whole = here.put_together(responses, len(prompts))
-        if on_finished is not None:
-            on_finished(len(prompts) - len(own))  # those of the others
-        return whole
+        if on_finished is not None and here.size > 1:
+            on_finished(num - sum(map(len, own)))  # those of the others
+        return in_order(of_batches, batches)
 
     return sampled
+
+
+def in_order(responses: Sequence[Sequence[Response]], rows: Sequence[range]) -> list[Response]:
+    """Responses to some rows each, in the order of all rows."""
+    found: dict[int, Response] = {}
+    for batch, of in zip(responses, rows, strict=True):
+        found.update(zip(of, batch, strict=True))
+    return [found[row] for row in range(len(found))]

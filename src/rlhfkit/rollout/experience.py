@@ -5,6 +5,8 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor
 
+from rlhfkit.ppo import Multiplier
+
 __all__ = ["Experience", "Rows", "Steps"]
 
 
@@ -56,6 +58,10 @@ class Experience:
     """(B,) score of each episode, after penalties, before the KL; None where rewards come step by step."""
     ref_kl: Tensor | None = None
     """(B,) KL of policy to reference in nats summed per sequence, estimated by k1; None without a reference."""
+    constraint_values: tuple[Tensor, ...] = ()
+    """What each constraint says of every response, in its own unit."""
+    multipliers: tuple[Multiplier, ...] = ()
+    """Those of the constraints that the rewards were made with."""
     importance_weights: Tensor | None = None
     """Weight of each token's policy loss where another engine sampled; None where the policy itself did."""
     steps_are_independent: bool = False

@@ -21,6 +21,7 @@ from rlhfkit.models.attention import additive_masks, any_shape_attention
 from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.fast.compiling import compiled, uncompiled
 from rlhfkit.models.language import LanguageModel
+from rlhfkit.models.layers import layers_computed_once
 from rlhfkit.padding import pad_right
 from rlhfkit.rollout.cuda_graph import CapturedSteps, Step
 from rlhfkit.rollout.kv_cache import Decode, Prefill, SlotCache
@@ -142,7 +143,7 @@ def generate(
         return []
     sampler = _Sampler(model, prompts, config, seeds=seeds)
     reordered = model.reordered_weights.in_use(sampler.cache.num_slots) if worth_reordering(config) else nullcontext()
-    with reordered, any_shape_attention(model.device):
+    with reordered, any_shape_attention(model.device), layers_computed_once(model.causal_lm):
         while sampler.unfinished:
             num_finished = sampler.step()
             if num_finished and on_finished is not None:

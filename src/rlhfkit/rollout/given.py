@@ -9,6 +9,7 @@ from torch import Tensor
 from rlhfkit.errors import DataError
 from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.rewards.source import check_scores
+from rlhfkit.rollout.constraints import Moves
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response
 from rlhfkit.rollout.text import TextRollout
@@ -114,14 +115,19 @@ class GivenRollout:
         )
 
     def collect(
-        self, iteration: int, *, kl_coef: float, on_finished: Callable[[int], None] | None = None
+        self,
+        iteration: int,
+        *,
+        kl_coef: float,
+        multipliers: Moves | None = None,
+        on_finished: Callable[[int], None] | None = None,
     ) -> Experience:
         """The experience of what was given, or else of an iteration of its own prompts."""
         self._num_sampled = 0
         if self._given is None:
-            return self.own.collect(iteration, kl_coef=kl_coef, on_finished=on_finished)
+            return self.own.collect(iteration, kl_coef=kl_coef, multipliers=multipliers, on_finished=on_finished)
         (prompts, responses, scores), self._given = self._given, None
-        return self.own.experience(prompts, responses, scores, kl_coef=kl_coef)
+        return self.own.experience(prompts, responses, scores, kl_coef=kl_coef, multipliers=multipliers)
 
     def state(self) -> dict[str, Tensor]:
         """As of a rollout of prompts."""
@@ -130,6 +136,10 @@ class GivenRollout:
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """As of a rollout of prompts."""
         self.own.load_state(tensors)
+
+    def weights_were_put_back(self) -> None:
+        """As of a rollout of prompts."""
+        self.own.weights_were_put_back()
 
 
 def _stripped(sampled: Sampled) -> Sampled:

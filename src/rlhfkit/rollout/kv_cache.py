@@ -9,6 +9,7 @@ from transformers import Cache
 
 from rlhfkit.models.fast.compiling import uncompiled
 from rlhfkit.models.language import LanguageModel
+from rlhfkit.models.layers import layers_computed_once
 
 __all__ = [
     "Decode",
@@ -50,7 +51,7 @@ class SlotCache:
     def of(model: LanguageModel, num_slots: int, max_tokens: int) -> "SlotCache":
         """Room for what `model` keeps of a token, which one token shows."""
         seen = Seen()
-        with uncompiled():
+        with uncompiled(), layers_computed_once(model.causal_lm):
             model.trunk_with_cache(torch.zeros((1, 1), dtype=torch.long, device=model.device), past_key_values=seen)
         return SlotCache(seen.states, num_slots, max_tokens)
 

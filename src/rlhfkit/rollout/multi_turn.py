@@ -25,7 +25,8 @@ from rlhfkit.models.encoder import EncodedPrompt, Encoder
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.padding import Sequences
 from rlhfkit.records import Message
-from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
+from rlhfkit.rewards.source import Detailed, RewardSource, ScoredText, check_scores, scored_in_detail
+from rlhfkit.rollout.constraints import Constraint, Moves, constraint_values
 from rlhfkit.rollout.engine import Engine, Reference, Sample, sample_of
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response, generate
@@ -181,13 +182,19 @@ def score_turns(episodes: Sequence[Episode], reward: RewardSource | None) -> Ten
 
     Raises: RewardError where the reward source fails.
     """
+    return score_turns_in_detail(episodes, reward)[0]
+
+
+def score_turns_in_detail(episodes: Sequence[Episode], reward: RewardSource | None) -> Detailed:
+    """The same, and what the reward tells of its scores, by name."""
     turns = [turn for episode in episodes for turn in episode.turns]
     scores = torch.tensor([float(turn.step.reward) for turn in turns], dtype=torch.float32)
     if reward is None:
-        return scores
+        return scores, {}
     scored = [turn.scored for turn in turns]
     with phase("reward"):
-        return scores + check_scores(reward.score(scored), scored, source="the reward source")
+        found, details = scored_in_detail(reward, scored)
+        return scores + check_scores(found, scored, source="the reward source"), details
 
 
 def env_seed(seed: int, index: int, *, held_out: bool = False) -> int:
@@ -222,6 +229,7 @@ class MultiTurnRollout:
         max_prompt_tokens: int,
         seed: int,
         engine: Engine | None = None,
+        constraints: Sequence[Constraint] = (),
         tell: Callable[[str], None] | None = None,
     ) -> None:
         """Play in environments of `factory`; `reward`, where there is one, is paid on top for every response.
@@ -230,13 +238,19 @@ class MultiTurnRollout:
         """
         self.policy, self.reference, self.factory, self.reward = policy, reference, factory, reward
         self.rollout, self.ppo, self.max_prompt_tokens, self.seed = rollout, ppo, max_prompt_tokens, seed
-        self.engine, self._tell = engine, tell
+        self.engine, self._tell, self.constraints = engine, tell, tuple(constraints)
 
     def collect(
-        self, iteration: int, *, kl_coef: float, on_finished: Callable[[int], None] | None = None
+        self,
+        iteration: int,
+        *,
+        kl_coef: float,
+        multipliers: Moves | None = None,
+        on_finished: Callable[[int], None] | None = None,
     ) -> Experience:
         """The experience of one iteration; the same iteration gives the same draws in any process.
 
+        `multipliers` gives those of the constraints, in order, which judge every response.
         Raises: EnvError, RewardError where environment or reward source fail.
         """
         model = self.policy.language_model
@@ -261,7 +275,9 @@ class MultiTurnRollout:
             self._tell = None
         generation_seconds = time.perf_counter() - start
         start = time.perf_counter()
-        raw_scores = score_turns(episodes, self.reward)
+        raw_scores, details = score_turns_in_detail(episodes, self.reward)
+        judged = [turn.scored for episode in episodes for turn in episode.turns]
+        values_of_constraints = constraint_values(self.constraints, judged)
         reward_seconds = time.perf_counter() - start
         inputs = self.policy.read_once(join_episodes(episodes, model), max_tokens=self.ppo.forward_tokens)
         terminated = torch.tensor([episode.terminated for episode in episodes], device=model.device)
@@ -277,8 +293,12 @@ class MultiTurnRollout:
             terminated=last_of_rows(inputs.mask) & terminated[:, None],
             values_after=self._values_after(episodes),
             importance_cap=None if self.engine is None else self.engine.importance_cap,
+            constraints=self.constraints,
+            values_of_constraints=values_of_constraints,
+            multipliers=() if multipliers is None else multipliers(values_of_constraints),
             metrics={
                 **_metrics(episodes),
+                **{f"score/{name}": float(numbers.mean()) for name, numbers in details.items()},
                 "time/generation_seconds": generation_seconds,
                 "time/reward_seconds": reward_seconds,
             },
@@ -298,6 +318,9 @@ class MultiTurnRollout:
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Nothing to load; see `state`."""
+
+    def weights_were_put_back(self) -> None:
+        """Nothing to forget: every iteration samples for itself."""
 
     def _values_after(self, episodes: Sequence[Episode]) -> Tensor:
         """(B,) value of the state after the last response, observation included; 0 where the episode terminated.

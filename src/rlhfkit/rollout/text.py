@@ -12,8 +12,17 @@ from rlhfkit.machine.watchdog import phase
 from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.padding import Sequences
-from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
-from rlhfkit.rollout.engine import Engine, Reference, sample_of, shared_out
+from rlhfkit.rewards.source import (
+    Detailed,
+    RewardSource,
+    ScoredText,
+    ScoresElsewhere,
+    check_scores,
+    scored_in_detail,
+)
+from rlhfkit.rollout.ahead import Ahead
+from rlhfkit.rollout.constraints import Constraint, Moves, constraint_values
+from rlhfkit.rollout.engine import Engine, Pending, Reference, begun, chunks_of, sample_of, shared_out
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response
 from rlhfkit.rollout.text_experience import _turns_of, as_scored_text, experience_of, last_of_rows
@@ -42,39 +51,100 @@ class TextRollout:
         ppo: PpoConfig,
         seed: int,
         engine: Engine | None = None,
+        constraints: Sequence[Constraint] = (),
     ) -> None:
         """Sample from `prompts` in an order that follows from `seed`; with `engine`, where there is one."""
         self.policy, self.reference, self.reward, self.prompts = policy, reference, reward, prompts
         self.rollout, self.ppo, self.seed, self.engine = rollout, ppo, seed, engine
+        self.constraints = tuple(constraints)
         self.num_distinct_prompts = len({tuple(prompt.ids) for prompt in prompts})
+        self.ahead = Ahead(self.begin)
+        self._scoring: dict[tuple[int, int], Callable[[], Detailed]] = {}
+        """(iteration, first row) → the scores of a chunk that are on their way."""
 
     def collect(
-        self, iteration: int, *, kl_coef: float, on_finished: Callable[[int], None] | None = None
+        self,
+        iteration: int,
+        *,
+        kl_coef: float,
+        multipliers: Moves | None = None,
+        on_finished: Callable[[int], None] | None = None,
     ) -> Experience:
         """The experience of one iteration; the same iteration gives the same draws in any process.
 
+        `multipliers` gives those of the constraints, in order.
         Raises: RewardError where the reward source fails.
         """
         prompts = self.prompts_of(iteration)
         start = time.perf_counter()
-        responses = self.sample(
-            prompts,
-            seeds=[self.seed_of_response(iteration, row) for row in range(len(prompts))],
-            on_finished=on_finished,
-        )
+        responses, staleness = self.responses_of(iteration, on_finished=on_finished)
         generation_seconds = time.perf_counter() - start
         episodes = self.scored_texts(prompts, responses)
         start = time.perf_counter()
         with phase("reward"):
-            raw_scores = check_scores(self.reward.score(episodes), episodes, source="the reward source")
+            raw_scores, details = self.raw_scores(iteration, episodes)
         reward_seconds = time.perf_counter() - start
-        experience = self.experience(prompts, responses, raw_scores, kl_coef=kl_coef)
+        experience = self.experience(prompts, responses, raw_scores, kl_coef=kl_coef, multipliers=multipliers)
+        experience.metrics.update({f"score/{name}": float(numbers.mean()) for name, numbers in details.items()})
         experience.metrics["time/generation_seconds"] = generation_seconds
         experience.metrics["time/reward_seconds"] = reward_seconds
         experience.metrics["rollout/num_distinct_prompts"] = float(self.num_distinct_prompts)
+        if self.rollout.max_staleness:
+            experience.metrics["rollout/staleness"] = float(staleness)
         if iteration == 0 and "score/within_prompt_std" not in experience.metrics:
             experience.metrics.update(change_by_exchange(self.reward, episodes, raw_scores.tolist()))
         return experience
+
+    def responses_of(
+        self, iteration: int, *, on_finished: Callable[[int], None] | None = None
+    ) -> tuple[list[Response], int]:
+        """Responses to the prompts of an iteration, and by how many updates the weights that sampled are behind."""
+        with phase("generation"):
+            if not self.rollout.max_staleness:
+                return self.begin(iteration, on_finished=on_finished)(on_finished=on_finished), 0
+            return self.ahead.responses(
+                iteration, has_next=iteration + 1 < self.ppo.iterations, on_finished=on_finished
+            )
+
+    def begin(self, iteration: int, *, on_finished: Callable[[int], None] | None = None) -> Pending:
+        """Have responses to the prompts of an iteration sampled with the weights of now."""
+        prompts = self.prompts_of(iteration)
+        return begun(
+            self.engine,
+            self.policy.language_model,
+            [prompt.ids for prompt in prompts],
+            self.rollout,
+            seeds=[self.seed_of_response(iteration, row) for row in range(len(prompts))],
+            iteration=iteration,
+            on_finished=on_finished,
+            on_part=lambda rows, responses: self._begin_to_score(iteration, prompts, rows, responses),
+        )
+
+    def _begin_to_score(
+        self, iteration: int, prompts: Sequence[EncodedPrompt], rows: range, responses: Sequence[Response]
+    ) -> None:
+        """Have a chunk scored while others are sampled, where that is done elsewhere."""
+        if isinstance(self.reward, ScoresElsewhere):
+            episodes = self.scored_texts([prompts[row] for row in rows], responses)
+            self._scoring[iteration, rows.start] = self.reward.begin(episodes)
+
+    def raw_scores(self, iteration: int, episodes: Sequence[ScoredText]) -> Detailed:
+        """(B,) scores of an iteration's episodes as the reward gives them, in the chunks that were sampled together.
+
+        Beside them what the reward tells of them, by name.
+
+        Raises: RewardError where the reward source fails.
+        """
+        chunks = chunks_of(len(episodes), self.rollout.chunk_rows or len(episodes))
+        found = [self._scores_of(iteration, rows, episodes[rows.start : rows.stop]) for rows in chunks]
+        self._scoring = {key: pending for key, pending in self._scoring.items() if key[0] > iteration}
+        details = {name: torch.cat([more[name] for _, more in found]) for name in found[0][1]}
+        return torch.cat([scores for scores, _ in found]), details
+
+    def _scores_of(self, iteration: int, rows: range, episodes: Sequence[ScoredText]) -> Detailed:
+        pending = self._scoring.pop((iteration, rows.start), None)
+        scores, details = scored_in_detail(self.reward, episodes) if pending is None else pending()
+        return check_scores(scores, episodes, source="the reward source"), details
 
     def seed_of_response(self, iteration: int, row: int) -> int:
         """What the draws of response number `row` of an iteration follow from."""
@@ -103,7 +173,13 @@ class TextRollout:
         ]
 
     def experience(
-        self, prompts: Sequence[EncodedPrompt], responses: Sequence[Response], raw_scores: Tensor, *, kl_coef: float
+        self,
+        prompts: Sequence[EncodedPrompt],
+        responses: Sequence[Response],
+        raw_scores: Tensor,
+        *,
+        kl_coef: float,
+        multipliers: Moves | None = None,
     ) -> Experience:
         """What PPO learns from responses to prompts and their scores (B,), whoever sampled and scored them."""
         language_model = self.policy.language_model
@@ -115,6 +191,8 @@ class TextRollout:
         )
         inputs = self.policy.read_once(inputs, max_tokens=self.ppo.forward_tokens)
         ends = last_of_rows(inputs.mask)
+        judged = self.scored_texts(prompts, responses) if self.constraints else []
+        values = constraint_values(self.constraints, judged)
         shown = self.scored_texts(prompts[: self.ppo.num_samples], responses[: self.ppo.num_samples])
         return experience_of(
             self.policy,
@@ -127,7 +205,10 @@ class TextRollout:
             raw_scores=raw_scores,
             terminated=ends,
             values_after=torch.zeros(len(inputs)),
-            importance_cap=None if self.engine is None else self.engine.importance_cap,
+            importance_cap=self.importance_cap,
+            constraints=self.constraints,
+            values_of_constraints=values,
+            multipliers=() if multipliers is None else multipliers(values),
             metrics=variety(
                 [prompt.ids for prompt in prompts], [response.ids for response in responses], raw_scores.tolist()
             ),
@@ -142,12 +223,25 @@ class TextRollout:
             ],
         )
 
+    @property
+    def importance_cap(self) -> float | None:
+        """Bound on the weights that correct for other weights or another engine; None where there is none of them."""
+        if self.rollout.max_staleness:
+            return self.rollout.importance_cap
+        return None if self.engine is None else self.engine.importance_cap
+
     def state(self) -> dict[str, Tensor]:
-        """Empty: an iteration's draws follow from its number."""
-        return {}
+        """What was sampled ahead, if anything; else an iteration's draws follow from its number."""
+        return self.ahead.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Nothing to load; see `state`."""
+        """Continue from what `state` gave."""
+        self.ahead.load_state(tensors)
+
+    def weights_were_put_back(self) -> None:
+        """Forget what was sampled with weights that are no more."""
+        self.ahead.drop()
+        self._scoring.clear()
 
     def prompts_of(self, iteration: int) -> list[EncodedPrompt]:
         """Each prompt `group_size` times in a row; all prompts are seen before one comes again."""

@@ -12,6 +12,7 @@ from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import TextPolicy, spread
 from rlhfkit.padding import Sequences, microbatches
 from rlhfkit.ppo import (
+    Multiplier,
     brevity_penalty,
     clip_scores,
     importance_weights,
@@ -24,6 +25,7 @@ from rlhfkit.ppo import (
     token_rewards,
 )
 from rlhfkit.rewards.source import ScoredText
+from rlhfkit.rollout.constraints import Constraint, constrained
 from rlhfkit.rollout.engine import Reference
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response
@@ -58,12 +60,16 @@ def experience_of(
     metrics: dict[str, float],
     samples: list[dict[str, Any]],
     importance_cap: float | None = None,
+    constraints: Sequence[Constraint] = (),
+    values_of_constraints: Sequence[Tensor] = (),
+    multipliers: Sequence[Multiplier] = (),
 ) -> Experience:
     """What PPO learns from episodes of one response, or of several with an environment's words between them.
 
     `ends` (B, T) bool: last token of each response; `responses` and `raw_scores` (N,) are those of its N entries, in
     row-major order. `terminated` (B, T) bool: last token of the episodes that came to their end; the others bootstrap
     from `values_after` (B,). `importance_cap` is that of the engine that sampled, where it was not the own one.
+    `values_of_constraints`, (N,) each, are what the `constraints` say of the responses.
     """
     mask, device = inputs.mask, inputs.mask.device
     # The sampler's logprobs stem from other matrix shapes; the ratio must compare like with like.
@@ -72,6 +78,8 @@ def experience_of(
     finished = torch.tensor([response.finished for response in responses], device=device)
     lengths = torch.tensor([len(response.ids) for response in responses], device=device)
     scores, clipped_share = _shaped(raw_scores.to(device), finished, lengths, ppo)
+    objective = spread(scores, ends).sum(1)
+    scores, charge, held = constrained(scores, constraints, values_of_constraints, multipliers)
     shaped, raw = (spread(numbers, ends) for numbers in (scores, raw_scores.to(device)))
     last = last_of_rows(mask)
     no_scores = torch.zeros(len(inputs), device=device)
@@ -94,6 +102,8 @@ def experience_of(
         rewards=penalties + shaped,
         scores=shaped.sum(1),
         ref_kl=ref_kl,
+        constraint_values=tuple(values_of_constraints),
+        multipliers=tuple(multipliers),
         importance_weights=weights,
         headline=f"score {totals.mean():.2f} · KL {ref_kl.mean():.1f} nats",
         metrics={
@@ -102,7 +112,7 @@ def experience_of(
             "score/min": float(totals.min()),
             "score/max": float(totals.max()),
             "score/shaped_mean": float(shaped.sum(1).mean()),
-            "score/objective": float(shaped.sum(1).mean() - ppo.kl.coef * ref_kl.mean()),
+            "score/objective": float(objective.mean() - ppo.kl.coef * ref_kl.mean()) - charge,
             "score/shaped_std": float(shaped.sum(1).std()) if len(totals) > 1 else 0.0,
             "score/clipped_share": clipped_share,
             "ref_kl/sequence": float(ref_kl.mean()),
@@ -111,6 +121,7 @@ def experience_of(
             "response_tokens/mean": float(lengths.float().mean()),
             "eos_rate": float(finished.float().mean()),
             "rollout/temperature": policy.temperature,
+            **held,
             **sampler_metrics,
             **metrics,
         },

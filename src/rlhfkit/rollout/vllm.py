@@ -75,7 +75,7 @@ class VllmEngine:
     @property
     def importance_cap(self) -> float:
         """Bound on the weights that correct for the difference between vLLM and the update."""
-        return self.config.vllm.importance_cap
+        return self.config.importance_cap
 
     def loaded(self, model: LanguageModel) -> Sample:
         """What samples with the weights that `model` has now, its adapters merged.

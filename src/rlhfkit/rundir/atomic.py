@@ -8,12 +8,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from rlhfkit.errors import CheckpointError, RlhfkitError
 
 __all__ = [
+    "place_to_save",
     "read_json",
     "write_atomically",
     "write_directory_atomically",
@@ -139,6 +141,33 @@ def write_directory_atomically(path: Path, *, num_bytes: int | None = None) -> I
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+OF_A_MODEL = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+"""Names of the files that a saved model has."""
+
+
+def place_to_save(directory: str | Path) -> Path:
+    """Where a model is saved to: a new directory, an empty one, or one that holds a saved model, which it replaces.
+
+    Raises: CheckpointError where files of something else would be removed.
+    """
+    path = Path(directory).expanduser().absolute()
+    if not path.exists():
+        return path
+    if not path.is_dir():
+        raise CheckpointError(f"cannot save to {directory}: it is a file; expected a directory, give another name")
+    inside = sorted(path.iterdir())
+    other = [each.name for each in inside if not any(fnmatch(each.name, pattern) for pattern in OF_A_MODEL)]
+    if inside and not any(each.suffix == ".safetensors" for each in inside):
+        other = [each.name for each in inside]
+    if other:
+        named = ", ".join(other[:3]) + (", …" if len(other) > 3 else "")
+        raise CheckpointError(
+            f"cannot save to {directory}: it holds {named}, which saving would remove; "
+            "expected a new or empty directory, or one that holds a saved model: give another name"
+        )
+    return path
 
 
 def _sync(path: Path) -> None:

@@ -10,6 +10,7 @@ from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir.atomic import read_json
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.lines import finite_or_none, read_lines
+from rlhfkit.rundir.probe_results import ProbeResults
 from rlhfkit.rundir.results import Evaluation, RewardModelResults, read_results
 
 __all__ = ["Facts", "Row", "curve", "ends", "read_facts"]
@@ -31,9 +32,15 @@ class Facts:
     evaluation: Evaluation | None
     reward_model: RewardModelResults | None
     damaged_lines: int
-    """Lines of the metrics and samples that are not JSON objects."""
+    """Lines of the metrics, samples and observations that are not JSON objects."""
     damaged_places: tuple[str, ...] = ()
     """Where they stand, as "metrics.jsonl:17"."""
+    probes: ProbeResults | None = None
+    """What else changed."""
+    probes_over_seeds: ProbeResults | None = None
+    """The same over several runs of the recipe."""
+    observations: Sequence[Row] = ()
+    """What observers saw while a stage ran, in the order of iterations; `kind` says which observer's a row is."""
 
     def setting(self, *path: str) -> Any:
         """A value of the config, or nothing where the config lacks it."""
@@ -52,6 +59,7 @@ def read_facts(run: RunDir) -> Facts:
         raise CheckpointError(f"there is no run directory {run.path}; name one that `rlhfkit run` made")
     metrics_rows, damaged_metrics = read_lines(run.metrics)
     samples, damaged_samples = read_lines(run.samples)
+    observations, damaged_observations = read_lines(run.observations)
     manifest = _read_object(run.manifest)
     config = _with_rates(_read_object(run.config), manifest)
     by_stage: dict[str, dict[tuple[float, float], Row]] = {}
@@ -68,12 +76,22 @@ def read_facts(run: RunDir) -> Facts:
         samples=samples,
         evaluation=None if run.is_control() else read_results(run.evaluation, Evaluation),
         reward_model=read_results(run.reward_model_report, RewardModelResults),
-        damaged_lines=len(damaged_metrics) + len(damaged_samples),
+        probes=read_results(run.probes, ProbeResults),
+        probes_over_seeds=read_results(run.probes_over_seeds, ProbeResults),
+        damaged_lines=len(damaged_metrics) + len(damaged_samples) + len(damaged_observations),
         damaged_places=(
             *(f"{run.metrics.name}:{number}" for number in damaged_metrics),
             *(f"{run.samples.name}:{number}" for number in damaged_samples),
+            *(f"{run.observations.name}:{number}" for number in damaged_observations),
         ),
+        observations=_once_each(observations),
     )
+
+
+def _once_each(rows: Sequence[Row]) -> list[Row]:
+    """The last row of each stage, kind and iteration, in the order of iterations."""
+    last = {(str(row.get("stage")), str(row.get("kind")), finite_or_none(row.get("iteration"))): row for row in rows}
+    return [last[key] for key in sorted(last, key=lambda key: (key[2] or 0.0, key[1]))]
 
 
 def _with_rates(config: Row, manifest: Row) -> Row:

@@ -8,7 +8,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -23,12 +23,15 @@ from rlhfkit.rundir.lines import (
     whole_or_none,
 )
 from rlhfkit.rundir.lock import is_locked
+from rlhfkit.rundir.studies import StudyState, study_state
+from rlhfkit.rundir.study import StudyDir
 
 __all__ = [
     "FoundRuns",
     "RunState",
     "find_run",
     "find_runs",
+    "find_study",
 ]
 
 
@@ -76,10 +79,12 @@ class FoundRuns:
 
     runs: tuple[RunState, ...]
     problem: str = ""
+    studies: tuple[StudyState, ...] = ()
+    """Studies of settings, the newest first; their own runs are not among `runs`."""
 
 
 def find_runs(root: Path, *, now: float | None = None) -> FoundRuns:
-    """All runs below a directory, down to its third level, and itself if it is one; links are not followed."""
+    """All runs and studies below a directory, down to its third level, and itself; links are not followed."""
     now = time.time() if now is None else now
     if not root.is_dir():
         return FoundRuns((), f"there is no directory {root.name or root}")
@@ -91,12 +96,26 @@ def find_runs(root: Path, *, now: float | None = None) -> FoundRuns:
         families.append([own, *rounds])
     families.sort(key=lambda family: family[0].age_seconds)
     found = tuple(run for family in families for run in family)
+    studies = [study_state(_id(root, path), StudyDir(path), now=now) for path in walk.studies]
+    studies.sort(key=lambda study: study.age_seconds)
     problem = f"more than {_MOST_DIRECTORIES} directories; the others are not shown" if walk.is_cut else ""
-    return FoundRuns(found, problem)
+    return FoundRuns(found, problem, tuple(studies))
 
 
 def find_run(root: Path, id: str) -> RunDir | None:
     """The run of that id, or nothing: an id leads nowhere outside `root`, and through no link."""
+    path = _below(root, id)
+    return RunDir(path) if path is not None and RunDir(path).is_run() else None
+
+
+def find_study(root: Path, id: str) -> StudyDir | None:
+    """The study of that id, or nothing, as `find_run`."""
+    path = _below(root, id)
+    return StudyDir(path) if path is not None and _is_study(path) else None
+
+
+def _below(root: Path, id: str) -> Path | None:
+    """The directory of that id, if it is one below `root` that no link leads to."""
     parts = [] if id == "." else id.split("/")
     if len(parts) > _DEEPEST + 1 or any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
         return None
@@ -106,16 +125,23 @@ def find_run(root: Path, id: str) -> RunDir | None:
             path = path / part
             if not stat.S_ISDIR(path.lstat().st_mode):
                 return None
-        run = RunDir(path)
-        return run if run.is_run() and path.resolve().is_relative_to(root.resolve()) else None
+        return path if path.resolve().is_relative_to(root.resolve()) else None
     except (OSError, ValueError, RuntimeError):
         return None
+
+
+def _is_study(path: Path) -> bool:
+    """Whether a study is here; others, too, have a settings.json."""
+    study = StudyDir(path)
+    return study.is_study() and study.recipe.exists()
 
 
 @dataclass(slots=True)
 class _Walk:
     root: Path
     num_left: int = _MOST_DIRECTORIES
+    studies: list[Path] = field(default_factory=list)
+    """Those that it came by; it does not go into them."""
 
     @property
     def is_cut(self) -> bool:
@@ -124,6 +150,8 @@ class _Walk:
     def runs(self, path: Path, *, depth: int) -> Iterator[Path]:
         if RunDir(path).is_run():
             yield path
+        elif _is_study(path):
+            self.studies.append(path)
         elif depth < _DEEPEST:
             for each in self._directories(path):
                 if not each.name.startswith("."):
@@ -228,12 +256,3 @@ def _iterations(config: Row, stage: str | None) -> int | None:
     if stage != "control" or not (steps and envs and per_env):
         return None
     return -(-steps // (envs * per_env))
-
-
-# ── curves ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-# ── samples ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-# ── reading files that others write ──────────────────────────────────────────────────────────────────────────────────

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.lines import open_lines
+from rlhfkit.rundir.study import StudyDir
 
 __all__ = [
     "is_locked",
@@ -35,8 +36,8 @@ def locked(run: RunDir) -> Iterator[None]:
         yield
 
 
-def is_locked(run: RunDir) -> bool:
-    """Whether a process works in this run directory now; nothing is written, and nobody is kept waiting."""
+def is_locked(run: RunDir | StudyDir) -> bool:
+    """Whether a process works in this run or study directory now; nothing is written, nobody kept waiting."""
     try:
         file = open_lines(run.lock)
     except CheckpointError:  # a link or a pipe in its place was not made by a run

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`, `samples.jsonl` and the TensorBoard files of a run: appended to, and cut where a run goes on."""
+"""The lines that a run appends to its files, and TensorBoard's: cut where a run goes on."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Writer of `metrics.jsonl`, `samples.jsonl` and the TensorBoard files of a run.
+    """Writer of `metrics.jsonl`, `samples.jsonl`, `observations.jsonl` and the TensorBoard files of a run.
 
     A line that a crash cut short is removed when the log is opened. Of several processes that work on a run one writes.
     """
@@ -56,6 +56,8 @@ class RunLog:
         self._metrics, self._samples = (
             _open_lines(path) if writes else BytesIO() for path in (run.metrics, run.samples)
         )
+        # Most runs have none, and no such file then.
+        self._observations = _open_lines(run.observations) if writes and run.observations.exists() else None
 
     def __enter__(self) -> Self:
         return self
@@ -74,8 +76,8 @@ class RunLog:
         """
         with ExitStack() as stack:  # each is closed, whatever becomes of the others
             stack.enter_context(writing(self._run.path))
-            stack.callback(self._metrics.close)
-            stack.callback(self._samples.close)
+            for file in self._files().values():
+                stack.callback(file.close)
             for board in (self._boards or {}).values():
                 stack.callback(self._shown, board.close)
 
@@ -119,6 +121,18 @@ class RunLog:
             if self._writes:
                 _append(self._samples, {"stage": stage, "iteration": iteration, **values})
 
+    def write_observation(self, stage: str, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Append one line to `observations.jsonl`, the only one of this kind in this iteration: what an observer saw.
+
+        `values` are what JSON knows.
+        """
+        if not self._writes:
+            return
+        if self._observations is None:
+            with writing(self._run.observations):
+                self._observations = _open_lines(self._run.observations)
+        _append(self._observations, {"stage": stage, "iteration": iteration, "kind": kind, **values})
+
     def rows(self, stage: str, *, labels: Mapping[str, int] = MappingProxyType({})) -> Iterator[dict[str, Any]]:
         """The lines of one training that `metrics.jsonl` holds so far; a damaged one is skipped with a warning."""
         rows, damaged = read_lines(self._run.metrics)
@@ -135,15 +149,12 @@ class RunLog:
         """Where the files end, in bytes, for a checkpoint; what is before it is safely on the disk."""
         if not self._writes:
             return {}
-        for file in (self._metrics, self._samples):
+        position = {"observations_bytes": 0}  # where there are none yet
+        for name, file in self._files().items():
             with writing(Path(file.name)):
                 os.fsync(file.fileno())
-        return {
-            "metrics_bytes": self._metrics.tell(),
-            "samples_bytes": self._samples.tell(),
-            "metrics_crc32": _checksum(self._metrics),
-            "samples_crc32": _checksum(self._samples),
-        }
+            position |= {f"{name}_bytes": file.tell(), f"{name}_crc32": _checksum(file)}
+        return position
 
     def truncate(self, position: Mapping[str, int]) -> None:
         """Forget what was written after `position`, so that a resumed run writes it again.
@@ -152,10 +163,10 @@ class RunLog:
         """
         if not self._writes:
             return
-        _cut(self._metrics, self._run.metrics, position["metrics_bytes"])
-        _cut(self._samples, self._run.samples, position["samples_bytes"])
-        for name, file in (("metrics_crc32", self._metrics), ("samples_crc32", self._samples)):
-            if name in position and position[name] != _checksum(file):
+        for name, file in self._files().items():
+            if f"{name}_bytes" in position:
+                _cut(file, Path(file.name), position[f"{name}_bytes"])
+            if f"{name}_crc32" in position and position[f"{name}_crc32"] != _checksum(file):
                 self._warn(
                     f"{file.name} is not what it was when the checkpoint was written: something has changed it, and "
                     "what it says of the iterations before may be wrong; the training itself does not depend on it"
@@ -166,7 +177,7 @@ class RunLog:
         if not self._writes:
             return
         beginning = f'{{"stage": {json.dumps(stage)}, '.encode()
-        for file in (self._metrics, self._samples):
+        for file in self._files().values():
             file.seek(0)
             position = 0
             for line in file:
@@ -175,6 +186,11 @@ class RunLog:
                     break
                 position += len(line)
             file.seek(0, os.SEEK_END)
+
+    def _files(self) -> dict[str, IO[bytes]]:
+        """The files of lines that there are, by what they hold."""
+        files = {"metrics": self._metrics, "samples": self._samples}
+        return files if self._observations is None else {**files, "observations": self._observations}
 
     def _shown(self, show: Callable[..., None], *arguments: object) -> None:
         """Have TensorBoard's files written; where they cannot be, one warning says so, and no more are written."""

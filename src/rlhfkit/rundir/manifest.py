@@ -70,7 +70,7 @@ class Manifest:
             "data": known.get("data", []),
             "models": known.get("models", []),
             "stages": known.get("stages", {}),
-            **({"fast_paths": known["fast_paths"]} if "fast_paths" in known else {}),
+            **{name: known[name] for name in ("fast_paths", "parallel") if name in known},
         }
         self._write()
 

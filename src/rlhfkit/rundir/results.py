@@ -12,13 +12,17 @@ from rlhfkit.rundir.atomic import read_json
 __all__ = [
     "CalibrationBin",
     "Confusion",
+    "ConstraintResults",
     "ControlEvaluation",
+    "EnsembleResults",
     "Estimate",
     "Evaluation",
+    "LengthEffect",
     "Measure",
     "ModelResults",
     "Normalization",
     "PairGroup",
+    "PromptResult",
     "Results",
     "RewardModelResults",
     "SamplePair",
@@ -121,6 +125,23 @@ class SamplePair(Results):
     """The same of the one after."""
 
 
+class PromptResult(Results):
+    """What was said of the responses to one held-out prompt, or of one episode."""
+
+    prompt: str
+    """The beginning of the SHA-256 of the prompt, as the models read it; of an episode, of its first one."""
+    score_sft: float
+    """What the reward says of the response before."""
+    score_policy: float
+    """The same of the one after."""
+    judge_sft: float | None = None
+    """What the judge says of the response before, where there is one."""
+    judge_policy: float | None = None
+    """The same of the one after."""
+    ref_kl: float
+    """KL of the policy to the model before on its response, in nats summed over it."""
+
+
 class Measure(Results):
     """One number of the field, of both models, each with its 95 % interval."""
 
@@ -167,6 +188,39 @@ class TaskResults(Results):
     confusion: Confusion | None = None
 
 
+class ConstraintResults(Results):
+    """What a constraint of PPO says of both models' responses, in its own unit."""
+
+    name: str
+    """What the recipe calls it."""
+    limit: float
+    """What the mean is held to."""
+    is_upper: bool
+    """Whether it may not be above the limit, rather than not below."""
+    sft: Estimate
+    """Before PPO."""
+    policy: Estimate
+    """After it."""
+
+    @property
+    def beyond(self) -> float:
+        """By how much the mean after PPO is beyond the limit; negative where it is within."""
+        over = self.policy.mean - self.limit
+        return over if self.is_upper else -over
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the whole interval of the mean after PPO is beyond the limit."""
+        nearest = self.policy.low if self.is_upper else self.policy.high
+        nearest = self.policy.mean if nearest is None else nearest
+        return nearest > self.limit if self.is_upper else nearest < self.limit
+
+    @property
+    def wanted(self) -> str:
+        """The limit in words: "at most 20"."""
+        return f"at {'most' if self.is_upper else 'least'} {self.limit:g}"
+
+
 class Evaluation(Results):
     """`evaluation.json`: before PPO ("sft") and after it ("policy")."""
 
@@ -186,8 +240,13 @@ class Evaluation(Results):
     """The same of the reward."""
     samples: tuple[SamplePair, ...] = ()
     """Some prompts with both responses."""
+    prompts: tuple[PromptResult, ...] = ()
+    """Every prompt in numbers, in the order in which they were answered. Runs whose `evaluation.seed` and test prompts
+    are the same can be compared row by row."""
     task: TaskResults | None = None
     """What `evaluation.metric` asks for."""
+    constraints: tuple[ConstraintResults, ...] = ()
+    """What PPO held to a limit."""
 
 
 class SeedResult(Results):
@@ -243,6 +302,30 @@ class Normalization(Results):
     std: float
 
 
+class LengthEffect(Results):
+    """How the score of a reward model goes by the length of the response, over the reference responses."""
+
+    correlation: float
+    """Pearson's, of score and length."""
+    score_per_token: float
+    """Slope of the line through them, in normalised score per token."""
+
+
+class EnsembleResults(Results):
+    """The members of an ensemble, on the same pairs as the first of them."""
+
+    shared: str
+    """What they have in common: "nothing" or "trunk"."""
+    members: tuple[float, ...]
+    """Share of the pairs that each gets right."""
+    mean: float
+    """The same, by the mean of their scores."""
+    min: float
+    """The same, by the worst case."""
+    disagreement: float
+    """Deviation of the members' scores of one response, on average."""
+
+
 class RewardModelResults(Results):
     """`reward_model.json`: the reward model on pairs it was not trained on."""
 
@@ -266,6 +349,10 @@ class RewardModelResults(Results):
     """Accuracy of a perfect model on the labels of these pairs, as people disagree; where that is known."""
     normalization: Normalization | None = None
     """What its scores are scaled by."""
+    length: LengthEffect | None = None
+    """How its scores go by the length; None where no reference responses say so."""
+    ensemble: EnsembleResults | None = None
+    """All members, where there are several."""
 
 
 AnyResults = TypeVar("AnyResults", bound=Results)

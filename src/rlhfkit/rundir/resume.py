@@ -17,15 +17,22 @@ from rlhfkit.rundir.atomic import read_json, write_atomically
 from rlhfkit.rundir.directory import RunDir
 
 __all__ = [
+    "change_read_by",
     "prepare",
     "recipe_of",
     "recorded_date",
     "recorded_dtype",
+    "recorded_shard",
+    "refuse_lost_links",
     "refuse_other_data",
     "refuse_other_directories",
     "refuse_other_inputs",
     "refuse_other_settings",
 ]
+
+
+ON_THE_WAY = ("seed", "judge", "every_iterations", "num_prompts_on_the_way", "probes")
+"""Settings of `evaluation` that PPO goes by."""
 
 
 def refuse_other_directories(run: RunDir) -> None:
@@ -60,10 +67,11 @@ def refuse_other_settings(
     if _same_dtype(run, before, recipe):
         changes.pop("model.dtype", None)
     begun = {stage for stage in before.stages if _has_begun(run, stage)}
+    half_done = begun - set(run.finished_stages())
     for name in ignored:
         changes.pop(name, None)
     for name, change in changes.items():
-        readers = begun & _readers(name, before)
+        readers = (begun & _readers(name, before)) | (half_done & _readers_on_the_way(name, before))
         if name == "rounds" and min(getattr(before, name, 1), getattr(recipe, name, 1)) > 1:
             continue  # rounds that are done stay what they are, and further ones can follow
         if readers or type(before) is not type(recipe) or name in ("name", "stages"):
@@ -72,6 +80,29 @@ def refuse_other_settings(
                 "with --fresh"
             )
     return tuple(changes.values())
+
+
+def change_read_by(run: RunDir, recipe: Recipe, stages: Collection[str]) -> str | None:
+    """The first setting that differs from those of `run`, and that one of the `stages` has read; None where none has.
+
+    The seed, and what the run is called and does after these stages, do not count.
+    """
+    before = recipe_of(run)
+    for name, change in _differences(before.model_dump(), recipe.model_dump()):
+        is_same = name in ("name", "seed", "stages") or (name == "model.dtype" and _same_dtype(run, before, recipe))
+        if not is_same and _readers(name, before) & set(stages):
+            return change
+    return None
+
+
+def refuse_lost_links(run: RunDir) -> None:
+    """Raises: CheckpointError where the run was forked from another one, which is not there any more."""
+    for path in run.path.iterdir() if run.path.is_dir() else ():
+        if path.is_symlink() and not path.exists():
+            raise CheckpointError(
+                f"{path} leads to {path.readlink()}, which is gone: the run that this one was forked from was moved or "
+                "removed; put it back where it was, or start over here with --fresh"
+            )
 
 
 def refuse_other_data(run: RunDir, files: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
@@ -109,6 +140,13 @@ def recorded_dtype(run: RunDir) -> Literal["float32", "bfloat16"] | None:
     if taken is None and manifest and run.config.exists():  # a run of an older version, which knew no "auto"
         taken = (read_json(run.config).get("model") or {}).get("dtype")
     return taken if taken in ("float32", "bfloat16") else None
+
+
+def recorded_shard(run: RunDir) -> Literal["none", "fsdp"] | None:
+    """How the ranks of the run in this directory shared its weights; None where it had one process alone."""
+    manifest = read_json(run.manifest) if run.manifest.exists() else {}
+    taken = (manifest.get("parallel") or {}).get("taken")
+    return taken if taken in ("none", "fsdp") else None
 
 
 def recorded_date(run: RunDir) -> datetime | None:
@@ -172,6 +210,16 @@ def _readers(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
     return set(recipe.stages if isinstance(recipe, ControlRecipe) else readers)
 
 
+def _readers_on_the_way(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
+    """The stages that read a setting while they run, for an evaluation on the way, whose curves must be of one kind."""
+    if isinstance(recipe, ControlRecipe) or not recipe.evaluation.every_iterations:
+        return set()
+    section, _, key = setting.partition(".")
+    name = key.partition(".")[0]
+    is_read = (section == "evaluation" and name in ON_THE_WAY) or (section, name) == ("data", "test_prompts")
+    return {"ppo"} if is_read else set()
+
+
 def prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:
     """Write down what the run is; what an earlier one left is removed if `fresh`, except people's votes.
 
@@ -194,7 +242,7 @@ def _remove(run: RunDir, path: Path) -> None:
     """Remove a file or a directory; where a directory holds people's votes, all but them."""
     if path.is_symlink() or not path.is_dir():
         if not run.holds_votes(path):
-            path.unlink()
+            path.unlink(missing_ok=True)  # a driver on a cluster may be writing here
     elif any(run.holds_votes(file) for file in path.rglob("*")):
         for inner in path.iterdir():
             _remove(run, inner)

@@ -81,12 +81,14 @@ class Curves:
 def new_curves(run: RunDir, after: Mark, *, only: Iterable[str] | None = None) -> Curves:
     """Points of `metrics.jsonl` after a mark: by iteration, or by steps in the environment where these are there.
 
-    Very many are thinned out, so that highs and lows stay. A line that is still being written waits.
+    `only` these names, and those that begin with one of them that ends in "/". Very many points are thinned out, so
+    that highs and lows stay. A line that is still being written waits.
     Raises: CheckpointError where the file cannot be read.
     """
     read = _new_lines(run.metrics, after)
     found = Curves(read.mark, read.is_new, read.has_more)
     wanted = None if only is None else frozenset(only)
+    beginnings = tuple(name for name in wanted or () if name.endswith("/"))
     for line in read.lines:
         row = row_of(line)
         x = None if row is None else finite_or_none(row.get("env_steps", row.get("iteration")))
@@ -97,7 +99,9 @@ def new_curves(run: RunDir, after: Mark, *, only: Iterable[str] | None = None) -
         curves = found.curves.setdefault(str(row.get("stage")), {}).setdefault(label, {})
         for name, value in row.items():
             y = finite_or_none(value)
-            is_curve = name not in ("iteration", "seed") and (wanted is None or name in wanted)
+            is_curve = name not in ("iteration", "seed") and (
+                wanted is None or name in wanted or name.startswith(beginnings)
+            )
             if y is not None and is_curve and (name in curves or len(curves) < MOST_METRICS):
                 curves.setdefault(name, []).append((x, y))
     most = max(20, math.ceil(MOST_POINTS * read.share))

@@ -10,7 +10,20 @@ from rlhfkit.rollout.experience import Experience
 from rlhfkit.training.checkpoint import Checkpoints, HasParameters, Taken, load_trainable, subset
 from rlhfkit.training.reactions import Watch, weights_of
 
-__all__ = ["Ranked", "end_with_best"]
+__all__ = ["Kept", "Ranked", "end_with_best"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The weights that a training ends with, where they need not be the last ones."""
+
+    iterations: int | None
+    """Those that they have behind them; None for the last ones."""
+    words: str
+
+    def as_facts(self) -> dict[str, str | int | None]:
+        """For the record of the stage."""
+        return {"kept": self.words, "kept_iterations": self.iterations}
 
 
 @dataclass
@@ -26,7 +39,7 @@ class Ranked:
     def __call__(self, experience: Experience) -> None:
         """Look at what the weights made."""
         self.worth = self.watch.worth(experience, self.measure)
-        self.ref_kl = None if experience.ref_kl is None else float(experience.ref_kl.mean())
+        self.ref_kl = self.watch.distance(experience)
 
     def keep_if_best(self, iteration: int, taken: Taken | None, checkpoints: Checkpoints) -> None:
         """Rank the checkpoint of these weights; `taken`, where it is not on the disk yet.
@@ -49,17 +62,20 @@ def end_with_best(
     policy: HasParameters,
     checkpoints: Checkpoints,
     put_back_statistics: Callable[[dict[str, Tensor]], None] | None,
-) -> str:
-    """Put back the best weights of a training that was stopped, and say which they are."""
+    *,
+    of_which: str,
+) -> Kept:
+    """Put back the best weights, where training has ended, and say which they are; `of_which` says what the best is."""
     if watch.best is None:
-        return "none of its weights were ranked before, so they are the last ones"
+        return Kept(None, "none of its weights were ranked before, so they are the last ones")
     try:
         checkpoint = checkpoints.load_best()
     except CheckpointError as error:
-        return f"the best weights are lost ({error}), so they are the last ones"
+        return Kept(None, f"the best weights are lost ({error}), so they are the last ones")
     if checkpoint is None or checkpoint.iteration != watch.best_iteration:
-        return f"the best checkpoint, of iteration {watch.best_iteration}, is lost, so they are the last ones"
+        lost = f"the best checkpoint, of iteration {watch.best_iteration}, is lost, so they are the last ones"
+        return Kept(None, lost)
     load_trainable(policy, subset("policy", checkpoint.tensors))
     if put_back_statistics is not None:
         put_back_statistics(dict(subset("rollout", checkpoint.tensors)))
-    return f"the weights are {weights_of(checkpoint.iteration)}, the best before that"
+    return Kept(checkpoint.iteration, f"the weights are {weights_of(checkpoint.iteration)}, the best {of_which}")

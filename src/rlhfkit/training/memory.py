@@ -234,7 +234,7 @@ def fits(plan: MemoryPlan, device: torch.device, microbatch_tokens: int | Litera
 
 def _available(device: torch.device) -> int:
     """Memory that this process can have: ranks on one machine share that of the CPU, and have a GPU each."""
-    return available_bytes(device) // (1 if device.type == "cuda" else ranks().local_size)
+    return available_bytes(device, shared_by=ranks().local_size)
 
 
 def tokens_that_fit(plan: MemoryPlan, device: torch.device) -> int:

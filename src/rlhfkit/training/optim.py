@@ -154,7 +154,7 @@ class Optimizer:
         norm = nn.utils.get_total_norm([gradient for name, gradient in gradients.items() if name not in parted])
         if not parted:
             return norm
-        rows = nn.utils.get_total_norm([gradients[name] for name in parted & gradients.keys()])
+        rows = nn.utils.get_total_norm([gradient for name, gradient in gradients.items() if name in parted])
         squared = rows.square().reshape(1).float()
         ranks().add_up([squared])
         return (norm.square() + squared[0]).sqrt()

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import role_of, section_of
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import OutOfMemoryError
 from rlhfkit.machine.device import choose_device, is_out_of_memory
 from rlhfkit.machine.dtype import bfloat16_saves
@@ -31,7 +32,7 @@ def memory_told(stage: str, recipe: Recipe | ControlRecipe) -> Iterator[None]:
         place = f"{phases[-1]} of the stage {stage}" if len(phases) > 1 else f"the stage {stage}"
         reason = " ".join(str(error).split())[:200]
         raise OutOfMemoryError(
-            f"out of memory in {place}{f' ({reason})' if reason else ''}; {_advice(stage, phases, recipe)}. "
+            f"out of memory in {place}{f' ({reason})' if reason else ''}; {_advice(stage, phases, recipe)}{_parted()}. "
             "Then the same command goes on from the last checkpoint"
         ) from error
 
@@ -79,6 +80,11 @@ def _section(stage: str, recipe: Recipe) -> tuple[str, int]:
 
 def _lower(name: str, now: int, least: int) -> str:
     return f"{name} is {now}: try {name}={max(least, now // 2)}, which changes memory and not what is learnt"
+
+
+def _parted() -> str:
+    """What several processes can do that hold all weights each."""
+    return "" if ranks().size == 1 or ranks().shards else "; parallel.shard=fsdp parts the weights among the processes"
 
 
 def _smaller(recipe: Recipe) -> str:

@@ -1,31 +1,36 @@
 """Proximal policy optimization: collect, estimate advantages, update, again."""
 
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from rlhfkit.config.constraints import ConstraintConfig
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, KLConfig, PpoConfig
+from rlhfkit.diagnosis import ROLLED_BACK_TO
 from rlhfkit.diagnosis.limits import KL_PATIENCE
 from rlhfkit.distributed.ranks import ranks, waited_seconds
 from rlhfkit.errors import ConfigError
-from rlhfkit.machine.interrupts import interrupts_wait
+from rlhfkit.machine.interrupts import Paused, interrupts_wait
 from rlhfkit.machine.progress import StageProgress
 from rlhfkit.machine.watchdog import phase
 from rlhfkit.models.policy import Policy
 from rlhfkit.ppo import (
     AdaptiveKL,
     FixedKL,
+    Lagrangian,
+    Multiplier,
 )
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.advantages import advantage_std, advantages_and_returns
-from rlhfkit.training.best import Ranked, end_with_best
+from rlhfkit.training.best import Kept, Ranked, end_with_best
 from rlhfkit.training.checkpoint import (
     Checkpoints,
     HasParameters,
@@ -34,6 +39,7 @@ from rlhfkit.training.checkpoint import (
     subset,
     trainable_tensors,
 )
+from rlhfkit.training.observers import OBSERVING_SECONDS, Observer, observed
 from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.preflight import slow_critic
 from rlhfkit.training.rates import decided_ppo
@@ -44,6 +50,7 @@ __all__ = [
     "ActorCritic",
     "PpoTrainer",
     "Rollout",
+    "constraint_rule",
     "iterations",
     "kl_controller",
     "optimizers_for",
@@ -65,7 +72,7 @@ class Rollout(Protocol):
     def collect(
         self, iteration: int, *, kl_coef: float, on_finished: Callable[[int], None] | None = None
     ) -> Experience:
-        """The experience of one iteration."""
+        """The experience of one iteration; one that knows constraints is told their `multipliers` too, by `Moves`."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -74,6 +81,10 @@ class Rollout(Protocol):
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Continue from what `state` gave."""
+        ...
+
+    def weights_were_put_back(self) -> None:
+        """The policy has older weights again; what others have sampled in advance is worth nothing."""
         ...
 
 
@@ -90,6 +101,10 @@ class PpoTrainer:
     kl: FixedKL | AdaptiveKL | None = None
     """What moves `kl_coef`; None without a reference."""
     kl_coef: float = 0.0
+    constraints: Sequence[Lagrangian] = ()
+    """What moves the multipliers of the rollout's constraints, in order."""
+    multipliers: tuple[Multiplier, ...] = field(init=False)
+    """Those of the last rollout."""
     iteration: int = 0
     """Iterations that are complete."""
     num_above_max_kl: int = 0
@@ -100,14 +115,22 @@ class PpoTrainer:
     """Has the policy read observations as in the rollout that began with what `rollout.state` gave."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """The whole recipe as a table, where there is one, for remedies outside of `config`."""
+    observers: Sequence[Observer] = ()
+    """Who looks at each iteration."""
+    update_logprobs: Tensor | None = field(init=False, default=None)
+    """(B, T) of the sampled tokens as the last epoch of the last update saw them, for the observers; NaN where another
+    rank did."""
     watch: Watch = field(init=False)
     """Says when training goes wrong, and does what the recipe lets it."""
     outcome: str | None = field(init=False, default=None)
     """Why training ended before the last iteration, and which weights are there now; None where it did not."""
+    kept: Kept | None = field(init=False, default=None)
+    """Which weights are there now, once training has ended; None where they are the last ones."""
 
     def __post_init__(self) -> None:
         self.config = decided_ppo(self.config, self.policy)
         self.watch = Watch(self.config, self.recipe)
+        self.multipliers = tuple(rule.initial for rule in self.constraints)
 
     @property
     def stopped(self) -> str | None:
@@ -150,6 +173,7 @@ class PpoTrainer:
         return {
             "kl_coef": self.kl_coef,
             "num_above_max_kl": self.num_above_max_kl,
+            "multipliers": [asdict(multiplier) for multiplier in self.multipliers],
             "watch": self.watch.state(),
         }
 
@@ -169,6 +193,7 @@ class PpoTrainer:
             optimizer.load_state(subset(f"optimizer.{name}", checkpoint.tensors), weights=weights)
         self.iteration, self.kl_coef = checkpoint.iteration, checkpoint.state["kl_coef"]
         self.num_above_max_kl = checkpoint.state["num_above_max_kl"]
+        self.multipliers = tuple(Multiplier(**state) for state in checkpoint.state.get("multipliers", ()))
         self.watch.load_state(checkpoint.state.get("watch"), self.optimizers)
         log.truncate(checkpoint.state["log"])
         ranks().wait()  # the others read the log
@@ -185,6 +210,7 @@ def train_ppo(
     after_first: Callable[[], None] = lambda: None,
     stage: str = "ppo",
     labels: Mapping[str, int] = MappingProxyType({}),
+    until: int | None = None,
 ) -> str | None:
     """Run all iterations that are left; why it stopped before the last, if it did.
 
@@ -200,6 +226,7 @@ def train_ppo(
             check_first=check_first,
             stage=stage,
             labels=labels,
+            until=until,
             interrupted=interrupted,
         )
         with closing(running):  # or the last checkpoint would be awaited whenever nobody holds the generator any more
@@ -218,17 +245,19 @@ def iterations(
     check_first: Callable[[Experience], None] | None = None,
     stage: str = "ppo",
     labels: Mapping[str, int] = MappingProxyType({}),
+    until: int | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Generator[dict[str, float]]:
     """Metrics of each iteration that is left, when it is logged and, where it is time, saved.
 
     `check_first` sees the very first experience and raises TrainingError where the run is doomed. `labels` tell the
-    log's lines of one training from those of another in the same stage. `interrupted` asks for a checkpoint at once,
-    and for an end after it. Close it to wait for the last checkpoint.
+    log's lines of one training from those of another in the same stage. `until`: as many iterations in all, if there
+    are more, and then a pause. `interrupted` asks for a checkpoint at once, and for an end after it. Close it to wait
+    for the last checkpoint.
     Raises: TrainingError where something is not finite; the last checkpoint is from before. KeyboardInterrupt where
-    one was asked for, once the iteration is saved.
+    one was asked for, and Paused at `until`, once the iteration is saved.
     """
-    config, watch = trainer.config, trainer.watch
+    config, watch, done_before = trainer.config, trainer.watch, trainer.iteration
     last_save, saved = time.monotonic(), trainer.iteration or None
 
     def seen_first(experience: Experience) -> None:
@@ -244,6 +273,9 @@ def iterations(
     with checkpoints:
         while not trainer.is_done:
             iteration = trainer.iteration
+            if until is not None and iteration >= until:
+                checkpoints.wait()  # or a disk that is full would be a warning beside a pause
+                raise Paused(_words_of_pause(iteration, config.iterations, is_news=iteration > done_before))
             # Only the rollout says what the weights before it are worth, and the update after it changes them.
             is_look, is_saved = watch.looks_at(iteration), saved == iteration
             taken = None
@@ -251,7 +283,9 @@ def iterations(
                 taken = checkpoints.take(iteration, trainer.tensors(), _state(trainer, log))
             ranked = Ranked(watch, trainer.measure) if is_look or (is_saved and not watch.keeps_best) else None
             experience, metrics = run_iteration(trainer, check_first=seen_first, before_update=ranked)
-            metrics |= watch.after(iteration, metrics, trainer, checkpoints, progress.warn)
+            metrics |= (reacted := watch.after(iteration, metrics, trainer, checkpoints, progress.warn))
+            if ROLLED_BACK_TO in reacted:
+                trainer.rollout.weights_were_put_back()
             log.write(stage, iteration, metrics, labels=labels)
             if iteration:
                 log.write_samples(stage, iteration, experience.samples)
@@ -260,15 +294,23 @@ def iterations(
                 ranked.keep_if_best(iteration, taken, checkpoints)
             is_time = time.monotonic() - last_save > 60 * config.checkpoint_minutes
             is_interrupted, is_time = ranks().merged_signals(interrupted(), is_time)
-            if checkpoints.keep and (trainer.is_done or is_interrupted or is_time):
+            is_last = trainer.is_done or trainer.iteration == until
+            if checkpoints.keep and (is_last or is_interrupted or is_time):
                 checkpoints.save(trainer.iteration, trainer.tensors(), _state(trainer, log))
                 last_save, saved = time.monotonic(), trainer.iteration
             yield metrics
             if is_interrupted and ranks().any(interrupted()):  # or somebody's own loop has heard of it, and goes on
                 raise KeyboardInterrupt
-    if trainer.stopped is not None:
-        put_back = end_with_best(watch, trainer.policy, checkpoints, trainer.put_back_statistics)
-        trainer.outcome = f"{trainer.stopped}; {put_back}"
+    if trainer.stopped is not None or config.end_with == "best":
+        of_which = "before that" if trainer.stopped is not None else f"by {config.watch.best_metric}"
+        trainer.kept = end_with_best(watch, trainer.policy, checkpoints, trainer.put_back_statistics, of_which=of_which)
+    if trainer.stopped is not None and trainer.kept is not None:
+        trainer.outcome = f"{trainer.stopped}; {trainer.kept.words}"
+
+
+def _words_of_pause(iteration: int, iterations: int, *, is_news: bool) -> str:
+    done = f"{iteration} of {iterations} iterations"
+    return f"PPO is paused after {done}" if is_news else f"nothing was left to do: PPO has {done} already"
 
 
 def _state(trainer: PpoTrainer, log: RunLog) -> dict[str, Any]:
@@ -287,10 +329,13 @@ def run_iteration(
     Raises: TrainingError where something is not finite.
     """
     start, waited = time.perf_counter(), waited_seconds()
+    held: dict[str, Any] = {"multipliers": partial(_moved, trainer)} if trainer.constraints else {}
     with phase("rollout"):
-        experience = trainer.rollout.collect(trainer.iteration, kl_coef=trainer.kl_coef)
+        experience = trainer.rollout.collect(trainer.iteration, kl_coef=trainer.kl_coef, **held)
     if trainer.iteration == 0 and check_first is not None:
         check_first(experience)
+    seen_before = observed((each.before_update for each in trainer.observers), trainer, experience)
+    experience.metrics.update(seen_before)
     if before_update is not None:
         before_update(experience)
     advantages, returns = advantages_and_returns(experience, trainer.config)
@@ -301,8 +346,12 @@ def run_iteration(
     if trainer.kl is not None and experience.ref_kl is not None:
         metrics["kl_coef"] = trainer.kl_coef
         _hold_to_reference(trainer, trainer.kl, experience.ref_kl)
+    trainer.multipliers = experience.multipliers
+    if trainer.observers:
+        metrics |= observed((each.after_update for each in trainer.observers), trainer, experience)
+        metrics[OBSERVING_SECONDS] += seen_before[OBSERVING_SECONDS]
     trainer.iteration += 1
-    metrics["time/iteration_seconds"] = time.perf_counter() - start
+    metrics["time/iteration_seconds"] = time.perf_counter() - start - metrics.get(OBSERVING_SECONDS, 0.0)
     metrics |= ranks().waiting(waited, metrics["time/iteration_seconds"])
     # What is decided by the numbers is decided by the same ones everywhere, whatever the hardware rounds.
     return experience, ranks().from_first(metrics)
@@ -332,6 +381,31 @@ def _hold_to_reference(trainer: PpoTrainer, kl: FixedKL | AdaptiveKL, ref_kls: T
     if not only_critic_learns(trainer):
         # A policy that may not move has no KL, which says nothing about the coefficient.
         trainer.kl_coef = kl.next(trainer.kl_coef, ref_kl, len(ref_kls))
+
+
+def _moved(trainer: PpoTrainer, values: Sequence[Tensor]) -> tuple[Multiplier, ...]:
+    """The multipliers of a rollout of which the constraints say `values`.
+
+    They answer to the very rollout that PPO is about to learn from: an iteration later the policy would have moved on.
+    While only the critic learns, which can correct nothing, no excess adds up.
+    """
+    states = zip(trainer.constraints, trainer.multipliers, values, strict=True)
+    adds_up = not only_critic_learns(trainer)
+    return tuple(rule.next(multiplier, seen, adds_up=adds_up) for rule, multiplier, seen in states)
+
+
+def constraint_rule(config: ConstraintConfig) -> Lagrangian:
+    """What moves the multiplier of a constraint."""
+    return Lagrangian(
+        limit=config.limit,
+        is_upper=config.at_most is not None,
+        learning_rate=config.learning_rate,
+        damping=config.damping,
+        decay=config.mean_decay,
+        max_value=config.max_multiplier,
+        initial_value=config.initial_multiplier,
+        scale=config.scale,
+    )
 
 
 def optimizers_for(policy: ActorCritic, config: PpoConfig | ControlPpoConfig, *, seed: int) -> dict[str, Optimizer]:

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rlhfkit.config.control import ControlPpoConfig
+from rlhfkit.config.evaluation import is_evaluated
 from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.config.watch import Action, ControlWatchConfig, WatchConfig
 from rlhfkit.diagnosis import (
     ROLLED_BACK_TO,
     Finding,
     Replay,
+    setting_of,
 )
 from rlhfkit.diagnosis.rule_sets import rules_of
 from rlhfkit.errors import CheckpointError, ConfigError
@@ -101,16 +103,32 @@ class Watch:
     @property
     def keeps_best(self) -> bool:
         """Whether something may go back to the best weights, in the middle or at the end."""
-        return self.settings.may_roll_back or self.settings.may_stop or self.config.max_ref_kl is not None
+        may_stop = self.settings.may_stop or self.config.max_ref_kl is not None
+        return self.settings.may_roll_back or may_stop or self.config.end_with == "best"
+
+    @property
+    def _best_max_ref_kl(self) -> float | None:
+        """Beyond it no weights are the best."""
+        limit = self.settings.best_max_ref_kl
+        return self.config.max_ref_kl if limit is None else limit
 
     def looks_at(self, iteration: int) -> bool:
         """Whether the weights that act in an iteration are ranked.
 
         In fixed iterations, never by the clock, so that a resumed run goes back to the same ones. The weights that
-        training began with count where a limit of the KL may be passed before there are others.
+        training began with count where a limit of the KL may be passed before there are others, or a run ends with the
+        best.
         """
         is_time = iteration % self.settings.best_every_iterations == 0
-        return self.keeps_best and is_time and (iteration > 0 or self.config.max_ref_kl is not None)
+        if self._is_ranked_by_evaluation:
+            every = setting_of(self.recipe, "evaluation", "every_iterations") or 0
+            is_time = is_evaluated(iteration, every=every, iterations=self.config.iterations)
+        start_counts = self._best_max_ref_kl is not None or self.config.end_with == "best"
+        return self.keeps_best and is_time and (iteration > 0 or start_counts)
+
+    @property
+    def _is_ranked_by_evaluation(self) -> bool:
+        return self.settings.best_metric.removeprefix("-").startswith("evaluation/")
 
     def worth(self, experience: Experience, measure: Callable[[], float] | None) -> float | None:
         """What the weights that made an experience are ranked by, higher is better; None where it is not known yet.
@@ -128,13 +146,19 @@ class Watch:
             value = experience.metrics[name]
         return -value if self.settings.best_metric.startswith("-") else value
 
+    def distance(self, experience: Experience) -> float | None:
+        """The KL of the weights that made an experience, for the limit of the best, in nats per sequence."""
+        if self.settings.best_max_ref_kl is not None and self._is_ranked_by_evaluation:
+            return experience.metrics.get("evaluation/ref_kl")  # of the very responses that are ranked
+        return None if experience.ref_kl is None else float(experience.ref_kl.mean())
+
     def rank(self, iteration: int, worth: float | None, ref_kl: float | None) -> float | None:
         """`worth`, if it makes the weights that acted in an iteration the best so far.
 
         Asked once an iteration, after `after`. Where the KL is above the limit, or a rule that may roll back or stop
         has something to say against, no weights are the best, however high the reward.
         """
-        limit = self.config.max_ref_kl
+        limit = self._best_max_ref_kl
         is_beyond = limit is not None and ref_kl is not None and ref_kl > limit
         may_not = (self.settings.may_roll_back or self.settings.may_stop) and not self._is_healthy
         if worth is None or is_beyond or may_not or (self.best is not None and worth <= self.best):
@@ -248,10 +272,11 @@ class Watch:
         logged[ROLLED_BACK_TO] = float(checkpoint.iteration - 1)
         return f"the weights are {weights_of(checkpoint.iteration)} again, the best so far"
 
-    @staticmethod
-    def _check_best_metric(name: str, metrics: Mapping[str, object]) -> None:
+    def _check_best_metric(self, name: str, metrics: Mapping[str, object]) -> None:
         """Raises: ConfigError where there is no such metric."""
-        if name not in metrics and name not in MAY_BE_MISSING:
+        was_evaluated = any(key.startswith("evaluation/") for key in metrics)
+        is_missing = self._is_ranked_by_evaluation and not was_evaluated  # as where a checkpoint falls between two
+        if name not in metrics and name not in MAY_BE_MISSING and not is_missing:
             known = ", ".join(sorted(key for key in metrics if not key.startswith(("time/", "sampler/"))))
             raise ConfigError(f"ppo.watch.best_metric = {name!r} is no metric of a rollout; choose one of {known}")
 

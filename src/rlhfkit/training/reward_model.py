@@ -14,23 +14,28 @@ from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import RewardError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import Metrics
-from rlhfkit.models.reward_model import Normalization, RewardModel, reward_ids
+from rlhfkit.models.reward_model import LengthTrend, Normalization, RewardModel, reward_ids
 from rlhfkit.padding import microbatches, pad_right
 from rlhfkit.records import Preference
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.stats.intervals import rate_interval
 from rlhfkit.training.checkpoint import Checkpoints
-from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.rates import decided
 from rlhfkit.training.supervised import (
     SupervisedTask,
-    num_supervised_updates,
-    resume,
     split_validation,
     train_supervised,
 )
 
-__all__ = ["EncodedPair", "bradley_terry_loss", "encode_pairs", "measure", "normalization_of", "train_reward_model"]
+__all__ = [
+    "EncodedPair",
+    "bradley_terry_loss",
+    "encode_pairs",
+    "length_trend",
+    "measure",
+    "normalization_of",
+    "train_reward_model",
+]
 
 
 DEGREES = {1: "negligibly better", 2: "slightly better", 3: "better", 4: "much better"}
@@ -117,6 +122,7 @@ def train_reward_model(
 
     task = SupervisedTask(
         stage=stage,
+        what="reward model",
         module=model,
         num_rows=len(train),
         minibatch_rows=config.minibatch_pairs,
@@ -131,15 +137,7 @@ def train_reward_model(
             )
         ),
     )
-    num_updates = num_supervised_updates(len(train), config.minibatch_pairs, config.epochs)
-    optimizer = Optimizer(
-        model.named_parameters(), config.optim, num_updates=num_updates, what="reward model", seed=seed
-    )
-    start = resume(stage, model, optimizer, checkpoints, log)
-    with progress.stage(stage, total=num_updates, unit="update", completed=start) as stage_progress:
-        return train_supervised(
-            task, config, optimizer, seed=seed, log=log, checkpoints=checkpoints, progress=stage_progress, start=start
-        )
+    return train_supervised(task, config, seed=seed, log=log, checkpoints=checkpoints, progress=progress)
 
 
 def score_pairs(model: RewardModel, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
@@ -256,6 +254,27 @@ def normalization_of(raw_scores: Tensor) -> Normalization:
             "train it on more pairs, or look at reward_model.optim.learning_rate"
         )
     return Normalization(mean=float(raw_scores.mean()), std=std)
+
+
+def length_trend(raw_scores: Tensor, lengths: Tensor) -> LengthTrend | None:
+    """The straight line through raw scores (B,) over lengths (B,); None where there is no such line.
+
+    slope = cov(score, length) / var(length); the line has the mean score at the mean length.
+    """
+    scores, lengths = raw_scores.double(), lengths.double()
+    spread, score_std = lengths.std(correction=0), scores.std(correction=0)
+    if len(scores) < FEWEST_FOR_TREND or not spread > 0 or not score_std > 0:
+        return None
+    covariance = ((scores - scores.mean()) * (lengths - lengths.mean())).mean()
+    slope, correlation = covariance / spread.square(), covariance / (spread * score_std)
+    std = score_std * (1 - correlation.square()).clamp(min=0.0).sqrt()
+    if not std > 1e-6 * score_std:
+        return None  # the score is the length, and nothing is left of it
+    return LengthTrend(float(slope), float(lengths.mean()), float(std), float(correlation))
+
+
+FEWEST_FOR_TREND = 8
+"""Reference responses below which a line through them says nothing."""
 
 
 def _by_degree(pairs: Sequence[EncodedPair], right: Tensor) -> list[dict[str, Any]]:

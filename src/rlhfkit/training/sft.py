@@ -18,12 +18,9 @@ from rlhfkit.padding import PackedRows, pack
 from rlhfkit.records import Demonstration, Prompt
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
-from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.rates import decided
 from rlhfkit.training.supervised import (
     SupervisedTask,
-    num_supervised_updates,
-    resume,
     split_validation,
     train_supervised,
 )
@@ -48,21 +45,22 @@ def encode_demonstrations(
     max_prompt_tokens: int,
     max_tokens: int,
     turns: Literal["all", "last"] = "all",
-) -> tuple[list[LearntText], int]:
-    """(texts in which the assistant's turns and their endings are learnt, how many had to be cut).
+) -> tuple[list[LearntText], int, int]:
+    """(texts in which the assistant's turns and endings are learnt, how many had to be cut, how many lost their end).
 
     The last turn is the response; with `turns` = "all" those that the prompt holds are learnt too.
     """
-    texts, num_cut = [], 0
+    texts, num_cut, num_without_end = [], 0, 0
     for demonstration in demonstrations:
         prompt = encoder.encode(demonstration.prompt, max_tokens=max_prompt_tokens)
         before, after = encoder.joined(prompt.prompt, demonstration.response)
         ids = [*before, *after]
         num_cut += prompt.was_cut or len(ids) > max_tokens
+        num_without_end += len(ids) > max_tokens  # a prompt loses its beginning
         if len(before) < max_tokens:
             earlier = encoder.earlier_turns(prompt.prompt) if turns == "all" else []
             texts.append(LearntText(ids[:max_tokens], len(before), tuple(earlier)))
-    return texts, num_cut
+    return texts, num_cut, num_without_end
 
 
 def encode_texts(texts: Sequence[str], encoder: Encoder, *, max_tokens: int) -> tuple[list[LearntText], int]:
@@ -128,6 +126,7 @@ def train_sft(
 
     task = SupervisedTask(
         stage=stage,
+        what="language model",
         module=model,
         num_rows=len(train),
         minibatch_rows=config.minibatch_sequences,
@@ -135,15 +134,7 @@ def train_sft(
         validate=validate,
         detail=lambda metrics: f"loss {metrics['loss']:.3f}",
     )
-    num_updates = num_supervised_updates(len(train), config.minibatch_sequences, config.epochs)
-    optimizer = Optimizer(
-        model.named_parameters(), config.optim, num_updates=num_updates, what="language model", seed=seed
-    )
-    start = resume(stage, model, optimizer, checkpoints, log)
-    with progress.stage(stage, total=num_updates, unit="update", completed=start) as stage_progress:
-        return train_supervised(
-            task, config, optimizer, seed=seed, log=log, checkpoints=checkpoints, progress=stage_progress, start=start
-        )
+    return train_supervised(task, config, seed=seed, log=log, checkpoints=checkpoints, progress=progress)
 
 
 def _logprobs(model: LanguageModel, rows: PackedRows) -> torch.Tensor:

@@ -11,7 +11,7 @@ from rlhfkit.config.training import SupervisedConfig
 from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import DataError, TrainingError
 from rlhfkit.machine.interrupts import interrupts_wait
-from rlhfkit.machine.progress import StageProgress
+from rlhfkit.machine.progress import Progress, StageProgress
 from rlhfkit.machine.seeding import derive_seed, shuffled
 from rlhfkit.metrics import Metrics
 from rlhfkit.rundir.log import RunLog
@@ -24,7 +24,6 @@ __all__ = [
     "num_supervised_updates",
     "num_training_rows",
     "num_validations",
-    "resume",
     "split_validation",
     "train_supervised",
 ]
@@ -37,6 +36,8 @@ class SupervisedTask:
     """What one supervised stage adds to the loop."""
 
     stage: str
+    what: str
+    """What is trained, in words."""
     module: nn.Module
     num_rows: int
     minibatch_rows: int
@@ -92,6 +93,31 @@ def split_validation(
 def train_supervised(
     task: SupervisedTask,
     config: SupervisedConfig,
+    *,
+    seed: int,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    progress: Progress,
+) -> dict[str, float]:
+    """Run the updates that are left, from the newest checkpoint on; the last validation metrics.
+
+    Raises: DataError where there are no rows; TrainingError where a loss or a gradient is not finite; the last
+    checkpoint is from before. KeyboardInterrupt after Ctrl-C, once the update is saved.
+    """
+    num_updates = num_supervised_updates(task.num_rows, task.minibatch_rows, config.epochs)
+    optimizer = Optimizer(
+        task.module.named_parameters(), config.optim, num_updates=num_updates, what=task.what, seed=seed
+    )
+    start = _resume(task, optimizer, checkpoints, log)
+    with progress.stage(task.stage, total=num_updates, unit="update", completed=start) as stage_progress:
+        return _updates(
+            task, config, optimizer, seed=seed, log=log, checkpoints=checkpoints, progress=stage_progress, start=start
+        )
+
+
+def _updates(
+    task: SupervisedTask,
+    config: SupervisedConfig,
     optimizer: Optimizer,
     *,
     seed: int,
@@ -100,11 +126,7 @@ def train_supervised(
     progress: StageProgress,
     start: int,
 ) -> dict[str, float]:
-    """Run all updates from number `start` on; the last validation metrics.
-
-    Raises: DataError where there are no rows; TrainingError where a loss or a gradient is not finite; the last
-    checkpoint is from before. KeyboardInterrupt after Ctrl-C, once the update is saved.
-    """
+    """Updates from number `start` on; the last validation metrics."""
     if task.num_rows == 0:
         raise DataError(f"the stage {task.stage} has no rows to learn from; give more data, or raise its max_tokens")
     per_epoch = math.ceil(task.num_rows / task.minibatch_rows)
@@ -151,14 +173,14 @@ def train_supervised(
     return validation
 
 
-def resume(stage: str, module: nn.Module, optimizer: Optimizer, checkpoints: Checkpoints, log: RunLog) -> int:
+def _resume(task: SupervisedTask, optimizer: Optimizer, checkpoints: Checkpoints, log: RunLog) -> int:
     """Put weights, optimizer and log back to the newest checkpoint; the number of the next update, 0 without one."""
     checkpoint = checkpoints.load_newest()
     if checkpoint is None:
-        log.forget(stage)
+        log.forget(task.stage)
         return 0
     weights = subset("module", checkpoint.tensors)
-    load_trainable(module, weights)
+    load_trainable(task.module, weights)
     optimizer.load_state(subset("optimizer", checkpoint.tensors), weights=weights)
     log.truncate(checkpoint.state["log"])
     ranks().wait()  # the others read the log

@@ -44,6 +44,7 @@ def update(trainer: "PpoTrainer", experience: Experience, advantages: Tensor, re
         advantages, returns = (x[experience.mask][:, None] for x in (advantages, returns))
         experience = experience.in_single_steps()
     mask = experience.mask
+    trainer.update_logprobs = torch.full_like(experience.old_logprobs, math.nan) if trainer.observers else None
     num_epochs = 0
     for epoch in range(config.epochs):
         metrics_of_epoch = Metrics()
@@ -117,6 +118,8 @@ def _backward(
             metrics.add(f"ppo/{name}_loss", loss[name], len(part) / len(rows))
         if with_distance:
             _observe_distance(metrics, output, experience, part, trainer.clip_range)
+            if trainer.update_logprobs is not None:
+                trainer.update_logprobs[part] = output.logprobs.detach()
         if with_ratio:
             ratio = ratio_max_deviation(output.logprobs.detach(), experience.old_logprobs[part], mask[part])
             deviation = max(deviation, float(ratio))

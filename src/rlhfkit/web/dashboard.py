@@ -1,4 +1,4 @@
-"""A look inside: runs with live curves, samples, the label queue and agreement, as further pages of the application.
+"""A look inside: studies, runs with live curves, samples, the label queue and agreement, as pages of the application.
 
 It only reads. It is for the project's owner: who sits at the machine that serves it, or signs in under a name that the
 owner gave; and while they still have pairs to compare themselves, nothing is shown that follows from others' votes.
@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -19,9 +19,12 @@ from rlhfkit.errors import CheckpointError, DataError, StoreError
 from rlhfkit.feedback.store import Store
 from rlhfkit.feedback.trust.compute import trust_report
 from rlhfkit.feedback.trust.report import TrustReport
+from rlhfkit.rundir.cluster import read_cluster
 from rlhfkit.rundir.directory import RunDir
-from rlhfkit.rundir.find import find_run, find_runs
+from rlhfkit.rundir.find import find_run, find_runs, find_study
 from rlhfkit.rundir.lines import read_object
+from rlhfkit.rundir.studies import read_study
+from rlhfkit.rundir.study import StudyResults
 from rlhfkit.rundir.tail import Mark, new_curves, new_samples, samples_at
 from rlhfkit.web.guard import Refusal, is_local_request
 from rlhfkit.web.site import Link, language_of, name_of, render_page
@@ -31,12 +34,19 @@ __all__ = ["PLOTTED", "dashboard_link", "dashboard_router"]
 PLOTTED = (
     *("score/mean", "ref_kl/sequence", "kl_coef", "response_tokens/mean", "eos_rate", "ppo/entropy"),
     *("ppo/explained_variance", "ppo/clip_fraction", "ppo/approx_kl", "loss", "accuracy", "validation/loss"),
-    *("validation/accuracy", "episode_return/mean", "episode_steps/mean"),
+    *("validation/accuracy", "episode_return/mean", "episode_steps/mean", "evaluation/judge", "evaluation/score"),
+    *("evaluation/ref_kl", "evaluation/response_tokens", "evaluation/eos_rate", "evaluation/distinct_2"),
+    *("score/disagreement", "constraint/"),
 )
-"""Metrics that are sent unless all are asked for."""
+"""Metrics that are sent unless all are asked for; what ends in "/" is the beginning of a name."""
 REPORT_SECONDS = 5.0
 """So old an agreement report may be; older where it takes long, so that it is at work a twentieth of the time."""
 _SHARE_OF_TIME = 20
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; sandbox"
+)
+"""Of a page of a study, which has its style in itself and no script."""
 Found = TypeVar("Found")
 _TEXTS = Path(__file__).parent / "static" / "dashboard_texts.json"
 
@@ -76,7 +86,12 @@ def dashboard_router(runs: Path, *, store: Store | None = None, owners: Collecti
     @router.get("/api/dashboard/runs")
     def list_runs() -> Response:
         found = find_runs(view.runs)
-        return _json({"runs": [asdict(run) for run in found.runs], "problem": found.problem})
+        studies = [asdict(study) for study in found.studies]
+        return _json({"runs": [asdict(run) for run in found.runs], "studies": studies, "problem": found.problem})
+
+    @router.get("/dashboard/study")
+    def study(id: Id) -> Response:
+        return Response(view.study_page(id), media_type="text/html", headers={"content-security-policy": PAGE_POLICY})
 
     @router.get("/api/dashboard/metrics")
     def metrics(run: Id, offset: Offset = 0, digest: Digest = "", all: bool = False) -> Response:
@@ -98,6 +113,11 @@ def dashboard_router(runs: Path, *, store: Store | None = None, owners: Collecti
             return _json({"report": None, "is_withheld": True})
         report = _readable(lambda: read_object(view.run(run).trust))
         return _json({"report": report or None, "is_withheld": False})
+
+    @router.get("/api/dashboard/cluster")
+    def cluster(run: Id) -> Response:
+        read = _readable(lambda: read_cluster(view.run(run)))
+        return _json({"table": None if read is None else asdict(read)})
 
     @router.get("/api/dashboard/labels")
     def labels(request: Request) -> Response:
@@ -121,12 +141,28 @@ class _View:
     report: TrustReport | None = None
     report_until: float = 0.0
     turn: threading.Lock = field(default_factory=threading.Lock)
+    drawn: tuple[StudyResults, bytes] | None = None
+    """The study that was drawn last, and its page."""
+    drawing: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, id: str) -> RunDir:
         run = find_run(self.runs, id)
         if run is None:
             raise Refusal(404, "run_gone")
         return run
+
+    def study_page(self, id: str) -> bytes:
+        """The page of a study, drawn here from its numbers: a page that lies in its directory could be anybody's."""
+        study = find_study(self.runs, id)
+        results = None if study is None else _readable(partial(read_study, study))
+        if results is None:
+            raise Refusal(404, "study_gone")
+        from rlhfkit.report.study import render_study  # the drawing library is large, and most look at runs
+
+        with self.drawing:
+            if self.drawn is None or self.drawn[0] != results:
+                self.drawn = results, render_study(results).encode("utf-8", "backslashreplace")
+            return self.drawn[1]
 
     def is_labelling(self, person: str | None) -> bool:
         """Whether this person has pairs left, and there are others whose votes could sway theirs."""

@@ -75,9 +75,9 @@ class Guard:
             if message["type"] == "http.response.start":
                 has_begun = True
                 headers = list(message.get("headers", ()))
-                if not any(name.lower() == b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", b"no-store"))
-                message = {**message, "headers": headers + _ENCODED_HEADERS}
+                own = {name.lower() for name, _ in headers}  # a page may have a policy, or a cache, of its own
+                ours = [*_ENCODED_HEADERS, (b"cache-control", b"no-store")]
+                message = {**message, "headers": headers + [(name, value) for name, value in ours if name not in own]}
             await send(message)
 
         try:

@@ -1,5 +1,6 @@
 // The dashboard: runs, their curves while they train, samples, labels. It asks again every few seconds, for news only.
 import { Chart, exact, thinned } from "./chart.js";
+import { ClusterTables } from "./cluster.js";
 import { asTurns, element } from "./show.js";
 import { showQueue, showTrust } from "./trust.js";
 
@@ -158,12 +159,22 @@ class Feed {
 }
 
 const chart = (key, name, limits = {}, unit = `${name}_unit`) => ({ keys: [key], name, unit, ...limits });
+const KINDS = { validation: "validation", evaluation: "held_out" };
+const alsoHeldOut = (key, heldOut, name, limits) => ({ ...chart(key, name, limits), keys: [key, `evaluation/${heldOut}`] });
 const PPO = [
-  chart("score/mean", "score"), chart("ref_kl/sequence", "ref_kl", { least: 0 }), chart("ppo/entropy", "entropy"),
-  chart("response_tokens/mean", "length"), chart("eos_rate", "eos", { least: 0, most: 1 }),
+  alsoHeldOut("score/mean", "score", "score"), chart("evaluation/judge", "judge"),
+  alsoHeldOut("ref_kl/sequence", "ref_kl", "ref_kl", { least: 0 }), chart("ppo/entropy", "entropy"),
+  alsoHeldOut("response_tokens/mean", "response_tokens", "length"), chart("evaluation/distinct_2", "distinct_2", { least: 0 }),
+  alsoHeldOut("eos_rate", "eos_rate", "eos", { least: 0, most: 1 }),
   chart("ppo/explained_variance", "explained", { floor: -1, most: 1 }), chart("ppo/clip_fraction", "clip", { least: 0 }),
   chart("ppo/approx_kl", "approx_kl"), chart("kl_coef", "kl_coef", { least: 0 }),
+  chart("score/disagreement", "disagreement", { least: 0 }),
 ];
+/** What is known of the curves of a constraint, whatever its name is. */
+const CONSTRAINT = {
+  mean: { text: "constraint", unit: "constraint_unit" },
+  multiplier: { text: "multiplier", unit: "multiplier_unit", least: 0 },
+};
 const CONTROL = [
   chart("episode_return/mean", "return"), chart("episode_steps/mean", "episode_length", { least: 0 }),
   chart("ppo/entropy", "entropy", {}, "entropy_control_unit"), chart("ppo/explained_variance", "explained", { floor: -1, most: 1 }),
@@ -250,9 +261,13 @@ class CurvesView {
   #showCharts(stage) {
     const known = stage === "control" ? CONTROL : stage === "ppo" ? PPO : SUPERVISED;
     const wanted = [...known];
+    const others = new Set(this.#feeds.flatMap((feed) => [...(feed.stages.get(stage)?.values() ?? [])].flatMap((metrics) => [...metrics.keys()])));
+    for (const key of [...others].sort()) {
+      const [kind, name, what] = key.split("/");
+      if (kind === "constraint" && what in CONSTRAINT) wanted.push({ keys: [key], name: key, n: name, ...CONSTRAINT[what] });
+    }
     if (this.all) {
-      const named = new Set(known.flatMap(({ keys }) => keys));
-      const others = new Set(this.#feeds.flatMap((feed) => [...(feed.stages.get(stage)?.values() ?? [])].flatMap((metrics) => [...metrics.keys()])));
+      const named = new Set(wanted.flatMap(({ keys }) => keys));
       for (const key of [...others].sort()) if (!named.has(key)) wanted.push({ keys: [key], name: key, unit: "" });
     }
     for (const each of wanted) {
@@ -272,9 +287,9 @@ class CurvesView {
     $("charts").insertBefore(node, after ?? null);
   }
 
-  #newChart(stage, { name, unit, least, most, floor }) {
+  #newChart(stage, { name, text, n, unit, least, most, floor }) {
     return new Chart({
-      title: word(name), unit: unit && word(unit), least, most, floor,
+      title: word(text ?? name, { n }), unit: unit && word(unit), least, most, floor,
       xName: word(stage === "control" ? "env_steps" : "iteration"),
       onCursor: (x) => {
         for (const { shown } of this.#charts.values()) shown.point(x);
@@ -292,7 +307,7 @@ class CurvesView {
           if (!points) continue;
           const name = [
             this.#feeds.length > 1 ? this.#names[number] : "", seed && word("seed", { n: seed }),
-            keys.length > 1 ? word(key.startsWith("validation/") ? "validation" : "training") : "",
+            keys.filter((other) => metrics.has(other)).length > 1 ? word(KINDS[key.split("/")[0]] ?? "training") : "",
           ].filter(Boolean).join(", ");
           series.push({ name, points });
         }
@@ -429,8 +444,9 @@ function showPill(node, run) {
 
 const address = (run) => `#/run/${encodeURIComponent(run.id)}`;
 
-class RunItem {
-  constructor(run) {
+/** What a run and a study have in common in the list. */
+class ListItem {
+  constructor() {
     this.node = element("li");
     this.link = element("a", "run");
     this.name = element("span", "run-name");
@@ -445,6 +461,12 @@ class RunItem {
     this.note = element("span", "run-note");
     this.link.append(this.name, this.pill, this.stage, this.bar, this.age, this.note);
     this.node.append(this.link);
+  }
+}
+
+class RunItem extends ListItem {
+  constructor(run) {
+    super();
     this.update(run);
   }
 
@@ -463,18 +485,74 @@ class RunItem {
   }
 }
 
+class StudyItem extends ListItem {
+  constructor(study) {
+    super();
+    this.best = element("span", "study-best");
+    this.note.before(this.best);
+    this.update(study);
+  }
+
+  update(study) {
+    if (study.num_planned) this.link.href = `/dashboard/study?${new URLSearchParams({ id: study.id })}`;
+    else this.link.removeAttribute("href"); // there is no page yet
+    this.title.textContent = study.name;
+    this.path.textContent = study.id !== "." && study.id !== study.name ? study.id : "";
+    showPill(this.pill, study);
+    this.pill.title = study.state === "stopped" ? word("study_stopped_help") : this.pill.title;
+    const done = word("trials_of", { done: exact(study.num_done), planned: exact(study.num_planned) });
+    this.stage.textContent = [word(`phase_${study.phase}`), study.num_planned && study.state !== "finished" && done].filter(Boolean).join(" · ");
+    this.bar.value = study.state === "finished" ? 1 : study.num_done / Math.max(1, study.num_planned);
+    this.bar.setAttribute("aria-label", `${word("progress")}: ${study.name}`);
+    this.age.textContent = since(study.age_seconds);
+    this.best.textContent = bestText(study);
+    this.best.hidden = !this.best.textContent;
+    this.note.textContent = study.problem;
+    this.note.hidden = !study.problem;
+  }
+}
+
+function bestText({ best, metric, is_gain }) {
+  if (!best) return "";
+  const who = best.number === 0 ? word("the_default") : word("trial", { n: best.number });
+  const at = best.kl === null ? "" : word("at_kl", { kl: short(best.kl) });
+  const found = word("best_so_far", { who, score: short(best.score), metric: word(`metric_${metric}`), at });
+  return is_gain === null ? found : `${found} · ${word(is_gain ? "study_gain" : "study_no_gain")}`;
+}
+
+const short = (value) => exact(Number(value.toPrecision(3)));
+
+/** Shows each of `entries` as an item of a list, in their order; items that stay keep their nodes, and the focus. */
+function keepList(list, items, entries, Item) {
+  for (const [id, item] of items) if (!entries.some((entry) => entry.id === id)) {
+    item.node.remove();
+    items.delete(id);
+  }
+  for (const entry of entries) {
+    if (items.has(entry.id)) items.get(entry.id).update(entry);
+    else items.set(entry.id, new Item(entry));
+  }
+  const order = entries.map(({ id }) => items.get(id).node);
+  if (order.every((node, place) => list.children[place] === node)) return;
+  const focused = document.activeElement;
+  list.replaceChildren(...order);
+  if (list.contains(focused)) focused.focus(); // to move a node is to lose it
+}
+
 const roundName = (run) => word("round", { n: run.id.split("round-").at(-1) });
 
 class ListView {
   #items = new Map();
+  #studies = new Map();
   #labels;
   #runs;
 
   constructor() {
     $("runs").replaceChildren();
+    $("studies").replaceChildren();
     this.#runs = new Repeated(RUNS_MS, async (isStopped) => {
-      const { runs, problem } = await ask("runs");
-      if (!isStopped()) this.#show(runs, problem);
+      const { runs, studies, problem } = await ask("runs");
+      if (!isStopped()) this.#show(runs, studies, problem);
     });
     this.#labels = new Repeated(LABELS_MS, async (isStopped) => {
       const news = await ask("labels");
@@ -487,26 +565,15 @@ class ListView {
     this.#labels.stop();
   }
 
-  #show(runs, problem) {
+  #show(runs, studies, problem) {
     const numRunning = runs.filter(({ state, parent }) => state === "running" && parent === null).length;
     const numRuns = runs.filter(({ parent }) => parent === null).length;
     $("runs-summary").textContent = numRuns ? word("runs_summary", { running: numRunning, n: numRuns }) : "";
-    $("runs-empty").hidden = runs.length > 0 && !problem;
+    $("runs-empty").hidden = runs.length + studies.length > 0 && !problem;
     $("runs-empty").textContent = problem || word("no_runs");
-    for (const [id, item] of this.#items) if (!runs.some((run) => run.id === id)) {
-      item.node.remove();
-      this.#items.delete(id);
-    }
-    for (const run of runs) {
-      if (this.#items.has(run.id)) this.#items.get(run.id).update(run);
-      else this.#items.set(run.id, new RunItem(run));
-    }
-    const order = runs.map(({ id }) => this.#items.get(id).node);
-    if (order.some((node, place) => $("runs").children[place] !== node)) {
-      const focused = document.activeElement;
-      $("runs").replaceChildren(...order);
-      if ($("runs").contains(focused)) focused.focus(); // to move a node is to lose it
-    }
+    $("studies-view").hidden = studies.length === 0;
+    keepList($("studies"), this.#studies, studies, StudyItem);
+    keepList($("runs"), this.#items, runs, RunItem);
   }
 }
 
@@ -530,11 +597,12 @@ class RunView {
   #samples = null;
   #runs;
   #trust;
+  #cluster;
 
   constructor(id) {
     this.#id = id;
     $("run-heading").textContent = id;
-    for (const name of ["run-progress", "rounds", "run-problem", "samples", "trust"]) $(name).hidden = true;
+    for (const name of ["run-progress", "rounds", "run-problem", "samples", "trust", "cluster"]) $(name).hidden = true;
     for (const name of ["run-purpose", "run-age", "run-state"]) $(name).textContent = "";
     $("run-state").className = "";
     $("stages").replaceChildren();
@@ -551,11 +619,19 @@ class RunView {
       if (is_withheld) $("run-agreement").replaceChildren(element("p", "muted", word("withheld")));
       else if (report) showTrust($("run-agreement"), report, word);
     });
+    const tables = new ClusterTables($("cluster-tables"), word, since);
+    this.#cluster = new Repeated(NEWS_MS, async (isStopped) => {
+      const { table } = await ask("cluster", { run: id });
+      if (isStopped()) return;
+      $("cluster").hidden = !table;
+      if (table) tables.show(table);
+    });
   }
 
   close() {
     this.#runs.stop();
     this.#trust.stop();
+    this.#cluster.stop();
     this.#curves?.close();
     this.#samples?.close();
   }

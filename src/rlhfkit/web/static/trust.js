@@ -177,13 +177,15 @@ function rounds(report, word) {
   return node;
 }
 
-function heading(text) {
+/** The head of a row. */
+export function heading(text) {
   const cell = element("th", "", text);
   cell.scope = "row";
   return cell;
 }
 
-function table(columns, label, numeric = columns.keys()) {
+/** A table in a box that scrolls, and its body. */
+export function table(columns, label, numeric = columns.keys()) {
   const node = element("div", "table-box");
   node.tabIndex = 0; // on a phone it scrolls, for which the keyboard needs a place to stand
   node.setAttribute("role", "region");

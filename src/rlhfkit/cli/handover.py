@@ -1,0 +1,84 @@
+"""`rlhfkit export` and `import`: recipes in the settings of other tools, and back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rlhfkit.cli.app import Debug, app, program
+
+__all__ = ["export", "import_"]
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|RECIPE", help="Run directory, a shipped recipe's name, or a TOML file.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's.", show_default=False),
+    ] = None,
+    to: Annotated[str, typer.Option(metavar="TOOL", help="openrlhf, verl or nemo-rl.", show_default=False)] = ...,  # type: ignore[assignment]
+    directory: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to write; by default exported/NAME-TOOL.")
+    ] = None,
+    substitute: Annotated[
+        bool, typer.Option("--substitute", help="Take what is nearest for what the tool cannot say; all is listed.")
+    ] = False,
+    gpus: Annotated[int, typer.Option(min=1, metavar="N", help="GPUs of the machine that it will run on.")] = 1,
+    response_tokens: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Mean length of a response; of a run what it has seen.", show_default=False),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a recipe's PPO for OpenRLHF, verl or NeMo RL.
+
+    Launch files with each unit translated and a comment that says from what, prompts, and of a run its models. What
+    the tool cannot say is refused, with the nearest that it can.
+    """
+    from rlhfkit.handover.export import export_to
+
+    print(
+        export_to(
+            to,
+            source,
+            overrides or [],
+            directory=directory,
+            substitute=substitute,
+            gpus=gpus,
+            response_tokens=response_tokens,
+        )
+    )
+
+
+@app.command("import")
+def import_(
+    tool: Annotated[str, typer.Argument(metavar="TOOL", help="verl.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Its configuration.")],
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Recipe to write; by default it is printed.", show_default=False)
+    ] = None,
+    response_tokens: Annotated[
+        float | None, typer.Option(metavar="N", help="Mean length of a response.", show_default=False)
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Make a recipe of verl's configuration.
+
+    What was not understood is listed on stderr.
+    """
+    from rlhfkit.handover.from_verl import import_from
+
+    made = import_from(tool, config, response_tokens=response_tokens)
+    if to is None:
+        print(made.text, end="")
+    else:
+        from rlhfkit.rundir.atomic import write_atomically
+
+        write_atomically(to, made.text)
+    for line in made.summary():
+        typer.echo(line, err=True)
+    if to is not None:
+        print(f"{to}; next: {program()} doctor {to}")

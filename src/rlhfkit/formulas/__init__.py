@@ -1,0 +1,1 @@
+"""What PPO of a recipe takes in memory and time, by arithmetic; no weights are read."""

@@ -1,0 +1,126 @@
+"""What looks at PPO while it runs, as the recipe says."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypedDict
+
+from rlhfkit.config.recipe import Recipe
+from rlhfkit.data import load_prompts
+from rlhfkit.evaluation.on_the_way import Answers, EvaluationOnTheWay, answers_in_env, answers_to_prompts
+from rlhfkit.explanation.on_the_way import PanelOnTheWay
+from rlhfkit.machine.seeding import derive_seed, shuffled
+from rlhfkit.models.encoder import EncodedPrompt
+from rlhfkit.models.language import LanguageModel, TextPolicy
+from rlhfkit.pipeline.context import RunContext
+from rlhfkit.pipeline.probe import is_chat, scorer_of, training_texts
+from rlhfkit.pipeline.probe_sides import rollout_of
+from rlhfkit.probes.choose import chosen_probes
+from rlhfkit.probes.on_the_way import ProbesOnTheWay
+from rlhfkit.probes.probe import Probe, Subject
+from rlhfkit.rollout.engine import GatheredSampler, Reference, Sample, sample_of
+from rlhfkit.rundir.log import RunLog
+from rlhfkit.training.observers import Observer
+
+__all__ = ["observers_of"]
+
+
+def observers_of(
+    ctx: RunContext, policy: TextPolicy, reference: Reference, sampler: GatheredSampler | None
+) -> list[Observer]:
+    """Who looks at each iteration; `sampler` holds the policy's weights whole, where they are parted among ranks."""
+    evaluation = ctx.recipe.evaluation
+    if not evaluation.every_iterations:
+        return []
+    times = Times(every=evaluation.every_iterations, iterations=ctx.recipe.ppo.iterations, log=ctx.log)
+    found: list[Observer] = [EvaluationOnTheWay(_answers(ctx, policy, reference, sampler), **times)]
+    if evaluation.probes:
+        found.append(ProbesOnTheWay(*_probes(ctx, policy, sampler), **times))
+    if evaluation.num_explained and (why := _why_no_panel(ctx.recipe, sampler)):
+        ctx.progress.note(f"no responses are explained while PPO runs: {why}")
+    elif evaluation.num_explained:
+        found.append(_panel(ctx, policy, times))
+    return found
+
+
+def _why_no_panel(recipe: Recipe, sampler: GatheredSampler | None) -> str | None:
+    """Why there is no panel, where there is none."""
+    if recipe.env is not None:
+        return "a panel is of responses to single prompts, and this policy acts in an environment"
+    return None if sampler is None else "a panel reads the weights whole, and they are parted among the processes"
+
+
+def _panel(ctx: RunContext, policy: TextPolicy, times: "Times") -> PanelOnTheWay:
+    """The first of the held-out prompts, token by token. A reward model, which remembers nothing, is that of PPO."""
+    recipe = ctx.recipe
+    return PanelOnTheWay(
+        _prompts(ctx, recipe, policy)[: recipe.evaluation.num_explained],
+        sample=lambda: sample_of(None, policy.language_model),
+        reward=None if recipe.reward.type == "reward_model" else ctx.builder.reward(recipe.reward),
+        seed=recipe.seed,
+        **times,
+    )
+
+
+class Times(TypedDict):
+    """When it is time, and where what was seen is written."""
+
+    every: int
+    iterations: int
+    log: RunLog
+
+
+def _answers(
+    ctx: RunContext, policy: TextPolicy, reference: Reference, sampler: GatheredSampler | None
+) -> Callable[[], Answers]:
+    """What has the policy answer. It samples with the own engine, as the stage `evaluate` does."""
+    recipe, model = ctx.recipe, policy.language_model
+    own = None if sampler is None else GatheredSampler(sampler.copy, None)
+    judge, _ = ctx.builder.judge()
+    needs_reward = recipe.uses_reward and (judge is None or recipe.env is not None)
+    # A source of its own: one that counts its calls, or draws by a generator of its own, goes on in PPO as without.
+    reward = ctx.builder.reward(recipe.reward) if needs_reward else None
+
+    def sample() -> Sample:
+        return sample_of(own, model)
+
+    if recipe.env is not None:
+        factory = ctx.env_factory("test_prompts")
+        return partial(answers_in_env, policy, reference, factory, recipe, judge=judge, reward=reward, sample=sample)
+    prompts = _prompts(ctx, recipe, policy)
+    return partial(answers_to_prompts, policy, reference, prompts, recipe, judge=judge, reward=reward, sample=sample)
+
+
+def _prompts(ctx: RunContext, recipe: Recipe, policy: TextPolicy) -> list[EncodedPrompt]:
+    """Held-out prompts, of which the stage `evaluate` takes as few as there are enough for both.
+
+    Weights that were chosen by their answers to some prompts are best judged by others.
+    """
+    loaded = ctx.load("test_prompts", load_prompts).records
+    order = shuffled(
+        len(loaded), derive_seed(recipe.evaluation_seed, "test prompts")
+    )  # whose first ones that stage takes
+    chosen = [loaded[index] for index in order[::-1][: recipe.evaluation.num_prompts_on_the_way]]
+    return ctx.encoded(chosen, policy.language_model.encoder, "test_prompts")
+
+
+def _probes(
+    ctx: RunContext, policy: TextPolicy, sampler: GatheredSampler | None
+) -> tuple[list[Probe], Subject, Callable[[], LanguageModel]]:
+    """The probes, how they measure, and what gives the policy's weights whole."""
+    recipe, model = ctx.recipe, policy.language_model
+    config = recipe.probe.model_copy(update={"names": recipe.evaluation.probes, "primary": ""})
+    probes = chosen_probes(
+        config,
+        directory=Path(recipe.data.directory),
+        scorer=scorer_of(config, ctx.builder),
+        training=training_texts(ctx),
+    )
+    subject = Subject(
+        rollout=rollout_of(recipe),
+        num_samples=config.num_samples,
+        is_chat=is_chat(ctx),
+        seed=derive_seed(recipe.seed, "probes"),
+    )
+    of_model = [probe for probe in probes if probe.of == "model"]
+    return of_model, subject, lambda: model if sampler is None else sampler.up_to_date(model)

@@ -1,0 +1,83 @@
+"""Which trial goes on, and how far: successive halving that is asynchronous, and pauses in place of ending. Pure.
+
+A decision depends only on the trials' values at rungs, never on the time that something took, so that one job at a time
+gives the same trials whatever was killed on the way.
+Source: Li et al. 2018, arXiv 1810.05934 (ASHA).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["DEFAULT", "Standing", "may_go_on", "next_step", "order", "rungs_of"]
+
+DEFAULT = 0
+"""The trial that has the recipe's own settings."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a trial has come."""
+
+    number: int
+    values: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """Rung → (by how much its guards are broken there, 0 if they hold; score within the budget)."""
+    end: str | None = None
+    """How it ended; None while it may go on."""
+    reaching: int | None = None
+    """The rung that it was sent to, and has not come to yet."""
+
+    @property
+    def rung(self) -> int | None:
+        """The last rung that it came to."""
+        return max(self.values, default=None)
+
+
+def rungs_of(
+    iterations: int, *, every: int, least: int, reduction: int, planned: int, finalists: int
+) -> tuple[int, ...]:
+    """Iterations after which trials are compared; the last is the whole run.
+
+    R / reduction^k for k = ..., 2, 1, 0, each right after an evaluation: none before `least` iterations, none so near
+    to the next that it would save nothing, and no more than leave as many `finalists` of the `planned` trials.
+    """
+    rungs, left = [iterations], planned // reduction
+    share = iterations / reduction
+    while left >= finalists:
+        rung = max(1, round(max(share, least) / every)) * every + 1
+        if rung >= least and 2 * rung <= rungs[-1] + every:
+            rungs.append(rung)
+        if share <= least:
+            break
+        share, left = share / reduction, left // reduction
+    return tuple(reversed(rungs))
+
+
+def order(standing: Standing, rung: int) -> tuple[float, float, int]:
+    """Key that sorts trials at a rung, the best first: guards that hold, then the score, then the number."""
+    violation, score = standing.values[rung]
+    return violation, -score, standing.number
+
+
+def may_go_on(trials: Sequence[Standing], rungs: Sequence[int], *, reduction: int) -> tuple[int, int] | None:
+    """(number of a trial, rung that it goes on to), if one has earned it; the highest rung first.
+
+    Of n trials that have come to a rung, the best n / reduction, rounded down, go on; the default always does.
+    """
+    for at in range(len(rungs) - 2, -1, -1):
+        rung, following = rungs[at], rungs[at + 1]
+        here = sorted((trial for trial in trials if rung in trial.values), key=lambda trial: order(trial, rung))
+        best = [trial.number for trial in here[: len(here) // reduction] if trial.values[rung][0] <= 0]
+        for trial in here:
+            is_paused = trial.rung == rung and trial.reaching is None and trial.end is None
+            if is_paused and (trial.number in best or trial.number == DEFAULT):
+                return trial.number, following
+    return None
+
+
+def next_step(
+    trials: Sequence[Standing], rungs: Sequence[int], *, planned: int, reduction: int
+) -> tuple[int | None, int] | None:
+    """(number of the trial that goes on, None for a new one; rung), or None where nothing is left to be started."""
+    if (promoted := may_go_on(trials, rungs, reduction=reduction)) is not None:
+        return promoted
+    return (None, rungs[0]) if len(trials) < planned else None

@@ -1,0 +1,153 @@
+"""What to try next: Optuna's samplers, shown what is known of every trial. The answer depends on nothing else."""
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.quasirandom import SobolEngine
+
+from rlhfkit.config.tune import KnobConfig, TuneConfig
+from rlhfkit.errors import MissingDependencyError
+from rlhfkit.machine.seeding import derive_seed
+from rlhfkit.rundir.study import Trial
+from rlhfkit.tuning.knobs import Knob, Params
+from rlhfkit.tuning.objective import broken
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+__all__ = ["distribution_of", "distributions_of", "importance_of", "optuna", "suggest"]
+
+ENOUGH_FOR_IMPORTANCE = 10
+"""Trials that have a score; below, shares of importance are noise."""
+
+
+def optuna() -> Any:
+    """The package. Raises: MissingDependencyError with the install line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import optuna as package
+    except ImportError as error:
+        raise MissingDependencyError(
+            "a search needs a package that is missing (optuna); pip install 'rlhfkit[search]'"
+        ) from error
+    package.logging.set_verbosity(package.logging.ERROR)
+    return package
+
+
+def suggest(knobs: Sequence[Knob], trials: Sequence[Trial], config: TuneConfig, *, number: int) -> Params:
+    """Values of the knobs for the trial of this number, which comes after `trials`.
+
+    The first `num_random` ones after the default spread evenly (a scrambled Sobol sequence); then the sampler decides.
+    It sees a paused trial as one that was ended at its rung, since a constant liar, which takes what is unfinished for
+    bad, would keep it away from the best region; what is on its way to a first rung it does take for bad, so that
+    several jobs do not try the same. The random numbers of a trial follow from its number, not from how often a
+    process was started.
+    """
+    package = optuna()
+    if number <= config.num_random or config.sampler == "random":
+        return _evenly(knobs, config, number)
+    seed = derive_seed(config.seed, "suggest", number) % 2**31
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is experimental there
+        if config.sampler == "gp":
+            sampler = package.samplers.GPSampler(seed=seed, n_startup_trials=0)
+        else:
+            sampler = package.samplers.TPESampler(seed=seed, n_startup_trials=0, multivariate=True, constant_liar=True)
+        study = package.create_study(direction="maximize", sampler=sampler)
+        study.add_trials(_seen(knobs, trials))
+        params = study.ask(distributions_of(knobs)).params
+    return {knob.name: _rounded(params[knob.name], knob.where) for knob in knobs}
+
+
+def distributions_of(knobs: Sequence[Knob]) -> "dict[str, BaseDistribution]":
+    """Knob → where it is searched, in Optuna's words."""
+    return {knob.name: distribution_of(knob.where) for knob in knobs}
+
+
+def distribution_of(where: KnobConfig) -> "BaseDistribution":
+    """The same for one."""
+    kinds = optuna().distributions
+    if where.choices:
+        chosen: BaseDistribution = kinds.CategoricalDistribution(where.choices)
+        return chosen
+    kind = kinds.IntDistribution if where.is_integer else kinds.FloatDistribution
+    ranged: BaseDistribution = kind(where.low, where.high, log=where.log)
+    return ranged
+
+
+def importance_of(knobs: Sequence[Knob], trials: Sequence[Trial]) -> dict[str, float]:
+    """Knob → its share in what makes trials good, the largest first (PED-ANOVA); empty for too few trials."""
+    package = optuna()
+    seen = [trial for trial in _seen(knobs, trials) if trial.state == package.trial.TrialState.COMPLETE]
+    if len(seen) < ENOUGH_FOR_IMPORTANCE:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study = package.create_study(direction="maximize")
+        study.add_trials(seen)
+        found = package.importance.get_param_importances(study, params=[knob.name for knob in knobs])
+    return dict(found)
+
+
+def _evenly(knobs: Sequence[Knob], config: TuneConfig, number: int) -> Params:
+    """The point of this number in a scrambled Sobol sequence over the space."""
+    sequence: Any = SobolEngine(len(knobs), scramble=True, seed=derive_seed(config.seed, "sobol") % 2**31)  # type: ignore[no-untyped-call]
+    point = sequence.fast_forward(number).draw(1, dtype=torch.float64)[0].tolist()
+    shares = zip(knobs, point, strict=True)
+    return {knob.name: _rounded(_value_at(knob.where, float(share)), knob.where) for knob, share in shares}
+
+
+def _rounded(value: Any, where: KnobConfig) -> Any:
+    """To four digits, which is finer than anything that seeds let one see; within the range."""
+    if where.choices or where.is_integer or where.low is None or where.high is None:
+        return value
+    return min(max(float(f"{value:.4g}"), where.low), where.high)
+
+
+def _value_at(where: KnobConfig, share: float) -> Any:
+    """The value at a share, 0 to 1, of the way through a range."""
+    if where.choices:
+        return where.choices[min(int(share * len(where.choices)), len(where.choices) - 1)]
+    assert where.low is not None and where.high is not None
+    low, high = float(where.low), float(where.high)
+    if where.is_integer:  # each whole number has the same room
+        low, high = low - 0.5, high + 0.5
+    value = low * (high / low) ** share if where.log and low > 0 else low + share * (high - low)
+    return min(max(round(value), where.low), where.high) if where.is_integer else value
+
+
+def _seen(knobs: Sequence[Knob], trials: Sequence[Trial]) -> "list[FrozenTrial]":
+    """What the sampler is shown, by number. The default is left out where it lies outside of the space."""
+    distributions = distributions_of(knobs)
+    shown = []
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        inside = trial.params.keys() == distributions.keys() and all(
+            distribution._contains(distribution.to_internal_repr(trial.params[name]))
+            for name, distribution in distributions.items()
+        )
+        if inside:
+            shown.append(_frozen(trial, distributions))
+    return shown
+
+
+def _frozen(trial: Trial, distributions: "dict[str, BaseDistribution]") -> "FrozenTrial":
+    """A trial as the sampler is to see it."""
+    package = optuna()
+    states = package.trial.TrialState
+    known: dict[str, Any] = {"params": dict(trial.params), "distributions": distributions}
+    if trial.best is not None:
+        known["constraints"] = {"guards": broken(trial.violations) + (trial.state == "failed")}
+        if trial.state in ("complete", "infeasible", "failed"):
+            known |= {"state": states.COMPLETE, "value": trial.best.score}
+        else:
+            known |= {"state": states.PRUNED, "intermediate_values": {trial.iterations: trial.best.score}}
+    elif trial.state == "failed":  # worse than all that kept the guards
+        known |= {"state": states.COMPLETE, "value": 0.0, "constraints": {"failed": 1e6}}
+    else:
+        known["state"] = states.RUNNING
+    shown: FrozenTrial = package.trial.create_trial(**known)
+    return shown

@@ -1,0 +1,5 @@
+"""The fixtures of the database, for what keeps its trials there."""
+
+from tests.databases import postgresql, postgresql_server
+
+__all__ = ["postgresql", "postgresql_server"]
