@@ -63,7 +63,7 @@ def undisturbed(name, tmp_path, *overrides):
 @pytest.mark.parametrize(
     ("name", "num_more"),
     [
-        *((name, 1) for name in NUM_KILLS),
+        *(pytest.param(name, 1, marks=() if name == "ppo" else pytest.mark.slow) for name in NUM_KILLS),
         *(pytest.param(name, num, marks=pytest.mark.slow) for name, num in NUM_KILLS.items()),
     ],
 )
@@ -106,7 +106,8 @@ def begun(directory, stage="ppo"):
 LONG = "ppo.iterations=10000"
 
 
-@pytest.mark.parametrize("shard", ["none", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow  # nobody says what is wrong before the time limits of the collectives
+@pytest.mark.parametrize("shard", ["none", "fsdp"])
 def test_a_rank_that_hangs_is_named_by_the_others(shard, tmp_path):
     def stop(ranks):
         begun(tmp_path / "run")

@@ -67,6 +67,7 @@ def without_times(found):
     return [without_times(each) for each in found] if isinstance(found, list) else found
 
 
+@pytest.mark.slow
 def test_trainers_in_a_script_work_unchanged(model, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -70,7 +70,7 @@ def label_until_it_breaks(visitor, task, confirmed, stop):
     return None
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_twenty_crashes_of_postgresql_lose_no_confirmed_vote_and_no_pair_before_a_person():
     names = [f"person {number}" for number in range(4)]
     with running_server() as server, Store.open(server.url, settings=ONE_VOTE) as store:

@@ -153,7 +153,8 @@ def actors(kind: str) -> list[psutil.Process]:
     ]
 
 
-@pytest.mark.parametrize("samplers", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("samplers", [1, 3])
 def test_a_cluster_of_this_machine_gives_the_bits_of_a_plain_run(home, samplers):
     words = [f"cluster.samplers={samplers}", f"cluster.reward_workers={samplers - 1}"]
     made = run(home, f"local{samplers}", "--ray", "local", *words)
@@ -248,6 +249,7 @@ def test_no_loss_changes_a_bit(home, cluster, lost, stale):
     assert "lost" in made.said
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_without_the_cluster_and_back(home, cluster):
     name = begun(home, "interrupted")
     (home / "slow").touch()  # so that it is not at its end before it is told to stop

@@ -246,7 +246,7 @@ def test_intervals_with_ties_cover_what_they_say(draw, truth):
     assert covered(draw, truth, num=4000, seed=0) == pytest.approx(0.95, abs=0.015)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "rate", "likeness"), GROUPS)
 def test_intervals_of_groups_cover_what_they_say_or_more(sizes, rate, likeness):
     found = covered(grouped(sizes, [rate, 0.0, 1 - rate], likeness), rate, num=4000, seed=0)
