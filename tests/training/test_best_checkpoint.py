@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from rlhfkit.config.ppo import FixedKLConfig, PpoConfig
 from rlhfkit.config.watch import WatchConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.evaluation.control import quick_return
+from rlhfkit.evaluation.on_the_way import EvaluationOnTheWay
 from rlhfkit.machine.interrupts import Paused
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline.control import control_trainer
@@ -120,7 +122,9 @@ class Far:
 
     def collect(self, iteration, *, kl_coef, on_finished=None):
         experience = self.rollout.collect(iteration, kl_coef=kl_coef)
-        return dataclasses.replace(experience, ref_kl=torch.full_like(experience.ref_kl, self.kls[iteration]))
+        kl = self.kls[iteration]
+        metrics = {**experience.metrics, "ref_kl/sequence": float(kl)}
+        return dataclasses.replace(experience, ref_kl=torch.full_like(experience.ref_kl, kl), metrics=metrics)
 
 
 def limited(kls, **changes):
@@ -270,6 +274,18 @@ def test_a_run_that_shall_ends_with_its_best_weights_within_the_limit(tmp_path, 
     if best:
         assert_has_weights_after(trainers[1], best, tmp_path / "short")
     assert len(rows(RunDir(tmp_path / "run"))) == 8
+
+
+def test_between_planned_evaluations_there_are_some_for_a_kl_that_nears_the_limit(tmp_path):
+    """Of iteration 3 the two before it let one expect 4 nats, half of the limit; the last one is always evaluated."""
+    asked = []
+    trainer = judged({}, every=100, best_max_ref_kl=8.0)
+    trainer.rollout = Far(trainer.rollout, [1, 2, 3, 4, 5, 6, 7, 8])
+    sampled = SimpleNamespace(rows=dict, metrics=lambda: {"evaluation/judge": 1.0, "evaluation/ref_kl": 1.0})
+    log = SimpleNamespace(write_observation=lambda stage, iteration, what, rows: asked.append(iteration))
+    trainer.observers = [EvaluationOnTheWay(lambda: sampled, every=100, iterations=8, log=log)]
+    train(trainer, tmp_path)
+    assert asked == [0, 3, 4, 5, 6, 7]
 
 
 def test_a_run_that_pauses_ends_with_the_same_best_weights(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 from rlhfkit.config.load import load_recipe
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.rundir.study import Point
+from rlhfkit.training.kl_marks import comes_to_a_mark
 from rlhfkit.tuning.design import Design, Job, design_of
 from rlhfkit.tuning.finals import TestRun
 from rlhfkit.tuning.runner import Outcome
@@ -46,9 +47,15 @@ def true_score(params, iteration: int) -> float:
     return d * (quality(params) - B * math.log(d)) if d else 0.0
 
 
-def true_worth(params, total: int = 90) -> float:
+def evaluated(params, total: int = 90, every: int = 5) -> list[int]:
+    """The iterations in which such a run is evaluated."""
+    kls = [distance(params, at) for at in range(total)]
+    return [at for at in range(total) if at % every == 0 or comes_to_a_mark(kls[:at], BUDGET)]
+
+
+def true_worth(params) -> float:
     """S(B) without noise."""
-    return max(true_score(params, at) for at in range(0, total, 5) if distance(params, at) <= BUDGET)
+    return max(true_score(params, at) for at in evaluated(params) if distance(params, at) <= BUDGET)
 
 
 def optimum() -> float:
@@ -115,7 +122,7 @@ class StubRunner:
                 "evaluation/eos_rate": 1.0,
                 "evaluation/ref_perplexity": 10.0,
             }
-            for at in range(0, self.done.get(job.name, 0), self.design.every)
+            for at in evaluated(job.params, self.done.get(job.name, 0), self.design.every)
         ]
 
     def points(self, job: Job) -> list[Point]:

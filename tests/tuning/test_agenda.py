@@ -41,6 +41,32 @@ def test_those_that_went_on_count_among_those_that_came():
     assert may_go_on(trials, RUNGS, reduction=3) is None  # of three one goes on, and it has
 
 
+def test_no_more_than_a_third_go_on_however_good_the_later_ones_are():
+    trials = [at(30, 1, 1.0), at(10, 2, 5.0), at(10, 3, 6.0)]
+    assert may_go_on(trials, RUNGS, reduction=3) is None  # 1 has taken the place
+    trials += [at(10, number, 0.0) for number in (4, 5, 6)]
+    assert may_go_on(trials, RUNGS, reduction=3) == (3, 30)
+    ended = [at(90, 1, 1.0, end="complete"), at(10, 2, 5.0), at(10, 3, 6.0)]
+    assert may_go_on(ended, RUNGS, reduction=3) is None
+
+
+def test_the_default_takes_nobodys_place():
+    default = at(90, DEFAULT, 9.0, end="complete")
+    trials = [default, *(at(10, number, float(number)) for number in (1, 2, 3)), at(10, 4, 0.0), at(10, 5, 0.5)]
+    assert may_go_on(trials, RUNGS, reduction=3) == (3, 30)
+
+
+def test_once_all_have_begun_the_best_go_on_though_others_had_the_places():
+    trials = [at(30, 1, 1.0), at(10, 2, 5.0), at(10, 3, 6.0), at(10, 4, 7.0, broken=1.0)]
+    step = {"reduction": 4, "finalists": 2}
+    assert next_step(trials, RUNGS, planned=5, **step) == (None, 10)
+    assert next_step(trials, RUNGS, planned=4, **step) == (3, 30)
+    trials[2] = at(10, 3, 6.0, reaching=30)
+    assert next_step(trials, RUNGS, planned=4, **step) == (2, 30)
+    trials[1] = at(10, 2, 5.0, reaching=30)
+    assert next_step(trials, RUNGS, planned=4, **step) == (1, 90)  # of those two that came to 30
+
+
 def test_the_highest_rung_comes_first():
     trials = [at(10, number, float(number)) for number in range(1, 4)] + [at(30, number, 9.0) for number in (7, 8, 9)]
     assert may_go_on(trials, RUNGS, reduction=3) == (7, 90)
@@ -63,6 +89,7 @@ def test_what_has_ended_does_not_go_on():
 
 
 def test_new_trials_are_begun_until_there_are_as_many_as_planned():
-    trials = [at(10, 1, 1.0), at(10, 2, 2.0)]
-    assert next_step(trials, RUNGS, planned=3, reduction=3) == (None, 10)
-    assert next_step(trials, RUNGS, planned=2, reduction=3) is None
+    trials = [at(10, 1, 1.0), at(10, 2, 2.0, broken=1.0)]
+    step = {"reduction": 3, "finalists": 1}
+    assert next_step(trials, RUNGS, planned=3, **step) == (None, 10)
+    assert next_step([at(90, 1, 1.0, end="complete"), trials[1]], RUNGS, planned=2, **step) is None

@@ -15,10 +15,10 @@ from tests.tuning.stub import design
 
 
 def test_cost_by_hand():
-    """90 iterations in 90 s, rungs at 31 and 90; 27 trials, of which 9 go on; no time for starts."""
+    """90 iterations in 90 s, rungs at 21, 46 and 90; of 27 trials 13 and then 7 go on, and the recipe; free starts."""
     cost = cost_of(design(), Rates(base=100.0, whole=90.0, evaluation=5.0, start=0.0))
     assert cost.base == 100
-    assert cost.search == pytest.approx(27 * 31 + 9 * 59)
+    assert cost.search == pytest.approx(27 * 21 + 14 * 25 + 8 * 44)
     assert cost.confirmation == pytest.approx(3 * 2 * 90)
     assert cost.test == pytest.approx(5 * 2 * 95)
     assert cost.total == cost.base + cost.search + cost.confirmation + cost.test
@@ -27,7 +27,7 @@ def test_cost_by_hand():
 def test_each_stretch_costs_a_start_and_other_epochs_cost_more():
     plain = Rates(base=0.0, whole=90.0, start=0.0)
     with_starts = cost_of(design(), Rates(base=0.0, whole=90.0, start=2.0)).search
-    assert with_starts - cost_of(design(), plain).search == pytest.approx(2 * (27 + 9))
+    assert with_starts - cost_of(design(), plain).search == pytest.approx(2 * (27 + 14 + 8))
     # The recipe has 4 epochs, trials 7/3 on average; updates are 60 % of the time.
     assert factor_of(design(), 0.6) == pytest.approx(0.4 + 0.6 * (7 / 3) / 4)
 

@@ -67,13 +67,13 @@ class TuneConfig(Section):
     """Settings that are tried, the recipe's own among them."""
     space: dict[str, KnobConfig | Literal["fixed"]] = Field(default_factory=dict)
     """Setting → where it is searched, beside or in place of what is shipped; "fixed" takes one out."""
-    sampler: Literal["tpe", "gp", "random"] = "tpe"
-    """What proposes settings: tree-structured Parzen estimators, a Gaussian process, or chance alone."""
+    sampler: Literal["gp", "tpe", "random"] = "gp"
+    """What proposes settings: a Gaussian process, tree-structured Parzen estimators, or chance alone."""
     seed: NonNegativeInt = 0
     """Decides what is proposed; the seeds of the runs follow from that of the recipe."""
     num_random: PositiveInt = 9
     """Trials that spread evenly over the space before the sampler goes by what was seen."""
-    reduction: Annotated[int, Field(ge=2)] = 3
+    reduction: Annotated[int, Field(ge=2)] = 2
     """At each rung one in so many trials goes on."""
     min_rung_iterations: PositiveInt = 20
     """Iterations before the first rung: earlier, fast rates look better than they are."""

@@ -116,7 +116,8 @@ class WatchConfig(WatchSettings):
     """The judge's score falls, as evaluations on the way find it."""
     best_max_ref_kl: PositiveFloat | None = None
     """Weights whose KL to the reference is above this are never the best; by default `ppo.max_ref_kl`. In nats per
-    sequence, of what the best are ranked by: the rollout, or the evaluation on the way."""
+    sequence, of what the best are ranked by: the rollout, or the evaluation on the way, which then is done as well
+    wherever the KL comes to 50, 60, 70, 80, 90 or 95 % of this."""
     kl_coef_factor: Annotated[float, Field(gt=1.0)] = 2.0
     """What "raise_kl_coef" multiplies the KL coefficient by."""
     least_kl_coef: PositiveFloat = 0.05

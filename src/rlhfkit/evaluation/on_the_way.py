@@ -78,7 +78,8 @@ class EvaluationOnTheWay:
 
         Raises: RewardError, EnvError where judge or environment fail.
         """
-        if not is_evaluated(trainer.iteration, every=self._every, iterations=self._iterations):
+        is_planned = is_evaluated(trainer.iteration, every=self._every, iterations=self._iterations)
+        if not is_planned and not trainer.watch.is_at_mark:
             return {}
         answers = self._answers()
         self._log.write_observation("ppo", trainer.iteration, "evaluation", answers.rows())

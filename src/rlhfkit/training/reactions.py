@@ -19,6 +19,7 @@ from rlhfkit.errors import CheckpointError, ConfigError
 from rlhfkit.metrics import rounded
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.training.checkpoint import Checkpoints, HasParameters, load_trainable, subset
+from rlhfkit.training.kl_marks import comes_to_a_mark
 from rlhfkit.training.optim import Optimizer
 
 __all__ = ["SupervisedWatch", "Watch", "Watched", "weights_of"]
@@ -122,9 +123,17 @@ class Watch:
         is_time = iteration % self.settings.best_every_iterations == 0
         if self._is_ranked_by_evaluation:
             every = setting_of(self.recipe, "evaluation", "every_iterations") or 0
-            is_time = is_evaluated(iteration, every=every, iterations=self.config.iterations)
+            is_time = is_evaluated(iteration, every=every, iterations=self.config.iterations) or self.is_at_mark
         start_counts = self._best_max_ref_kl is not None or self.config.end_with == "best"
         return self.keeps_best and is_time and (iteration > 0 or start_counts)
+
+    @property
+    def is_at_mark(self) -> bool:
+        """Whether the next iteration is evaluated on the way for its KL, which comes near the limit of the best."""
+        budget = self.settings.best_max_ref_kl
+        if budget is None or not self._is_ranked_by_evaluation:
+            return False
+        return comes_to_a_mark(self._replay.curves["ref_kl/sequence"].values, budget)
 
     @property
     def _is_ranked_by_evaluation(self) -> bool:

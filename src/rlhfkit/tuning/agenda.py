@@ -7,6 +7,7 @@ Source: Li et al. 2018, arXiv 1810.05934 (ASHA).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 __all__ = ["DEFAULT", "Standing", "may_go_on", "next_step", "order", "rungs_of"]
 
@@ -61,23 +62,47 @@ def order(standing: Standing, rung: int) -> tuple[float, float, int]:
 def may_go_on(trials: Sequence[Standing], rungs: Sequence[int], *, reduction: int) -> tuple[int, int] | None:
     """(number of a trial, rung that it goes on to), if one has earned it; the highest rung first.
 
-    Of n trials that have come to a rung, the best n / reduction, rounded down, go on; the default always does.
+    Of n trials that have come to a rung, no more than n / reduction, rounded down, go on, and each of them is among the
+    best n / reduction when it does; the default always goes on, and takes nobody's place. Without the first condition a
+    sampler that finds better and better ones sends nearly all of them on, and costs what nobody had reckoned with.
     """
     for at in range(len(rungs) - 2, -1, -1):
-        rung, following = rungs[at], rungs[at + 1]
-        here = sorted((trial for trial in trials if rung in trial.values), key=lambda trial: order(trial, rung))
-        best = [trial.number for trial in here[: len(here) // reduction] if trial.values[rung][0] <= 0]
-        for trial in here:
-            is_paused = trial.rung == rung and trial.reaching is None and trial.end is None
-            if is_paused and (trial.number in best or trial.number == DEFAULT):
-                return trial.number, following
+        here = _ranked(trials, rungs[at])
+        places = len(here) // reduction
+        num_gone = sum(_has_gone_on(trial, rungs[at]) for trial in here if trial.number != DEFAULT)
+        for place, trial in enumerate(here):
+            has_earned = place < places and num_gone < places and trial.values[rungs[at]][0] <= 0
+            if _is_paused(trial, rungs[at]) and (has_earned or trial.number == DEFAULT):
+                return trial.number, rungs[at + 1]
     return None
 
 
 def next_step(
-    trials: Sequence[Standing], rungs: Sequence[int], *, planned: int, reduction: int
+    trials: Sequence[Standing], rungs: Sequence[int], *, planned: int, reduction: int, finalists: int
 ) -> tuple[int | None, int] | None:
-    """(number of the trial that goes on, None for a new one; rung), or None where nothing is left to be started."""
+    """(number of the trial that goes on, None for a new one; rung), or None where nothing is left to be started.
+
+    Once all have been begun, the best `finalists` of each rung go on, though others have taken the places before them.
+    """
     if (promoted := may_go_on(trials, rungs, reduction=reduction)) is not None:
         return promoted
-    return (None, rungs[0]) if len(trials) < planned else None
+    if len(trials) < planned:
+        return None, rungs[0]
+    for rung, following in pairwise(rungs):
+        for trial in _ranked(trials, rung)[:finalists]:
+            if _is_paused(trial, rung) and trial.values[rung][0] <= 0:
+                return trial.number, following
+    return None
+
+
+def _ranked(trials: Sequence[Standing], rung: int) -> list[Standing]:
+    """Those that have come to a rung, the best first."""
+    return sorted((trial for trial in trials if rung in trial.values), key=lambda trial: order(trial, rung))
+
+
+def _is_paused(trial: Standing, rung: int) -> bool:
+    return trial.rung == rung and trial.reaching is None and trial.end is None
+
+
+def _has_gone_on(trial: Standing, rung: int) -> bool:
+    return trial.rung != rung or trial.reaching is not None

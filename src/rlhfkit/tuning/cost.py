@@ -50,16 +50,16 @@ class Cost:
 def cost_of(design: Design, rates: Rates) -> Cost:
     """What is expected, if the winner is not the recipe itself.
 
-    Of n trials n / reduction^k come to rung k. A stretch from one rung to the next costs its share of a whole run, and
-    the start of a process. The recipe itself runs to its end whatever the others do.
+    Of n trials n / reduction^k, or the finalists where that is fewer, come to rung k, and the recipe itself beside
+    them. A stretch from one rung to the next costs its share of a whole run, and the start of a process.
     """
     tune, whole = design.tune, rates.whole * rates.factor
-    search, before, left = 0.0, 0, tune.trials
+    search, before, following = 0.0, 0, tune.trials - 1
     for rung in design.rungs:
-        stretch = (rung - before) / design.total
-        search += (left - 1) * (stretch * whole + rates.start) + stretch * rates.whole + rates.start
-        before, left = rung, max(1, left // tune.reduction)
-    finalists = min(tune.finalists, left * tune.reduction)
+        others, stretch = following, (rung - before) / design.total
+        search += others * (stretch * whole + rates.start) + stretch * rates.whole + rates.start
+        before, following = rung, max((others + 1) // tune.reduction, min(tune.finalists, others))
+    finalists = min(tune.finalists, others + 1)
     return Cost(
         base=rates.base,
         search=search,

@@ -74,7 +74,9 @@ class Study:
         """A trial that goes on, or a new one; None where there is none."""
         tune = self.design.tune
         standings = [standing_of(trial) for trial in noted]
-        step = next_step(standings, self.design.rungs, planned=tune.trials, reduction=tune.reduction)
+        step = next_step(
+            standings, self.design.rungs, planned=tune.trials, reduction=tune.reduction, finalists=tune.finalists
+        )
         if step is None:
             return None
         number, rung = step

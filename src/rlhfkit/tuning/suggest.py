@@ -1,7 +1,8 @@
 """What to try next: Optuna's samplers, shown what is known of every trial. The answer depends on nothing else."""
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,6 @@ from rlhfkit.errors import MissingDependencyError
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.rundir.study import Trial
 from rlhfkit.tuning.knobs import Knob, Params
-from rlhfkit.tuning.objective import broken
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -42,10 +42,9 @@ def suggest(knobs: Sequence[Knob], trials: Sequence[Trial], config: TuneConfig, 
     """Values of the knobs for the trial of this number, which comes after `trials`.
 
     The first `num_random` ones after the default spread evenly (a scrambled Sobol sequence); then the sampler decides.
-    It sees a paused trial as one that was ended at its rung, since a constant liar, which takes what is unfinished for
-    bad, would keep it away from the best region; what is on its way to a first rung it does take for bad, so that
-    several jobs do not try the same. The random numbers of a trial follow from its number, not from how often a
-    process was started.
+    It sees a paused trial as worth what it was at its rung. What is on its way to a first rung is told to it as
+    running, so that several jobs do not try the same. The random numbers of a trial follow from its number, not from
+    how often a process was started.
     """
     package = optuna()
     if number <= config.num_random or config.sampler == "random":
@@ -82,7 +81,8 @@ def distribution_of(where: KnobConfig) -> "BaseDistribution":
 def importance_of(knobs: Sequence[Knob], trials: Sequence[Trial]) -> dict[str, float]:
     """Knob → its share in what makes trials good, the largest first (PED-ANOVA); empty for too few trials."""
     package = optuna()
-    seen = [trial for trial in _seen(knobs, trials) if trial.state == package.trial.TrialState.COMPLETE]
+    ended = [trial for trial in trials if trial.state in ("complete", "infeasible", "failed")]
+    seen = _seen(knobs, ended)
     if len(seen) < ENOUGH_FOR_IMPORTANCE:
         return {}
     with warnings.catch_warnings():
@@ -123,6 +123,7 @@ def _value_at(where: KnobConfig, share: float) -> Any:
 def _seen(knobs: Sequence[Knob], trials: Sequence[Trial]) -> "list[FrozenTrial]":
     """What the sampler is shown, by number. The default is left out where it lies outside of the space."""
     distributions = distributions_of(knobs)
+    worst = min((trial.best.score for trial in trials if trial.best is not None), default=0.0)
     shown = []
     for trial in sorted(trials, key=lambda trial: trial.number):
         inside = trial.params.keys() == distributions.keys() and all(
@@ -130,24 +131,27 @@ def _seen(knobs: Sequence[Knob], trials: Sequence[Trial]) -> "list[FrozenTrial]"
             for name, distribution in distributions.items()
         )
         if inside:
-            shown.append(_frozen(trial, distributions))
+            shown.append(_frozen(trial, distributions, worst))
     return shown
 
 
-def _frozen(trial: Trial, distributions: "dict[str, BaseDistribution]") -> "FrozenTrial":
-    """A trial as the sampler is to see it."""
+def _frozen(trial: Trial, distributions: "dict[str, BaseDistribution]", worst: float) -> "FrozenTrial":
+    """A trial as the sampler is to see it; one that has no score counts as the worst that has one."""
     package = optuna()
     states = package.trial.TrialState
-    known: dict[str, Any] = {"params": dict(trial.params), "distributions": distributions}
-    if trial.best is not None:
-        known["constraints"] = {"guards": broken(trial.violations) + (trial.state == "failed")}
-        if trial.state in ("complete", "infeasible", "failed"):
-            known |= {"state": states.COMPLETE, "value": trial.best.score}
-        else:
-            known |= {"state": states.PRUNED, "intermediate_values": {trial.iterations: trial.best.score}}
-    elif trial.state == "failed":  # worse than all that kept the guards
-        known |= {"state": states.COMPLETE, "value": 0.0, "constraints": {"failed": 1e6}}
-    else:
-        known["state"] = states.RUNNING
+    known: dict[str, Any] = {"params": dict(trial.params), "distributions": distributions, "state": states.RUNNING}
+    if trial.best is not None or trial.state == "failed":
+        known |= {"state": states.COMPLETE, "value": worst if trial.best is None else trial.best.score}
+        known["constraints"] = {"guards": 1.0 if trial.state == "failed" else _nearness(trial.violations)}
     shown: FrozenTrial = package.trial.create_trial(**known)
     return shown
+
+
+def _nearness(violations: Mapping[str, float]) -> float:
+    """How near the worst guard is to its limit: -1 far from it, 0 there, 1 far beyond.
+
+    With its sign, since a process that saw only what is broken would take every good trial for one on the edge; and
+    bounded, since a single 1000 would hide all else from it.
+    """
+    worst = max(violations.values(), default=-math.inf)
+    return -1.0 if math.isinf(worst) else worst / (1 + abs(worst))
