@@ -153,6 +153,7 @@ def test_a_server_that_stays_away_stops_the_run_which_goes_on_later(run, serve, 
     assert differences(tmp_path / "gone", tmp_path / "healthy") == []
 
 
+@pytest.mark.thorough
 def test_who_starts_a_run_hears_at_once_that_nobody_listens(run, serve, tmp_path):
     server = serve()
     recipe = http(server, patience_seconds=600)

@@ -69,6 +69,7 @@ def test_its_example_runs(name, model_dir, tmp_path, monkeypatch):
         assert result.failed == 0
 
 
+@pytest.mark.thorough
 def test_the_page_is_what_the_docstrings_say():
     written = subprocess.run([sys.executable, "docs/make_api.py", "--print"], cwd=ROOT, capture_output=True, text=True)
     assert written.returncode == 0, written.stderr

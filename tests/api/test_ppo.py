@@ -152,6 +152,7 @@ def test_a_run_directory_holds_what_the_command_leaves(model_dir, tmp_path):
     assert list(again) == [] and same(weights(again), weights(trained))
 
 
+@pytest.mark.thorough
 def test_a_finished_run_directory_says_so_once_and_has_its_history(model_dir, tmp_path, heard):
     with trainer(model_dir, run_dir=tmp_path / "run") as trained:
         trained.train()
@@ -162,6 +163,7 @@ def test_a_finished_run_directory_says_so_once_and_has_its_history(model_dir, tm
     assert again.history[1]["score/mean"] == pytest.approx(trained.history[1]["score/mean"], rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_training_that_stopped_goes_on_to_the_same_bits(model_dir, tmp_path):
     config = SMALL.model_copy(update={"checkpoint_minutes": 1e-9})
     whole = weights(trainer(model_dir).train())
@@ -174,6 +176,7 @@ def test_a_training_that_stopped_goes_on_to_the_same_bits(model_dir, tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_the_commands_read_a_run_that_python_made_and_say_who_can_go_on_with_it(model_dir, tmp_path):
     with trainer(model_dir, run_dir=tmp_path / "run") as trained:
         trained.train()
@@ -194,6 +197,7 @@ def test_a_run_directory_of_other_prompts_is_refused(model_dir, tmp_path):
         trainer(model_dir, run_dir=tmp_path / "run", config=config, prompts=["Other"])
 
 
+@pytest.mark.thorough
 def test_it_is_evaluated_on_the_way_by_a_judge_of_its_own_and_trains_to_the_same_bits(model_dir, tmp_path):
     asked = []
 
@@ -264,6 +268,7 @@ def test_an_evaluation_on_the_way_that_cannot_be_is_refused_before_anything_is_t
 # ── what may be given ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_a_model_in_memory_trains_as_the_one_in_its_directory(model_dir):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_dir), AutoTokenizer.from_pretrained(model_dir)
     trained = trainer(model, tokenizer=tokenizer, dtype="float32").train()
@@ -278,6 +283,7 @@ def test_a_model_in_memory_needs_its_tokenizer(model_dir):
         trainer(model_dir, tokenizer=AutoTokenizer.from_pretrained(model_dir))
 
 
+@pytest.mark.thorough
 def test_prompts_may_be_a_file_rows_or_conversations(model_dir, prompts_file):
     expected = weights(trainer(model_dir).train())
     assert same(weights(trainer(model_dir, prompts=str(prompts_file)).train()), expected)
@@ -286,6 +292,7 @@ def test_prompts_may_be_a_file_rows_or_conversations(model_dir, prompts_file):
     assert not same(weights(trainer(model_dir, prompts=conversations).train()), expected)
 
 
+@pytest.mark.thorough
 def test_prompts_may_be_a_dataset(model_dir):
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"prompt": PROMPTS})
@@ -317,6 +324,7 @@ class Source:
         return torch.tensor(plainness([], [episode.response for episode in episodes]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("reward", [Counting(), Source(), lambda prompts, responses: plainness(prompts, responses)])
 def test_a_reward_may_be_any_callable_or_a_source(model_dir, reward):
     assert same(weights(trainer(model_dir, reward=reward).train()), weights(trainer(model_dir).train()))
@@ -341,6 +349,7 @@ class Echo:
         return TextStep("And?", plainness([], [response])[0], terminated=self.turns >= 2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("env", [Echo, lambda: Echo()])
 def test_an_environment_may_be_a_class_or_a_function(model_dir, env):
     trained = trainer(model_dir, prompts=None, reward=None, env=env)
@@ -352,6 +361,7 @@ def test_an_environment_may_be_a_class_or_a_function(model_dir, env):
 # ── a loop of ones own ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_an_own_loop_over_the_same_prompts_trains_to_the_same_bits(model_dir):
     trained, own = trainer(model_dir), own_loop(model_dir)
     for iteration in range(2):
@@ -449,6 +459,7 @@ def test_it_shows_curves_and_responses_before_and_after(model_dir):
     assert "http" not in shown and "<script" not in shown and len(shown) < 10_000
 
 
+@pytest.mark.thorough
 def test_showing_it_changes_no_bits(model_dir):
     trained = trainer(model_dir)
     for _ in trained:

@@ -76,6 +76,7 @@ def test_a_reward_model_learns_which_is_preferred_and_scores(model_dir, tmp_path
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward").config.num_labels == 1
 
 
+@pytest.mark.thorough
 def test_ppo_takes_the_trainer_or_its_directory_as_its_reward(model_dir, tmp_path):
     trained = reward_trainer(model_dir)
     trained.train()
@@ -155,6 +156,7 @@ def test_a_trainer_stands_wherever_its_model_may(model_dir, tmp_path):
     assert sft(from_trainer).train()["loss"] > 0
 
 
+@pytest.mark.thorough
 def test_adapters_of_a_trainer_are_folded_into_the_copy(model_dir, tmp_path):
     config = PPOConfig(iterations=1, rollout_episodes=8, min_eos_rate=0.0, optim=OptimConfig(learning_rate=1e-2))
     tuned = PPOTrainer(

@@ -68,6 +68,7 @@ def test_a_stop_token_that_is_several_tokens_is_named(desk: Desk):
     )
 
 
+@pytest.mark.thorough
 def test_pairs_longer_than_the_context_are_cut(desk: Desk, directory_of: Directory):
     """GPT-2 looks its positions up in a table, which ends where its context does."""
     desk.write("preferences.jsonl", pairs("long " * 30, "longer " * 30))

@@ -35,6 +35,7 @@ def python(program: str) -> list[str]:
     return [sys.executable, "-c", program]
 
 
+@pytest.mark.thorough
 def test_a_part_that_hangs_is_killed_and_what_it_had_found_stays(gpu):
     start = time.monotonic()
     # What it started must go too: a child holds the output open.

@@ -18,6 +18,7 @@ def test_arithmetic_of_an_iteration_is_counted_by_hand():
     assert ppo_teraflop(shape, 3, 5, 4, like_for_like=True) == pytest.approx(expected + more)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("like_for_like", [False, True])
 def test_a_ppo_iteration_is_measured(like_for_like):
     result = bench_ppo(

@@ -23,6 +23,7 @@ def test_the_workload_of_6m_is_what_its_layers_add_up_to():
     assert ppo_teraflop(SIZES["6m"], 64, 32, 48, like_for_like=True) == pytest.approx(1.498, abs=5e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shape", [TINY, TINY_QWEN], ids=["gpt2", "qwen"])
 @pytest.mark.parametrize("like_for_like", [False, True])
 def test_formula_counts_the_products_that_an_iteration_makes(like_for_like, shape):

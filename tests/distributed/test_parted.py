@@ -102,7 +102,8 @@ def test_every_family_learns_the_same(family, directory_of: Directory, tmp_path)
         assert_alike(found, expected)
 
 
-@pytest.mark.parametrize("num", [2, pytest.param(3, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("num", [2, 3])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -135,6 +136,7 @@ def test_every_way_to_learn_learns_the_same(settings, num, directory_of: Directo
         assert_alike(found, expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
 def test_an_output_layer_may_be_the_embeddings(is_tied, tmp_path):
     model = save_family("llama", tmp_path / "model", tie_word_embeddings=is_tied)
@@ -227,6 +229,7 @@ def test_the_same_number_of_ranks_goes_on_bit_for_bit(directory_of: Directory, t
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -238,7 +241,7 @@ def test_the_same_number_of_ranks_goes_on_bit_for_bit(directory_of: Directory, t
     ],
     ids=["parted on 2, then 1", "then 3", "1, then parted on 2", "whole on 2, then parted", "parted on 3, then whole"],
 )
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_another_number_of_ranks_goes_on_from_the_same_state(before, after, dtype, directory_of: Directory, tmp_path):
     model = directory_of("llama")
     number, shards = before
@@ -267,6 +270,7 @@ def test_a_damaged_part_is_noticed(directory_of: Directory, tmp_path):
 # ── supervised stages and scoring ────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["sft", "reward model"])
 def test_supervised_stages_learn_the_same_and_are_saved_whole(kind, tmp_path):
     fresh = tiny.language_model if kind == "sft" else tiny.reward_model

@@ -181,6 +181,7 @@ def supervised(directory, train, *arguments, model, config):
     return validation, {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("packing", [True, False])
 def test_sft_ends_with_the_same_weights(packing, tmp_path):
     def trained():

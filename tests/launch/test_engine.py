@@ -98,6 +98,7 @@ def assert_same(weights, others):
         assert torch.equal(tensor, others[name]), name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("max_staleness", [0, 1])
 @pytest.mark.parametrize("samplers", [1, 3])
 def test_any_number_of_samplers_gives_the_bits_of_a_plain_run(
@@ -149,6 +150,7 @@ class Broken(Sampler):
         return replace(sampled, probe=tuple(number - 1.0 for number in sampled.probe))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "words"), [(Stale, "other weights"), (Broken, "other logprobs")])
 def test_a_sampler_that_lies_is_found_out_before_anything_is_learnt_from_it(
     directory_of: Directory, tmp_path, kind, words

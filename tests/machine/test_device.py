@@ -93,6 +93,7 @@ print(available_bytes(torch.device("cpu")))
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
 @pytest.mark.parametrize(("kind", "used"), [("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")])
 def test_what_a_limit_of_the_shell_leaves_counts(kind, used):

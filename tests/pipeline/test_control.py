@@ -267,6 +267,7 @@ class Drawn(scripted.Counter):
         return np.full((4, 4, 3), self.steps % 256, dtype=np.uint8)
 
 
+@pytest.mark.thorough
 def test_a_recording_of_a_long_episode_keeps_few_pictures_and_its_length(tmp_path):
     long = scripted.register("Drawn", Drawn, ends=1000)
     path = tmp_path / "run"
@@ -419,6 +420,7 @@ def test_what_changes_no_result_may_change(tmp_path):
     run(tmp_path / "run", "num_seeds=1", "ppo.checkpoint_minutes=7", "watchdog.action=stop")
 
 
+@pytest.mark.thorough
 def test_a_policy_is_loaded_from_the_run_and_acts_in_the_environment(tmp_path):
     done = run(tmp_path / "run", "env.id=Pendulum-v1", "env.normalize_observations=true", "seed=3")
     env = gymnasium.make("Pendulum-v1")

@@ -159,6 +159,7 @@ REPLAY = (
 )
 
 
+@pytest.mark.thorough
 def test_recorded_dialogues_are_answered_turn_by_turn_and_scored_by_the_reward(desk):
     (desk / "words.txt").write_text("yes\t1\n")
     run_dir = run(desk / "run", *REPLAY, "evaluation.num_prompts=4")

@@ -87,6 +87,7 @@ def test_the_reference_stays_what_was_given(model, tmp_path):
     assert all(torch.equal(weights(model)[name], tensor) for name, tensor in weights(trained).items())
 
 
+@pytest.mark.thorough
 def test_a_given_model_computes_as_one_read_from_its_directory(model, directory_of, tmp_path):
     policies = []
     for given, path in ((model, "no-such-model"), (None, str(directory_of("llama")))):

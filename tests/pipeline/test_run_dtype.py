@@ -76,6 +76,7 @@ def test_no_shipped_recipe_asks_for_a_type_that_many_machines_lack():
     assert found == {name: "float32" if name in tiny else "auto" for name in found}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("factor", "taken"), [(0.3, torch.bfloat16), (40.0, torch.float32)])
 def test_a_run_says_and_records_what_auto_took_and_keeps_the_recipes_word(tmp_path, machine, factor, taken):
     machine(factor)
@@ -119,6 +120,7 @@ def test_a_run_of_a_version_without_auto_continues_in_the_type_of_its_settings(t
     assert entry["taken"] == "bfloat16"
 
 
+@pytest.mark.thorough
 def test_a_slow_type_by_name_is_a_warning_and_no_error(tmp_path, machine):
     machine(40.0)
     said, _, dtype = run(tmp_path, 'model.dtype="bfloat16"')

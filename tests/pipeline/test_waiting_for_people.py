@@ -113,6 +113,7 @@ def test_ctrl_c_while_waiting_keeps_the_votes_and_the_next_start_goes_on(desk):
     assert len(second.votes) == 10
 
 
+@pytest.mark.thorough
 def test_a_run_with_names_waits_for_each_of_them(desk):
     people = []
 

@@ -7,6 +7,8 @@ import pytest
 from rlhfkit.report.page import render_report
 from tests.report.test_page import HOSTILE, Page
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def on_cluster(fake_run):

@@ -111,6 +111,7 @@ def test_the_report_has_the_section_and_texts_stay_text(run):
     assert ("#probes") in {attributes.get("href") for tag, attributes in page.elements if tag == "a"}
 
 
+@pytest.mark.thorough
 def test_the_report_has_what_several_seeds_have_in_common_beside_the_runs_own(run, tmp_path):
     copy = RunDir(shutil.copytree(run.path, tmp_path / "run"))
     over = results().model_copy(update={"num_seeds": 3, "primary": "lost"})

@@ -2,11 +2,15 @@
 
 import json
 
+import pytest
+
 from rlhfkit.report.page import render_report
 from rlhfkit.report.ranks import shared_work
 from rlhfkit.rundir.contents import read_facts
 from rlhfkit.rundir.directory import RunDir
 from tests.report.test_page import Page, change
+
+pytestmark = pytest.mark.thorough
 
 MIB = 2**20
 

@@ -267,6 +267,7 @@ def test_a_token_that_rounding_decided_does_not_switch_graphs_off(graphs, monkey
         assert len(said) == switched_off
 
 
+@pytest.mark.thorough
 def test_captured_steps_are_judged_as_compiled_ones_are(graphs, directory_of: Directory, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")

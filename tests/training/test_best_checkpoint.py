@@ -64,6 +64,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", SETTINGS)
 def test_the_best_checkpoint_holds_the_weights_that_earned_its_rank(tmp_path, how):
     config = ppo_config(iterations=6, rollout_episodes=32, kl=FixedKLConfig(coef=0.05), **SETTINGS[how])

@@ -187,6 +187,7 @@ def test_the_next_save_waits_for_the_one_before(checkpoints, slow_disk):
     assert names(checkpoints.directory) == ["00000001", "00000002"]
 
 
+@pytest.mark.thorough
 def test_the_process_does_not_end_before_the_checkpoint_is_written(tmp_path):
     program = f"""
 import time

@@ -32,6 +32,7 @@ CASES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("estimator", "coefficient"), CASES)
 def test_the_leash_alone_brings_the_policy_back_to_its_reference(tmp_path, estimator, coefficient):
     config = PpoConfig(

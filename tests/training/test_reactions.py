@@ -137,6 +137,7 @@ def test_a_rule_raises_the_kl_coefficient_from_nothing_to_the_least_one_and_then
     assert coefs[first + 1] == pytest.approx(0.02)
 
 
+@pytest.mark.thorough
 def test_an_adaptive_coefficient_goes_on_from_what_the_rule_made_of_it(tmp_path):
     trainer = growing("raise_kl_coef", max_reactions=1)
     adaptive = AdaptiveKLConfig(type="adaptive", coef=0.001, target=6.0, horizon_episodes=10_000)
@@ -191,6 +192,7 @@ def test_what_was_taken_back_no_longer_counts_for_the_rules(tmp_path):
     assert len(said) == 1
 
 
+@pytest.mark.thorough
 def test_without_a_checkpoint_to_go_back_to_the_rule_says_so(tmp_path):
     trainer = growing("roll_back", best_every_iterations=1000)
     run, said = train(trainer, tmp_path)

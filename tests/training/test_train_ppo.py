@@ -174,6 +174,7 @@ def test_metrics_have_the_same_order_whatever_the_seed_of_hashes(tmp_path):
     assert len(orders) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("warmup_iterations", [0, 2])
 def test_learning_rates_end_with_the_last_iteration_though_epochs_were_left_out(tmp_path, schedule, warmup_iterations):
@@ -255,6 +256,7 @@ def test_kl_coefficient_is_in_the_checkpoint(tmp_path):
     assert metrics(tmp_path)[-1]["kl_coef"] == pytest.approx(saved.state["kl_coef"], rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_strong_leash_holds_the_policy_near_its_reference(tmp_path):
     def last_kl(name, coef):
         run(tiny.trainer(settings(iterations=10, kl=FixedKLConfig(coef=coef))), tmp_path / name)

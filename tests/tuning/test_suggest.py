@@ -53,6 +53,7 @@ def test_a_trial_depends_on_what_was_seen_and_on_its_number_alone(sampler):
         assert suggest(KNOBS, trials, TuneConfig(sampler=sampler, seed=1), number=12) != first
 
 
+@pytest.mark.thorough
 def test_the_sampler_goes_where_it_was_good():
     trials = history(40)
     late = [abs(math.log10(each.params["rate"] / 1e-4)) for each in trials[-10:]]

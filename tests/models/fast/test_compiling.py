@@ -77,6 +77,7 @@ def test_compiled_code_of_other_families_agrees_with_the_plain_path(family, dire
     compare(plain, compiled)
 
 
+@pytest.mark.thorough
 def test_names_of_weights_stay_as_they_are_when_layers_are_compiled(directory_of: Directory):
     model = load(directory_of("llama"))
     before = list(model.state_dict())
