@@ -418,7 +418,13 @@ def test_every_metric_of_the_supervised_stages_is_explained(tmp_path):
 
 def test_every_metric_of_an_evaluation_on_the_way_is_explained():
     numbers = Answers(
-        [Response([2], [0.0], "eos")], ["a"], judge=[0.0], score=[0.0], ref_kl=[0.0], ref_perplexity=1.0
+        [Response([2], [0.0], "eos")],
+        ["a"],
+        judge=[0.0],
+        score=[0.0],
+        ref_kl=[0.0],
+        ref_perplexity=1.0,
+        constraints={"NAME": [0.0]},
     ).metrics()
     assert documented_metrics("an evaluation on the way") == {*numbers, OBSERVING_SECONDS}
 

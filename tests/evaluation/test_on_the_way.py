@@ -17,6 +17,8 @@ from rlhfkit.config.rewards import LexiconRewardConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.evaluation.on_the_way import EvaluationOnTheWay, answers_in_env, answers_to_prompts
 from rlhfkit.evaluation.prompts import distinct
+from rlhfkit.ppo import Lagrangian
+from rlhfkit.rollout.constraints import Constraint
 from rlhfkit.rollout.generation import generate
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
@@ -44,11 +46,18 @@ def recipe(**changes):
     return Recipe(**{**settings, **changes})
 
 
-def answers(*, judge=LENGTH, reward=None, policy=None, **changes):
+def answers(*, judge=LENGTH, reward=None, policy=None, constraints=(), **changes):
     acting = policy or tiny.policy(1, temperature=TEMPERATURE)
     reference = tiny.reference(0, temperature=TEMPERATURE)
     return answers_to_prompts(
-        acting, reference, tiny.prompts(12), recipe(**changes), judge=judge, reward=reward, sample=lambda: generate
+        acting,
+        reference,
+        tiny.prompts(12),
+        recipe(**changes),
+        judge=judge,
+        reward=reward,
+        sample=lambda: generate,
+        constraints=constraints,
     )
 
 
@@ -75,6 +84,14 @@ def test_numbers_are_those_of_plain_loops(answered):
     assert found["evaluation/response_tokens"] == statistics.fmean(len(one.ids) for one in answered.responses)
     assert found["evaluation/distinct_2"] == distinct(answered.texts, 2)
     assert "evaluation/score" not in found
+
+
+def test_constraints_are_measured_on_the_same_responses(answered):
+    letters = Constraint("letters", tiny.Scripted(len), Lagrangian(limit=3.0, is_upper=True, learning_rate=0.1))
+    found = answers(constraints=[letters])
+    lengths = [float(len(text)) for text in answered.texts]
+    assert found.metrics() == {**answered.metrics(), "evaluation/constraint/letters": statistics.fmean(lengths)}
+    assert found.rows()["constraint/letters"] == lengths
 
 
 def test_the_same_weights_give_the_same_answers_and_others_give_others(answered):

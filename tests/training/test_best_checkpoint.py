@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rlhfkit.config.constraints import ConstraintConfig
 from rlhfkit.config.load import load_recipe
 from rlhfkit.config.ppo import FixedKLConfig, PpoConfig
+from rlhfkit.config.rewards import LengthRewardConfig
 from rlhfkit.config.watch import WatchConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.evaluation.control import quick_return
@@ -208,14 +210,16 @@ def test_the_best_weights_of_a_control_task_are_ranked_by_episodes_of_their_own(
 class Judged:
     """An observer whose judge's scores are written beforehand, by iteration."""
 
-    def __init__(self, scores, kls=None):
+    def __init__(self, scores, kls=None, words=None):
         self.scores, self.kls = scores, kls or [0.1 * iteration for iteration in range(20)]
+        self.words = words
 
     def before_update(self, trainer, experience):
         if trainer.iteration not in self.scores:
             return {}
         score = self.scores[trainer.iteration]
-        return {
+        words = {} if self.words is None else {"evaluation/constraint/words": self.words[trainer.iteration]}
+        return words | {
             "evaluation/judge": score,
             "evaluation/judge_error": 0.1,
             "evaluation/ref_kl": self.kls[trainer.iteration],
@@ -275,6 +279,26 @@ def test_a_run_that_shall_ends_with_its_best_weights_within_the_limit(tmp_path, 
     if best:
         assert_has_weights_after(trainers[1], best, tmp_path / "short")
     assert len(rows(RunDir(tmp_path / "run"))) == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "limit", "best"),
+    [
+        ([20, 22, 21, 19.9, 20.1], {"at_most": 20.0}, 6),
+        ([20, 19, 21, 22, 22], {"at_most": 20.0}, 2),
+        ([20, 22, 21, 19.9, 20.1], {"at_least": 20.5}, 4),
+        ([22, 22, 21, 25, 22], {"at_most": 20.0}, None),
+    ],
+)
+def test_the_best_by_an_evaluation_is_one_that_keeps_the_constraints(tmp_path, words, limit, best):
+    trainer = judged(SCORES)
+    constraint = ConstraintConfig(name="words", source=LengthRewardConfig(), **limit)
+    trainer.config = trainer.config.model_copy(update={"constraints": (constraint,)})
+    trainer.watch = Watch(trainer.config, {"evaluation": {"every_iterations": 2}})
+    held = dict(zip(SCORES, words, strict=True))
+    trainer.observers = [Judged(SCORES, words=held)]
+    train(trainer, tmp_path)
+    assert trainer.kept.iterations == best
 
 
 def test_between_planned_evaluations_there_are_some_for_a_kl_that_nears_the_limit(tmp_path):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -18,7 +18,8 @@ from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import masked_sum
-from rlhfkit.rewards.source import RewardSource, check_scores
+from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores
+from rlhfkit.rollout.constraints import Constraint, constraint_values
 from rlhfkit.rollout.engine import Reference, Sample, shared_out
 from rlhfkit.rollout.generation import Response
 from rlhfkit.rollout.multi_turn import env_seed, join_episodes, play, score_turns
@@ -45,6 +46,8 @@ class Answers:
     """Nats, summed per sequence."""
     ref_perplexity: float
     """Per token of all responses, under the reference at the temperature of the answers."""
+    constraints: Mapping[str, list[float]] = field(default_factory=dict)
+    """What each constraint of PPO says of every response, in its own unit."""
 
     def metrics(self) -> dict[str, float]:
         """For the row of the iteration; `judge_error` is the standard error of the judge's mean."""
@@ -58,11 +61,13 @@ class Answers:
         for name, values in (("judge", self.judge), ("score", self.score)):
             if values is not None:
                 found |= {name: fmean(values), f"{name}_error": _standard_error(values)}
+        found |= {f"constraint/{name}": fmean(values) for name, values in self.constraints.items()}
         return {f"evaluation/{name}": value for name, value in found.items()}
 
     def rows(self) -> dict[str, list[float]]:
         """For `observations.jsonl`: what metrics are the mean of."""
         found = {"judge": self.judge, "score": self.score, "ref_kl": self.ref_kl}
+        found |= {f"constraint/{name}": values for name, values in self.constraints.items()}
         return {name: [rounded(value) for value in values] for name, values in found.items() if values is not None}
 
 
@@ -99,10 +104,11 @@ def answers_to_prompts(
     judge: RewardSource | None,
     reward: RewardSource | None,
     sample: Callable[[], Sample],
+    constraints: Sequence[Constraint] = (),
 ) -> Answers:
     """The policy's answers to single prompts; `reward` scores them where there is no judge.
 
-    `sample` gives what samples by the weights of now. Raises: RewardError where judge or reward fail.
+    `sample` gives what samples by the weights of now. Raises: RewardError where judge, reward or a constraint fail.
     """
     model = policy.language_model
     ids = [prompt.ids for prompt in prompts]
@@ -125,6 +131,7 @@ def answers_to_prompts(
         score=scores if judge is None else None,
         ref_kl=ref_kl,
         ref_perplexity=ref_perplexity,
+        constraints=_by_name(constraints, episodes),
     )
 
 
@@ -137,10 +144,11 @@ def answers_in_env(
     judge: RewardSource | None,
     reward: RewardSource | None,
     sample: Callable[[], Sample],
+    constraints: Sequence[Constraint] = (),
 ) -> Answers:
     """The policy in held-out episodes; the score is the environment's, with what `reward` pays on top.
 
-    Raises: EnvError, RewardError where environment, judge or reward fail.
+    Raises: EnvError, RewardError where environment, judge, reward or a constraint fail.
     """
     model = policy.language_model
     episodes = play(
@@ -165,7 +173,13 @@ def answers_in_env(
         score=summed(score_turns(episodes, reward).tolist(), episodes),
         ref_kl=ref_kl,
         ref_perplexity=ref_perplexity,
+        constraints=_by_name(constraints, [turn.scored for turn in turns]),
     )
+
+
+def _by_name(constraints: Sequence[Constraint], episodes: Sequence[ScoredText]) -> dict[str, list[float]]:
+    values = constraint_values(constraints, episodes)
+    return {constraint.name: value.tolist() for constraint, value in zip(constraints, values, strict=True)}
 
 
 def _distances(

@@ -12,12 +12,15 @@ from rlhfkit.explanation.on_the_way import PanelOnTheWay
 from rlhfkit.machine.seeding import derive_seed, shuffled
 from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel, TextPolicy
+from rlhfkit.pipeline.constraints import constraints_of
 from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.probe import is_chat, scorer_of, training_texts
 from rlhfkit.pipeline.probe_sides import rollout_of
 from rlhfkit.probes.choose import chosen_probes
 from rlhfkit.probes.on_the_way import ProbesOnTheWay
 from rlhfkit.probes.probe import Probe, Subject
+from rlhfkit.rewards.source import RewardSource
+from rlhfkit.rollout.constraints import Constraint
 from rlhfkit.rollout.engine import GatheredSampler, Reference, Sample, sample_of
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.observers import Observer
@@ -70,6 +73,15 @@ class Times(TypedDict):
     log: RunLog
 
 
+class Sources(TypedDict):
+    """What scores the answers, and what samples them."""
+
+    judge: RewardSource | None
+    reward: RewardSource | None
+    constraints: list[Constraint]
+    sample: Callable[[], Sample]
+
+
 def _answers(
     ctx: RunContext, policy: TextPolicy, reference: Reference, sampler: GatheredSampler | None
 ) -> Callable[[], Answers]:
@@ -84,11 +96,11 @@ def _answers(
     def sample() -> Sample:
         return sample_of(own, model)
 
+    sources = Sources(judge=judge, reward=reward, constraints=constraints_of(ctx), sample=sample)
     if recipe.env is not None:
         factory = ctx.env_factory("test_prompts")
-        return partial(answers_in_env, policy, reference, factory, recipe, judge=judge, reward=reward, sample=sample)
-    prompts = _prompts(ctx, recipe, policy)
-    return partial(answers_to_prompts, policy, reference, prompts, recipe, judge=judge, reward=reward, sample=sample)
+        return partial(answers_in_env, policy, reference, factory, recipe, **sources)
+    return partial(answers_to_prompts, policy, reference, _prompts(ctx, recipe, policy), recipe, **sources)
 
 
 def _prompts(ctx: RunContext, recipe: Recipe, policy: TextPolicy) -> list[EncodedPrompt]:

@@ -142,10 +142,14 @@ class Watch:
     def worth(self, experience: Experience, measure: Callable[[], float] | None) -> float | None:
         """What the weights that made an experience are ranked by, higher is better; None where it is not known yet.
 
+        None as well where they are ranked by an evaluation whose responses break a constraint: a judge's score does not
+        say what that is worth. (The objective of a rollout does: it is less what the excess would cost at most.)
         `measure` plays episodes for it, where those of the experience are partly of older weights.
         Raises: ConfigError where `best_metric` is no metric of a rollout.
         """
         name = self.settings.best_metric.removeprefix("-")
+        if self._is_ranked_by_evaluation and self._breaks_a_constraint(experience.metrics):
+            return None
         if name == "episode_return/mean" and measure is not None:
             value = measure()
         else:
@@ -154,6 +158,15 @@ class Watch:
                 return None
             value = experience.metrics[name]
         return -value if self.settings.best_metric.startswith("-") else value
+
+    def _breaks_a_constraint(self, metrics: Mapping[str, float]) -> bool:
+        """Whether the mean of an evaluation on the way is on the wrong side of a limit of PPO."""
+        constraints = self.config.constraints if isinstance(self.config, PpoConfig) else ()
+        held = [(each, metrics.get(f"evaluation/constraint/{each.name}")) for each in constraints]
+        return any(
+            value is not None and (value < each.limit if each.at_most is None else value > each.limit)
+            for each, value in held
+        )
 
     def distance(self, experience: Experience) -> float | None:
         """The KL of the weights that made an experience, for the limit of the best, in nats per sequence."""
