@@ -147,6 +147,17 @@ def test_a_reward_that_compares_needs_something_to_compare_with(desk: Desk, kind
     assert "the row test_prompts.jsonl:1 gives none (2 of 4 rows)" in desk.refused(f'reward={{type="{kind}"}}')
 
 
+def test_a_row_without_the_answer_is_found_before_anything_is_trained(desk: Desk):
+    desk.write("prompts.jsonl", jsonl({"prompt": "1 + 1 = ", "sum": 2}, {"prompt": "1 + 2 = ", "sum": "three"}))
+    assert desk.refused(ONLY_PPO, 'reward={type="answer", column="sum"}') == (
+        "reward.type = \"answer\": the right answer of the row prompts.jsonl:2 is 'three'; expected a number: correct the "
+        "row, or set reward.kind, reward.after or reward.extract to fit"
+    )
+    assert "reads the column 'total', which in the row prompts.jsonl:1 is None" in desk.refused(
+        ONLY_PPO, 'reward={type="answer", column="total"}'
+    )
+
+
 @pytest.mark.parametrize("metric", ["classification", "translation"])
 def test_a_metric_needs_something_to_compare_with(desk: Desk, metric: str):
     assert desk.refused(f"evaluation.metric={metric}") == (

@@ -20,6 +20,7 @@ from rlhfkit.config.secrets import looks_secret, secret_in
 from rlhfkit.config.section import MAY_CHANGE, LocalPath, Section
 
 __all__ = [
+    "AnswerRewardConfig",
     "BagOfWordsRewardConfig",
     "ChrfRewardConfig",
     "Combination",
@@ -145,6 +146,54 @@ class MatchRewardConfig(Section):
     """Says which kind this is; in Python the class does."""
 
 
+def _pattern(text: str | None) -> str | None:
+    """The pattern as it is. Raises: ValueError where it is none, or has not one group."""
+    if text is not None:
+        try:
+            groups = re.compile(text).groups
+        except re.error as error:
+            raise ValueError(f"it is no regular expression ({error}); see Python's module re") from None
+        if groups != 1:
+            raise ValueError(f"it has {groups} groups; put round brackets around the answer, and (?:…) elsewhere")
+    return text
+
+
+class AnswerRewardConfig(Section):
+    """1 where the answer that a response comes to is the right one by the prompt's row, 0 elsewhere."""
+
+    type: Literal["answer"] = "answer"
+    """Says which kind this is; in Python the class does."""
+    kind: Literal["number", "choice", "text", "pattern"] = "number"
+    """What is compared: the last number; the letter of a choice; a text, without what `ignore` names; or a text with
+    the row's regular expression, which has to match all of it."""
+    column: str | None = None
+    """Column of the prompts' rows that holds the right answer, or a list of them; by default the response that the row
+    gives."""
+    after: Annotated[str | None, Field(min_length=1)] = None
+    """What announces the answer, such as "####": only what follows its last occurrence counts, and a response without
+    it has no answer."""
+    extract: Annotated[str | None, AfterValidator(_pattern)] = None
+    """Regular expression whose last match has the answer in its one group; a response without a match has no answer."""
+    tolerance: NonNegativeFloat = 0.0
+    """How far a number may be from the right one."""
+    units: dict[str, PositiveFloat] | None = None
+    """Unit that may follow a number → how much of the answer's unit it is, as in `{ m = 1, km = 1000 }`."""
+    choices: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)] = ("A", "B", "C", "D")
+    """What there is to choose from."""
+    ignore: tuple[Literal["case", "punctuation", "articles"], ...] = ("case",)
+    """What makes no difference between texts; blanks and the forms of Unicode never do."""
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if self.after is not None and self.extract is not None:
+            raise ValueError("after and extract both say where the answer is; leave one of them out")
+        own = {"tolerance": "number", "units": "number", "choices": "choice", "ignore": "text"}
+        for name, kind in own.items():
+            if self.kind != kind and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f'{name} is for kind = "{kind}", and kind is "{self.kind}"; leave {name} out')
+        return self
+
+
 class ChrfRewardConfig(Section):
     """Similarity to the response that the prompt's row gives, from 0 to 1: chrF over character n-grams."""
 
@@ -206,6 +255,7 @@ RewardConfig = Annotated[
     | GrammarRewardConfig
     | MatchRewardConfig
     | ChrfRewardConfig
+    | AnswerRewardConfig
     | LengthRewardConfig
     | MixRewardConfig,
     Field(discriminator="type"),
@@ -246,6 +296,8 @@ def what_it_computes(config: RewardConfig, made: Mapping[str, str]) -> tuple[obj
             return config.type, config.function
         case LengthRewardConfig():
             return config.type, config.unit
+        case AnswerRewardConfig():
+            return config.type, config.model_dump_json()
         case HttpRewardConfig():
             address = urlsplit(config.url)
             return config.type, address.scheme, address.netloc.lower(), address.path.rstrip("/"), address.query

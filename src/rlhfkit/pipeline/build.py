@@ -15,6 +15,7 @@ from rlhfkit.config.envs import FunctionEnvConfig, GuessEnvConfig, ReplayEnvConf
 from rlhfkit.config.model import PretrainedModelConfig, ScratchModelConfig
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.rewards import (
+    AnswerRewardConfig,
     BagOfWordsRewardConfig,
     ChrfRewardConfig,
     FunctionRewardConfig,
@@ -473,6 +474,10 @@ class Builder:
                 from rlhfkit.rewards.chrf import ChrfReward
 
                 return ChrfReward()
+            case AnswerRewardConfig():
+                from rlhfkit.rewards.answer import AnswerReward
+
+                return AnswerReward(config)
             case LengthRewardConfig():
                 from rlhfkit.rewards.length import LengthReward
 

@@ -48,6 +48,7 @@ from rlhfkit.pipeline.early import early_readers, early_rewards
 from rlhfkit.probes.choose import chosen_probes
 from rlhfkit.probes.lm_eval import require_lm_eval
 from rlhfkit.records import Demonstration, Preference, Prompt
+from rlhfkit.rewards.answer import AnswerReward
 from rlhfkit.rewards.chrf import ChrfReward, sacrebleu_metrics
 from rlhfkit.rewards.ensemble import EnsembleReward
 from rlhfkit.rewards.function import FunctionReward
@@ -338,6 +339,8 @@ class Inputs:
                 source = source.impatient()
             if isinstance(source, FunctionReward):
                 source.columns_of(prompts)
+            if isinstance(source, AnswerReward):
+                source.check_rows(prompts, setting=setting)
             if isinstance(source, MatchReward | ChrfReward):
                 references_of(prompts, wanted_by=f'{setting}.type = "{source.type}"')
             if episodes:

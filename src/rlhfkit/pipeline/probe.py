@@ -12,6 +12,7 @@ from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.config.probe import ProbeConfig
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.rewards import (
+    AnswerRewardConfig,
     ChrfRewardConfig,
     MatchRewardConfig,
     RewardConfig,
@@ -238,11 +239,15 @@ def _models_of(ctx: RunContext, reward: Path | None) -> Measured:
     )
 
 
+NEED_REFERENCES = (MatchRewardConfig, ChrfRewardConfig, AnswerRewardConfig)
+"""Rewards that compare with what the row of the prompt gives; the rows of probes give nothing."""
+
+
 def _own_reward(ctx: RunContext) -> Callable[[], RewardSource] | None:
     """What reads the run's reward; None where there is none, or it compares with right responses that probes lack."""
     config, builder = ctx.recipe.reward, ctx.builder
     parts = [part for _, part in parts_of(config, "")]
-    needs_reference = any(isinstance(part, MatchRewardConfig | ChrfRewardConfig) for part in parts)
+    needs_reference = any(isinstance(part, NEED_REFERENCES) for part in parts)
     names_own = any(isinstance(part, RewardModelRewardConfig) and part.path is None for part in parts)
     is_missing = names_own and not ctx.run.model("reward_model").exists()
     if not ctx.recipe.uses_reward or needs_reference or is_missing:

@@ -1,5 +1,6 @@
-"""Where scores come from: one protocol, and a reward model, a function, a word list, an endpoint or a mix behind it."""
+"""Where scores come from: one protocol, and what implements it: models, functions, word lists, endpoints, checks."""
 
+from rlhfkit.rewards.answer import AnswerReward
 from rlhfkit.rewards.bag_of_words import BagOfWords, preference_baselines, share_of_pairs_won
 from rlhfkit.rewards.chrf import ChrfReward
 from rlhfkit.rewards.function import FunctionReward
@@ -10,6 +11,7 @@ from rlhfkit.rewards.mix import MixReward
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores, references_of
 
 __all__ = [
+    "AnswerReward",
     "BagOfWords",
     "ChrfReward",
     "FunctionReward",
