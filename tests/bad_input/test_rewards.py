@@ -150,8 +150,8 @@ def test_a_reward_that_compares_needs_something_to_compare_with(desk: Desk, kind
 def test_a_row_without_the_answer_is_found_before_anything_is_trained(desk: Desk):
     desk.write("prompts.jsonl", jsonl({"prompt": "1 + 1 = ", "sum": 2}, {"prompt": "1 + 2 = ", "sum": "three"}))
     assert desk.refused(ONLY_PPO, 'reward={type="answer", column="sum"}') == (
-        "reward.type = \"answer\": the right answer of the row prompts.jsonl:2 is 'three'; expected a number: correct the "
-        "row, or set reward.kind, reward.after or reward.extract to fit"
+        "reward.type = \"answer\": the right answer of the row prompts.jsonl:2 is 'three'; expected a number: correct "
+        "the row, or set reward.kind, reward.after or reward.extract to fit"
     )
     assert "reads the column 'total', which in the row prompts.jsonl:1 is None" in desk.refused(
         ONLY_PPO, 'reward={type="answer", column="total"}'

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
@@ -87,6 +88,15 @@ class Progress:
             if show is not None:
                 show(_bar(name, 1.0, stage.summary()))
             plain(f"{name}: {stage.summary()}")
+
+    @contextmanager
+    def board(self) -> Iterator[Callable[[RenderableType], None] | None]:
+        """What draws something anew below the lines, each time over what stood there; None where that cannot be."""
+        if not self._live:
+            yield None
+            return
+        with Live(console=self._console, refresh_per_second=2) as live:
+            yield live.update
 
     def note(self, text: str) -> None:
         """One line about a fact, as "3 rows skipped"."""

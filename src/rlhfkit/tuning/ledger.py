@@ -59,6 +59,10 @@ class Ledger:
     def _has(self, run: str) -> bool:
         return any(row["run"] == run and row["state"] == "done" for row in self.rows())
 
+    def num_whole_runs(self) -> int:
+        """Runs of confirmation and test that have come to a good end."""
+        return sum(row["purpose"] not in (BASE, SEARCH) and row["state"] == "done" for row in self.rows())
+
     def seconds_of(self, run: str) -> float:
         """That a run took so far."""
         return math.fsum(row["seconds"] for row in self.rows() if row["run"] == run)

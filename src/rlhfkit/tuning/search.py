@@ -3,10 +3,13 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from rich.console import RenderableType
 
 from rlhfkit.config.load import load_recipe, recipe_table
 from rlhfkit.config.secrets import hidden_in
@@ -17,6 +20,7 @@ from rlhfkit.report.study import write_study_page
 from rlhfkit.rundir.atomic import read_json, write_atomically, write_json
 from rlhfkit.rundir.study import StudyDir, StudyResults
 from rlhfkit.tuning.agenda import DEFAULT
+from rlhfkit.tuning.board import board, line, seconds_left
 from rlhfkit.tuning.cost import Cost, Rates, cost_of, factor_of, fitting
 from rlhfkit.tuning.design import Design, Job, design_of, job_overrides
 from rlhfkit.tuning.journal import Journal, locked_study
@@ -103,12 +107,17 @@ def tune(
             progress.warn(f"{study_dir.page} cannot be written ({error}); once that is put right: rlhfkit report …")
         return results
 
-    def write_on_the_way() -> None:
-        write()
+    def show(draw: Callable[[RenderableType], None] | None) -> None:
+        results = write()
+        left = seconds_left(results, design, runs_done=study.ledger.num_whole_runs())
+        if draw is None:
+            progress.note(line(results, left=left))
+        else:
+            draw(board(results, left=left))
 
-    work = Work(study, after_each=write_on_the_way)
     try:
-        is_done = work.do(jobs)
+        with progress.board() as draw:
+            is_done = Work(study, after_each=partial(show, draw)).do(jobs)
     except KeyboardInterrupt:
         with locked_study(study_dir):
             write("stopped")
@@ -169,8 +178,8 @@ def _opened(
         known = read_json(study.settings)
     _refuse_others(study, known, text, overrides)
     design = design.with_trials(known["tune"]["trials"])
-    for line in plan_lines(design, Cost(**known["forecast"]), budget=budget, jobs=jobs):
-        progress.note(line)
+    for words in plan_lines(design, Cost(**known["forecast"]), budget=budget, jobs=jobs):
+        progress.note(words)
     return _Opening(design, Cost(**known["forecast"]), known["threads"])
 
 
