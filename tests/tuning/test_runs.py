@@ -2,12 +2,14 @@
 
 import hashlib
 import os
-import signal
+import random
 import subprocess
 import sys
+import time
 import tomllib
 
 import optuna
+import psutil
 import pytest
 
 import rlhfkit.tuning.search as search
@@ -17,12 +19,13 @@ from rlhfkit.machine.interrupts import Paused
 from rlhfkit.machine.progress import Progress
 from rlhfkit.pipeline.run import run as run_recipe
 from rlhfkit.pipeline.workload import Workload
-from rlhfkit.rundir.study import StudyDir
+from rlhfkit.rundir.study import StudyDir, StudyResults
 from rlhfkit.tuning.cost import Rates
 from rlhfkit.tuning.runner import Outcome
 from rlhfkit.tuning.runs import Runs
 from rlhfkit.tuning.summary import comparison_of as original
 from tests.small_recipe import small_recipe
+from tests.tuning import stub
 
 TEXT = small_recipe(
     "vowels",
@@ -206,31 +209,68 @@ def test_what_all_share_and_cannot_be_made_ends_the_search(recipe):
         searched(recipe)
 
 
+@pytest.mark.parametrize(
+    ("codes", "outcome"),
+    [
+        ([-9, -9, -9, 0], ("done", "")),
+        ([-9, -9, -9, -11], ("failed", "it was killed 4 times, by SIGSEGV at last; see ")),
+        ([-9, 130], ("interrupted", "")),
+        ([-9, 1], ("failed", "it ended with exit code 1; see ")),
+    ],
+)
+def test_a_run_that_something_kills_is_begun_again_a_few_times(tmp_path, monkeypatch, codes, outcome):
+    left = list(codes)
+    monkeypatch.setattr(Runs, "_code_of", lambda self, words, output, claim: left.pop(0))
+    monkeypatch.setattr("rlhfkit.tuning.runs._said", lambda path, begin: "")
+    runs = Runs(StudyDir(tmp_path), stub.design(), recipe="demo", overrides=[], threads=1)
+    found = runs.prepare(claim=None)
+    assert (found.state, found.cause[: len(outcome[1])]) == outcome and left == []
+
+
+NUM_KILLS = 20
+
+
+def alike(study):
+    """All that kills may not change."""
+    found = StudyResults.model_validate_json(study.results.read_text())
+    trials = [(trial.number, trial.params, trial.seed, trial.state, trial.best, trial.points) for trial in found.trials]
+    seeds = [[(seed.seed, seed.best) for seed in finalist.seeds] for finalist in found.finalists]
+    compared = found.comparison and [(seed.seed, seed.winner, seed.default) for seed in found.comparison.seeds]
+    return trials, seeds, compared, found.words
+
+
 @pytest.mark.slow
-def test_a_search_that_is_killed_goes_on(tmp_path):
-    """kill -9 of the search alone, again and again: its runs outlive it, and are taken over."""
+@pytest.mark.timeout(3600)
+def test_whatever_is_killed_the_search_tries_and_finds_the_same(tmp_path):
+    """kill -9 of the search, whose runs outlive it and are taken over, or of a run, which its search begins again."""
     path = tmp_path / "vowels.toml"
     path.write_text(TEXT)
 
     def start(name):
         words = [sys.executable, "-m", "rlhfkit", "tune", str(path), "--study-dir", str(tmp_path / name)]
-        return subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+        return psutil.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
 
+    begin = time.monotonic()
     assert start("undisturbed").wait() == 0
-    for seconds in (8, 11, 14, 17, 9, 13):
-        process = start("killed")
+    whole, expected = time.monotonic() - begin, alike(StudyDir(tmp_path / "undisturbed"))
+    seed = random.randrange(2**32)
+    chance, killed, number = random.Random(seed), {"search": 0, "run": 0}, 0
+    while sum(killed.values()) < NUM_KILLS or number == 0:
+        search = start(f"killed-{number}")
+        what, after = chance.choice(list(killed)), chance.uniform(0.05, 0.4) * whole
+        print(f"seed {seed}: {what} of study {number} is killed after {after:.1f} s of {whole:.1f} s")
         try:
-            assert process.wait(seconds) == 0
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    assert start("killed").wait() == 0
-    one, other = (StudyDir(tmp_path / name).results.read_text() for name in ("undisturbed", "killed"))
-    from rlhfkit.rundir.study import StudyResults
-
-    before, after = StudyResults.model_validate_json(one), StudyResults.model_validate_json(other)
-    assert [(trial.params, trial.state, trial.best) for trial in after.trials] == [
-        (trial.params, trial.state, trial.best) for trial in before.trials
-    ]
-    assert after.finalists == before.finalists and after.comparison == before.comparison
+            assert search.wait(after) == 0
+        except psutil.TimeoutExpired:
+            runs = [child for child in search.children() if "run" in child.cmdline()]
+            for process in [search] if what == "search" else runs[:1]:
+                process.kill()
+                killed[what] += 1
+            if what == "run":
+                assert search.wait() == 0
+            search.wait()
+        if search.returncode == 0:
+            assert alike(StudyDir(tmp_path / f"killed-{number}")) == expected
+            number += 1
+    print(f"{killed} killed, of {number} studies")
+    assert min(killed.values()) >= 3

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +28,8 @@ from rlhfkit.tuning.runner import Outcome
 __all__ = ["Runs"]
 
 LAST_LINES = 3
+MOST_KILLS = 3
+"""A run that was killed goes on so many times; then something is wrong with it, as with its memory."""
 
 
 class Runs:
@@ -99,30 +102,41 @@ class Runs:
                 process.terminate()
 
     def _run(self, run: RunDir, changed: Sequence[str], *, until: int | None, log: str, claim: Claim) -> Outcome:
+        """The process, begun again where something kills it: the run goes on from its checkpoint, as if it had not."""
         words = [sys.executable, "-m", "rlhfkit", "run", self._recipe, *self._overrides, *changed]
         words += ["--run-dir", str(run.path), *([] if until is None else ["--until", str(until)])]
         path = self._study.logs / f"{log}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        start = time.monotonic()
-        with path.open("ab") as file:
-            begin = file.tell()
-            process = self._started(words, file.fileno(), claim)
-            if process is None:
-                return Outcome("interrupted", 0.0)
-            try:
-                code = process.wait()
-            except BaseException:  # Ctrl-C, where this is the main thread
-                process.terminate()
-                process.wait()
-                raise
-        with self._guard:
-            self._processes.discard(process)
+        start, num_kills, code = time.monotonic(), 0, -1
+        begin = path.stat().st_size if path.exists() else 0
+        while code < 0 and num_kills <= MOST_KILLS:
+            ended = self._code_of(words, path, claim)
+            if ended is None or ended == 130 or self._is_interrupted:
+                return Outcome("interrupted", time.monotonic() - start)
+            code, num_kills = ended, num_kills + (ended < 0)
         seconds = time.monotonic() - start
         if code == 0:
             return Outcome("done", seconds)
-        if code == 130 or self._is_interrupted:
-            return Outcome("interrupted", seconds)
+        if code < 0:
+            name = signal.Signals(-code).name
+            return Outcome("failed", seconds, f"it was killed {num_kills} times, by {name} at last; see {path}")
         return Outcome("failed", seconds, _said(path, begin) or f"it ended with exit code {code}; see {path}")
+
+    def _code_of(self, words: Sequence[str], output: Path, claim: Claim) -> int | None:
+        """How a process ended, minus the signal where one killed it; None where none is begun any more."""
+        with output.open("ab") as file:
+            process = self._started(words, file.fileno(), claim)
+        if process is None:
+            return None
+        try:
+            return process.wait()
+        except BaseException:  # Ctrl-C, where this is the main thread
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            with self._guard:
+                self._processes.discard(process)
 
     def _started(self, words: Sequence[str], output: int, claim: Claim) -> "subprocess.Popen[bytes] | None":
         """The process; it has a session of its own, so that Ctrl-C comes to it through us alone."""
