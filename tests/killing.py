@@ -215,17 +215,20 @@ def _die_at_operation(directory: str, pattern: str, number: int, by: int) -> Non
 TIMES = re.compile(r'"training_seconds": [\d.]+|"log": {[^}]*}')
 """What differs from one process to the next, and so does the length of lines with times in the log."""
 
+OF_ONE_START = ("time/", "score/judge_")
+"""Metrics of what a process did, not of the run: how long it took, and whom it had to ask."""
+
 
 def results(directory: Path) -> dict[str, Any]:
     """All that a run makes and that must not depend on how often it was killed: models, samples, metrics."""
     found: dict[str, Any] = {}
     for path in sorted(directory.rglob("*")):
         name = str(path.relative_to(directory))
-        if path.is_dir() or name.startswith(("tensorboard", "checkpoints")):
+        if path.is_dir() or name.startswith(("tensorboard", "checkpoints", "judgements")):
             continue
         if name == "metrics.jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [{key: row[key] for key in row if not key.startswith("time/")} for row in rows]
+            found[name] = [{key: row[key] for key in row if not key.startswith(OF_ONE_START)} for row in rows]
         elif name in ("evaluation.json", "reward_model.json") or path.name == "training.json":
             found[name] = TIMES.sub("", path.read_text())
         elif path.suffix in (".safetensors", ".jsonl") or path.name == "policy.json":

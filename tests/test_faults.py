@@ -15,13 +15,14 @@ import torch
 
 from rlhfkit.config.load import load_recipe
 from rlhfkit.config.watchdog import WatchdogConfig
-from rlhfkit.errors import CheckpointError, OutOfMemoryError, RewardError
+from rlhfkit.errors import BudgetError, CheckpointError, OutOfMemoryError, RewardError
 from rlhfkit.machine import interrupts
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.watchdog import Watchdog, failed_phases, phase, sign_of_life, unwatched
 from rlhfkit.pipeline import run as pipeline
 from rlhfkit.rundir.directory import RunDir
 from tests.killing import RECIPES, differences, start
+from tests.rewards.chat_server import chat_server, judged
 
 PPO = RECIPES["ppo"].replace(
     """type = "function"
@@ -164,6 +165,30 @@ def test_who_starts_a_run_hears_at_once_that_nobody_listens(run, serve, tmp_path
     assert time.monotonic() - begin < 30
     assert not (tmp_path / "run").exists()
     server.open()
+
+
+@pytest.mark.thorough
+def test_a_judge_that_is_over_its_budget_stops_the_run_which_goes_on_with_the_scores_that_it_had(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("JUDGE_KEY", "s3cret-key-of-the-judge")
+    with chat_server() as chat:
+        chat.answer = lambda body: judged(
+            len(re.findall("[aeiou]", body["messages"][1]["content"])), "by my s3cret-key"
+        )
+        lines = f'type = "llm_judge"\nurl = "{chat.url}"\nmodel = "m"\nrubric = "vowels"\nhighest = 1000\n'
+        recipe = PPO.replace("[reward]\n", f'[reward]\n{lines}token_env = "JUDGE_KEY"\n')
+        run(tmp_path / "healthy", recipe)
+        calls = len(chat.requests)
+        with pytest.raises(BudgetError, match=r"called 20 times, and reward\.max_calls = 20"):
+            run(tmp_path / "poor", recipe, "reward.max_calls=20")
+        chat.answer = lambda body: judged(len(re.findall("[aeiou]", body["messages"][1]["content"])), "another reason")
+        run(tmp_path / "poor", recipe, "reward.max_calls=1000")  # more money is no other run
+    assert differences(tmp_path / "poor", tmp_path / "healthy") == []
+    assert len(chat.requests) <= 2 * calls + 4  # nothing was judged twice but the trials
+    assert any(header.get("authorization") == "Bearer s3cret-key-of-the-judge" for header in chat.headers)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in files if b"s3cret-key-of" in path.read_bytes()] == []
 
 
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rlhfkit.config.training import OptimConfig, RewardModelConfig
     from rlhfkit.config.training import SftConfig as SFTConfig
     from rlhfkit.errors import (
+        BudgetError,
         CheckpointError,
         ConfigError,
         DataError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdaptiveKLConfig",
+    "BudgetError",
     "CheckpointError",
     "ConfigError",
     "ControlPPOConfig",

@@ -7,6 +7,7 @@ RlhfkitError                    something a person can fix; the command line pri
 ├── ModelError                  a model directory or a tokenizer cannot be used         (also a ValueError)
 ├── EnvError                    an environment breaks its contract                      (also a RuntimeError)
 ├── RewardError                 a reward source failed or answered nonsense             (also a RuntimeError)
+│   └── BudgetError             what a reward may cost is spent                         (also a RuntimeError)
 ├── GenerationError             sampling cannot go on                                   (also a RuntimeError)
 ├── TrainingError               a run is doomed: NaN, or a check before the first update failed (also a RuntimeError)
 ├── OutOfMemoryError            memory ran out; says which setting to lower             (also a MemoryError)
@@ -19,6 +20,7 @@ A message says what is wrong (with the value), what was expected, and what to do
 """
 
 __all__ = [
+    "BudgetError",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -62,6 +64,10 @@ class EnvError(RlhfkitError, RuntimeError):
 
 class RewardError(RlhfkitError, RuntimeError):
     """A reward source failed or answered nonsense; a failed reward is never 0.0."""
+
+
+class BudgetError(RewardError):
+    """The calls or the money that a reward may take are spent; this is never a score either."""
 
 
 class GenerationError(RlhfkitError, RuntimeError):

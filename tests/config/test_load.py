@@ -283,8 +283,8 @@ def test_a_missing_setting_says_how_to_give_it(minimal):
         "data.texts.num_rows is required: give data.texts.num_rows=NUM_ROWS (How many reviews to write)"
     ]
     assert faults(minimal, "model.path=x", "reward.path=y") == [
-        'reward.type is required: give one of "reward_model", "function", "lexicon", "http", "bag_of_words", '
-        '"grammar", "match", "chrf", "answer", "length" or "mix"'
+        'reward.type is required: give one of "reward_model", "function", "lexicon", "http", "llm_judge", '
+        '"bag_of_words", "grammar", "match", "chrf", "answer", "length" or "mix"'
     ]
 
 

@@ -24,11 +24,13 @@ __all__ = [
     "BagOfWordsRewardConfig",
     "ChrfRewardConfig",
     "Combination",
+    "EndpointConfig",
     "FunctionRewardConfig",
     "GrammarRewardConfig",
     "HttpRewardConfig",
     "LengthRewardConfig",
     "LexiconRewardConfig",
+    "LlmJudgeRewardConfig",
     "MatchRewardConfig",
     "MixRewardConfig",
     "RewardConfig",
@@ -106,18 +108,14 @@ def _name_of_variable(name: str | None) -> str | None:
     return name
 
 
-class HttpRewardConfig(Section):
-    """An endpoint that answers POST {"prompts": […], "responses": […]} with {"scores": […]}.
+class EndpointConfig(Section):
+    """Where an endpoint is, and how patient to be with it.
 
     ${NAME} in its address is filled from the environment, and the value is written nowhere.
     """
 
-    type: Literal["http"] = "http"
-    """Says which kind this is; in Python the class does."""
     url: Annotated[str, Field(pattern=r"^https?://"), AfterValidator(_without_secrets)]
     """Address of the endpoint."""
-    batch_episodes: Annotated[PositiveInt, MAY_CHANGE] = 64
-    """Responses per request."""
     timeout_seconds: Annotated[PositiveFloat, MAY_CHANGE] = 30.0
     """How long one request may take."""
     patience_seconds: Annotated[NonNegativeFloat, MAY_CHANGE] = 600.0
@@ -128,6 +126,76 @@ class HttpRewardConfig(Section):
     """Wait before the first further attempt; it doubles each time, up to half a minute."""
     token_env: Annotated[str | None, AfterValidator(_name_of_variable), MAY_CHANGE] = None
     """Environment variable that holds a bearer token; the token itself is never written anywhere."""
+
+
+class HttpRewardConfig(EndpointConfig):
+    """An endpoint that answers POST {"prompts": […], "responses": […]} with {"scores": […]}."""
+
+    type: Literal["http"] = "http"
+    """Says which kind this is; in Python the class does."""
+    batch_episodes: Annotated[PositiveInt, MAY_CHANGE] = 64
+    """Responses per request."""
+
+
+JUDGE_TEMPLATE = "The prompt:\n{prompt}\n\nThe response to judge:\n{response}"
+PLACEHOLDERS = frozenset({"prompt", "response", "reference"})
+
+
+def _template(text: str) -> str:
+    named = set(re.findall(r"\{(\w+)\}", text))
+    if "response" not in named or not named <= PLACEHOLDERS:
+        raise ValueError(
+            f"it names {sorted(named)}; expected {{response}}, and of {{prompt}} and {{reference}} what is wanted"
+        )
+    return text
+
+
+class LlmJudgeRewardConfig(EndpointConfig):
+    """A language model that judges by a rubric, behind any endpoint that understands OpenAI's chat completions."""
+
+    type: Literal["llm_judge"] = "llm_judge"
+    """Says which kind this is; in Python the class does."""
+    model: Annotated[str, Field(min_length=1)]
+    """Name of the judging model, as the endpoint knows it."""
+    rubric: Annotated[str, Field(min_length=1)]
+    """What makes a response good, in words; the judge reads it before each response."""
+    template: Annotated[str, AfterValidator(_template)] = JUDGE_TEMPLATE
+    """What the judge is shown: {prompt}, {response} and, where the rows give one, {reference} are filled in, each
+    between marks that the text itself cannot contain."""
+    lowest: float = 0.0
+    """The worst score that the judge may give."""
+    highest: float = 10.0
+    """The best score that the judge may give; any other number is no score."""
+    temperature: NonNegativeFloat = 0.0
+    """Of the judge."""
+    max_answer_tokens: PositiveInt = 512
+    """Longest answer of the judge, its reasons included."""
+    answer_format: Literal["json_schema", "json_object", "none"] = "json_object"
+    """What the endpoint is asked to hold the answer to; "none" where it cannot. It is read as strictly in any case."""
+    answer_attempts: Annotated[PositiveInt, MAY_CHANGE] = 3
+    """How often the judge is asked for an answer that can be read, before the run stops."""
+    timeout_seconds: Annotated[PositiveFloat, MAY_CHANGE] = 120.0
+    """How long one call may take."""
+    concurrency: Annotated[PositiveInt, MAY_CHANGE] = 8
+    """Requests under way at once."""
+    cache: Annotated[LocalPath | None, MAY_CHANGE] = None
+    """File of what was judged and what it took; by default `judgements.jsonl` in the run's directory."""
+    max_calls: Annotated[PositiveInt | None, MAY_CHANGE] = None
+    """Calls that may be made in all, failed ones and those of earlier starts included; by default any number."""
+    prompt_price: Annotated[NonNegativeFloat, MAY_CHANGE] = 0.0
+    """Price of a million tokens that the judge reads, in any currency."""
+    answer_price: Annotated[NonNegativeFloat, MAY_CHANGE] = 0.0
+    """Price of a million tokens that the judge writes, in the same currency."""
+    max_cost: Annotated[PositiveFloat | None, MAY_CHANGE] = None
+    """What all calls may cost by these prices; by default any sum."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest = {self.lowest:g} is not below highest = {self.highest:g}; give a range")
+        if self.max_cost is not None and not (self.prompt_price or self.answer_price):
+            raise ValueError("max_cost needs prices; set prompt_price and answer_price, or max_calls in its place")
+        return self
 
 
 class BagOfWordsRewardConfig(Section):
@@ -251,6 +319,7 @@ RewardConfig = Annotated[
     | FunctionRewardConfig
     | LexiconRewardConfig
     | HttpRewardConfig
+    | LlmJudgeRewardConfig
     | BagOfWordsRewardConfig
     | GrammarRewardConfig
     | MatchRewardConfig
@@ -299,10 +368,17 @@ def what_it_computes(config: RewardConfig, made: Mapping[str, str]) -> tuple[obj
         case AnswerRewardConfig():
             return config.type, config.model_dump_json()
         case HttpRewardConfig():
-            address = urlsplit(config.url)
-            return config.type, address.scheme, address.netloc.lower(), address.path.rstrip("/"), address.query
+            return config.type, *_address(config.url)
+        case LlmJudgeRewardConfig():
+            return config.type, *_address(config.url), config.model, config.rubric
         case _:
             return (config.type,)
+
+
+def _address(url: str) -> tuple[str, ...]:
+    """An address without the differences that make none."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.lower(), parts.path.rstrip("/"), parts.query
 
 
 def _place(path: str | None) -> str | None:

@@ -13,6 +13,7 @@ from rlhfkit.config.feedback import PeopleConfig
 from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.rewards import (
     BagOfWordsRewardConfig,
+    LlmJudgeRewardConfig,
     MixRewardConfig,
     RewardConfig,
     RewardModelRewardConfig,
@@ -304,6 +305,8 @@ def _unmade(subject: Subject, config: RewardConfig) -> str:
             return "" if made else "there is no reward model yet: the stage reward_model makes it"
         case BagOfWordsRewardConfig(path=None):
             return "" if subject.run.model("judge").exists() else "there is no judge yet: the stage judge makes it"
+        case LlmJudgeRewardConfig():
+            return "it may cost money, so it is tried on two responses only"
         case _:
             return ""
 

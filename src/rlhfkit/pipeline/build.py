@@ -23,6 +23,7 @@ from rlhfkit.config.rewards import (
     HttpRewardConfig,
     LengthRewardConfig,
     LexiconRewardConfig,
+    LlmJudgeRewardConfig,
     MatchRewardConfig,
     MixRewardConfig,
     RewardConfig,
@@ -458,6 +459,11 @@ class Builder:
                 from rlhfkit.rewards.http import HttpReward
 
                 return HttpReward(config)
+            case LlmJudgeRewardConfig():
+                from rlhfkit.rewards.llm_judge import LlmJudgeReward
+
+                kept = Path(config.cache) if config.cache else self.run.judgements
+                return LlmJudgeReward(config, judgements=kept)
             case BagOfWordsRewardConfig():
                 from rlhfkit.rewards.bag_of_words import BagOfWords
 

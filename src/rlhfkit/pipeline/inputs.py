@@ -53,6 +53,7 @@ from rlhfkit.rewards.chrf import ChrfReward, sacrebleu_metrics
 from rlhfkit.rewards.ensemble import EnsembleReward
 from rlhfkit.rewards.function import FunctionReward
 from rlhfkit.rewards.http import HttpReward
+from rlhfkit.rewards.llm_judge import LlmJudgeReward
 from rlhfkit.rewards.match import MatchReward
 from rlhfkit.rewards.model import ClassifierReward, RewardModelReward
 from rlhfkit.rewards.source import ScoredText, references_of
@@ -335,11 +336,11 @@ class Inputs:
             for name in tables:
                 self._read_by(name, reads)
         for source in sources:
-            if isinstance(source, HttpReward):
+            if isinstance(source, HttpReward | LlmJudgeReward):
                 source = source.impatient()
             if isinstance(source, FunctionReward):
                 source.columns_of(prompts)
-            if isinstance(source, AnswerReward):
+            if isinstance(source, AnswerReward | LlmJudgeReward):
                 source.check_rows(prompts, setting=setting)
             if isinstance(source, MatchReward | ChrfReward):
                 references_of(prompts, wanted_by=f'{setting}.type = "{source.type}"')

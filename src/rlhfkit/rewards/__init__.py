@@ -6,6 +6,7 @@ from rlhfkit.rewards.chrf import ChrfReward
 from rlhfkit.rewards.function import FunctionReward
 from rlhfkit.rewards.http import HttpReward
 from rlhfkit.rewards.lexicon import LexiconReward, read_lexicon
+from rlhfkit.rewards.llm_judge import LlmJudgeReward
 from rlhfkit.rewards.match import MatchReward
 from rlhfkit.rewards.mix import MixReward
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores, references_of
@@ -17,6 +18,7 @@ __all__ = [
     "FunctionReward",
     "HttpReward",
     "LexiconReward",
+    "LlmJudgeReward",
     "MatchReward",
     "MixReward",
     "RewardSource",

@@ -38,6 +38,7 @@ class RunDir:
         self.judge_preferences = self.path / "judge_preferences.jsonl"
         self.labels = self.path / "labels.db"
         self.simulated_labels = self.path / "simulated_labels.db"
+        self.judgements = self.path / "judgements.jsonl"
         self.trust = self.path / "trust.json"
         self.reward_model_report = self.path / "reward_model.json"
         self.evaluation = self.path / "evaluation.json"
