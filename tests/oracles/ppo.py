@@ -105,3 +105,67 @@ def grpo_advantages(scores, penalties, group_size, normalize_std=True):
         scale = deviation + 1e-4 if normalize_std else 1.0
         advantages += [(s - mean) / scale - (c - mean_cost) for s, c in zip(group, costs, strict=True)]
     return np.array(advantages)
+
+
+def family_terms(logprobs, old_logprobs, advantages, mask, low, high, *, objective="clip", ratio_of="token"):
+    """Loss of each masked token, {(row, place): term}, and its slopes, {(row, place): {place of a logprob: slope}}."""
+    terms, slopes = {}, {}
+    for row in range(mask.shape[0]):
+        places = [t for t in range(mask.shape[1]) if mask[row, t]]
+        probabilities = {t: (math.exp(logprobs[row, t]), math.exp(old_logprobs[row, t])) for t in places}
+        whole = math.prod(new / old for new, old in probabilities.values()) ** (1 / max(len(places), 1))
+        for t in places:
+            new, old = probabilities[t]
+            ratio = whole if ratio_of == "sequence" else new / old
+            clipped, advantage = min(max(ratio, 1 - low), 1 + high), advantages[row, t]
+            if objective == "cispo":
+                terms[row, t] = -clipped * advantage * logprobs[row, t]
+                slopes[row, t] = {t: -clipped * advantage}
+                continue
+            terms[row, t] = -min(ratio * advantage, clipped * advantage)
+            slope = -ratio * advantage if ratio * advantage <= clipped * advantage else 0.0
+            hangs_on = places if ratio_of == "sequence" else [t]
+            slopes[row, t] = {place: slope / len(hangs_on) for place in hangs_on}
+    return terms, slopes
+
+
+def aggregated(terms, slopes, mask, how, constant_tokens=None):
+    """(loss, its gradient in the logprobs): the mean of terms over tokens, or over rows of their means or sums."""
+    lengths = mask.sum(1)
+    num_rows = sum(1 for length in lengths if length)
+
+    def share(row):
+        of_row = {"token": 1 / mask.sum(), "sequence": 1 / (num_rows * lengths[row])}
+        return of_row[how] if how in of_row else 1 / (num_rows * constant_tokens)
+
+    gradient = np.zeros(mask.shape)
+    for (row, _), by_place in slopes.items():
+        for place, slope in by_place.items():
+            gradient[row, place] += share(row) * slope
+    return sum(share(row) * term for (row, _), term in terms.items()), gradient
+
+
+def reinforce_advantages(rewards, mask, gamma, scores=None, group_size=1):
+    """What the masked tokens of a row still earn, a token a step, less the mean score of the row's group."""
+    advantages = np.zeros(mask.shape)
+    for row in range(mask.shape[0]):
+        places = [t for t in range(mask.shape[1]) if mask[row, t]]
+        start = row - row % group_size
+        baseline = 0.0 if scores is None else math.fsum(scores[start : start + group_size]) / group_size
+        for number, t in enumerate(places):
+            to_come = [gamma**k * rewards[row, place] for k, place in enumerate(places[number:])]
+            advantages[row, t] = math.fsum(to_come) - baseline
+    return advantages
+
+
+def kl_terms(logprobs, old_logprobs, ref_logprobs, mask, kind):
+    """As `family_terms`: the KL as a term of the loss, by probabilities; k3 with the ratio, derived by hand."""
+    terms, slopes = {}, {}
+    for row, t in zip(*np.nonzero(mask), strict=True):
+        now, old, ref = (math.exp(x[row, t]) for x in (logprobs, old_logprobs, ref_logprobs))
+        if kind == "k2":
+            terms[row, t], slopes[row, t] = math.log(now / ref) ** 2 / 2, {t: math.log(now / ref)}
+        else:  # now / old * (ref / now - 1 - log(ref / now)) = (ref - now + now log(now / ref)) / old
+            terms[row, t] = (ref - now + now * math.log(now / ref)) / old
+            slopes[row, t] = {t: now * math.log(now / ref) / old}
+    return terms, slopes

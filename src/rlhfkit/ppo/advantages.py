@@ -1,4 +1,4 @@
-"""How much better was it than expected: GAE with a critic, RLOO and GRPO without one, and whitening."""
+"""How much better was it than expected: GAE with a critic; RLOO, GRPO, REINFORCE++ without one; whitening."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,15 @@ from rlhfkit.ppo.masked import (
     where_masked,
 )
 
-__all__ = ["gae", "grpo_advantages", "next_token_values", "rloo_advantages", "spread_over_tokens", "whiten"]
+__all__ = [
+    "gae",
+    "grpo_advantages",
+    "next_token_values",
+    "reinforce_advantages",
+    "rloo_advantages",
+    "spread_over_tokens",
+    "whiten",
+]
 
 
 @torch.no_grad()
@@ -152,6 +160,37 @@ def grpo_advantages(
         costs = _groups(penalties, group_size)
         centred = centred - (costs - costs.mean(1, keepdim=True))
     return centred.flatten()
+
+
+def reinforce_advantages(
+    rewards: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float,
+    scores: Tensor | None = None,
+    group_size: int = 1,
+) -> Tensor:
+    """Advantages (B, T) of REINFORCE++: what each token still earns, less the mean score of its group; not whitened.
+
+    A[t] = rewards[t] + gamma * A[t+1]                             (over the masked tokens of a row)
+    A[t] - mean of `scores` over the group                         (if `scores` are given)
+
+    `rewards` (B, T) as `gae` takes them: the KL penalty of each token, the score at the last one. `scores` (B,) are
+    those of the responses, the `group_size` to a prompt neighbours; with them the estimator has the group's baseline,
+    without them none. Both are then whitened over all tokens of the rollout, by `whiten`: that the deviation is one of
+    the whole rollout, and not of a group, keeps a group of nearly equal scores from being blown up.
+    Raises: ShapeError; ConfigError for scores in groups of fewer than 2.
+    Source: Hu et al. 2025, arXiv 2501.03262 (REINFORCE++, and REINFORCE++-baseline).
+    """
+    nothing = torch.zeros_like(rewards)
+    never = torch.zeros_like(mask)
+    returns = gae(rewards, nothing, nothing, never, never, gamma=gamma, gae_lambda=1.0, mask=mask)
+    if scores is None:
+        return returns
+    check_rows(mask, scores=scores)
+    groups = _groups(scores, group_size)
+    centred = (groups - groups.mean(1, keepdim=True)).flatten()
+    return returns + spread_over_tokens(centred - scores, mask)  # equal scores give exactly 0
 
 
 def spread_over_tokens(advantages: Tensor, mask: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind) -> Tensor:
     another one, which near the reference is small and may point the other way. `token_rewards` therefore takes k1.
     As a *loss* it is the estimate's own gradient: k1 has grad log pi, zero in expectation: no leash at all. k2 has
     d * grad log pi, that of KL(policy || reference). k3 has (1 - exp(-d)) * grad log pi, that of KL(reference ||
-    policy), the other direction.
+    policy), the other direction; `kl_loss` corrects it.
     Raises: ShapeError; ConfigError for another kind.
     Source: Schulman 2020, http://joschu.net/blog/kl-approx.html.
     """

@@ -1,21 +1,31 @@
-"""The PPO loss: clipped policy objective, clipped value error, and the numbers that say how an update went."""
+"""Policy losses (PPO, GSPO, CISPO), the clipped value error, and the numbers that say how an update went."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rlhfkit.errors import ConfigError
 from rlhfkit.ppo.kl import KLKind, kl_estimate
-from rlhfkit.ppo.masked import check_shapes, masked_mean, masked_var, rounding_of_means, where_masked
+from rlhfkit.ppo.masked import check_rows, check_shapes, masked_mean, masked_var, rounding_of_means, where_masked
 
 __all__ = [
+    "PolicyRatio",
     "approx_kl",
+    "cispo_loss",
     "clip_fraction",
     "explained_variance",
     "importance_weights",
+    "kl_loss",
+    "outside_clip",
     "policy_loss",
+    "policy_ratio",
     "ratio_max_deviation",
     "value_loss",
 ]
+
+PolicyRatio = Literal["token", "sequence"]
+"""What the ratio of the new to the old policy is taken of."""
 
 
 def policy_loss(
@@ -25,35 +35,109 @@ def policy_loss(
     mask: Tensor,
     *,
     clip_range: float,
+    clip_range_high: float | None = None,
+    ratio: PolicyRatio = "token",
     denominator: float | Tensor | None = None,
     dual_clip: float | None = None,
     weights: Tensor | None = None,
 ) -> Tensor:
     """Clipped surrogate loss, a scalar to minimise.
 
-    sum over masked tokens of w * max(-A * r, -A * clip(r, 1 - clip_range, 1 + clip_range)) / denominator
-    r = exp(logprobs - old_logprobs)
+    sum over masked tokens of w * max(-A * r, -A * clip(r, 1 - clip_range, 1 + clip_range_high)) / denominator
+    r = `policy_ratio`, of the token or of its whole row
     w = `weights`, by default 1
 
-    All inputs of one shape, `mask` bool. `denominator` is by default the mask's count; a microbatch passes the count of
-    its whole minibatch, so that losses and gradients of the microbatches add up exactly. Only `logprobs` gets gradient.
+    All inputs of one shape, `mask` bool. `clip_range_high` is by default `clip_range`; a larger one lets rare tokens
+    become likely faster than likely ones rare. `denominator` is by default the mask's count; a microbatch passes that
+    of its whole minibatch, so that losses and gradients of the microbatches add up exactly. Only `logprobs` gets
+    gradient. With `ratio` "sequence" (GSPO) all tokens of a row have one ratio, which is clipped as a whole; it wants a
+    clip range of about 3e-4.
     `dual_clip` c > 1 bounds the loss at -c * A where A < 0 and r > c, so that one bad token cannot dominate a batch.
-    `weights` are those of `importance_weights`, where another engine sampled.
+    `weights` are those of `importance_weights`, where another engine sampled, or of `token_weights`, or their product.
     Raises: ShapeError; ConfigError if dual_clip is not above 1.
-    Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7; dual clip: Ye et al. 2020, arXiv 1912.09729.
+    Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7; clip_range_high: Yu et al. 2025 (DAPO), arXiv 2503.14476,
+    section 3.1; "sequence": Zheng et al. 2025 (GSPO), arXiv 2507.18071, eq. 5; dual clip: Ye et al. 2020, arXiv
+    1912.09729.
     """
     check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     if dual_clip is not None and dual_clip <= 1:
         raise ConfigError(f"dual_clip {dual_clip}: expected more than 1, such as 3; or None to leave it out")
     advantages = where_masked(advantages.detach(), mask)
-    ratio = _ratio(logprobs, old_logprobs.detach(), mask)
-    loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range))
+    r = policy_ratio(logprobs, old_logprobs.detach(), mask, of=ratio)
+    loss = torch.maximum(-advantages * r, -advantages * _clipped(r, clip_range, clip_range_high))
     if dual_clip is not None:
         loss = torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
-    if weights is not None:
-        check_shapes(mask, weights=weights)
-        loss = loss * where_masked(weights.detach(), mask)
-    return masked_mean(loss, mask, denominator)
+    return _weighted_mean(loss, mask, weights, denominator)
+
+
+def cispo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_range: float,
+    clip_range_high: float | None = None,
+    denominator: float | Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """REINFORCE with a clipped importance weight, a scalar to minimise.
+
+    sum over masked tokens of -w * stop_gradient(clip(r, 1 - clip_range, 1 + clip_range_high)) * A * logprobs /
+    denominator,  r = exp(logprobs - old_logprobs)
+
+    Arguments as in `policy_loss`. There a token beyond the clip range has no gradient at all; here it keeps one, of
+    bounded weight, so that rare tokens that a response hangs on are learnt from in every epoch. `clip_range` 1 is no
+    lower bound, as in the source. The loss's value means nothing; its gradient is what counts.
+    Raises: ShapeError.
+    Source: MiniMax 2025 (MiniMax-M1), arXiv 2506.13585, eq. 4 and 5.
+    """
+    check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    ratio = policy_ratio(logprobs.detach(), old_logprobs.detach(), mask)
+    weight = _clipped(ratio, clip_range, clip_range_high)
+    loss = -weight * where_masked(advantages.detach(), mask) * where_masked(logprobs, mask)
+    return _weighted_mean(loss, mask, weights, denominator)
+
+
+def kl_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    kind: KLKind,
+    denominator: float | Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """KL divergence from the reference as a term of the loss, in nats, a scalar whose *gradient* is that of the KL.
+
+    k2: sum over masked tokens of w * d^2 / 2 / denominator               gradient of a token: d * grad logprobs
+    k3: sum over masked tokens of w * r * (exp(-d) - 1 + d) / denominator                  r * d * grad logprobs
+    d = logprobs - ref_logprobs,  r = exp(logprobs - old_logprobs)
+
+    Of tokens that the policy itself sampled d * grad logprobs is on average the gradient of KL(policy || reference) at
+    each state; so k2 is right in the first update of a rollout. The tokens are the old policy's, though: with r, which
+    weighs them anew, k3 is right in all updates, and its value stays the KL too. k3 *without* r, as it is often taken,
+    has the gradient of KL(reference || policy); k1 as a loss has none on average. Each token answers for the KL of its
+    own state, and not, as in a reward, for that of the states which it leads to.
+    `weights` and `denominator` as in `policy_loss`. Only `logprobs` gets gradient.
+    Raises: ShapeError; ConfigError for another kind.
+    Source: Liu et al. 2025, arXiv 2510.01555 (k2 as a loss is k1 in the reward; k3 as a loss is biased; weights off the
+    policy); k3 with the ratio: DeepSeek-AI 2025 (V3.2), arXiv 2512.02556, section 3.1.
+    """
+    check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
+    if kind not in ("k2", "k3"):
+        raise ConfigError(
+            f"kind {kind!r} in a loss: expected 'k2' or 'k3', whose gradients are that of the KL divergence; name one"
+        )
+    now, ref = where_masked(logprobs, mask), where_masked(ref_logprobs.detach(), mask)
+    half_square = kl_estimate(now, ref, "k2")
+    if kind == "k2":
+        return _weighted_mean(half_square, mask, weights, denominator)
+    ratio = policy_ratio(logprobs.detach(), old_logprobs.detach(), mask)
+    value = ratio * kl_estimate(now.detach(), ref, "k3")
+    slope = ratio * half_square  # r * k3's own derivative is r * d too, but as a difference of numbers like exp(-d)
+    return _weighted_mean(value + (slope - slope.detach()), mask, weights, denominator)
 
 
 @torch.no_grad()
@@ -72,7 +156,7 @@ def importance_weights(old_logprobs: Tensor, sampled_logprobs: Tensor, mask: Ten
     check_shapes(mask, old_logprobs=old_logprobs, sampled_logprobs=sampled_logprobs)
     if cap < 1:
         raise ConfigError(f"importance cap {cap:g}: expected at least 1, such as 2")
-    return _ratio(old_logprobs, sampled_logprobs, mask).clamp(max=cap)
+    return policy_ratio(old_logprobs, sampled_logprobs, mask).clamp(max=cap)
 
 
 def value_loss(
@@ -132,17 +216,39 @@ def clip_fraction(
     mask: Tensor,
     *,
     clip_range: float,
+    clip_range_high: float | None = None,
+    ratio: PolicyRatio = "token",
     denominator: float | Tensor | None = None,
 ) -> Tensor:
-    """Share of masked tokens whose ratio has left [1 - clip_range, 1 + clip_range], a scalar; on either side.
+    """Share of masked tokens whose ratio has left [1 - clip_range, 1 + clip_range_high], a scalar; on either side.
 
     Whatever the advantage's sign, so about twice what code reports that counts only where the clip is the larger loss.
-    `denominator` as in `policy_loss`.
+    Arguments as in `policy_loss`.
     Raises: ShapeError.
     """
-    check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs)
-    outside = (_ratio(logprobs, old_logprobs, mask) - 1).abs() > clip_range
+    outside = outside_clip(
+        logprobs, old_logprobs, mask, clip_range=clip_range, clip_range_high=clip_range_high, ratio=ratio
+    )
     return masked_mean(outside, mask, denominator)
+
+
+@torch.no_grad()
+def outside_clip(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    clip_range: float,
+    clip_range_high: float | None = None,
+    ratio: PolicyRatio = "token",
+) -> Tensor:
+    """Whether the ratio of each token has left [1 - clip_range, 1 + clip_range_high]; False outside the mask.
+
+    Arguments as in `policy_loss`. Raises: ShapeError.
+    """
+    deviation = policy_ratio(logprobs, old_logprobs, mask, of=ratio) - 1
+    high = clip_range if clip_range_high is None else clip_range_high
+    return (deviation > high) | (deviation < -clip_range)
 
 
 @torch.no_grad()
@@ -153,7 +259,7 @@ def ratio_max_deviation(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) ->
     Raises: ShapeError.
     """
     check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs)
-    return (_ratio(logprobs, old_logprobs, mask) - 1).abs().max()
+    return (policy_ratio(logprobs, old_logprobs, mask) - 1).abs().max()
 
 
 @torch.no_grad()
@@ -172,6 +278,33 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     return torch.where(total <= rounding_of_means(returns, mask).square(), 0.0, explained)
 
 
-def _ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """Probability of each token now over that at rollout; 1 outside the mask."""
-    return torch.exp(where_masked(logprobs, mask) - where_masked(old_logprobs, mask))
+def policy_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, *, of: PolicyRatio = "token") -> Tensor:
+    """Probability of each token now over that at rollout; 1 outside the mask.
+
+    exp(logprobs - old_logprobs)
+    of a "sequence": exp(mean of logprobs - old_logprobs over the masked tokens of the row), at each of them
+
+    All inputs of one shape; for "sequence" (B, T), with whole responses in rows.
+    Raises: ShapeError.
+    Source: "sequence": Zheng et al. 2025 (GSPO), arXiv 2507.18071, eq. 7.
+    """
+    check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs)
+    difference = where_masked(logprobs, mask) - where_masked(old_logprobs, mask)
+    if of == "sequence":
+        check_rows(mask)
+        mean = difference.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+        difference = where_masked(mean.expand(mask.shape), mask)
+    elif of != "token":
+        raise ConfigError(f"ratio of {of!r}: expected 'token' or 'sequence'; name one of them")
+    return torch.exp(difference)
+
+
+def _clipped(ratio: Tensor, clip_range: float, clip_range_high: float | None) -> Tensor:
+    return ratio.clamp(1 - clip_range, 1 + (clip_range if clip_range_high is None else clip_range_high))
+
+
+def _weighted_mean(loss: Tensor, mask: Tensor, weights: Tensor | None, denominator: float | Tensor | None) -> Tensor:
+    if weights is not None:
+        check_shapes(mask, weights=weights)
+        loss = loss * where_masked(weights.detach(), mask)
+    return masked_mean(loss, mask, denominator)
