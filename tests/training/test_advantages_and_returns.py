@@ -7,7 +7,7 @@ from rlhfkit.config.ppo import FixedKLConfig, PpoConfig, RolloutConfig
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import next_token_values, token_rewards
 from rlhfkit.rollout.experience import Experience
-from rlhfkit.training.advantages import advantages_and_returns
+from rlhfkit.training.advantages import advantage_std, advantages_and_returns
 from tests.training import tiny
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
@@ -235,3 +235,27 @@ def test_a_stop_token_ends_a_response_as_eos_does():
     assert all(
         sample["response"][-1:] in {"a", "b"} for sample, is_stop in zip(shaped.samples, ended, strict=True) if is_stop
     )
+
+
+def test_grpo_may_leave_the_deviation_out():
+    config = PpoConfig(estimator="grpo", group_size=2, rollout_episodes=4, minibatch_episodes=4, normalize_std=False)
+    advantages, _ = advantages_and_returns(made(), config)
+    expected = torch.tensor([1.5, -1.5, -1.75, 1.75])  # half of 1 - -2, and of 0.5 - 4
+    torch.testing.assert_close(advantages, expected[:, None] * MASK)
+
+
+def test_reinforce_is_what_a_token_still_earns_whitened():
+    config = PpoConfig(estimator="reinforce++", rollout_episodes=4, minibatch_episodes=4)
+    advantages, returns = advantages_and_returns(made(kl_coef=0.5), config)
+    raw = torch.tensor([0.9, 0.95, 0.85, -2.5, 0.0, 0.25, 4.5, 4.5, 4.5])  # score - 0.5 * the KL from here on
+    torch.testing.assert_close(returns[MASK], raw)
+    torch.testing.assert_close(advantages[MASK], (raw - raw.mean()) / raw.std(correction=0))
+    assert advantage_std(made(kl_coef=0.5), advantages, returns, config) == pytest.approx(float(raw.std(correction=0)))
+
+
+def test_reinforce_with_a_baseline_subtracts_the_mean_score_of_the_group():
+    config = PpoConfig(estimator="reinforce++-baseline", group_size=2, rollout_episodes=4, minibatch_episodes=4)
+    advantages, returns = advantages_and_returns(made(kl_coef=0.5), config)
+    raw = torch.tensor([1.4, 1.45, 1.35, -2.0, -2.25, -2.0, 2.25, 2.25, 2.25])  # means -0.5 and 2.25
+    torch.testing.assert_close(returns[MASK], raw)
+    torch.testing.assert_close(advantages[MASK], (raw - raw.mean()) / raw.std(correction=0))

@@ -118,6 +118,12 @@ class ControlPpoConfig(PpoUpdateConfig):
     estimator: ClassVar[Literal["gae"]] = "gae"
     group_size: ClassVar[int] = 1
     whiten_rewards: ClassVar[bool] = False
+    normalize_std: ClassVar[bool] = True
+    whitens_advantages: ClassVar[bool] = True
+    objective: ClassVar[Literal["clip"]] = "clip"
+    ratio: ClassVar[Literal["token"]] = "token"
+    loss_aggregation: ClassVar[Literal["token"]] = "token"
+    loss_tokens: ClassVar[None] = None
     microbatch_tokens: ClassVar[None] = None
     max_ref_kl: ClassVar[None] = None
 

@@ -1,6 +1,7 @@
 """Settings of PPO on a language model, and of its rollout."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -11,10 +12,12 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    ValidationInfo,
     model_validator,
 )
 
 from rlhfkit.config.constraints import ConstraintConfig
+from rlhfkit.config.presets import PresetName, with_preset
 from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, Share, divisor_near, type_or
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.config.watch import WatchConfig
@@ -91,16 +94,27 @@ class RolloutConfig(Section):
         return self
 
 
-def _holds_the_policy(kind: object) -> object:
-    if kind in ("k2", "k3"):
+def _holds_the_policy(kind: object, read: ValidationInfo) -> object:
+    in_loss = read.data.get("place") == "loss"
+    if not in_loss and kind in ("k2", "k3"):
         raise ValueError(
             f'estimator = "{kind}" does not hold the policy near the reference: in a reward only k1 has the gradient '
-            'of the KL divergence; leave it out, or set "k1"'
+            'of the KL divergence; leave it out, or set place to "loss"'
+        )
+    if in_loss and kind == "k1":
+        raise ValueError(
+            'estimator = "k1" does not hold the policy near the reference: in a loss its gradient is zero on average; '
+            'leave it out, or set "k2" or "k3"'
         )
     return kind
 
 
-RewardEstimator = Annotated[Literal["k1"], BeforeValidator(_holds_the_policy)]
+def _usual_estimator(read: dict[str, Any]) -> Literal["k1", "k2"]:
+    return "k2" if read.get("place") == "loss" else "k1"
+
+
+KLPlace = Literal["reward", "loss"]
+KLEstimator = Annotated[Literal["k1", "k2", "k3"], BeforeValidator(_holds_the_policy)]
 
 
 class FixedKLConfig(Section):
@@ -116,8 +130,11 @@ class FixedKLConfig(Section):
     """Says which kind this is; in Python the class does."""
     coef: NonNegativeFloat = 0.05
     """Reward per nat."""
-    estimator: RewardEstimator = "k1"
-    """Per-token estimate that is subtracted from the reward; k2 and k3 are refused, as they do not hold the policy."""
+    place: KLPlace = "reward"
+    """Where the penalty is: in each token's reward, or a term of the policy's loss, which no advantage sees."""
+    estimator: KLEstimator = Field(default_factory=_usual_estimator)
+    """Estimate per token: k1 in the reward; k2, or k3 with the ratio, in the loss. What does not hold the policy there
+    is refused."""
 
 
 class AdaptiveKLConfig(Section):
@@ -137,8 +154,11 @@ class AdaptiveKLConfig(Section):
     """Wanted KL to the reference, in nats summed per sequence."""
     horizon_episodes: PositiveInt = 10_000
     """Episodes over which the coefficient adapts."""
-    estimator: RewardEstimator = "k1"
-    """Per-token estimate that is subtracted from the reward; k2 and k3 are refused, as they do not hold the policy."""
+    place: KLPlace = "reward"
+    """Where the penalty is: in each token's reward, or a term of the policy's loss, which no advantage sees."""
+    estimator: KLEstimator = Field(default_factory=_usual_estimator)
+    """Estimate per token: k1 in the reward; k2, or k3 with the ratio, in the loss. What does not hold the policy there
+    is refused."""
 
 
 KLConfig = Annotated[
@@ -176,7 +196,9 @@ class PpoUpdateConfig(Section):
     epochs: PositiveInt = 4
     """Passes over each rollout."""
     clip_range: OpenShare = 0.2
-    """How far the ratio may leave 1 before its gradient stops."""
+    """How far the ratio may leave 1 before its gradient stops; below 1, where `clip_range_high` is set."""
+    clip_range_high: PositiveFloat | None = None
+    """The same above 1; by default `clip_range`. Larger, as 0.28, keeps rare tokens alive (arXiv 2503.14476)."""
     clip_schedule: Literal["constant", "linear"] = "constant"
     """Whether the clip range falls to zero over the iterations."""
     dual_clip: Annotated[float, Field(gt=1.0)] | None = None
@@ -207,10 +229,25 @@ class PpoConfig(PpoUpdateConfig):
         4
     """
 
-    estimator: Literal["gae", "rloo", "grpo"] = "gae"
-    """How advantages are made: GAE with a critic, or from the scores of `group_size` responses to the same prompt."""
+    preset: PresetName | None = None
+    """A member of the family by its name, which sets those of the settings below that make it; what the recipe sets
+    itself wins, and the run says at its start what became of it."""
+    estimator: Literal["gae", "rloo", "grpo", "reinforce++", "reinforce++-baseline"] = "gae"
+    """How advantages are made: GAE with a critic; from the scores of `group_size` responses to the same prompt; or what
+    a token still earns, whitened over the rollout ("reinforce++"), with "-baseline" less the mean of its group."""
     group_size: PositiveInt = 1
-    """Responses per prompt; RLOO and GRPO need at least 2."""
+    """Responses per prompt; an estimator that compares them needs at least 2."""
+    normalize_std: bool = True
+    """Whether GRPO divides scores by their group's deviation; false is Dr. GRPO's (arXiv 2503.20783)."""
+    objective: Literal["clip", "cispo"] = "clip"
+    """PPO's clipped ratio, or CISPO's clipped weight of the logprob, which keeps its gradient (arXiv 2506.13585)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """What the ratio of new to old policy is of: each token, or a whole response (GSPO, arXiv 2507.18071)."""
+    loss_aggregation: Literal["token", "sequence", "constant"] = "token"
+    """What the policy's loss is a mean over: tokens; responses of their tokens' means ("sequence", as GRPO's); or
+    responses of their sums divided by `loss_tokens` ("constant", Dr. GRPO)."""
+    loss_tokens: PositiveInt | None = None
+    """The length that "constant" divides by; by default `rollout.max_response_tokens`."""
     iterations: PositiveInt = 100
     """Rounds of collect and update."""
     rollout_episodes: PositiveInt = 64
@@ -269,9 +306,35 @@ class PpoConfig(PpoUpdateConfig):
         return self.minibatch_episodes
 
     @property
+    def compares_responses(self) -> bool:
+        """Whether advantages are made of several responses to the same prompt."""
+        return self.estimator in ("rloo", "grpo", "reinforce++-baseline")
+
+    @property
+    def whitens_advantages(self) -> bool:
+        """Whether advantages are scaled to deviation 1 over the whole rollout."""
+        return self.estimator in ("gae", "reinforce++", "reinforce++-baseline")
+
+    @property
+    def kl_meets_deviations(self) -> bool:
+        """Whether the KL penalty is weighed against numbers divided by their deviation, and not against scores."""
+        if self.estimator == "grpo":
+            return self.normalize_std
+        return self.kl.place == "loss" and self.whitens_advantages
+
+    def for_rollout(self, rollout: RolloutConfig) -> "PpoConfig":
+        """These settings with the length that the aggregation "constant" divides by, where they do not say it."""
+        return self if self.loss_tokens else self.model_copy(update={"loss_tokens": rollout.max_response_tokens})
+
+    @property
     def value_optim(self) -> OptimConfig | None:
         """Settings of the critic's own optimizer; None where there is no critic, or it is part of the policy."""
         return self.value.optim if self.estimator == "gae" and self.value.network == "separate" else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_is_beneath(cls, settings: Any) -> Any:
+        return with_preset(settings) if isinstance(settings, Mapping) else settings
 
     @model_validator(mode="after")
     def _settings_fit(self) -> "PpoConfig":
@@ -285,7 +348,7 @@ class PpoConfig(PpoUpdateConfig):
                 f"group_size {self.group_size} does not divide rollout_episodes {self.rollout_episodes}; "
                 "choose a divisor"
             )
-        if self.estimator != "gae" and self.group_size < 2:
+        if self.compares_responses and self.group_size < 2:
             raise ValueError(
                 f"estimator {self.estimator!r} compares responses to one prompt; set group_size to 2 or more"
             )
@@ -293,6 +356,26 @@ class PpoConfig(PpoUpdateConfig):
             raise ValueError(
                 f"estimator {self.estimator!r} compares whole responses and scales no rewards of tokens; leave "
                 "whiten_rewards out"
+            )
+        if not self.normalize_std and self.estimator != "grpo":
+            raise ValueError(
+                f"normalize_std = false is about the deviation of groups, by which estimator {self.estimator!r} does "
+                'not divide; leave it out, or set estimator to "grpo"'
+            )
+        if self.objective == "cispo" and self.ratio != "token":
+            raise ValueError(
+                f"objective 'cispo' clips the weight of each token, and not of a response, as ratio {self.ratio!r} "
+                "would; leave one of the two out"
+            )
+        if self.objective == "cispo" and self.dual_clip is not None:
+            raise ValueError(
+                f"dual_clip {self.dual_clip:g} bounds what objective 'cispo' bounds for all tokens already; leave it "
+                "out, and set clip_range_high"
+            )
+        if self.loss_tokens is not None and self.loss_aggregation != "constant":
+            raise ValueError(
+                f'loss_tokens {self.loss_tokens} is the length of loss_aggregation "constant", which is '
+                f"{self.loss_aggregation!r}; leave it out"
             )
         if self.missing_eos_score is not None and self.missing_eos_penalty:
             raise ValueError(

@@ -116,8 +116,16 @@ def kl_remedies(curves: Curves, ppo: Settings) -> tuple[Remedy, ...]:
     return Remedy("ppo.kl.coef", shown(max(2 * coef, least)), shown(coef)), *nearer, *slower(ppo, 2)
 
 
+def _kl_meets_deviations(ppo: Settings) -> bool:
+    """As `PpoConfig.kl_meets_deviations`, of a run's table, which may be older than a setting."""
+    estimator = ppo.get("estimator", "gae")
+    if estimator == "grpo":
+        return bool(ppo.get("normalize_std", True))
+    return bool(setting_of(ppo, "kl", "place") == "loss" and estimator != "rloo")
+
+
 def shaped_scale(curves: Curves, ppo: Settings) -> float:
     """Deviation of the scores at the start, in the units in which the KL penalty is subtracted from them."""
-    if ppo.get("estimator") == "grpo":  # divides scores by their deviation, and not the penalty
+    if _kl_meets_deviations(ppo):
         return 1.0
     return curves["score/shaped_std"].start() if curves.has("score/shaped_std") else 1.0

@@ -39,7 +39,7 @@ def _key(prompt: Prompt) -> str:
 def examine_weight(recipe: Recipe, scores: Sequence[float]) -> Iterator[Finding]:
     """Whether the KL penalty has any weight beside scores like these."""
     coef, clip = recipe.ppo.kl.coef, recipe.ppo.clip_score
-    if len(scores) < 2 or recipe.ppo.estimator == "grpo" or coef == 0:  # GRPO scales the scores, not the penalty
+    if len(scores) < 2 or recipe.ppo.kl_meets_deviations or coef == 0:
         return
     size = stdev(scores)
     size = size if clip is None else min(size, clip)

@@ -121,9 +121,11 @@ def _learnt_from(trainer: Any, experience: Experience, num: int, *, kl_coef: flo
     learnt = Learnt(
         advantages=advantages,
         returns=returns if trainer.config.estimator == "gae" else None,
-        is_whitened=trainer.config.estimator == "gae",
+        is_whitened=trainer.config.whitens_advantages,
         logprobs=logprobs if is_seen else None,
         clip_range=trainer.clip_range,
+        clip_range_high=trainer.clip_range_high,
+        ratio=trainer.config.ratio,
     )
     assert experience.scores is not None
     numbers = token_numbers(

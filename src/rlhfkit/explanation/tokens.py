@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlhfkit.explanation.pieces import names_of
 from rlhfkit.models.encoder import Encoder
+from rlhfkit.ppo import PolicyRatio, outside_clip
 from rlhfkit.rollout.engine import Reference
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.text_experience import logprobs_in_parts
@@ -29,7 +30,11 @@ class Learnt:
     logprobs: Tensor | None = None
     """Of the sampled tokens in the last epoch of the update, before the step of their minibatch."""
     clip_range: float = 0.0
-    """Of that update."""
+    """Of that update, below 1."""
+    clip_range_high: float = 0.0
+    """The same above 1."""
+    ratio: PolicyRatio = "token"
+    """What its ratio is of."""
 
 
 def token_numbers(
@@ -57,7 +62,7 @@ def token_numbers(
         "advantage": None if learnt.advantages is None else learnt.advantages[chosen],
         "returns": None if learnt.returns is None else learnt.returns[chosen],
         "ratio": ratio,
-        "is_clipped": None if ratio is None else (ratio - 1).abs() > learnt.clip_range,
+        "is_clipped": None if learnt.logprobs is None else _is_clipped(learnt, chosen, old, inputs.mask),
     }
     found = []
     for number, mask in enumerate(inputs.mask):
@@ -66,3 +71,15 @@ def token_numbers(
         listed = {name: tuple(x[number][mask].tolist()) for name, x in columns.items() if x is not None}
         found.append(TokenNumbers(text=names_of(encoder, ids.tolist()), is_whitened=learnt.is_whitened, **listed))
     return found
+
+
+def _is_clipped(learnt: Learnt, rows: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    assert learnt.logprobs is not None
+    return outside_clip(
+        learnt.logprobs[rows],
+        old_logprobs,
+        mask,
+        clip_range=learnt.clip_range,
+        clip_range_high=learnt.clip_range_high,
+        ratio=learnt.ratio,
+    )

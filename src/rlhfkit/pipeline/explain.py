@@ -105,7 +105,7 @@ def _subject_of(builder: Builder, notes: list[str], *, seed: int) -> Subject:
 def _critic_of(builder: Builder, notes: list[str]) -> ValueHead | ValueNetwork | None:
     """The critic of the run's last checkpoint, if there is one."""
     if builder.recipe.ppo.estimator != "gae":
-        notes.append(f"{builder.recipe.ppo.estimator} has no critic, and its advantages need a group of responses")
+        notes.append(f"{builder.recipe.ppo.estimator} has no critic, and its advantages need other responses")
         return None
     warned: list[str] = []
     try:

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from rlhfkit.config.presets import preset_words
 from rlhfkit.distributed.ranks import ranks
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.pipeline.constraints import constraints_of
@@ -61,7 +62,10 @@ def prepared_ppo(ctx: RunContext) -> PreparedPpo:
     sampler = ctx.builder.sampler_of(engine) if ranks().shards else None
     rollout = _rollout(ctx, policy, reference, ctx.workload.engine(sampler or engine, ctx.builder))
     kl = kl_controller(recipe.ppo.kl)
-    config = announced_ppo(recipe.ppo, policy, stage="ppo", progress=ctx.progress, manifest=ctx.manifest)
+    if words := preset_words(recipe.ppo):
+        ctx.progress.note(f"ppo: {words}")
+    config = recipe.ppo.for_rollout(recipe.rollout)
+    config = announced_ppo(config, policy, stage="ppo", progress=ctx.progress, manifest=ctx.manifest)
     # Before memory is planned, for a judge may be a model.
     observers = ctx.workload.observers(observers_of(ctx, policy, reference, sampler))
     config, optimizers = fitted_ppo(ctx, policy, rollout, config)

@@ -58,6 +58,8 @@ class Experience:
     """(B,) score of each episode, after penalties, before the KL; None where rewards come step by step."""
     ref_kl: Tensor | None = None
     """(B,) KL of policy to reference in nats summed per sequence, estimated by k1; None without a reference."""
+    ref_logprobs: Tensor | None = None
+    """Log-probability of each action under the reference, where the KL is a term of the loss; None elsewhere."""
     constraint_values: tuple[Tensor, ...] = ()
     """What each constraint says of every response, in its own unit."""
     multipliers: tuple[Multiplier, ...] = ()

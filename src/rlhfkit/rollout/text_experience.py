@@ -83,7 +83,8 @@ def experience_of(
     shaped, raw = (spread(numbers, ends) for numbers in (scores, raw_scores.to(device)))
     last = last_of_rows(mask)
     no_scores = torch.zeros(len(inputs), device=device)
-    penalties = token_rewards(no_scores, old_logprobs, ref_logprobs, mask, kl_coef=kl_coef, kind=ppo.kl.estimator)
+    in_reward = ppo.kl.place == "reward"
+    penalties = token_rewards(no_scores, old_logprobs, ref_logprobs, mask, kl_coef=kl_coef if in_reward else 0.0)
     ref_kl = masked_sum(kl_estimate(old_logprobs, ref_logprobs, "k1"), mask, dim=1)
     weights: Tensor | None = None
     sampler_metrics: dict[str, float] = {}
@@ -102,6 +103,7 @@ def experience_of(
         rewards=penalties + shaped,
         scores=shaped.sum(1),
         ref_kl=ref_kl,
+        ref_logprobs=None if in_reward else ref_logprobs,
         constraint_values=tuple(values_of_constraints),
         multipliers=tuple(multipliers),
         importance_weights=weights,

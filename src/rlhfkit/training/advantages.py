@@ -7,7 +7,15 @@ from torch import Tensor
 
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.ppo import PpoConfig
-from rlhfkit.ppo import gae, grpo_advantages, masked_var, rloo_advantages, spread_over_tokens, whiten
+from rlhfkit.ppo import (
+    gae,
+    grpo_advantages,
+    masked_var,
+    reinforce_advantages,
+    rloo_advantages,
+    spread_over_tokens,
+    whiten,
+)
 from rlhfkit.rollout.experience import Experience
 
 __all__ = ["advantage_std", "advantages_and_returns"]
@@ -16,13 +24,19 @@ __all__ = ["advantage_std", "advantages_and_returns"]
 def advantages_and_returns(experience: Experience, config: PpoConfig | ControlPpoConfig) -> tuple[Tensor, Tensor]:
     """Advantages (B, T), whitened over the whole rollout, and returns (B, T) = unwhitened advantages + old values.
 
-    Without a critic the advantage of a response, compared within its group, stands at each of its tokens; the returns
-    are then of no use and zero.
+    By RLOO and GRPO the advantage of a response, compared within its group, stands at each of its tokens, not whitened;
+    the returns are then of no use and zero. By REINFORCE++, without a critic, the returns are those less the baseline.
     """
     mask, rewards = experience.mask, experience.rewards
-    if config.estimator != "gae":
+    if config.estimator in ("rloo", "grpo"):
         advantages = spread_over_tokens(_advantages_within_groups(experience, config), mask)
         return advantages, torch.zeros_like(advantages)
+    if config.estimator != "gae":
+        scores = experience.scores if config.estimator == "reinforce++-baseline" else None
+        advantages = reinforce_advantages(
+            rewards, mask, gamma=config.gamma, scores=scores, group_size=config.group_size
+        )
+        return whiten(advantages, mask), advantages
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
     advantages = gae(
@@ -44,12 +58,19 @@ def _advantages_within_groups(experience: Experience, config: PpoConfig | Contro
     if config.estimator == "rloo":
         return rloo_advantages(totals, group_size=config.group_size)
     assert experience.scores is not None
-    return grpo_advantages(experience.scores, experience.scores - totals, group_size=config.group_size)
+    return grpo_advantages(
+        experience.scores,
+        experience.scores - totals,
+        group_size=config.group_size,
+        normalize_std=config.normalize_std,
+    )
 
 
 def advantage_std(
     experience: Experience, advantages: Tensor, returns: Tensor, config: PpoConfig | ControlPpoConfig
 ) -> float:
-    """Deviation of the advantages over all tokens; of GAE before whitening, which would make any of them 1."""
-    raw = returns - experience.old_values if config.estimator == "gae" else advantages
+    """Deviation of the advantages over all tokens, before whitening, which would make any of them 1."""
+    raw = returns if config.whitens_advantages else advantages
+    if config.estimator == "gae":
+        raw = returns - experience.old_values
     return math.sqrt(float(masked_var(raw, experience.mask)))

@@ -157,9 +157,18 @@ class PpoTrainer:
 
     @property
     def clip_range(self) -> float:
-        """The clip range of this iteration."""
-        left = 1 - self.iteration / self.config.iterations if self.config.clip_schedule == "linear" else 1.0
-        return self.config.clip_range * left
+        """The clip range of this iteration, below 1."""
+        return self.config.clip_range * self._clip_left
+
+    @property
+    def clip_range_high(self) -> float:
+        """The same above 1."""
+        high = self.config.clip_range_high
+        return (self.config.clip_range if high is None else high) * self._clip_left
+
+    @property
+    def _clip_left(self) -> float:
+        return 1 - self.iteration / self.config.iterations if self.config.clip_schedule == "linear" else 1.0
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, optimizer states and what the rollout remembers, for a checkpoint."""

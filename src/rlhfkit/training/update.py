@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import TrainingError
 from rlhfkit.machine.seeding import derive_seed, shuffled
@@ -15,11 +16,15 @@ from rlhfkit.models.policy import PolicyOutput
 from rlhfkit.padding import microbatches
 from rlhfkit.ppo import (
     approx_kl,
+    cispo_loss,
     clip_fraction,
     explained_variance,
+    kl_loss,
+    loss_denominator,
     masked_mean,
     policy_loss,
     ratio_max_deviation,
+    token_weights,
     value_loss,
 )
 from rlhfkit.rollout.experience import Experience
@@ -33,7 +38,8 @@ __all__ = ["is_of_critic", "only_critic_learns", "update"]
 def update(trainer: "PpoTrainer", experience: Experience, advantages: Tensor, returns: Tensor) -> dict[str, float]:
     """Several epochs of minibatch updates on one experience; metrics of the update.
 
-    The loss of a minibatch is a mean over its tokens, whatever the microbatches, and the ranks, it is computed in.
+    The loss of a minibatch is a mean over its tokens, or over what `loss_aggregation` says, whatever the microbatches,
+    and the ranks, it is computed in.
     """
     config = trainer.config
     only_critic = only_critic_learns(trainer)
@@ -99,11 +105,11 @@ def _backward(
     """
     experience, advantages, returns = batch
     mask = experience.mask
-    denominator, deviation = mask[rows].sum(), 0.0
+    denominators, deviation = _denominators(trainer, mask[rows]), 0.0
     own = _microbatches(experience, rows, trainer.microbatch_tokens)
     for part, counts in ranks().in_step(own, rows[:1]):
         output = trainer.policy.evaluate(experience.inputs[part], with_entropy=trainer.config.entropy_coef > 0)
-        loss = _loss(output, experience, advantages, returns, part, denominator, trainer)
+        loss = _loss(output, experience, advantages, returns, part, denominators, trainer)
         if not math.isfinite(loss["total"].item()):
             parts = ", ".join(f"{name} {value.item():g}" for name, value in loss.items())
             raise TrainingError(
@@ -117,7 +123,7 @@ def _backward(
             # The parts of a minibatch add up to its loss; counted once, they make the mean over minibatches.
             metrics.add(f"ppo/{name}_loss", loss[name], len(part) / len(rows))
         if with_distance:
-            _observe_distance(metrics, output, experience, part, trainer.clip_range)
+            _observe_distance(metrics, output, experience, part, trainer)
             if trainer.update_logprobs is not None:
                 trainer.update_logprobs[part] = output.logprobs.detach()
         if with_ratio:
@@ -132,32 +138,43 @@ def only_critic_learns(trainer: "PpoTrainer") -> bool:
     return trainer.config.estimator == "gae" and trainer.iteration < trainer.config.value.warmup_iterations
 
 
+def _denominators(trainer: "PpoTrainer", mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What the losses of policy and critic in a minibatch of this mask are divided by, wherever its rows are."""
+    config = trainer.config
+    return loss_denominator(mask, config.loss_aggregation, constant_tokens=config.loss_tokens), mask.sum()
+
+
 def _loss(
     output: PolicyOutput,
     experience: Experience,
     advantages: Tensor,
     returns: Tensor,
     part: Tensor,
-    denominator: Tensor,
+    denominators: tuple[Tensor, Tensor],
     trainer: "PpoTrainer",
 ) -> dict[str, Tensor]:
     """The parts of the loss and their total; each is a sum over the microbatch's tokens / the minibatch's count."""
     config, only_critic = trainer.config, only_critic_learns(trainer)
-    mask, weights = experience.mask[part], experience.importance_weights
-    policy = policy_loss(
-        output.logprobs,
-        experience.old_logprobs[part],
-        advantages[part],
-        mask,
-        clip_range=trainer.clip_range,
-        dual_clip=config.dual_clip,
-        denominator=denominator,
-        weights=None if weights is None else weights[part],
-    )
+    mask, (of_policy, of_value) = experience.mask[part], denominators
+    shares = token_weights(mask, config.loss_aggregation)
+    policy = _policy_loss(output.logprobs, experience, advantages, part, shares, of_policy, trainer)
     total = torch.zeros_like(policy) if only_critic else policy
     if output.entropy is not None and not only_critic:
-        total = total - config.entropy_coef * masked_mean(output.entropy, mask, denominator)
+        entropy = output.entropy if shares is None else output.entropy * shares
+        total = total - config.entropy_coef * masked_mean(entropy, mask, of_policy)
     losses = {"policy": policy}
+    if experience.ref_logprobs is not None and isinstance(config, PpoConfig):
+        losses["kl"] = kl_loss(
+            output.logprobs,
+            experience.old_logprobs[part],
+            experience.ref_logprobs[part],
+            mask,
+            kind=config.kl.estimator,
+            denominator=of_policy,
+            weights=_both(shares, experience.importance_weights, part),
+        )
+        if not only_critic:
+            total = total + trainer.kl_coef * losses["kl"]
     if config.estimator == "gae":
         losses["value"] = value_loss(
             output.values,
@@ -165,21 +182,63 @@ def _loss(
             returns[part],
             mask,
             value_clip_range=config.value.clip_range or None,
-            denominator=denominator,
+            denominator=of_value,
         )
         # To an optimizer of its own the coefficient would mean nothing.
         total = total + losses["value"] * (config.value.coef if config.value_optim is None else 1.0)
     return {**losses, "total": total}
 
 
+def _policy_loss(
+    logprobs: Tensor,
+    experience: Experience,
+    advantages: Tensor,
+    part: Tensor,
+    shares: Tensor | None,
+    denominator: Tensor,
+    trainer: "PpoTrainer",
+) -> Tensor:
+    """The objective that the recipe names; `shares` are those of the aggregation."""
+    config, weights = trainer.config, _both(shares, experience.importance_weights, part)
+    batch = logprobs, experience.old_logprobs[part], advantages[part], experience.mask[part]
+    clip_range, high = trainer.clip_range, trainer.clip_range_high
+    if config.objective == "cispo":
+        return cispo_loss(*batch, clip_range=clip_range, clip_range_high=high, denominator=denominator, weights=weights)
+    return policy_loss(
+        *batch,
+        clip_range=clip_range,
+        clip_range_high=high,
+        ratio=config.ratio,
+        dual_clip=config.dual_clip,
+        denominator=denominator,
+        weights=weights,
+    )
+
+
+def _both(shares: Tensor | None, of_sampler: Tensor | None, part: Tensor) -> Tensor | None:
+    """Weights of tokens by the aggregation and by what sampled; None where all are 1."""
+    if of_sampler is None:
+        return shares
+    return of_sampler[part] if shares is None else of_sampler[part] * shares
+
+
 def _observe_distance(
-    metrics: Metrics, output: PolicyOutput, experience: Experience, part: Tensor, clip_range: float
+    metrics: Metrics, output: PolicyOutput, experience: Experience, part: Tensor, trainer: "PpoTrainer"
 ) -> None:
     """How far the policy has moved from the one that acted."""
     mask, old, logprobs = experience.mask[part], experience.old_logprobs[part], output.logprobs.detach()
     count = mask.sum()
     metrics.add("ppo/approx_kl", approx_kl(logprobs, old, mask, denominator=1.0), count)
-    metrics.add("ppo/clip_fraction", clip_fraction(logprobs, old, mask, clip_range=clip_range, denominator=1.0), count)
+    clipped = clip_fraction(
+        logprobs,
+        old,
+        mask,
+        clip_range=trainer.clip_range,
+        clip_range_high=trainer.clip_range_high,
+        ratio=trainer.config.ratio,
+        denominator=1.0,
+    )
+    metrics.add("ppo/clip_fraction", clipped, count)
 
 
 def _minibatches(trainer: "PpoTrainer", epoch: int, mask: Tensor) -> Iterator[Tensor]:
