@@ -64,12 +64,17 @@ REFUSED = [
     (("openrlhf",), "ppo.length_penalty=0.1", "clipped after the penalties", "the other order"),
     (("openrlhf",), "ppo.estimator=rloo", "within its group by its score alone", "their way"),
     (("verl",), "ppo.estimator=grpo", "by the deviation there", "within the normalised score"),
+    (("openrlhf", "nemo-rl"), "ppo.loss_aggregation=constant", "no constant length", "the mean over tokens"),
+    (("openrlhf", "nemo-rl"), "ppo.ratio=sequence", "over responses", "that mean"),
+    (("verl",), "ppo.kl={place='loss', estimator='k3'}", "not weighed by the ratio", "k3+"),
+    (("verl",), "ppo={estimator='reinforce++-baseline', group_size=4}", "within the group, too", "their way"),
     (("nemo-rl",), "ppo.entropy_coef=0.01", "no bonus for entropy", "none"),
 ]
 WITHOUT_SUBSTITUTE = [
     (ALL, "rollout.stop_tokens=['.']", "ends with EOS alone", "leave rollout.stop_tokens out"),
     (ALL, "reward={type='chrf'}", "a reward|what scores", "write"),
     (("nemo-rl",), "reward={type='function', function='rlhfkit.rewards.examples:variety'}", "what scores", "an Env"),
+    (("openrlhf", "nemo-rl"), "ppo.objective=cispo", "the clipped loss alone", "export to verl"),
     (("nemo-rl",), "ppo.estimator=rloo", "has a critic", "export to verl"),
     (("verl",), "ppo.minibatch_episodes=2", "whole prompts", "a multiple of ppo.group_size"),
     (("verl", "openrlhf"), "ppo.minibatch_episodes=4", "evenly", "a multiple of --gpus"),

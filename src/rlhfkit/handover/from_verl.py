@@ -29,6 +29,15 @@ OLDER_REWARD_MODEL = ("reward_model.enable", "reward_model.model.path")
 HUGE = 1e6
 """From here on a bound bounds nothing."""
 MEAN = "loss_agg_mode"
+ESTIMATORS = {
+    "gae": "gae",
+    "rloo": "rloo",
+    "grpo": "grpo",
+    "reinforce_plus_plus": "reinforce++",
+    "reinforce_plus_plus_baseline": "reinforce++-baseline",
+}
+AGGREGATIONS = {"token-mean": "token", "seq-mean-token-mean": "sequence", "seq-mean-token-sum-norm": "constant"}
+"""The names there, and here."""
 EPS = "override_optimizer_config.eps"
 
 
@@ -247,20 +256,25 @@ def _counts(found: _Found) -> None:
 
 def _advantages(found: _Found) -> None:
     name = found["algorithm.adv_estimator"]
-    if name not in ("gae", "rloo", "grpo"):
-        raise ConfigError(f"algorithm.adv_estimator = {name!r} is none of gae, rloo and grpo, which there are here")
-    found.take("ppo.estimator", "algorithm.adv_estimator")
+    if name not in ESTIMATORS:
+        raise ConfigError(
+            f"algorithm.adv_estimator = {name!r} is none of {', '.join(ESTIMATORS)}, which there are here"
+        )
+    found.take("ppo.estimator", "algorithm.adv_estimator", lambda value: ESTIMATORS[value])
     found.take("ppo.gamma", "algorithm.gamma", float)
     found.take("ppo.gae_lambda", "algorithm.lam", float)
     if not found["algorithm.norm_adv_by_std_in_grpo"] and name == "grpo":
-        found.refuse("algorithm.norm_adv_by_std_in_grpo", "scores are divided by their group's deviation here")
+        found.put("ppo.normalize_std", False, "algorithm.norm_adv_by_std_in_grpo")
 
 
 def _kl(found: _Found, response_tokens: float | None) -> None:
     control = "algorithm.kl_ctrl"
     kinds = [found[f"{control}.{key}"] for key in ("type", "kl_coef", "target_kl", "horizon")]
+    if found[f"{ACTOR}.use_kl_loss"] and not found["algorithm.use_kl_in_reward"]:
+        _kl_loss(found)
+        return
     if found[f"{ACTOR}.use_kl_loss"]:
-        found.refuse(f"{ACTOR}.use_kl_loss", "the KL penalty is in the reward here; set ppo.kl.coef yourself")
+        found.refuse(f"{ACTOR}.use_kl_loss", "the KL penalty is in the reward or in the loss here, and not in both")
     if not found["algorithm.use_kl_in_reward"]:
         found.put("ppo.kl.coef", 0.0, "algorithm.use_kl_in_reward")
         return
@@ -279,20 +293,41 @@ def _kl(found: _Found, response_tokens: float | None) -> None:
             )
 
 
+def _kl_loss(found: _Found) -> None:
+    found.put("ppo.kl.place", "loss", f"{ACTOR}.use_kl_loss")
+    found.take("ppo.kl.coef", f"{ACTOR}.kl_loss_coef", float)
+    kind = found[f"{ACTOR}.kl_loss_type"]
+    found.put("ppo.kl.estimator", "k2", f"{ACTOR}.kl_loss_type")
+    if kind not in ("k2", "mse") and not str(kind).endswith("+"):  # with a + the gradient is that of k2
+        found.refuse(f"{ACTOR}.kl_loss_type", "its gradient is not that of the KL; k2, whose is, was taken")
+
+
 def _loss(found: _Found) -> None:
     low, high = (found[f"{ACTOR}.clip_ratio_{side}"] for side in ("low", "high"))
     both = found[f"{ACTOR}.clip_ratio"]
     low, high = (both if value is None else value for value in (low, high))
     found.put("ppo.clip_range", float(low), f"{ACTOR}.clip_ratio_low")
+    mode, aggregation = found[f"{ACTOR}.policy_loss.loss_mode"], found[f"{ACTOR}.{MEAN}"]
+    if mode == "cispo":  # 1 is no bound below, as anything more is there
+        found.put("ppo.objective", "cispo", f"{ACTOR}.policy_loss.loss_mode")
+        found.put("ppo.clip_range", min(1.0, float(low)), f"{ACTOR}.clip_ratio_low")
     if low != high:
-        found.refuse(f"{ACTOR}.clip_ratio_high", f"the clip range has one width here; {low}, that below, was taken")
+        found.put("ppo.clip_range_high", float(high), f"{ACTOR}.clip_ratio_high")
+    if mode == "gspo":
+        found.put("ppo.ratio", "sequence", f"{ACTOR}.policy_loss.loss_mode")
     bound = found[f"{ACTOR}.clip_ratio_c"]
-    if bound < HUGE:
+    if bound < HUGE and mode == "vanilla":  # the others do not read it
         found.take("ppo.dual_clip", f"{ACTOR}.clip_ratio_c", float)
+    if mode not in ("vanilla", "gspo", "cispo"):
+        found.refuse(f"{ACTOR}.policy_loss.loss_mode", 'the loss is that of "vanilla", "gspo" or "cispo" here')
+    if aggregation in AGGREGATIONS:
+        found.put("ppo.loss_aggregation", AGGREGATIONS[aggregation], f"{ACTOR}.{MEAN}")
+    else:
+        found.refuse(f"{ACTOR}.{MEAN}", f"the loss is one of {', '.join(AGGREGATIONS)} here")
+    scale = found[f"{ACTOR}.loss_scale_factor"]
+    if scale is not None and aggregation == "seq-mean-token-sum-norm":
+        found.put("ppo.loss_tokens", int(scale), f"{ACTOR}.loss_scale_factor")
     found.take("ppo.entropy_coef", f"{ACTOR}.entropy_coeff", float)
-    for key, ours in (("policy_loss.loss_mode", "vanilla"), (MEAN, "token-mean")):
-        if found[f"{ACTOR}.{key}"] != ours:
-            found.refuse(f"{ACTOR}.{key}", f'the loss is "{ours}" here')
 
 
 def _optim(found: _Found, ours: str, theirs: str) -> None:
@@ -330,7 +365,7 @@ def _critic(found: _Found) -> None:
     for key, value in (("ppo_epochs", f"{ACTOR}.ppo_epochs"), ("ppo_mini_batch_size", f"{ACTOR}.ppo_mini_batch_size")):
         if found.settings.get(f"critic.{key}", found[value]) != found[value]:
             found.refuse(f"critic.{key}", "the critic learns from the same minibatches as the policy here")
-    if found.settings.get(f"critic.{MEAN}", "token-mean") != "token-mean":
+    if found.settings.get(f"critic.{MEAN}", found[f"{ACTOR}.{MEAN}"]) != "token-mean":
         found.refuse(f"critic.{MEAN}", "its loss is a mean over tokens here")
 
 

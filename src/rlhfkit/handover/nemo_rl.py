@@ -7,7 +7,17 @@ from rlhfkit.config.training import OptimConfig
 from rlhfkit.handover.nowhere import COMMON_RULES, clip_range
 from rlhfkit.handover.subject import Subject
 from rlhfkit.handover.terms import HERE, OMITTED, Row, Rule, Target
-from rlhfkit.handover.values import Value, constant, given, policy_path, reward_path, with_adapters, with_vllm
+from rlhfkit.handover.values import (
+    Value,
+    clipped_above,
+    constant,
+    given,
+    of_kl_loss,
+    policy_path,
+    reward_path,
+    with_adapters,
+    with_vllm,
+)
 
 __all__ = ["NEMO_RL"]
 
@@ -172,15 +182,18 @@ ROWS = (
     Row("value.train_micro_batch_size", ("ppo.microbatch_tokens",), lambda s: s.microbatch_rows,
         "the same of the critic", f"{WORKER} (train)"),
     # ── KL, advantages, loss ─────────────────────────────────────────────────────────────────────────────────────────
-    Row("loss_fn.use_kl_in_reward", ("ppo.kl.coef",), _penalised,
+    Row("loss_fn.use_kl_in_reward", ("ppo.kl.place", "ppo.kl.coef"), lambda s: _penalised(s) and not s.kl_in_loss,
         "whether the KL penalty is in the reward, and then not in the loss (in the loss where it is not set)",
         f"{LOSS} (ClippedPGLossFn)"),
     Row("loss_fn.reference_policy_kl_penalty", ("ppo.kl.coef",), _kl_coef,
         "reward per nat; subtracted at each token there as here, so that a sequence pays for its summed KL",
         f"{GAE} (_build_token_level_rewards)"),
-    Row("loss_fn.reference_policy_kl_type", ("ppo.kl.estimator",), constant("k1"),
-        "logprob - reference's of each token, there cut to [-10, 10] (k3 where it is not set)",
-        "algorithms/utils.py (calculate_kl)"),
+    Row("loss_fn.reference_policy_kl_type", ("ppo.kl.estimator",), lambda s: "k3" if s.kl_in_loss else "k1",
+        "k1 is logprob - reference's of each token, there cut to [-10, 10] (k3 where it is not set); in the loss k3 "
+        "has the gradient there that k2 has here, and with the next line that of k3", LOSS),
+    Row("loss_fn.use_on_policy_kl_approximation", ("ppo.kl.estimator",),
+        of_kl_loss(lambda s: s.recipe.ppo.kl.estimator == "k3"),
+        "whether the ratio to what sampled weighs the KL in the loss", LOSS),
     Row("ppo.skip_reference_policy_logprobs_calculation", ("ppo.kl.coef",), lambda s: not _penalised(s),
         "whether the reference is left out (true where it is not set)", f"{PPO} (ppo_train)"),
     Row("ppo.adv_estimator.name", ("ppo.estimator",), constant("gae"), "as here", f"{GAE} (GAEConfig)"),
@@ -191,11 +204,16 @@ ROWS = (
     Row("ppo.adv_estimator.normalize_advantages", (), constant(True), "whitened over the rollout, as here",
         f"{GAE} (_reward_whiten)"),
     Row("loss_fn.ratio_clip_min", ("ppo.clip_range",), clip_range, "the ratio's lower bound is 1 - this", LOSS),
-    Row("loss_fn.ratio_clip_max", ("ppo.clip_range",), clip_range, "the ratio's upper bound is 1 + this (0.28 where "
+    Row("loss_fn.ratio_clip_max", ("ppo.clip_range_high", "ppo.clip_range"), clipped_above,
+        "the ratio's upper bound is 1 + this (0.28 where "
         "it is not set)", LOSS),
     Row("loss_fn.ratio_clip_c", ("ppo.dual_clip",), given("ppo.dual_clip"),
         "bound on the ratio of bad actions; null switches it off (10 where it is not set)", LOSS),
-    Row("loss_fn.token_level_loss", (), constant(True), "mean over a minibatch's tokens, as here", LOSS),
+    Row("loss_fn.sequence_level_importance_ratios", ("ppo.ratio",), lambda s: s.recipe.ppo.ratio == "sequence",
+        "whether the ratio is that of a response, as here", LOSS),
+    Row("loss_fn.token_level_loss", ("ppo.loss_aggregation",),
+        lambda s: s.recipe.ppo.loss_aggregation != "sequence" and s.recipe.ppo.ratio == "token",
+        "mean over a minibatch's tokens, or over its responses of their means, as here", LOSS),
     Row("loss_fn.use_importance_sampling_correction", ("rollout.engine",), with_vllm(constant(True)),
         "weights of tokens for the difference between vLLM and the update, as with the engine vllm here", LOSS),
     Row("loss_fn.truncated_importance_sampling_type", ("rollout.engine",), with_vllm(constant("tis")),
@@ -314,7 +332,25 @@ def _needs_two(s: Subject) -> bool:
 RULES = (
     *COMMON_RULES,
     Rule(
-        ("ppo.estimator",),
+        ("ppo.objective",),
+        lambda s: s.recipe.ppo.objective == "cispo",
+        "there is the clipped loss alone there",
+        remedy='export to verl, or set ppo.objective = "clip"',
+    ),
+    Rule(
+        ("ppo.loss_aggregation", "ppo.loss_tokens"),
+        lambda s: s.recipe.ppo.loss_aggregation == "constant",
+        "no constant length divides the loss there",
+        "the mean over tokens, in which all of a minibatch's weigh the same, too",
+    ),
+    Rule(
+        ("ppo.ratio", "ppo.loss_aggregation"),
+        lambda s: s.recipe.ppo.ratio == "sequence" and s.recipe.ppo.loss_aggregation != "sequence",
+        "the ratio of a response goes with the mean over responses alone there",
+        "that mean",
+    ),
+    Rule(
+        ("ppo.estimator", "ppo.normalize_std"),
         lambda s: not s.has_critic,
         "examples/run_ppo.py has a critic, and its run_grpo.py does not penalise the KL as here",
         remedy='export to verl, or set ppo.estimator = "gae"',

@@ -38,6 +38,7 @@ WITHOUT_EFFECT = {
     "rollout.vllm.dtype": "of the own use of vLLM",
     "rollout.vllm.kv_cache_gib": "memory",
     "rollout.vllm.compile": "speed",
+    "ppo.preset": "a name for settings that are said one by one",
     "ppo.checkpoint_minutes": "when rlhfkit saves",
     "ppo.num_samples": "only shown",
     "ppo.min_eos_rate": "a check before rlhfkit's first update",

@@ -8,9 +8,11 @@ from rlhfkit.handover.subject import UNBOUNDED, Subject
 from rlhfkit.handover.terms import HERE, OMITTED, Row, Rule, Target
 from rlhfkit.handover.values import (
     Value,
+    clipped_above,
     constant,
     given,
     modules,
+    of_kl_loss,
     policy_path,
     reward_path,
     with_adapters,
@@ -21,7 +23,13 @@ from rlhfkit.handover.values import (
 
 __all__ = ["OPENRLHF"]
 
-ESTIMATORS = {"gae": "gae", "rloo": "rloo", "grpo": "group_norm"}
+ESTIMATORS = {
+    "gae": "gae",
+    "rloo": "rloo",
+    "grpo": "group_norm",
+    "reinforce++": "reinforce",
+    "reinforce++-baseline": "reinforce_baseline",
+}
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine", "step": "constant_with_warmup"}
 MAKER, MODELS, ARGUMENTS = "trainer/ppo_utils/experience_maker.py", "models/model.py", "cli/train_ppo_ray.py"
 LOSS, DEEPSPEED = "models/loss.py", "utils/deepspeed/deepspeed.py"
@@ -59,6 +67,11 @@ def _adam(who: str, ours: str, *, of: Callable[[Subject], OptimConfig], rate: Va
         row("max_norm", "max_grad_norm", lambda s: of(s).max_grad_norm, "norm of the whole gradient, as here",
             f"{DEEPSPEED}:387"),
     )  # fmt: skip
+
+
+def _estimator(s: Subject) -> str:
+    ppo = s.recipe.ppo
+    return ESTIMATORS[ppo.estimator] if ppo.normalize_std else "dr_grpo"
 
 
 def _kl_coef(s: Subject) -> float:
@@ -160,10 +173,16 @@ ROWS = (
         "reward per nat; subtracted at each token there as here, so that a sequence pays for its summed KL. 0 leaves "
         "the "
         "reference out", "models/utils.py:144"),
-    Row("algo.kl.estimator", ("ppo.kl.estimator",), constant("k1"),
-        "logprob - reference's of each token, there cut to [-10, 10]", "models/utils.py:95"),
-    Row("algo.advantage.estimator", ("ppo.estimator",), lambda s: ESTIMATORS[s.recipe.ppo.estimator],
-        "grpo is group_norm there; advantages of gae are whitened over the rollout, as here", f"{MAKER}:325"),
+    Row("algo.kl.use_loss", ("ppo.kl.place",), of_kl_loss(constant(True)),
+        "the KL is a term of the loss, and not in the reward", "trainer/ray/ppo_actor.py:318"),
+    Row("algo.kl.unbiased_gradient", ("ppo.kl.estimator",),
+        of_kl_loss(lambda s: True if s.recipe.ppo.kl.estimator == "k3" else OMITTED),
+        "the KL's own gradient, weighed by the ratio, as here; there the weight is bounded", "models/utils.py:115"),
+    Row("algo.kl.estimator", ("ppo.kl.estimator",), given("ppo.kl.estimator"),
+        "k1 is logprob - reference's of each token, there cut to [-10, 10]", "models/utils.py:95"),
+    Row("algo.advantage.estimator", ("ppo.estimator", "ppo.normalize_std"), _estimator,
+        "grpo is group_norm there, or dr_grpo without the deviation; advantages of gae and reinforce are whitened over "
+        "the rollout, as here", f"{MAKER}:325"),
     Row("algo.advantage.gamma", ("ppo.gamma",), given("ppo.gamma"), "per token, as here", f"{MAKER}:382"),
     Row("algo.advantage.lambd", ("ppo.gae_lambda",), given("ppo.gae_lambda"),
         "per token, as here (1 where it is not set)", f"{MAKER}:383"),
@@ -176,9 +195,13 @@ ROWS = (
     Row("algo.advantage.is_correction_threshold", ("rollout.importance_cap",),
         with_vllm(lambda s: [0, s.recipe.rollout.importance_cap]),
         "lowest and highest weight; here it has an upper bound alone", "models/loss.py:235"),
-    Row("actor.policy_loss_type", (), constant("ppo"), "the clipped loss", f"{LOSS}:186"),
-    Row("actor.loss_agg_mode", (), constant("token-mean"), "mean over a minibatch's tokens, as here", f"{LOSS}:32"),
-    Row("actor.eps_clip_low_high", ("ppo.clip_range",), lambda s: [clip_range(s)] * 2,
+    Row("actor.policy_loss_type", ("ppo.ratio",), lambda s: "gspo" if s.recipe.ppo.ratio == "sequence" else "ppo",
+        "the clipped loss, by tokens or by responses", f"{LOSS}:186"),
+    Row("actor.loss_agg_mode", ("ppo.loss_aggregation",),
+        lambda s: "seq-mean-token-mean" if s.recipe.ppo.loss_aggregation == "sequence" else "token-mean",
+        "mean over a minibatch's tokens, or over its responses of their means, as here", f"{LOSS}:32"),
+    Row("actor.eps_clip_low_high", ("ppo.clip_range", "ppo.clip_range_high"),
+        lambda s: [clip_range(s), clipped_above(s)],
         "the ratio stays within 1 - first and 1 + second", f"{LOSS}:201"),
     Row("actor.dual_clip", ("ppo.dual_clip",), _if_set(given("ppo.dual_clip")),
         "bound on the ratio of bad actions; off where it is not set, as here", f"{LOSS}:203"),
@@ -257,10 +280,34 @@ RULES = (
     ),
     Rule(
         ("ppo.estimator", "ppo.kl.coef"),
-        lambda s: not s.has_critic and _kl_coef(s) > 0,
+        lambda s: s.recipe.ppo.estimator in ("rloo", "grpo") and _kl_coef(s) > 0 and not s.kl_in_loss,
         "a response is compared within its group by its score alone there, and each token then pays for the KL that "
         "follows it; here the KL of the whole response counts for each token, and is compared, too",
         "their way",
+    ),
+    Rule(
+        ("ppo.gamma",),
+        lambda s: s.recipe.ppo.estimator == "reinforce++-baseline" and s.recipe.ppo.gamma < 1,
+        "it is 1 for reinforce_baseline there",
+        "1",
+    ),
+    Rule(
+        ("ppo.objective",),
+        lambda s: s.recipe.ppo.objective == "cispo",
+        "there is the clipped loss alone there",
+        remedy='export to verl, or set ppo.objective = "clip"',
+    ),
+    Rule(
+        ("ppo.loss_aggregation", "ppo.loss_tokens"),
+        lambda s: s.recipe.ppo.loss_aggregation == "constant",
+        "no constant length divides the loss there",
+        "the mean over tokens, in which all of a minibatch's weigh the same, too",
+    ),
+    Rule(
+        ("ppo.ratio", "ppo.loss_aggregation"),
+        lambda s: s.recipe.ppo.ratio == "sequence" and s.recipe.ppo.loss_aggregation != "sequence",
+        "gspo's loss is always the mean over responses of their means there",
+        "that mean",
     ),
     Rule(
         ("rollout.top_k",),

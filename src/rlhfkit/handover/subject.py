@@ -142,6 +142,11 @@ class Subject:
         return isinstance(self.recipe.ppo.kl, AdaptiveKLConfig)
 
     @property
+    def kl_in_loss(self) -> bool:
+        """Whether the KL penalty is a term of the loss, and not in the reward."""
+        return self.recipe.ppo.kl.place == "loss"
+
+    @property
     def kl_coef(self) -> float:
         """Reward per nat, at the start."""
         return self.recipe.ppo.kl.coef

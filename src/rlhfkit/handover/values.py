@@ -8,9 +8,11 @@ from rlhfkit.handover.terms import HERE, OMITTED
 
 __all__ = [
     "Value",
+    "clipped_above",
     "constant",
     "given",
     "modules",
+    "of_kl_loss",
     "penalised",
     "policy_path",
     "reward_path",
@@ -67,6 +69,18 @@ def policy_path(s: Subject) -> str:
 def reward_path(s: Subject) -> str:
     """The reward model: what lies beside the launch files, or a hub id."""
     return f"{HERE}/reward_model" if s.reward_path.startswith("/") else s.reward_path
+
+
+def clipped_above(s: Subject) -> float:
+    """The clip range above 1, or its mean over the run where it would fall to zero."""
+    ppo = s.recipe.ppo
+    high = ppo.clip_range if ppo.clip_range_high is None else ppo.clip_range_high
+    return high / 2 if ppo.clip_schedule == "linear" else high
+
+
+def of_kl_loss(value: Value) -> Value:
+    """The value, where the KL penalty is a term of the loss."""
+    return lambda s: value(s) if s.kl_in_loss and penalised(s) else OMITTED
 
 
 def penalised(s: Subject) -> bool:

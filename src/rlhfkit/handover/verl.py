@@ -1,6 +1,7 @@
 """The settings of verl, of its trainer `verl.trainer.main_ppo` with FSDP and vLLM."""
 
 from collections.abc import Callable
+from typing import Any
 
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.handover.nowhere import COMMON_RULES, clip_range
@@ -8,9 +9,11 @@ from rlhfkit.handover.subject import UNBOUNDED, Subject
 from rlhfkit.handover.terms import HERE, IN_REWARD_FILE, OMITTED, Row, Rule, Target
 from rlhfkit.handover.values import (
     Value,
+    clipped_above,
     constant,
     given,
     modules,
+    of_kl_loss,
     penalised,
     policy_path,
     reward_path,
@@ -22,6 +25,8 @@ from rlhfkit.handover.values import (
 
 __all__ = ["VERL"]
 
+ESTIMATORS = {"reinforce++": "reinforce_plus_plus", "reinforce++-baseline": "reinforce_plus_plus_baseline"}
+AGGREGATIONS = {"token": "token-mean", "sequence": "seq-mean-token-mean", "constant": "seq-mean-token-sum-norm"}
 SCHEDULES = {"constant": "constant", "cosine": "cosine", "linear": "cosine", "step": "constant"}
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 REWARD_MODEL = "reward.reward_model"
@@ -34,6 +39,17 @@ def _adaptive(value: Value) -> Value:
 
 def _estimator(s: Subject) -> str:
     return str(s.recipe.ppo.estimator)
+
+
+def _loss_mode(s: Subject) -> str:
+    if s.recipe.ppo.objective == "cispo":
+        return "cispo"
+    return "gspo" if s.recipe.ppo.ratio == "sequence" else "vanilla"
+
+
+def _loss_tokens(s: Subject) -> Any:
+    ppo = s.recipe.ppo
+    return ppo.for_rollout(s.recipe.rollout).loss_tokens if ppo.loss_aggregation == "constant" else OMITTED
 
 
 def _adam(prefix: str, ours: str, *, of: Callable[[Subject], OptimConfig], rate: Value, only: Callable[[Value], Value],
@@ -93,18 +109,25 @@ def _of_lora(prefix: str) -> tuple[Row, ...]:
 
 ROWS = (
     # ── advantages and KL ────────────────────────────────────────────────────────────────────────────────────────────
-    Row("algorithm.adv_estimator", ("ppo.estimator",), _estimator,
-        "of the same name; advantages of gae are whitened over the rollout, as here", "trainer/ppo/core_algos.py:215"),
+    Row("algorithm.adv_estimator", ("ppo.estimator",), lambda s: ESTIMATORS.get(_estimator(s), _estimator(s)),
+        "of the same name; advantages of gae, and of reinforce++, are whitened over the rollout, as here",
+        "trainer/ppo/core_algos.py:215"),
     Row("algorithm.gamma", ("ppo.gamma",), given("ppo.gamma"), "per token, as here", "trainer/ppo/core_algos.py:251"),
     Row("algorithm.lam", ("ppo.gae_lambda",), given("ppo.gae_lambda"),
         "per token, as here (1.0 where it is not set)", "trainer/ppo/core_algos.py:252"),
-    Row("algorithm.norm_adv_by_std_in_grpo", ("ppo.estimator",),
-        lambda s: True if _estimator(s) == "grpo" else OMITTED,
-        "scores are divided by their group's deviation, as here", "trainer/ppo/core_algos.py:325"),
-    Row("algorithm.use_kl_in_reward", ("ppo.kl.coef",), penalised,
+    Row("algorithm.norm_adv_by_std_in_grpo", ("ppo.normalize_std",),
+        lambda s: s.recipe.ppo.normalize_std if _estimator(s) == "grpo" else OMITTED,
+        "whether scores are divided by their group's deviation, as here", "trainer/ppo/core_algos.py:325"),
+    Row("algorithm.use_kl_in_reward", ("ppo.kl.place", "ppo.kl.coef"), lambda s: penalised(s) and not s.kl_in_loss,
         "whether there is a KL penalty in the reward (false where it is not set)",
         "trainer/ppo/v1/trainer_base.py:1754"),
-    Row(f"{ACTOR}.use_kl_loss", (), constant(False), "no second KL in the loss", "workers/utils/losses.py:132"),
+    Row(f"{ACTOR}.use_kl_loss", ("ppo.kl.place",), lambda s: penalised(s) and s.kl_in_loss,
+        "whether it is a term of the loss", "workers/utils/losses.py:132"),
+    Row(f"{ACTOR}.kl_loss_coef", ("ppo.kl.coef",), of_kl_loss(lambda s: s.last_kl_coef if s.is_adaptive else s.kl_coef),
+        "loss per nat, as here", "workers/utils/losses.py:140"),
+    Row(f"{ACTOR}.kl_loss_type", ("ppo.kl.estimator",),
+        of_kl_loss(lambda s: "k2" if s.recipe.ppo.kl.estimator == "k2" else "k3+"),
+        "k2 as here; k3+ has the value of k3 and the gradient of k2", "trainer/ppo/core_algos.py:2188"),
     Row("algorithm.kl_penalty", ("ppo.kl.estimator",), constant("kl"), "k1 of each token: logprob - reference's",
         "trainer/ppo/core_algos.py:2228"),
     Row("algorithm.kl_ctrl.type", ("ppo.kl.type",), lambda s: "adaptive" if s.is_adaptive else "fixed", "as here",
@@ -174,14 +197,18 @@ ROWS = (
         "trainer/ppo/core_algos.py:1320"),
     Row(f"{ACTOR}.clip_ratio_low", ("ppo.clip_range",), clip_range, "the ratio's lower bound is 1 - this",
         "trainer/ppo/core_algos.py:1321"),
-    Row(f"{ACTOR}.clip_ratio_high", ("ppo.clip_range",), clip_range, "the ratio's upper bound is 1 + this",
-        "trainer/ppo/core_algos.py:1322"),
+    Row(f"{ACTOR}.clip_ratio_high", ("ppo.clip_range_high", "ppo.clip_range"), clipped_above,
+        "the ratio's upper bound is 1 + this", "trainer/ppo/core_algos.py:1322"),
     Row(f"{ACTOR}.clip_ratio_c", ("ppo.dual_clip",), lambda s: s.recipe.ppo.dual_clip or UNBOUNDED,
         "bound on the ratio of bad actions; always on there (3.0), so that a huge one switches it off",
         "trainer/ppo/core_algos.py:1355"),
-    Row(f"{ACTOR}.policy_loss.loss_mode", (), constant("vanilla"), "the clipped loss", "workers/utils/losses.py:101"),
-    Row(f"{ACTOR}.loss_agg_mode", (), constant("token-mean"), "mean over a minibatch's tokens, as here",
+    Row(f"{ACTOR}.policy_loss.loss_mode", ("ppo.objective", "ppo.ratio"), _loss_mode,
+        "the clipped loss, by tokens or (gspo) by responses, or cispo's", "workers/utils/losses.py:99"),
+    Row(f"{ACTOR}.loss_agg_mode", ("ppo.loss_aggregation",), lambda s: AGGREGATIONS[s.recipe.ppo.loss_aggregation],
+        "mean over a minibatch's tokens, or over its responses of their means or of their sums, as here",
         "trainer/ppo/core_algos.py:1170"),
+    Row(f"{ACTOR}.loss_scale_factor", ("ppo.loss_tokens", "rollout.max_response_tokens"), _loss_tokens,
+        "what such a sum is divided by, as here", "trainer/ppo/core_algos.py:1193"),
     Row(f"{ACTOR}.entropy_coeff", ("ppo.entropy_coef",), given("ppo.entropy_coef"), "bonus per nat, as here",
         "workers/utils/losses.py:127"),
     *_adam(f"{ACTOR}.optim", "ppo.optim", of=lambda s: s.recipe.ppo.optim, rate=lambda s: s.policy_rate,
@@ -230,6 +257,9 @@ ROWS = (
     Row("critic.ppo_infer_max_token_len_per_gpu", ("ppo.microbatch_tokens",),
         with_critic(lambda s: s.microbatch_tokens),
         "the one of the two that version 1 of the trainer reads", "trainer/ppo/v1/trainer_base.py:268"),
+    Row("critic.loss_agg_mode", (), with_critic(constant("token-mean")),
+        "the critic's loss is a mean over a minibatch's tokens, as here (the policy's where it is not set)",
+        "workers/config/critic.py:94"),
     Row("critic.cliprange_value", ("ppo.value.clip_range",),
         with_critic(lambda s: s.recipe.ppo.value.clip_range or UNBOUNDED),
         "how far a value may move; always on there (0.5), so that a huge one switches it off; the loss is half the "
@@ -341,9 +371,35 @@ RULES = (
     ),
     Rule(
         ("ppo.estimator", "ppo.kl.coef"),
-        lambda s: _estimator(s) == "grpo" and penalised(s),
+        lambda s: (_estimator(s) == "grpo" and s.recipe.ppo.normalize_std and penalised(s) and not s.kl_in_loss),
         "grpo divides the score less the KL penalty by the deviation there, and the score alone here",
         "the KL penalty within the normalised score",
+    ),
+    Rule(
+        ("ppo.estimator", "ppo.kl.coef", "ppo.gamma"),
+        lambda s: _estimator(s) == "reinforce++-baseline"
+        and ((penalised(s) and not s.kl_in_loss) or s.recipe.ppo.gamma < 1),
+        "the KL of the whole response counts for each of its tokens there, without discount, and is compared within "
+        "the group, too",
+        "their way",
+    ),
+    Rule(
+        ("ppo.kl.estimator",),
+        lambda s: s.kl_in_loss and penalised(s) and s.recipe.ppo.kl.estimator == "k3",
+        "the KL in the loss is not weighed by the ratio there",
+        "k3+, whose gradient is the same in the first update of a rollout",
+    ),
+    Rule(
+        ("ppo.kl.type", "ppo.kl.place"),
+        lambda s: s.kl_in_loss and s.is_adaptive,
+        "the coefficient of the KL in the loss stays as it is there",
+        lambda s: f"a fixed coefficient of {s.last_kl_coef:g}",
+    ),
+    Rule(
+        ("ppo.dual_clip", "ppo.ratio"),
+        lambda s: s.recipe.ppo.ratio == "sequence" and s.recipe.ppo.dual_clip is not None,
+        "there is no dual clip for the ratio of a response there",
+        "none",
     ),
     Rule(
         ("ppo.minibatch_episodes", "ppo.group_size"),

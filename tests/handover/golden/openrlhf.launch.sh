@@ -52,17 +52,17 @@ ARGS=(
   --rollout.top_p 0.9
   # from ppo.kl.coef = 0.07; reward per nat; subtracted at each token there as here, so that a sequence pays for its summed KL. 0 leaves the reference out [models/utils.py:144]
   --algo.kl.init_coef 0.07
-  # from ppo.kl.estimator = "k1"; logprob - reference's of each token, there cut to [-10, 10] [models/utils.py:95]
+  # from ppo.kl.estimator = "k1"; k1 is logprob - reference's of each token, there cut to [-10, 10] [models/utils.py:95]
   --algo.kl.estimator k1
-  # from ppo.estimator = "gae"; grpo is group_norm there; advantages of gae are whitened over the rollout, as here [trainer/ppo_utils/experience_maker.py:325]
+  # from ppo.estimator = "gae", ppo.normalize_std = true; grpo is group_norm there, or dr_grpo without the deviation; advantages of gae and reinforce are whitened over the rollout, as here [trainer/ppo_utils/experience_maker.py:325]
   --algo.advantage.estimator gae
   # from ppo.gamma = 0.99; per token, as here [trainer/ppo_utils/experience_maker.py:382]
   --algo.advantage.gamma 0.99
   # from ppo.gae_lambda = 0.9; per token, as here (1 where it is not set) [trainer/ppo_utils/experience_maker.py:383]
   --algo.advantage.lambd 0.9
-  # not of the recipe; the clipped loss [models/loss.py:186]
+  # from ppo.ratio = "token"; the clipped loss, by tokens or by responses [models/loss.py:186]
   --actor.policy_loss_type ppo
-  # not of the recipe; mean over a minibatch's tokens, as here [models/loss.py:32]
+  # from ppo.loss_aggregation = "token"; mean over a minibatch's tokens, or over its responses of their means, as here [models/loss.py:32]
   --actor.loss_agg_mode token-mean
   # from ppo.clip_range = 0.15; the ratio stays within 1 - first and 1 + second [models/loss.py:201]
   --actor.eps_clip_low_high 0.15 0.15
