@@ -394,7 +394,7 @@ def test_every_metric_of_ppo_is_explained(tmp_path):
             check_first=lambda experience: None,
         )
     # One of them is measured only where no prompt is answered twice.
-    assert documented_metrics("ppo") - {"score/exchange_change"} == written(run)
+    assert documented_metrics("ppo") - {"score/exchange_change", "ppo/kl_loss"} == written(run)
 
 
 def test_every_metric_of_the_supervised_stages_is_explained(tmp_path):
