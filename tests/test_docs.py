@@ -393,7 +393,7 @@ def test_every_metric_of_ppo_is_explained(tmp_path):
             progress=progress,
             check_first=lambda experience: None,
         )
-    # One of them is measured only where no prompt is answered twice.
+    # One of them is measured only where no prompt is answered twice, one only where the KL is in the loss.
     assert documented_metrics("ppo") - {"score/exchange_change", "ppo/kl_loss"} == written(run)
 
 
