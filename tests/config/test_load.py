@@ -284,7 +284,7 @@ def test_a_missing_setting_says_how_to_give_it(minimal):
     ]
     assert faults(minimal, "model.path=x", "reward.path=y") == [
         'reward.type is required: give one of "reward_model", "function", "lexicon", "http", "llm_judge", '
-        '"bag_of_words", "grammar", "match", "chrf", "answer", "length" or "mix"'
+        '"bag_of_words", "grammar", "match", "chrf", "answer", "unit_tests", "length" or "mix"'
     ]
 
 

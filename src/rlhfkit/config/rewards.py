@@ -35,6 +35,7 @@ __all__ = [
     "MixRewardConfig",
     "RewardConfig",
     "RewardModelRewardConfig",
+    "UnitTestsRewardConfig",
     "WeightedRewardConfig",
     "parts_of",
     "shared_parts",
@@ -262,6 +263,30 @@ class AnswerRewardConfig(Section):
         return self
 
 
+class UnitTestsRewardConfig(Section):
+    """1 where the Python code in a response passes the unit tests of the prompt's row, 0 elsewhere; needs Linux.
+
+    The code runs where it can reach no network, no file and no other process, or else it does not run.
+    """
+
+    type: Literal["unit_tests"] = "unit_tests"
+    """Says which kind this is; in Python the class does."""
+    column: str = "tests"
+    """Column of the prompts' rows with the tests: Python code that raises where one fails, one text or a list."""
+    partial: bool = False
+    """Pay the share of the tests that pass, rather than 1 for all of them and 0 else."""
+    timeout_seconds: PositiveFloat = 10.0
+    """How long all tests of a response may take, by the clock."""
+    memory_mib: Annotated[int, Field(ge=64)] = 512
+    """Memory of each process, in MiB."""
+    max_processes: PositiveInt = 4
+    """Processes and threads at once, the first included."""
+    file_mib: PositiveInt = 16
+    """All files that the code may write, in MiB; they are in memory, and nobody keeps them."""
+    concurrency: Annotated[PositiveInt | None, MAY_CHANGE] = None
+    """Responses that are tested at once; by default as many as there are cores."""
+
+
 class ChrfRewardConfig(Section):
     """Similarity to the response that the prompt's row gives, from 0 to 1: chrF over character n-grams."""
 
@@ -325,6 +350,7 @@ RewardConfig = Annotated[
     | MatchRewardConfig
     | ChrfRewardConfig
     | AnswerRewardConfig
+    | UnitTestsRewardConfig
     | LengthRewardConfig
     | MixRewardConfig,
     Field(discriminator="type"),
@@ -365,7 +391,7 @@ def what_it_computes(config: RewardConfig, made: Mapping[str, str]) -> tuple[obj
             return config.type, config.function
         case LengthRewardConfig():
             return config.type, config.unit
-        case AnswerRewardConfig():
+        case AnswerRewardConfig() | UnitTestsRewardConfig():
             return config.type, config.model_dump_json()
         case HttpRewardConfig():
             return config.type, *_address(config.url)

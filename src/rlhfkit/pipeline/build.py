@@ -28,6 +28,7 @@ from rlhfkit.config.rewards import (
     MixRewardConfig,
     RewardConfig,
     RewardModelRewardConfig,
+    UnitTestsRewardConfig,
     shared_parts,
 )
 from rlhfkit.config.stages import Stage
@@ -484,6 +485,10 @@ class Builder:
                 from rlhfkit.rewards.answer import AnswerReward
 
                 return AnswerReward(config)
+            case UnitTestsRewardConfig():
+                from rlhfkit.rewards.unit_tests import UnitTestsReward
+
+                return UnitTestsReward(config)
             case LengthRewardConfig():
                 from rlhfkit.rewards.length import LengthReward
 

@@ -57,6 +57,7 @@ from rlhfkit.rewards.llm_judge import LlmJudgeReward
 from rlhfkit.rewards.match import MatchReward
 from rlhfkit.rewards.model import ClassifierReward, RewardModelReward
 from rlhfkit.rewards.source import ScoredText, references_of
+from rlhfkit.rewards.unit_tests import UnitTestsReward
 from rlhfkit.rollout.generation import stop_token_ids
 from rlhfkit.rollout.vllm import require_vllm
 from rlhfkit.rundir.manifest import hash_of_file, hashes_of_files
@@ -340,7 +341,7 @@ class Inputs:
                 source = source.impatient()
             if isinstance(source, FunctionReward):
                 source.columns_of(prompts)
-            if isinstance(source, AnswerReward | LlmJudgeReward):
+            if isinstance(source, AnswerReward | LlmJudgeReward | UnitTestsReward):
                 source.check_rows(prompts, setting=setting)
             if isinstance(source, MatchReward | ChrfReward):
                 references_of(prompts, wanted_by=f'{setting}.type = "{source.type}"')

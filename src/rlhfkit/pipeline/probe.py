@@ -17,6 +17,7 @@ from rlhfkit.config.rewards import (
     MatchRewardConfig,
     RewardConfig,
     RewardModelRewardConfig,
+    UnitTestsRewardConfig,
     parts_of,
 )
 from rlhfkit.data import load_demonstrations, load_prompts, load_texts
@@ -239,7 +240,7 @@ def _models_of(ctx: RunContext, reward: Path | None) -> Measured:
     )
 
 
-NEED_REFERENCES = (MatchRewardConfig, ChrfRewardConfig, AnswerRewardConfig)
+NEED_REFERENCES = (MatchRewardConfig, ChrfRewardConfig, AnswerRewardConfig, UnitTestsRewardConfig)
 """Rewards that compare with what the row of the prompt gives; the rows of probes give nothing."""
 
 

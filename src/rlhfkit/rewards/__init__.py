@@ -10,6 +10,7 @@ from rlhfkit.rewards.llm_judge import LlmJudgeReward
 from rlhfkit.rewards.match import MatchReward
 from rlhfkit.rewards.mix import MixReward
 from rlhfkit.rewards.source import RewardSource, ScoredText, check_scores, references_of
+from rlhfkit.rewards.unit_tests import UnitTestsReward
 
 __all__ = [
     "AnswerReward",
@@ -23,6 +24,7 @@ __all__ = [
     "MixReward",
     "RewardSource",
     "ScoredText",
+    "UnitTestsReward",
     "check_scores",
     "preference_baselines",
     "read_lexicon",
