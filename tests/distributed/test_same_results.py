@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from rlhfkit.config.ppo import AdaptiveKLConfig, PpoConfig, RolloutConfig, ValueConfig
+from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, PpoConfig, RolloutConfig, ValueConfig
 from rlhfkit.config.training import OptimConfig, RewardModelConfig, SftConfig
 from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import TrainingError
@@ -73,8 +73,11 @@ def assert_close(found, expected, *, relative=1e-6):
         {"value": ValueConfig(network="separate"), "entropy_coef": 0.01},
         {"estimator": "rloo", "group_size": 11},
         {"estimator": "grpo", "group_size": 11, "microbatch_tokens": 64},
+        pytest.param({"preset": "gspo", "group_size": 11, "microbatch_tokens": 64}, marks=pytest.mark.thorough),
+        pytest.param({"preset": "cispo", "group_size": 11, "loss_aggregation": "sequence"}, marks=pytest.mark.thorough),
+        pytest.param({"preset": "dr_grpo", "group_size": 11, "loss_tokens": 9}, marks=pytest.mark.thorough),
     ],
-    ids=["shared critic", "separate critic", "rloo", "grpo in microbatches"],
+    ids=["shared critic", "separate critic", "rloo", "grpo in microbatches", "gspo", "cispo", "dr_grpo"],
 )
 def test_gradient_of_a_minibatch_is_that_of_one_process(settings, num, tmp_path):
     config = PpoConfig(rollout_episodes=11, minibatch_episodes=11, epochs=1, **settings)
@@ -116,8 +119,14 @@ def run_ppo(directory, **settings):
 @pytest.mark.parametrize("num", [2, pytest.param(3, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     "settings",
-    [{"target_kl": 1e-3}, {"kl": AdaptiveKLConfig(type="adaptive")}, {"estimator": "grpo", "group_size": 4}],
-    ids=["epochs end early", "adaptive KL", "groups"],
+    [
+        {"target_kl": 1e-3},
+        {"kl": AdaptiveKLConfig(type="adaptive")},
+        {"estimator": "grpo", "group_size": 4},
+        pytest.param({"kl": FixedKLConfig(place="loss", estimator="k3", coef=0.5)}, marks=pytest.mark.thorough),
+        pytest.param({"preset": "reinforce++"}, marks=pytest.mark.thorough),
+    ],
+    ids=["epochs end early", "adaptive KL", "groups", "KL in the loss", "reinforce++"],
 )
 def test_ppo_ends_with_the_same_numbers_texts_and_weights(settings, num, tmp_path):
     numbers, samples, weights = run_ppo(tmp_path, **settings)

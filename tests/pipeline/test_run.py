@@ -489,10 +489,12 @@ def test_too_few_prompts_for_both_kinds_of_pairs_are_an_error(run, tmp_path):
     [
         ('ppo.value={network="shared"}',),
         ('ppo.estimator="rloo"', "ppo.group_size=4"),
+        pytest.param(("ppo.preset=grpo", "ppo.group_size=4"), marks=pytest.mark.thorough),
+        pytest.param(("ppo.preset=dr_grpo", "ppo.group_size=4"), marks=pytest.mark.thorough),
         ("model.lora={rank=2}",),
         ('model.dtype="bfloat16"',),
     ],
-    ids=["shared critic", "rloo", "lora", "bfloat16"],
+    ids=["shared critic", "rloo", "grpo", "dr_grpo", "lora", "bfloat16"],
 )
 def test_ppo_takes_each_kind_of_model_and_estimator(run, tmp_path, overrides):
     stages = 'stages=["pretrain", "ppo"]'
