@@ -68,6 +68,7 @@ REFUSED = [
     (("openrlhf", "nemo-rl"), "ppo.ratio=sequence", "over responses", "that mean"),
     (("verl",), "ppo.kl={place='loss', estimator='k3'}", "not weighed by the ratio", "k3+"),
     (("verl",), "ppo={estimator='reinforce++-baseline', group_size=4}", "within the group, too", "their way"),
+    (("verl", "openrlhf"), "ppo.value.gae_lambda=1.0", "the lambda of the advantages there", "that one"),
     (("nemo-rl",), "ppo.entropy_coef=0.01", "no bonus for entropy", "none"),
 ]
 WITHOUT_SUBSTITUTE = [

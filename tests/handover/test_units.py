@@ -179,6 +179,7 @@ def test_units_are_those_of_the_tool(tool, run):
         ("verl", "ppo.clip_range_high=0.28", f"{ACTOR}.clip_ratio_high", 0.28),
         ("openrlhf", "ppo.clip_range_high=0.28", "actor.eps_clip_low_high", [0.15, 0.28]),
         ("nemo-rl", "ppo.clip_range_high=0.28", "loss_fn.ratio_clip_max", 0.28),
+        ("nemo-rl", "ppo.value.gae_lambda=1.0", "ppo.adv_estimator.gae_lambda_value", 1.0),
         ("verl", "ppo.ratio=sequence", f"{ACTOR}.policy_loss.loss_mode", "gspo"),
         ("openrlhf", "ppo.ratio=sequence", "actor.policy_loss_type", "gspo"),
         ("nemo-rl", "ppo.ratio=sequence", "loss_fn.sequence_level_importance_ratios", True),

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from rlhfkit.config.ppo import FixedKLConfig, PpoConfig, RolloutConfig
+from rlhfkit.config.ppo import FixedKLConfig, PpoConfig, RolloutConfig, ValueConfig
 from rlhfkit.padding import Sequences
 from rlhfkit.ppo import next_token_values, token_rewards
 from rlhfkit.rollout.experience import Experience
-from rlhfkit.training.advantages import advantage_std, advantages_and_returns
+from rlhfkit.training.advantages import advantages_and_returns, raw_advantages_and_returns
 from tests.training import tiny
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)
@@ -248,14 +248,24 @@ def test_reinforce_is_what_a_token_still_earns_whitened():
     config = PpoConfig(estimator="reinforce++", rollout_episodes=4, minibatch_episodes=4)
     advantages, returns = advantages_and_returns(made(kl_coef=0.5), config)
     raw = torch.tensor([0.9, 0.95, 0.85, -2.5, 0.0, 0.25, 4.5, 4.5, 4.5])  # score - 0.5 * the KL from here on
-    torch.testing.assert_close(returns[MASK], raw)
+    torch.testing.assert_close(raw_advantages_and_returns(made(kl_coef=0.5), config)[0][MASK], raw)
     torch.testing.assert_close(advantages[MASK], (raw - raw.mean()) / raw.std(correction=0))
-    assert advantage_std(made(kl_coef=0.5), advantages, returns, config) == pytest.approx(float(raw.std(correction=0)))
+    assert not returns.any()
 
 
 def test_reinforce_with_a_baseline_subtracts_the_mean_score_of_the_group():
     config = PpoConfig(estimator="reinforce++-baseline", group_size=2, rollout_episodes=4, minibatch_episodes=4)
     advantages, returns = advantages_and_returns(made(kl_coef=0.5), config)
     raw = torch.tensor([1.4, 1.45, 1.35, -2.0, -2.25, -2.0, 2.25, 2.25, 2.25])  # means -0.5 and 2.25
-    torch.testing.assert_close(returns[MASK], raw)
+    torch.testing.assert_close(raw_advantages_and_returns(made(kl_coef=0.5), config)[0][MASK], raw)
     torch.testing.assert_close(advantages[MASK], (raw - raw.mean()) / raw.std(correction=0))
+    assert not returns.any()
+
+
+def test_the_critic_may_have_a_lambda_of_its_own():
+    value = ValueConfig(gae_lambda=1.0)
+    advantages, returns = advantages_and_returns(made(kl_coef=0.3), PpoConfig(gae_lambda=0.5, value=value))
+    expected, _ = advantages_and_returns(made(kl_coef=0.3), PpoConfig(gae_lambda=0.5))
+    _, monte_carlo = advantages_and_returns(made(kl_coef=0.3), PpoConfig(gae_lambda=1.0))
+    assert torch.equal(advantages, expected)
+    assert torch.equal(returns, monte_carlo)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rlhfkit.config.ppo import PpoUpdateConfig
-from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, divisor_near
+from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, Share, divisor_near
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.config.tune import TuneConfig
 from rlhfkit.config.watch import ControlWatchConfig
@@ -78,6 +78,8 @@ class ControlValueConfig(Section):
     """How far a value may move from the old one before its gradient stops; 0 = no clipping."""
     warmup_iterations: NonNegativeInt = 0
     """First iterations in which only the value learns."""
+    gae_lambda: Share | None = None
+    """Lambda of the returns that it learns; by default `ppo.gae_lambda`."""
 
     @model_validator(mode="after")
     def _trunk_has_one_optimizer(self) -> "ControlValueConfig":

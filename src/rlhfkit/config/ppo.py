@@ -188,6 +188,8 @@ class ValueConfig(Section):
     """How far a value may move from the old one before its gradient stops; 0 = no clipping."""
     warmup_iterations: NonNegativeInt = 0
     """First iterations in which only the value learns."""
+    gae_lambda: Share | None = None
+    """Lambda of the returns that it learns; by default `ppo.gae_lambda`. 1 for long responses (arXiv 2503.01491)."""
 
 
 class PpoUpdateConfig(Section):

@@ -22,7 +22,7 @@ from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response
 from rlhfkit.rollout.text import TextRollout
 from rlhfkit.rundir.explanations import Explained
-from rlhfkit.training.advantages import advantages_and_returns
+from rlhfkit.training.advantages import raw_advantages_and_returns
 
 __all__ = ["Subject", "explain_responses", "explained_rows", "unwhitened"]
 
@@ -109,8 +109,8 @@ def unwhitened(experience: Experience, policy: TextPolicy, ppo: PpoConfig) -> Le
     """Advantages and returns of single responses, where they can be computed without the rest of a rollout."""
     if policy.critic is None or ppo.estimator != "gae" or ppo.whiten_rewards:
         return Learnt()
-    _, returns = advantages_and_returns(experience, ppo)
-    return Learnt(advantages=(returns - experience.old_values) * experience.mask, returns=returns)
+    advantages, returns = raw_advantages_and_returns(experience, ppo)
+    return Learnt(advantages=advantages, returns=returns)
 
 
 def explained_rows(

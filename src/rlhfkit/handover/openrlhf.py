@@ -286,6 +286,12 @@ RULES = (
         "their way",
     ),
     Rule(
+        ("ppo.value.gae_lambda",),
+        lambda s: s.has_critic and s.recipe.ppo.value.gae_lambda not in (None, s.recipe.ppo.gae_lambda),
+        "the critic has the lambda of the advantages there",
+        "that one",
+    ),
+    Rule(
         ("ppo.gamma",),
         lambda s: s.recipe.ppo.estimator == "reinforce++-baseline" and s.recipe.ppo.gamma < 1,
         "it is 1 for reinforce_baseline there",

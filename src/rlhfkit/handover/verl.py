@@ -396,6 +396,12 @@ RULES = (
         lambda s: f"a fixed coefficient of {s.last_kl_coef:g}",
     ),
     Rule(
+        ("ppo.value.gae_lambda",),
+        lambda s: s.has_critic and s.recipe.ppo.value.gae_lambda not in (None, s.recipe.ppo.gae_lambda),
+        "the critic has the lambda of the advantages there",
+        "that one",
+    ),
+    Rule(
         ("ppo.dual_clip", "ppo.ratio"),
         lambda s: s.recipe.ppo.ratio == "sequence" and s.recipe.ppo.dual_clip is not None,
         "there is no dual clip for the ratio of a response there",

@@ -18,14 +18,25 @@ from rlhfkit.ppo import (
 )
 from rlhfkit.rollout.experience import Experience
 
-__all__ = ["advantage_std", "advantages_and_returns"]
+__all__ = ["advantage_std", "advantages_and_returns", "raw_advantages_and_returns", "whitened"]
 
 
 def advantages_and_returns(experience: Experience, config: PpoConfig | ControlPpoConfig) -> tuple[Tensor, Tensor]:
-    """Advantages (B, T), whitened over the whole rollout, and returns (B, T) = unwhitened advantages + old values.
+    """Advantages (B, T) as the loss takes them, and returns (B, T); see the next two."""
+    raw, returns = raw_advantages_and_returns(experience, config)
+    return whitened(raw, experience.mask, config), returns
 
-    By RLOO and GRPO the advantage of a response, compared within its group, stands at each of its tokens, not whitened;
-    the returns are then of no use and zero. By REINFORCE++, without a critic, the returns are those less the baseline.
+
+def whitened(raw: Tensor, mask: Tensor, config: PpoConfig | ControlPpoConfig) -> Tensor:
+    """Advantages (B, T) whitened over the whole rollout; those that were compared within groups as they are."""
+    return whiten(raw, mask) if config.whitens_advantages else raw
+
+
+def raw_advantages_and_returns(experience: Experience, config: PpoConfig | ControlPpoConfig) -> tuple[Tensor, Tensor]:
+    """Advantages (B, T) before whitening, and returns (B, T), which the critic learns: advantages + old values.
+
+    With a lambda of the critic's own the returns are those of its advantages. Without a critic there are none to learn,
+    and they are zero. By RLOO and GRPO the advantage of a response stands at each of its tokens.
     """
     mask, rewards = experience.mask, experience.rewards
     if config.estimator in ("rloo", "grpo"):
@@ -36,20 +47,25 @@ def advantages_and_returns(experience: Experience, config: PpoConfig | ControlPp
         advantages = reinforce_advantages(
             rewards, mask, gamma=config.gamma, scores=scores, group_size=config.group_size
         )
-        return whiten(advantages, mask), advantages
+        return advantages, torch.zeros_like(advantages)
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False)
-    advantages = gae(
-        rewards,
-        experience.old_values,
-        experience.next_values,
-        experience.terminated,
-        experience.ended,
-        gamma=config.gamma,
-        gae_lambda=config.gae_lambda,
-        mask=mask,
-    )
-    return whiten(advantages, mask), advantages + experience.old_values
+
+    def by(gae_lambda: float) -> Tensor:
+        return gae(
+            rewards,
+            experience.old_values,
+            experience.next_values,
+            experience.terminated,
+            experience.ended,
+            gamma=config.gamma,
+            gae_lambda=gae_lambda,
+            mask=mask,
+        )
+
+    advantages, of_critic = by(config.gae_lambda), config.value.gae_lambda
+    towards = advantages if of_critic in (None, config.gae_lambda) else by(of_critic)
+    return advantages, towards + experience.old_values
 
 
 def _advantages_within_groups(experience: Experience, config: PpoConfig | ControlPpoConfig) -> Tensor:
@@ -66,11 +82,6 @@ def _advantages_within_groups(experience: Experience, config: PpoConfig | Contro
     )
 
 
-def advantage_std(
-    experience: Experience, advantages: Tensor, returns: Tensor, config: PpoConfig | ControlPpoConfig
-) -> float:
-    """Deviation of the advantages over all tokens, before whitening, which would make any of them 1."""
-    raw = returns if config.whitens_advantages else advantages
-    if config.estimator == "gae":
-        raw = returns - experience.old_values
-    return math.sqrt(float(masked_var(raw, experience.mask)))
+def advantage_std(raw: Tensor, mask: Tensor) -> float:
+    """Deviation over all tokens of the advantages before whitening, which would make any of them 1."""
+    return math.sqrt(float(masked_var(raw, mask)))

@@ -29,7 +29,7 @@ from rlhfkit.ppo import (
 )
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rundir.log import RunLog
-from rlhfkit.training.advantages import advantage_std, advantages_and_returns
+from rlhfkit.training.advantages import advantage_std, raw_advantages_and_returns, whitened
 from rlhfkit.training.best import Kept, Ranked, end_with_best
 from rlhfkit.training.checkpoint import (
     Checkpoints,
@@ -274,7 +274,7 @@ def iterations(
         if check_first is not None:
             check_first(experience)
         if config.estimator == "gae":
-            _, returns = advantages_and_returns(experience, config)
+            _, returns = raw_advantages_and_returns(experience, config)
             if slow := slow_critic(experience, returns, config.value.clip_range):
                 progress.warn(slow)
 
@@ -347,11 +347,12 @@ def run_iteration(
     experience.metrics.update(seen_before)
     if before_update is not None:
         before_update(experience)
-    advantages, returns = advantages_and_returns(experience, trainer.config)
+    raw, returns = raw_advantages_and_returns(experience, trainer.config)
+    advantages = whitened(raw, experience.mask, trainer.config)
     _keep_schedules_in_time(trainer)
     with phase("update"):
         metrics = {**experience.metrics, **update(trainer, experience, advantages, returns)}
-    metrics["ppo/advantage_std"] = advantage_std(experience, advantages, returns, trainer.config)
+    metrics["ppo/advantage_std"] = advantage_std(raw, experience.mask)
     if trainer.kl is not None and experience.ref_kl is not None:
         metrics["kl_coef"] = trainer.kl_coef
         _hold_to_reference(trainer, trainer.kl, experience.ref_kl)
