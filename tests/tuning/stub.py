@@ -20,6 +20,10 @@ B = 0.25
 """Of the law: how fast more distance stops to pay."""
 
 
+BEST_RATE = 6e-4
+"""Twice what goes by the model's size."""
+
+
 def design(*overrides: str) -> Design:
     """A search over the knobs that ship for a small language model, from settings that are far from the best."""
     settings = ["ppo.iterations=90", "evaluation.every_iterations=5", f"tune.kl={BUDGET}", "ppo.kl.coef=0.25"]
@@ -28,16 +32,16 @@ def design(*overrides: str) -> Design:
 
 
 def quality(params) -> float:
-    """How well a policy uses its distance; 1 at the optimum."""
-    rate = math.log10(params["ppo.optim.learning_rate"] / 4e-4)
-    ratio = math.log10(params["value_rate_ratio"] / 4)
+    """How well a policy uses its distance; 1 at the optimum, where no usual settings are."""
+    rate = math.log10(params["ppo.optim.learning_rate"] / BEST_RATE)
+    ratio = math.log10(params["value_rate_ratio"] / 8)
     epochs = {1: 0.95, 2: 1.0, 4: 0.98}[params["ppo.epochs"]]
     return math.exp(-0.5 * (rate / 0.6) ** 2 - 0.5 * (ratio / 0.9) ** 2) * epochs
 
 
 def distance(params, iteration: int) -> float:
     """KL after so many iterations: up to a limit that the coefficient sets, as fast as the rate says."""
-    pace = params["ppo.optim.learning_rate"] / 4e-4
+    pace = params["ppo.optim.learning_rate"] / BEST_RATE
     return 0.8 / params["ppo.kl.coef"] * (1 - math.exp(-iteration * pace / 40))
 
 

@@ -4,7 +4,7 @@ from rlhfkit.config.load import load_recipe
 from rlhfkit.config.tune import KnobConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.tuning.design import Job, design_of, job_overrides
-from rlhfkit.tuning.knobs import kl_budget, settings_of, space_of
+from rlhfkit.tuning.knobs import kl_budget, settings_of, space_of, usual_params
 
 RATES = (3e-4, 1e-3)
 
@@ -140,3 +140,31 @@ def test_what_a_trial_is_made_of_is_a_recipe():
         assert recipe.ppo.watch.best_max_ref_kl == 5 and recipe.ppo.max_ref_kl == 7.5
     control = design_of(recipe_of("cartpole"))
     assert recipe_of("cartpole", *job_overrides(control, Job(3, 7, "search", control.default_params))).num_seeds == 1
+
+
+def test_the_second_trial_has_the_usual_settings_whatever_the_recipe_says():
+    spoilt = ["ppo.optim.learning_rate=3e-6", "ppo.kl.coef=1.0", "ppo.epochs=1", "ppo.gae_lambda=0.5"]
+    found = design_of(recipe_of("demo", *spoilt)).usual_params
+    assert found == {
+        "ppo.optim.learning_rate": 3e-4,
+        "ppo.epochs": 4,
+        "minibatches": 1,
+        "ppo.kl.coef": 0.05,
+        "value_rate_ratio": pytest.approx(10 / 3),
+        "ppo.gae_lambda": 0.95,
+    }
+
+
+def test_usual_settings_lie_within_the_space():
+    recipe = recipe_of("demo", "tune.space={'ppo.kl.coef'={low=0.1,high=0.2},'ppo.epochs'={choices=[1,3,9]}}")
+    knobs = space_of(recipe, RATES)
+    found = usual_params(knobs, recipe, RATES)
+    assert (found["ppo.kl.coef"], found["ppo.epochs"]) == (0.1, 3)
+    control = recipe_of("cartpole")
+    found = usual_params(space_of(control, RATES), control, RATES)
+    assert found["ppo.epochs"] in (5, 10) and found["network.activation"] == "tanh"
+
+
+def test_a_recipe_of_usual_settings_has_no_such_trial():
+    recipe = recipe_of("demo", "ppo.minibatch_episodes=64", "ppo.kl.coef=0.05", "ppo.value.optim.learning_rate=auto")
+    assert design_of(recipe).usual_params is None

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-__all__ = ["DEFAULT", "Standing", "may_go_on", "next_step", "order", "rungs_of"]
+__all__ = ["DEFAULT", "USUAL", "Standing", "may_go_on", "next_step", "order", "rungs_of"]
 
-DEFAULT = 0
-"""The trial that has the recipe's own settings."""
+DEFAULT, USUAL = 0, 1
+"""The trial that has the recipe's own settings, and the one that has those that a recipe has which says nothing."""
 
 
 @dataclass(frozen=True)

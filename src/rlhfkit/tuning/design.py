@@ -12,7 +12,7 @@ from rlhfkit.errors import ConfigError, ModelError
 from rlhfkit.formulas.shapes import shape_of_recipe
 from rlhfkit.training.rates import CONTROL_RATE, auto_learning_rate
 from rlhfkit.tuning.agenda import DEFAULT, rungs_of
-from rlhfkit.tuning.knobs import AnyRecipe, Knob, Params, kl_budget, overrides, settings_of, space_of
+from rlhfkit.tuning.knobs import AnyRecipe, Knob, Params, kl_budget, overrides, settings_of, space_of, usual_params
 
 __all__ = ["Design", "Job", "design_of", "job_overrides"]
 
@@ -96,6 +96,13 @@ class Design:
     def default_params(self) -> Params:
         """What the recipe says."""
         return {knob.name: knob.default for knob in self.knobs if knob.default is not None}
+
+    @property
+    def usual_params(self) -> Params | None:
+        """What the second trial has: usual settings, by the model's size. None where the recipe has just these."""
+        usual = usual_params(self.knobs, self.recipe, rates_of(self.recipe))
+        is_whole = len(usual) == len(self.knobs)
+        return usual if is_whole and usual != self.default_params else None
 
     def seed_of_trial(self, number: int) -> int:
         """Trials take the seeds of the search in turn; the default has the recipe's own."""

@@ -1,6 +1,6 @@
 """What is searched: the shipped knobs, what a recipe makes of them, and the settings that their values stand for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "overrides",
     "settings_of",
     "space_of",
+    "usual_params",
     "with_settings",
 ]
 
@@ -222,6 +223,31 @@ def _refuse(name: str, recipe: AnyRecipe) -> None:
             f"tune.space: {name} cannot be searched; expected a setting of {' or '.join(sections)}, for what comes "
             f"before is made once for all trials, or one of {listed([*RATIOS, RATE_RATIO])}"
         )
+
+
+def usual_params(knobs: Sequence[Knob], recipe: AnyRecipe, rates: tuple[float, float]) -> Params:
+    """What would be trained with if the recipe said nothing of these knobs: rates by the model's size, usual settings.
+
+    Each brought to the nearest value that is searched.
+    """
+    kl = {} if isinstance(recipe, ControlRecipe) else {"kl": type(recipe.ppo.kl)()}
+    usual = recipe.model_copy(update={"ppo": type(recipe.ppo)(**kl)})
+    found = {knob.name: _within(_default(knob.name, usual, rates), knob) for knob in knobs}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _within(value: KnobValue | None, knob: Knob) -> KnobValue | None:
+    """The nearest value that is searched; None where there is no value."""
+    where = knob.where
+    if value is None:
+        return None
+    numbers = [choice for choice in where.choices if isinstance(choice, int | float)]
+    if isinstance(value, str) or len(numbers) < len(where.choices):
+        return value if value in where.choices else where.choices[0]
+    if numbers:
+        return min(numbers, key=lambda choice: abs(choice - value))
+    assert where.low is not None and where.high is not None
+    return min(max(value, where.low), where.high)
 
 
 def _default(name: str, recipe: AnyRecipe, rates: tuple[float, float]) -> KnobValue | None:

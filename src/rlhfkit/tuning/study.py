@@ -6,11 +6,12 @@ from typing import Literal
 
 from rlhfkit.errors import TrainingError
 from rlhfkit.rundir.study import Finalist, SeedOfFinalist, StudyDir, Trial, TrialState
-from rlhfkit.tuning.agenda import DEFAULT, Standing, next_step
+from rlhfkit.tuning.agenda import DEFAULT, USUAL, Standing, next_step
 from rlhfkit.tuning.claims import Claim, Claims
 from rlhfkit.tuning.design import Design, Job
 from rlhfkit.tuning.finals import best_trials, chosen, finalist_of
 from rlhfkit.tuning.journal import Journal, Noted
+from rlhfkit.tuning.knobs import Params
 from rlhfkit.tuning.ledger import Ledger
 from rlhfkit.tuning.objective import broken, guards, score_within, start_and_best
 from rlhfkit.tuning.runner import Outcome, Runner
@@ -82,12 +83,18 @@ class Study:
         number, rung = step
         if number is None:
             number = len(noted)
-            seen = [self.trial(each) for each in noted]
-            params = suggest(self.design.knobs, seen, tune, number=number) if number else self.design.default_params
-            self.journal.add(number, params, seed=self.design.seed_of_trial(number), rung=rung)
+            self.journal.add(number, self._params(number, noted), seed=self.design.seed_of_trial(number), rung=rung)
         else:
             self.journal.send(number, rung)
         return self._job(self._noted(number), until=rung)
+
+    def _params(self, number: int, noted: Sequence[Noted]) -> Params:
+        """The settings of a new trial: the recipe's, the usual ones, and then what the sampler proposes."""
+        if number == DEFAULT:
+            return self.design.default_params
+        if number == USUAL and (usual := self.design.usual_params) is not None:
+            return usual
+        return suggest(self.design.knobs, [self.trial(each) for each in noted], self.design.tune, number=number)
 
     def _end_search(self, noted: Sequence[Noted]) -> None:
         """What is paused will not go on."""
