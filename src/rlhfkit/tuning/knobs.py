@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhfkit.config.control import ControlRecipe
+from rlhfkit.config.control import ControlPpoConfig, ControlRecipe
 from rlhfkit.config.load import with_overrides
-from rlhfkit.config.ppo import AdaptiveKLConfig
+from rlhfkit.config.ppo import AdaptiveKLConfig, PpoConfig
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.tune import KnobConfig, KnobValue
 from rlhfkit.errors import ConfigError
@@ -230,8 +230,8 @@ def usual_params(knobs: Sequence[Knob], recipe: AnyRecipe, rates: tuple[float, f
 
     Each brought to the nearest value that is searched.
     """
-    kl = {} if isinstance(recipe, ControlRecipe) else {"kl": type(recipe.ppo.kl)()}
-    usual = recipe.model_copy(update={"ppo": type(recipe.ppo)(**kl)})
+    ppo = ControlPpoConfig() if isinstance(recipe, ControlRecipe) else PpoConfig(kl=type(recipe.ppo.kl)())
+    usual = recipe.model_copy(update={"ppo": ppo})
     found = {knob.name: _within(_default(knob.name, usual, rates), knob) for knob in knobs}
     return {name: value for name, value in found.items() if value is not None}
 
