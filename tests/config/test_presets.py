@@ -25,7 +25,13 @@ BY_HAND = {
         "normalize_std": False,
         "kl": FixedKLConfig(coef=0),
     },
-    "dapo": {"estimator": "grpo", "group_size": 8, "clip_range_high": 0.28, "kl": FixedKLConfig(coef=0)},
+    "dapo": {
+        "estimator": "grpo",
+        "group_size": 8,
+        "clip_range_high": 0.28,
+        "resample_rounds": 3,
+        "kl": FixedKLConfig(coef=0),
+    },
     "gspo": {
         "estimator": "grpo",
         "group_size": 8,
@@ -89,7 +95,8 @@ def test_the_words_say_what_was_set_and_what_was_changed():
     words = preset_words(PpoConfig(preset="dapo", group_size=4, kl={"coef": 0.02}))
     assert words == (
         "preset dapo: estimator = grpo, objective = clip, ratio = token, normalize_std = true, clip_range = 0.2, "
-        "clip_range_high = 0.28, loss_aggregation = token; by the recipe: group_size = 4, kl.coef = 0.02"
+        "clip_range_high = 0.28, loss_aggregation = token, resample_rounds = 3; "
+        "by the recipe: group_size = 4, kl.coef = 0.02"
     )
 
 

@@ -37,7 +37,7 @@ def recipe_of(made):
         ("ppo.estimator=rloo", "ppo.missing_eos_score=-1", "ppo.gamma=1", "ppo.kl.coef=0.03", "ppo.value={}"),
         ("ppo.missing_eos_penalty=2", "ppo.length_penalty=0.01", "ppo.length_penalty_tokens=20", "ppo.clip_score=2.5"),
         ("ppo.brevity_penalty=0.1", "ppo.brevity_penalty_tokens=4", "seed=7"),
-        ("ppo={preset='dapo', optim={learning_rate=1e-6, schedule='constant'}}",),
+        ("ppo={preset='dapo', resample_rounds=0, optim={learning_rate=1e-6, schedule='constant'}}",),
         ("ppo={preset='dr_grpo', optim={learning_rate=1e-6, schedule='constant'}, loss_tokens=30}",),
         ("ppo={preset='gspo', optim={learning_rate=1e-6, schedule='constant'}}",),
         ("ppo={preset='cispo', optim={learning_rate=1e-6, schedule='constant'}}",),

@@ -47,6 +47,7 @@ REFUSED = [
     (ALL, "ppo.max_ref_kl=20", "nothing stops the run there", "no stop"),
     (ALL, "ppo.end_with=best", "no weights are ranked there", "the last weights"),
     (ALL, "ppo.clip_schedule=linear", "does not fall there", "the mean over the run"),
+    (("verl",), "ppo={estimator='rloo', group_size=4, resample_rounds=2}", "do not give way", "teach nothing"),
     (ALL, "ppo.whiten_rewards=true", "are not scaled there", "as they are"),
     (ALL, "ppo.watch.kl_exploding=roll_back", "nothing there reacts", "no reaction"),
     (ALL, "ppo.value.network=shared", "a network of its own there", "= 3e-07 for its rate"),

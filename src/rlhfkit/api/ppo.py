@@ -344,7 +344,9 @@ class PPOTrainer(AbstractContextManager["PPOTrainer"]):
             return [(row["prompt"], row["response"], "") for row in first]
         own = self._given.own
         if self._shown[0] != self._prepared.trainer.iteration:
-            prompts = own.prompts_of(0)[: len(first)]
+            by_text = {prompt.text: prompt for prompt in own.prompts}  # a prompt of the rollout may have given way
+            planned = own.prompts_of(0)[: len(first)]
+            prompts = [by_text.get(row["prompt"], prompt) for row, prompt in zip(first, planned, strict=True)]
             with self._around():
                 now = own.sample(prompts, seeds=[own.seed_of_response(0, row) for row in range(len(prompts))])
             texts = [episode.response for episode in own.scored_texts(prompts, now)]

@@ -239,6 +239,9 @@ class PpoConfig(PpoUpdateConfig):
     a token still earns, whitened over the rollout ("reinforce++"), with "-baseline" less the mean of its group."""
     group_size: PositiveInt = 1
     """Responses per prompt; an estimator that compares them needs at least 2."""
+    resample_rounds: NonNegativeInt = 0
+    """How often at most prompts whose responses all score alike, which teach nothing, give way to others in an
+    iteration; 0 learns from them (arXiv 2503.14476)."""
     normalize_std: bool = True
     """Whether GRPO divides scores by their group's deviation; false is Dr. GRPO's (arXiv 2503.20783)."""
     objective: Literal["clip", "cispo"] = "clip"
@@ -358,6 +361,11 @@ class PpoConfig(PpoUpdateConfig):
             raise ValueError(
                 f"estimator {self.estimator!r} compares whole responses and scales no rewards of tokens; leave "
                 "whiten_rewards out"
+            )
+        if self.resample_rounds and not self.compares_responses:
+            raise ValueError(
+                f"resample_rounds {self.resample_rounds} is about prompts whose responses all score alike, which "
+                f"estimator {self.estimator!r} does not compare; leave it out"
             )
         if not self.normalize_std and self.estimator != "grpo":
             raise ValueError(

@@ -29,6 +29,7 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
         "clip_range": 0.2,
         "clip_range_high": 0.28,
         "loss_aggregation": "token",
+        "resample_rounds": 3,
         "kl": _NO_KL,
     },
     "gspo": {

@@ -174,6 +174,11 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             f"rollout.max_staleness = {recipe.rollout.max_staleness} is of single responses: an environment answers "
             "the weights of now; leave it out, or [env]"
         )
+    if recipe.ppo.resample_rounds and (recipe.env is not None or recipe.rollout.max_staleness):
+        yield (
+            f"ppo.resample_rounds = {recipe.ppo.resample_rounds} is of single responses by the weights of now; set it "
+            "to 0, or leave out [env] and rollout.max_staleness"
+        )
     if recipe.env is not None and recipe.cluster.trainers > 1:
         yield (
             f"cluster.trainers = {recipe.cluster.trainers} with [env]: its turns are played by one trainer, which asks "

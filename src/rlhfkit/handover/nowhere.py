@@ -101,6 +101,12 @@ COMMON_RULES = (
         "the last weights",
     ),
     Rule(
+        ("ppo.resample_rounds",),
+        lambda s: s.recipe.ppo.resample_rounds > 0,
+        "prompts whose responses all score alike do not give way to others for so many rounds there",
+        "they are learnt from, and teach nothing",
+    ),
+    Rule(
         ("ppo.whiten_rewards",),
         lambda s: s.recipe.ppo.whiten_rewards,
         "rewards of tokens are not scaled there",

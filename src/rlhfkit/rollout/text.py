@@ -25,6 +25,7 @@ from rlhfkit.rollout.constraints import Constraint, Moves, constraint_values
 from rlhfkit.rollout.engine import Engine, Pending, Reference, begun, chunks_of, sample_of, shared_out
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response
+from rlhfkit.rollout.resampling import Answered, with_variance
 from rlhfkit.rollout.text_experience import _turns_of, as_scored_text, experience_of, last_of_rows
 from rlhfkit.rollout.variety import change_by_exchange, variety
 
@@ -84,16 +85,45 @@ class TextRollout:
         with phase("reward"):
             raw_scores, details = self.raw_scores(iteration, episodes)
         reward_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        answered, resampled = self._with_variance(iteration, Answered(prompts, responses, raw_scores, details))
+        prompts, responses, raw_scores, details = answered.parts()
+        generation_seconds += time.perf_counter() - start
         experience = self.experience(prompts, responses, raw_scores, kl_coef=kl_coef, multipliers=multipliers)
         experience.metrics.update({f"score/{name}": float(numbers.mean()) for name, numbers in details.items()})
+        experience.metrics.update(resampled)
         experience.metrics["time/generation_seconds"] = generation_seconds
         experience.metrics["time/reward_seconds"] = reward_seconds
         experience.metrics["rollout/num_distinct_prompts"] = float(self.num_distinct_prompts)
         if self.rollout.max_staleness:
             experience.metrics["rollout/staleness"] = float(staleness)
         if iteration == 0 and "score/within_prompt_std" not in experience.metrics:
+            episodes = self.scored_texts(prompts, responses)
             experience.metrics.update(change_by_exchange(self.reward, episodes, raw_scores.tolist()))
         return experience
+
+    def _with_variance(self, iteration: int, answered: Answered) -> tuple[Answered, dict[str, float]]:
+        """With other prompts for those whose responses all score alike, where that is wanted, and metrics of it."""
+        if not self.ppo.resample_rounds:
+            return answered, {}
+        return with_variance(
+            answered,
+            group_size=self.ppo.group_size,
+            rounds=self.ppo.resample_rounds,
+            answer=lambda number, num: self._answered_anew(iteration, number, num),
+        )
+
+    def _answered_anew(self, iteration: int, number: int, num_prompts: int) -> Answered:
+        """Responses to further prompts, drawn at random, with their scores."""
+        order = shuffled(len(self.prompts), derive_seed(self.seed, "further prompts", iteration, number))
+        drawn = [self.prompts[order[place % len(order)]] for place in range(num_prompts)]
+        prompts = [prompt for prompt in drawn for _ in range(self.ppo.group_size)]
+        seeds = [derive_seed(self.seed, "further response", iteration, number, row) for row in range(len(prompts))]
+        responses = self.sample(prompts, seeds=seeds)
+        episodes = self.scored_texts(prompts, responses)
+        with phase("reward"):
+            scores, details = scored_in_detail(self.reward, episodes)
+        return Answered(prompts, responses, check_scores(scores, episodes, source="the reward source"), details)
 
     def responses_of(
         self, iteration: int, *, on_finished: Callable[[int], None] | None = None
