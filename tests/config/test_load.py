@@ -260,7 +260,7 @@ def test_a_fault_between_settings_names_the_overrides_that_take_part(minimal):
         ("ppo.clip_rang", "did you mean ppo.clip_range?"),
         ("ppo.value.optim.lerning_rate", "did you mean ppo.value.optim.learning_rate?"),
         ("ppo.learning_rate", "did you mean ppo.optim.learning_rate or ppo.value.optim.learning_rate?"),
-        ("gae_lambda", "did you mean ppo.gae_lambda?"),
+        ("gae_lambda", "did you mean ppo.gae_lambda or ppo.value.gae_lambda?"),
         ("model.width", 'width belongs to model.type = "scratch"'),
         ("preferences.annotators.xyz", "preferences.annotators has type, disagreement, votes_per_pair"),
     ],
