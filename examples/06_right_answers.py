@@ -3,8 +3,8 @@
 A tiny model learns from random weights what a sum looks like, from texts that are right one time in three. PPO then
 finds out what is right: it is told of each answer only whether it is. Nothing is needed, and it takes a minute.
 
-Seeds 0, 1, 2: right answers rise from 10.9, 10.2, 6.6 % to 75.0, 70.3, 67.6 %, at about 2 nats. Without target_kl the third
-went 7 nats away and came to 43.4 %. The sums are a table of 100 that is learnt by heart; none is held out.
+Seeds 0, 1, 2: right answers rise from 10.9, 10.2, 6.6 % to 75.0, 70.3, 67.6 %, at about 2 nats. Without target_kl the
+third went 7 nats away and came to 43.4 %. The sums are a table of 100 that is learnt by heart; none is held out.
 """
 
 import json

@@ -1,12 +1,17 @@
 """A reward that is slow is tried for so long and no longer, and what was skipped is said."""
 
+import pytest
 import torch
 
+from rlhfkit.config.load import load_recipe
 from rlhfkit.doctor import reward as scores
 from rlhfkit.doctor.budget import BUDGET_SECONDS, scored_within
 from rlhfkit.doctor.first_rollout import Recorder
+from rlhfkit.doctor.recipe import examine_recipe
 from rlhfkit.records import Preference, Prompt
 from rlhfkit.rewards.source import ScoredText
+from tests.killing import RECIPES
+from tests.rewards.chat_server import chat_server
 
 
 class Slow:
@@ -71,3 +76,16 @@ def test_a_trial_remembers_what_was_scored_alone(monkeypatch):
     found = recorder.score(texts(16))
     assert (len(found), len(recorder.scores), recorder.num_skipped) == (16, 10, 6)
     assert found[10:].tolist() == [0.0] * 6
+
+
+@pytest.mark.thorough
+def test_a_judge_that_may_cost_money_is_tried_on_two_responses_only(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPES["ppo"])
+    with chat_server() as chat:
+        judge = f'reward={{type="llm_judge", url="{chat.url}", model="m", rubric="r"}}'
+        findings = list(examine_recipe(load_recipe(recipe, [judge]), tmp_path / "run"))
+    assert len(chat.requests) == 2
+    (scores,) = [finding for finding in findings if finding.name == "reward.scores"]
+    assert (scores.verdict, "tried on two responses only" in str(scores)) == ("skipped", True)
+    assert not (tmp_path / "run").exists()
