@@ -13,6 +13,7 @@ from rlhfkit.diagnosis import (
     Curves,
     replay,
 )
+from rlhfkit.diagnosis.rules.critic import _without_critic
 
 PPO = {
     "iterations": 40,
@@ -210,6 +211,16 @@ def test_a_falling_clip_range_may_clip_more():
     curves = {"ppo/clip_fraction": [0.6] * 40}
     assert "clip_fraction_high" in named(curves)
     assert named(curves, settings={**PPO, "clip_schedule": "linear"}) == {}
+
+
+@pytest.mark.parametrize("member", [{"ratio": "sequence"}, {"objective": "cispo"}])
+def test_a_clip_that_silences_no_single_token_may_clip_more(member):
+    assert named({"ppo/clip_fraction": [0.9] * 40}, settings={**PPO, **member}) == {}
+
+
+def test_a_preset_gives_way_to_another_and_not_to_an_estimator_beside_it():
+    (remedy,) = _without_critic({**PPO, "preset": "ppo", "rollout_episodes": 64})
+    assert (remedy.setting, remedy.to, remedy.also[0][0]) == ("ppo.preset", '"rloo"', "ppo.group_size")
 
 
 def test_while_only_the_critic_learns_the_policy_may_stand_still():

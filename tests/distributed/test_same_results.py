@@ -125,8 +125,9 @@ def run_ppo(directory, **settings):
         {"estimator": "grpo", "group_size": 4},
         pytest.param({"kl": FixedKLConfig(place="loss", estimator="k3", coef=0.5)}, marks=pytest.mark.thorough),
         pytest.param({"preset": "reinforce++"}, marks=pytest.mark.thorough),
+        pytest.param({"preset": "dapo", "group_size": 4, "epochs": 2}, marks=pytest.mark.thorough),
     ],
-    ids=["epochs end early", "adaptive KL", "groups", "KL in the loss", "reinforce++"],
+    ids=["epochs end early", "adaptive KL", "groups", "KL in the loss", "reinforce++", "dapo"],
 )
 def test_ppo_ends_with_the_same_numbers_texts_and_weights(settings, num, tmp_path):
     numbers, samples, weights = run_ppo(tmp_path, **settings)

@@ -13,6 +13,7 @@ from rlhfkit.diagnosis.limits import (
     USUAL_APPROX_KL,
     USUAL_CLIP_FRACTION,
 )
+from rlhfkit.diagnosis.trends import clip_silences_tokens
 from rlhfkit.diagnosis.verdict import Verdict, accuracy_interval, rival_of_reward_model
 from rlhfkit.rundir.contents import Facts, Row, curve, ends
 from rlhfkit.rundir.directory import RunDir
@@ -125,6 +126,8 @@ def unusual_in(facts: Facts, wrong: set[str]) -> Iterator[str]:
         ("ppo/clip_fraction", high, f"{low:g} to {high:g}", {"clip_fraction_high", "approx_kl_high"}),
         ("ppo/approx_kl", USUAL_APPROX_KL, f"at most {USUAL_APPROX_KL:g}", {"clip_fraction_high", "approx_kl_high"}),
     ):
+        if key == "ppo/clip_fraction" and not clip_silences_tokens(facts.config.get("ppo") or {}):
+            continue
         values = curve(rows, key)[1][-WINDOW:]
         if values and not wrong & rules and median(values) > limit:
             yield f"{key} is {number(median(values))} of late; {usual} is usual."

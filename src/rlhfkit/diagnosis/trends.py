@@ -9,6 +9,7 @@ from rlhfkit.diagnosis.limits import FLAT_SCORES, KL_LIMIT, LIGHT_KL, USUAL_KL_C
 __all__ = [
     "above",
     "change",
+    "clip_silences_tokens",
     "has_risen",
     "kl_remedies",
     "objective",
@@ -114,6 +115,14 @@ def kl_remedies(curves: Curves, ppo: Settings) -> tuple[Remedy, ...]:
     target = setting_of(ppo, "kl", "target")
     nearer = () if target is None else (Remedy("ppo.kl.target", shown(target / 2), shown(target)),)
     return Remedy("ppo.kl.coef", shown(max(2 * coef, least)), shown(coef)), *nearer, *slower(ppo, 2)
+
+
+def clip_silences_tokens(ppo: Settings) -> bool:
+    """Whether tokens outside the clip range lose their gradient one by one.
+
+    CISPO's keep it. GSPO clips whole responses, and far more of them than PPO does tokens (Zheng et al. 2025).
+    """
+    return bool(ppo.get("ratio", "token") == "token" and ppo.get("objective", "clip") == "clip")
 
 
 def _kl_meets_deviations(ppo: Settings) -> bool:

@@ -139,6 +139,7 @@ def _data(facts: Facts) -> Iterator[DataRow]:
 
 SETTINGS = (
     ("seed",),
+    ("ppo", "preset"),
     ("ppo", "iterations"),
     ("ppo", "rollout_episodes"),
     ("ppo", "minibatch_episodes"),

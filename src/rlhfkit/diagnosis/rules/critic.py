@@ -68,7 +68,8 @@ def _without_critic(ppo: Settings) -> tuple[Remedy, ...]:
     group = next((size_of for size_of in GROUP_SIZES if size % size_of == 0), None)
     if group is None:
         return ()
-    return (Remedy("ppo.estimator", '"rloo"', f'"{ppo["estimator"]}"', also=(("ppo.group_size", str(group)),)),)
+    name = "preset" if ppo.get("preset") else "estimator"  # a preset refuses another estimator beside it
+    return (Remedy(f"ppo.{name}", '"rloo"', f'"{ppo[name]}"', also=(("ppo.group_size", str(group)),)),)
 
 
 def _calmer(curves: Curves, ppo: Settings) -> tuple[Remedy, ...]:

@@ -15,7 +15,17 @@ from rlhfkit.diagnosis.limits import (
 )
 from rlhfkit.diagnosis.rules.signal import no_advantages
 from rlhfkit.diagnosis.rules.sources import HUANG, SCHULMAN, TOO_FAST, ZIEGLER
-from rlhfkit.diagnosis.trends import LEARNING_RATE, above, change, objective, other_rate, rise, shown, slower
+from rlhfkit.diagnosis.trends import (
+    LEARNING_RATE,
+    above,
+    change,
+    clip_silences_tokens,
+    objective,
+    other_rate,
+    rise,
+    shown,
+    slower,
+)
 
 __all__ = ["APPROX_KL", "CLIP_FRACTION", "GRAD_NORM", "NOTHING_MOVES"]
 
@@ -31,6 +41,8 @@ def _approx_kl_high(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
 
 def _clip_fraction_high(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
     column = curves["ppo/clip_fraction"]
+    if not clip_silences_tokens(ppo):
+        return ()
     limit = CLIP_FRACTION_LIMIT_FALLING if ppo.get("clip_schedule") == "linear" else CLIP_FRACTION_LIMIT
     if len(column) < WINDOW or column.recent_median() <= limit:
         return ()
@@ -109,7 +121,7 @@ CLIP_FRACTION = Rule(
     "The ratio leaves the clip range at most tokens, so that most of the samples teach nothing.",
     f"{SCHULMAN}, section 3; in {HUANG}, the first update clips 7 %",
     f"`ppo/clip_fraction` above {CLIP_FRACTION_LIMIT:g} ({CLIP_FRACTION_LIMIT_FALLING:g} where the clip range falls to "
-    "0)",
+    "0), where PPO clips the ratio of tokens",
     _clip_fraction_high,
     _update_remedies,
     follows_from=frozenset({"approx_kl_high"}),
