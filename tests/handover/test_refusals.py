@@ -75,6 +75,9 @@ REFUSED = [
 WITHOUT_SUBSTITUTE = [
     (ALL, "rollout.stop_tokens=['.']", "ends with EOS alone", "leave rollout.stop_tokens out"),
     (ALL, "reward={type='chrf'}", "a reward|what scores", "write"),
+    (ALL, "reward={type='answer', after='####'}", "a reward|what scores", "write"),
+    (ALL, "reward={type='unit_tests', partial=true}", "a reward|what scores", "write"),
+    (ALL, "reward={type='llm_judge', url='http://h/v1', model='m', rubric='r'}", "a reward|what scores", "write"),
     (("nemo-rl",), "reward={type='function', function='rlhfkit.rewards.examples:variety'}", "what scores", "an Env"),
     (("openrlhf", "nemo-rl"), "ppo.objective=cispo", "the clipped loss alone", "export to verl"),
     (("nemo-rl",), "ppo.estimator=rloo", "has a critic", "export to verl"),
