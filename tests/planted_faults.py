@@ -53,8 +53,8 @@ FAULTS = (
     ),
     Fault(
         "ppo/loss.py",
-        "loss = torch.maximum(-advantages * ratio",
-        "loss = torch.minimum(-advantages * ratio",
+        "loss = torch.maximum(-advantages * r,",
+        "loss = torch.minimum(-advantages * r,",
         "optimistic instead of pessimistic clip",
     ),
     Fault(
@@ -117,14 +117,14 @@ FAULTS = (
     # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
     Fault(
         "training/update.py",
-        "denominator, deviation = mask[rows].sum(), 0.0",
-        "denominator, deviation = mask.sum(), 0.0",
+        "denominators, deviation = _denominators(trainer, mask[rows]), 0.0",
+        "denominators, deviation = _denominators(trainer, mask), 0.0",
         "loss over the tokens of the rollout, not of the minibatch",
     ),
     Fault(
         "training/advantages.py",
-        "return whiten(advantages, mask), advantages + experience.old_values",
-        "return whiten(advantages, mask), whiten(advantages, mask) + experience.old_values",
+        "return advantages, towards + experience.old_values",
+        "return advantages, whiten(towards, mask) + experience.old_values",
         "returns from whitened advantages",
     ),
     Fault(
