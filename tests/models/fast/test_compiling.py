@@ -1,12 +1,14 @@
 import shutil
+import threading
 
 import pytest
 import torch
+from torch._dynamo import eval_frame
 from torch._dynamo.utils import counters
 
 from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.models.fast import weight_layout as reordering
-from rlhfkit.models.fast.compiling import why_no_compiler
+from rlhfkit.models.fast.compiling import uncompiled, why_no_compiler
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.models.layers import layers_of
 from rlhfkit.models.value import ValueHead
@@ -94,3 +96,27 @@ def test_a_machine_without_compiler_is_reported_what_to_install(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "no g++ or clang++ or c++ here; install one" in why_no_compiler(CPU)
     assert why_no_compiler(torch.device("cuda")) == ""  # which has its own
+
+
+def test_threads_that_overlap_leave_compiling_on():
+    """The first to come leaves first, so that each would put back what the other had set."""
+    inside, both = threading.Event(), threading.Event()
+
+    def first():
+        with uncompiled():
+            inside.set()
+            both.wait()
+
+    def second():
+        inside.wait()
+        with uncompiled():
+            both.set()
+            threads[0].join()
+            assert eval_frame._stance.stance == "force_eager"
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert eval_frame._stance.stance == "default"

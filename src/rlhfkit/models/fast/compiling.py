@@ -9,6 +9,7 @@ machine cannot compile, or what comes out is wrong, the plain code runs.
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,12 +38,38 @@ MOST_PROGRAMS = 64
 _plain_only: ContextVar[bool] = ContextVar("plain_only", default=False)
 
 
+class _Eager:
+    """torch's stance "force_eager", which is one for all threads of a process.
+
+    The first thread that asks for it sets it, and the last that needs it no more puts it back. If each put back what it
+    had found, two threads that overlap would leave it set for ever, and nothing would be compiled any more.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._num_inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._stance = torch.compiler.set_stance("force_eager")
+            self._num_inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                self._stance.__exit__(None, None, None)
+
+
+_eager = _Eager()
+
+
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Inside, what was compiled runs as plain code."""
     token = _plain_only.set(True)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with _eager:
             yield
     finally:
         _plain_only.reset(token)
