@@ -65,7 +65,7 @@ def assert_close(found, expected, *, relative=1e-6):
         assert (found[name] - gradient).abs().max() <= relative * norm, name
 
 
-@pytest.mark.parametrize("num", [2, 3])
+@pytest.mark.parametrize("num", [2, pytest.param(3, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     "settings",
     [

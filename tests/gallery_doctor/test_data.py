@@ -5,12 +5,15 @@ The model is tiny, and has learnt to write the grammar's reviews, so that it is 
 
 import json
 
+import pytest
+
 from tests.gallery_doctor.desk import (
     named,
     write,
 )
 
 
+@pytest.mark.thorough
 def test_leaked_test_rows_are_named_in_other_letters_too(examine, desk, tmp_path):
     train = [json.loads(line)["prompt"] for line in (desk / "prompts.jsonl").read_text().splitlines()]
     test = write(tmp_path / "test.jsonl", [{"prompt": f"{text.upper()} "} for text in train[:24]])

@@ -24,6 +24,8 @@ from rlhfkit.rundir.results import Evaluation, read_results
 from tests.pipeline.whole_runs import Killed, Talk, frozen, metrics, snapshot_of
 from tests.small_recipe import small_recipe
 
+pytestmark = pytest.mark.thorough
+
 RECIPE = small_recipe(
     "rounds",
     ["pretrain", "sft", "preferences", "reward_model", "ppo", "evaluate"],
@@ -132,7 +134,6 @@ def results_of(run_dir):
 # ── a run in rounds ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.thorough
 def test_every_round_is_a_run_of_its_own(finished):
     for number in (1, 2):
         directory = finished.round(number)
@@ -145,7 +146,6 @@ def test_every_round_is_a_run_of_its_own(finished):
     assert [path.name for path in finished.path.rglob(".*")] == []
 
 
-@pytest.mark.thorough
 def test_the_second_round_asks_about_the_policy_of_the_first(finished):
     pairs = snapshot_of(finished.simulated_labels).pairs
     models = {number: {pair.model_a for pair in pairs if pair.round == number} for number in (1, 2)}
@@ -220,7 +220,6 @@ def test_the_whole_run_can_be_evaluated_and_answers(copy, monkeypatch):
 # ── stopped, and started again ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.thorough
 def test_a_run_that_is_killed_in_its_second_round_ends_with_the_same_bits(run, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(simulated, "VOTES_AT_ONCE", 5)
     directory = tmp_path / "killed"
@@ -248,7 +247,6 @@ def test_a_finished_run_does_nothing_again(run, copy):
     assert {path: path.stat().st_mtime_ns for path in copy.path.rglob("*.safetensors")} == before
 
 
-@pytest.mark.thorough
 def test_a_further_round_may_follow_also_where_the_run_was_moved(run, copy):
     before = weights(copy, "policy")
     talk = Talk()
@@ -305,7 +303,6 @@ def test_another_start_model_is_refused_where_a_stage_before_the_rounds_has_begu
         run(tmp_path / "run", *changes)
 
 
-@pytest.mark.thorough
 def test_fresh_starts_over_but_never_removes_what_people_said(run, copy):
     for path in (copy.labels, copy.round(1).labels):
         with Store.open(path) as store:

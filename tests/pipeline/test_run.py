@@ -484,6 +484,7 @@ def test_too_few_prompts_for_both_kinds_of_pairs_are_an_error(run, tmp_path):
         run(tmp_path, stages, "data.prompts.num_rows=1")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "overrides",
     [

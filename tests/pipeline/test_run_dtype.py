@@ -88,6 +88,7 @@ def test_a_run_says_and_records_what_auto_took_and_keeps_the_recipes_word(tmp_pa
     assert json.loads((tmp_path / "run" / "config.json").read_text())["model"]["dtype"] == "auto"
 
 
+@pytest.mark.thorough
 def test_a_run_continues_in_its_type_where_the_machine_would_choose_another(tmp_path, machine):
     machine(0.3)
     run(tmp_path)

@@ -79,6 +79,7 @@ def test_what_is_written_is_read_again(tmp_path):
     assert run.explanation_page.read_text().lstrip().startswith("<!doctype html>")
 
 
+@pytest.mark.thorough
 def test_the_report_shows_the_panel_folded_and_as_text(tmp_path):
     run = write_fake_run(tmp_path / "run")
     assert "Token by token" not in render_report(run)

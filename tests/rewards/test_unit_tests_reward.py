@@ -165,6 +165,7 @@ def test_what_writes_into_the_channel_by_itself_only_gives_wrong_answers():
         assert passed(source, "assert add(1, 2) == 3", "assert add(2, 2) == 4") == [False, False]
 
 
+@pytest.mark.thorough
 @confines
 @pytest.mark.parametrize(
     "source",

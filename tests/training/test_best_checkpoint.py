@@ -261,6 +261,7 @@ def assert_has_weights_after(trainer, iterations, directory):
 SCORES = {0: 0.0, 2: 1.0, 4: 5.0, 6: 6.0, 7: 3.0}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kls", "limit", "best"),
     [

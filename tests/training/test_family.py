@@ -122,6 +122,7 @@ def test_the_kl_is_in_the_reward_or_in_the_loss(estimator):
     assert run_iteration(trainer)[1]["ppo/kl_loss"] > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "kl",
     [
@@ -184,6 +185,7 @@ def test_settings_that_contradict_each_other_are_refused(settings, words):
 # ── presets ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_learns(preset):
     """The tiny model says "a" more often, which is what it is paid for."""

@@ -109,6 +109,7 @@ def test_a_supervised_stage_warns_too(tmp_path):
 # ── what a rule may do ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_a_rule_lowers_the_learning_rates_and_waits_before_it_does_so_again(tmp_path):
     run, said = train(growing("lower_learning_rate", patience_iterations=4, max_reactions=2), tmp_path)
     factors = logged(run, "watch/learning_rate_factor")

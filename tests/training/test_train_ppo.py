@@ -102,6 +102,7 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_scripted_reward_is_learnt(tmp_path, estimator, seed):
@@ -256,7 +257,6 @@ def test_kl_coefficient_is_in_the_checkpoint(tmp_path):
     assert metrics(tmp_path)[-1]["kl_coef"] == pytest.approx(saved.state["kl_coef"], rel=1e-5)
 
 
-@pytest.mark.thorough
 def test_a_strong_leash_holds_the_policy_near_its_reference(tmp_path):
     def last_kl(name, coef):
         run(tiny.trainer(settings(iterations=10, kl=FixedKLConfig(coef=coef))), tmp_path / name)
