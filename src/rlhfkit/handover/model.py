@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhfkit.config.training import OptimConfig
-from rlhfkit.errors import ConfigError
+from rlhfkit.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from rlhfkit.handover.subject import Subject
@@ -44,7 +44,7 @@ def _rate(subject: "Subject", optim: OptimConfig, role: str, name: str) -> float
 
     try:
         shape = shape_named(subject.policy_path)
-    except Exception as error:
+    except (ConfigError, ModelError) as error:
         raise ConfigError(
             f'{name} = "auto" goes by the size of {subject.policy_path}, which is not known here ({error}); set it to '
             "a number, as the other tool has no such word"

@@ -104,7 +104,9 @@ def tune(
         try:
             write_study_page(study_dir)
         except Exception as error:  # it only shows the study, which is whole
-            progress.warn(f"{study_dir.page} cannot be written ({error}); once that is put right: rlhfkit report …")
+            progress.warn(
+                f"{study_dir.page} cannot be written ({error}); once that is put right: rlhfkit report {study_dir.path}"
+            )
         return results
 
     def show(draw: Callable[[RenderableType], None] | None) -> None:
