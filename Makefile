@@ -18,6 +18,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/rlhfkit run demo
 
+# Containers often switch this on. Then each worker rewrites all tests anew, and each process that a test starts compiles
+# the package again.
+export PYTHONDONTWRITEBYTECODE :=
+
 # The quick suite. Each process has one thread: tiny models gain nothing from a second, and the processes share the cores.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal

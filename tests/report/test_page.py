@@ -11,7 +11,7 @@ from rlhfkit.errors import CheckpointError
 from rlhfkit.report.model_card import render_model_card
 from rlhfkit.report.page import render_report, report_or_warn, write_report
 from rlhfkit.rundir.directory import RunDir
-from tests.report.conftest import fake_evaluation
+from tests.report.conftest import fake_evaluation, write_fake_run
 
 HOSTILE = (
     """<script>alert(1)</script> </style></title> <img src=x onerror=alert(2)> "double" 'single' &amp; {{ 7 * 7 }}"""
@@ -75,9 +75,14 @@ def test_report_is_small_and_the_same_run_gives_the_same_bytes(fake_run: RunDir)
     assert write_report(fake_run).read_bytes() == first
 
 
-def test_page_loads_nothing_and_runs_nothing(fake_run: RunDir):
-    html = render_report(fake_run)
-    page = Page(html)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a whole run, for tests that only read it."""
+    return render_report(write_fake_run(tmp_path_factory.mktemp("whole")))
+
+
+def test_page_loads_nothing_and_runs_nothing(whole: str):
+    html, page = whole, Page(whole)
     policies = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
     assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
     assert not re.search(r"https?://|//[a-z]|@import|javascript:", html)
@@ -88,17 +93,16 @@ def test_page_loads_nothing_and_runs_nothing(fake_run: RunDir):
             assert (attributes.get(name) or "#").startswith(("#", "data:,"))
 
 
-def test_every_chart_has_a_title_a_description_and_a_caption(fake_run: RunDir):
-    html = render_report(fake_run)
-    charts = re.findall(r"<h3>([^<]+)</h3>\s*<figure>(.*?)</figure>", html, flags=re.S)
+def test_every_chart_has_a_title_a_description_and_a_caption(whole: str):
+    charts = re.findall(r"<h3>([^<]+)</h3>\s*<figure>(.*?)</figure>", whole, flags=re.S)
     assert len(charts) > 15
     for title, figure in charts:
         assert re.search(rf'<svg viewBox="[^"]+" role="img" aria-label="{re.escape(title)}', figure)
         assert re.search(r"<figcaption>\s*\S[^<]{20,}</figcaption>", figure)
 
 
-def test_ids_are_unique_and_every_reference_has_its_target(fake_run: RunDir):
-    page = Page(render_report(fake_run))
+def test_ids_are_unique_and_every_reference_has_its_target(whole: str):
+    page = Page(whole)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for _, attributes in page.elements:
@@ -122,8 +126,8 @@ def hostile_run(run: RunDir, text: str) -> str:
     return write_report(run).read_text(encoding="utf-8")
 
 
-def test_text_of_models_and_data_is_never_markup(fake_run: RunDir):
-    normal = {tag for tag, _ in Page(render_report(fake_run)).elements}
+def test_text_of_models_and_data_is_never_markup(fake_run: RunDir, whole: str):
+    normal = {tag for tag, _ in Page(whole).elements}
     html = hostile_run(fake_run, HOSTILE)
     page = Page(html)
     assert {tag for tag, _ in page.elements} <= normal

@@ -259,6 +259,25 @@ def test_no_description_of_the_api_is_served(store):
 # ── what comes in ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """A store for all requests that are refused; at the end nothing is in it."""
+    with open_store(tmp_path_factory.mktemp("untouched")) as opened:
+        yield opened
+        assert opened.events() == []
+
+
+@pytest.fixture(scope="module")
+def ada(untouched):
+    return Visitor(untouched, "Ada")
+
+
+@pytest.fixture(scope="module")
+def port(untouched):
+    with serving(create_app(untouched), port=0) as served:
+        yield served.address.port
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -273,11 +292,8 @@ def test_no_description_of_the_api_is_served(store):
         "/static/",
     ],
 )
-def test_files_come_from_one_directory_only(store, path):
-    with (
-        serving(create_app(store), port=0) as served,
-        socket.create_connection(("127.0.0.1", served.address.port)) as wire,
-    ):
+def test_files_come_from_one_directory_only(port, path):
+    with socket.create_connection(("127.0.0.1", port)) as wire:
         # A raw request, because clients tidy the path up before they send it.
         wire.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         reply = b"".join(iter(lambda: wire.recv(65536), b""))
@@ -329,8 +345,8 @@ def sent(visitor, path, content, kind="application/json"):
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("content", NO_OBJECTS)
-def test_a_body_that_is_no_object_of_json_is_refused_in_words(store, path, content):
-    status, code, message = sent(Visitor(store, "Ada"), path, content)
+def test_a_body_that_is_no_object_of_json_is_refused_in_words(ada, path, content):
+    status, code, message = sent(ada, path, content)
     assert (status, code) == (422, "not_json")
     assert NOT_JSON in message
 
@@ -347,23 +363,23 @@ def test_a_body_that_is_no_object_of_json_is_refused_in_words(store, path, conte
         {"what is this": True},
     ],
 )
-def test_values_of_a_wrong_type_are_refused_by_name(store, path, content):
-    status, code, message = sent(Visitor(store, "Ada"), path, json.dumps(content))
+def test_values_of_a_wrong_type_are_refused_by_name(ada, path, content):
+    status, code, message = sent(ada, path, json.dumps(content))
     assert (status, code) == (422, "invalid")
     assert any(name in message for name in (*content, "pair_id", "id", "name"))
 
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x", ""])
-def test_forms_of_other_pages_are_not_read_as_json(store, path, kind):
-    status, code, message = sent(Visitor(store, "Ada"), path, b'{"pair_id": "pair-1"}', kind)
+def test_forms_of_other_pages_are_not_read_as_json(ada, path, kind):
+    status, code, message = sent(ada, path, b'{"pair_id": "pair-1"}', kind)
     assert (status, code) == (415, "not_json")
     assert NOT_JSON in message
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_a_body_that_is_too_large_is_refused_wherever_it_goes(store, path):
-    status, code, message = sent(Visitor(store, "Ada"), path, b" " * (LARGEST_BODY_BYTES + 1))
+def test_a_body_that_is_too_large_is_refused_wherever_it_goes(ada, path):
+    status, code, message = sent(ada, path, b" " * (LARGEST_BODY_BYTES + 1))
     assert (status, code) == (413, "too_large")
     assert "at most 64 KB" in message
 
