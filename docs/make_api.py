@@ -28,7 +28,7 @@ from rlhfkit.rundir.results import (
 )
 
 GROUPS = {
-    "Trainers": ["PPOTrainer", "SFTTrainer", "RewardTrainer", "ControlTrainer"],
+    "Trainers": ["PPOTrainer", "SFTTrainer", "RewardTrainer", "DPOTrainer", "ControlTrainer"],
     "Functions": [
         "evaluate",
         "sample",
@@ -178,6 +178,7 @@ def names_elsewhere() -> str:
         "rollout": ("RolloutConfig",),
         "sft": ("SFTConfig",),
         "reward_model": ("RewardModelConfig",),
+        "dpo": ("DPOConfig",),
     }
 
     def in_python(ours: str) -> str:

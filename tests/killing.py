@@ -56,6 +56,23 @@ normalization_responses = 8
 checkpoint_minutes = 1e-9
 """,
     ),
+    "dpo": small_recipe(
+        "dpo",
+        ["pretrain", "dpo"],
+        PRETRAIN
+        + """
+[data]
+max_prompt_tokens = 40
+texts = { type = "grammar", num_rows = 24 }
+preferences = { type = "grammar", num_rows = 24, seed_offset = 4 }
+test_prompts = { type = "grammar", num_rows = 4, seed_offset = 2 }
+[dpo]
+minibatch_pairs = 2
+checkpoint_minutes = 1e-9
+[evaluation]
+judge = { type = "grammar" }
+""",
+    ),
     "ppo": small_recipe(
         "ppo",
         ["pretrain", "ppo"],

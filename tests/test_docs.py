@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import pytest
+import torch
 import typer
 
 import rlhfkit
@@ -35,7 +36,7 @@ from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.rewards import RewardConfig
 from rlhfkit.config.section import Section
 from rlhfkit.config.stages import Role
-from rlhfkit.config.training import OptimConfig, RewardModelConfig, SftConfig
+from rlhfkit.config.training import DpoConfig, OptimConfig, RewardModelConfig, SftConfig
 from rlhfkit.errors import TrainingError
 from rlhfkit.evaluation.on_the_way import Answers
 from rlhfkit.machine.progress import Progress
@@ -46,6 +47,7 @@ from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
+from rlhfkit.training.dpo import DpoPair, Side, train_dpo
 from rlhfkit.training.observers import OBSERVING_SECONDS
 from rlhfkit.training.ppo import train_ppo
 from rlhfkit.training.rates import auto_learning_rate
@@ -358,7 +360,7 @@ def said(value: object) -> str:
 def test_learning_rates_in_tables_are_those_that_auto_stands_for():
     rows = list(tables(r"\| what is trained \| rate of full training \|"))
     sizes = (17_000_000, 124_000_000, 1_000_000_000, 8_000_000_000)
-    roles: tuple[Role, ...] = ("sft", "reward_model", "policy", "value", "pretrain")
+    roles: tuple[Role, ...] = ("sft", "reward_model", "policy", "value", "dpo", "pretrain")
     for role, (part, (_, _, _, *rates), _) in zip(roles, rows, strict=True):
         expected = [auto_learning_rate(role, num_weights=size, lora=False) for size in sizes]
         assert [float(rate) for rate in rates] == expected, where(part)
@@ -415,6 +417,19 @@ def test_every_metric_of_the_supervised_stages_is_explained(tmp_path):
         ):
             checkpoints = Checkpoints(run.checkpoints / stage, warn=pytest.fail)
             train(model, rows, config, stage=stage, log=log, checkpoints=checkpoints, **common)
+        pairs = [DpoPair(Side([2], [3, 1]), Side([2], [4, 1]), number) for number in range(4)]
+        checkpoints = Checkpoints(run.checkpoints / "dpo", warn=pytest.fail)
+        config = DpoConfig(validation_share=0.5)
+        train_dpo(
+            tiny.language_model(),
+            pairs,
+            torch.zeros(4, 2),
+            config,
+            stage="dpo",
+            log=log,
+            checkpoints=checkpoints,
+            **common,
+        )
     assert documented_metrics("supervised stages") == written(run)
 
 

@@ -27,6 +27,12 @@ MOMENTS = {
         (r"open .*/\.reward_model\..*json.*", 1),
         (r"open .*/\.reward_model.json.*", 1),
     ],
+    "dpo": [
+        (HALF_LINE, 8),
+        (HALF_TENSORS, 3),
+        (r"os.rename .*/\.dpo\.\w+ .*", 1),
+        (r"os.rename .*stages.json.* .*stages.json", 1),
+    ],
     "ppo": [
         (r"os.rename .*/\.config\.json.*", 1),
         (r"os.rename .*/\.recipe\.toml.*", 1),

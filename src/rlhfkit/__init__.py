@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rlhfkit.api.explain import explain
     from rlhfkit.api.ppo import PPOTrainer
     from rlhfkit.api.probe import probe
-    from rlhfkit.api.supervised import RewardTrainer, SFTTrainer
+    from rlhfkit.api.supervised import DPOTrainer, RewardTrainer, SFTTrainer
     from rlhfkit.config.control import ControlPpoConfig as ControlPPOConfig
     from rlhfkit.config.control import EnvConfig, NetworkConfig
     from rlhfkit.config.evaluation import EvaluationConfig
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rlhfkit.config.ppo import PpoConfig as PPOConfig
     from rlhfkit.config.probe import ProbeConfig
     from rlhfkit.config.recipe import Recipe
+    from rlhfkit.config.training import DpoConfig as DPOConfig
     from rlhfkit.config.training import OptimConfig, RewardModelConfig
     from rlhfkit.config.training import SftConfig as SFTConfig
     from rlhfkit.errors import (
@@ -56,6 +57,8 @@ __all__ = [
     "ConfigError",
     "ControlPPOConfig",
     "ControlTrainer",
+    "DPOConfig",
+    "DPOTrainer",
     "DataError",
     "EnvConfig",
     "EnvError",
@@ -103,6 +106,8 @@ _MODULES = {
     "AdaptiveKLConfig": "rlhfkit.config.ppo",
     "ControlPPOConfig": "rlhfkit.config.control:ControlPpoConfig",
     "ControlTrainer": "rlhfkit.api.control",
+    "DPOConfig": "rlhfkit.config.training:DpoConfig",
+    "DPOTrainer": "rlhfkit.api.supervised",
     "EnvConfig": "rlhfkit.config.control",
     "EvaluationConfig": "rlhfkit.config.evaluation",
     "FixedKLConfig": "rlhfkit.config.ppo",

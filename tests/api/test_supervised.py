@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhfkit import (
     ConfigError,
     DataError,
+    DPOConfig,
+    DPOTrainer,
     LoraConfig,
     OptimConfig,
     PPOConfig,
@@ -211,3 +213,19 @@ def test_nothing_is_left_on_the_disk_without_a_run_directory(model_dir, tmp_path
     trained.train()
     trained.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dpo_learns_which_is_preferred_and_measures_how_far_it_goes(model_dir, tmp_path):
+    config = DPOConfig(minibatch_pairs=8, epochs=2, optim=OptimConfig(learning_rate=3e-3))
+    trained = DPOTrainer(
+        model_dir,
+        preferences=PAIRS,
+        test_prompts=["Say 3", "Say 4"],
+        config=config,
+        rollout=RolloutConfig(max_response_tokens=8),
+        progress=QUIET,
+    )
+    metrics = trained.train()
+    assert metrics["validation/accuracy"] == 1.0 and metrics["evaluation/ref_kl"] != 0.0
+    assert "evaluation/score" not in metrics  # there is no reward
+    assert len(sample(trained, ["Say 3"], max_response_tokens=4)) == 1

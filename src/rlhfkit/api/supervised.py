@@ -1,4 +1,4 @@
-"""`SFTTrainer` and `RewardTrainer`: what comes before PPO."""
+"""`SFTTrainer` and `RewardTrainer`, which come before PPO, and `DPOTrainer`, which comes in its place."""
 
 import shutil
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from rlhfkit.config.model import LoraConfig
 from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.config.rewards import RewardModelRewardConfig
 from rlhfkit.config.stages import STAGE_SPECS
-from rlhfkit.config.training import RewardModelConfig, SftConfig
+from rlhfkit.config.training import DpoConfig, RewardModelConfig, SftConfig
 from rlhfkit.distributed.joining import join_for_good
 from rlhfkit.distributed.ranks import on_first
 from rlhfkit.errors import ConfigError, DataError
@@ -30,19 +30,20 @@ from rlhfkit.rewards.source import ScoredText
 from rlhfkit.rundir.atomic import place_to_save, read_json, write_directory_atomically
 from rlhfkit.rundir.lines import read_lines
 
-__all__ = ["RewardTrainer", "SFTTrainer"]
+__all__ = ["DPOTrainer", "RewardTrainer", "SFTTrainer"]
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 SFT_WORDS = Words(config=("sft", SftConfig), lora=("model.lora", LoraConfig))
+DPO_WORDS = Words(config=("dpo", DpoConfig), rollout=("rollout", RolloutConfig), lora=("model.lora", LoraConfig))
 REWARD_WORDS = Words(
     config=("reward_model", RewardModelConfig), rollout=("rollout", RolloutConfig), lora=("model.lora", LoraConfig)
 )
 
 
 class SupervisedTrainer(AbstractContextManager["SupervisedTrainer"]):
-    """What `SFTTrainer` and `RewardTrainer` share: the one stage of an opened run, and what it leaves."""
+    """What `SFTTrainer`, `RewardTrainer` and `DPOTrainer` share: the one stage of an opened run, and what it leaves."""
 
     def __init__(self, opened: Opened) -> None:
         """Ready to train."""
@@ -109,8 +110,22 @@ class SupervisedTrainer(AbstractContextManager["SupervisedTrainer"]):
         return supervised_html(repr(self), self.history)
 
 
+class LanguageModelTrainer(SupervisedTrainer):
+    """One of those that train a language model."""
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The trained model, read when it is first asked for; PPOTrainer, evaluate and sample take the trainer itself.
+
+        Raises: ConfigError where nothing is trained yet.
+        """
+        builder = self._opened.ctx.builder
+        with quiet_transformers():
+            return builder.language_model(builder.source_of(self.directory))
+
+
 @SFT_WORDS.of_class
-class SFTTrainer(SupervisedTrainer):
+class SFTTrainer(LanguageModelTrainer):
     """Trains a language model on prompts with good responses, by cross entropy on the responses.
 
     Example:
@@ -169,15 +184,70 @@ class SFTTrainer(SupervisedTrainer):
         )
         super().__init__(opened)
 
-    @cached_property
-    def model(self) -> LanguageModel:
-        """The trained model, read when it is first asked for; PPOTrainer, evaluate and sample take the trainer itself.
 
-        Raises: ConfigError where nothing is trained yet.
+@DPO_WORDS.of_class
+class DPOTrainer(LanguageModelTrainer):
+    """Trains a language model on preferences by DPO or IPO: a baseline for PPO, without reward model or samples.
+
+    Example:
+        >>> from rlhfkit import DPOConfig, DPOTrainer
+        >>> rows = [{"prompt": f"Say {n}", "chosen": " yes", "rejected": " no"} for n in range(16)]
+        >>> trainer = DPOTrainer(model_dir, preferences=rows, config=DPOConfig(minibatch_pairs=4))
+        >>> 0 <= trainer.train()["accuracy"] <= 1
+        True
+    """
+
+    def __init__(
+        self,
+        model: ModelSource,
+        *,
+        preferences: DataSource,
+        test_prompts: DataSource | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        config: DpoConfig | None = None,
+        rollout: RolloutConfig | None = None,
+        lora: LoraConfig | None = None,
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+        seed: int = 0,
+        run_dir: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Ready to train, everything checked.
+
+        Args:
+            model: the language model to train, as for `SFTTrainer`; as it is now, it is the reference too.
+            preferences: a file, a `datasets.Dataset`, or rows: {"prompt", "chosen", "rejected"}.
+            test_prompts: what it answers on the way, so that `history` has its KL, `evaluation/ref_kl`.
+            tokenizer: that of a model in memory.
+            config: the recipe's section `dpo`.
+            rollout: length and temperature of these answers.
+            lora: train adapters in place of all weights.
+            device: where to compute.
+            dtype: type of the weights.
+            seed: all randomness follows from it.
+            run_dir: where log, checkpoints, `dpo/` and report go. Without it files are kept in a temporary directory,
+                as long as this object lives.
+            progress: what shows notes, warnings and bars.
+
+        Raises: ConfigError, DataError, ModelError where something that was given will not do.
         """
-        builder = self._opened.ctx.builder
-        with quiet_transformers():
-            return builder.language_model(builder.source_of(self.directory))
+        join_for_good()
+        gathered = Gathered()
+        gathered.add_model(model, tokenizer, {"lora": lora, "device": device, "dtype": dtype})
+        gathered.add_data(preferences=preferences, test_prompts=test_prompts)
+        opened = Opened(
+            "dpo",
+            gathered,
+            by="DPOTrainer",
+            words=DPO_WORDS,
+            seed=seed,
+            run_dir=run_dir,
+            progress=progress,
+            dpo=settings_of("config", config, DpoConfig, taker="DPOTrainer"),
+            rollout=settings_of("rollout", rollout, RolloutConfig, taker="DPOTrainer"),
+        )
+        super().__init__(opened)
 
 
 @REWARD_WORDS.of_class

@@ -63,7 +63,9 @@ ELSEWHERE = (
     ),
     Names(("response_length", "max_new_tokens"), ("rollout.max_response_tokens",)),
     Names(("temperature",), ("rollout.temperature",)),
-    Names(("max_length",), ("sft.max_tokens", "reward_model.max_tokens")),
+    Names(("max_length",), ("sft.max_tokens", "reward_model.max_tokens", "dpo.max_tokens")),
+    Names(("beta",), ("dpo.beta",), "of a DPOConfig; in PPO the KL coefficient is kl"),
+    Names(("loss_type",), ("dpo.loss",), "of a DPOConfig"),
 )
 
 SECTIONS = {
@@ -73,6 +75,7 @@ SECTIONS = {
     "SftConfig": "sft",
     "PretrainConfig": "sft",
     "RewardModelConfig": "reward_model",
+    "DpoConfig": "dpo",
 }
 """Class → the section of a recipe whose names it has."""
 

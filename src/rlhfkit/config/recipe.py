@@ -28,8 +28,8 @@ from rlhfkit.config.rewards import (
     shared_parts,
 )
 from rlhfkit.config.section import MAY_CHANGE, Section
-from rlhfkit.config.stages import STAGE_SPECS, Stage
-from rlhfkit.config.training import JudgeConfig, PretrainConfig, RewardModelConfig, SftConfig
+from rlhfkit.config.stages import BASELINES, STAGE_SPECS, Stage
+from rlhfkit.config.training import DpoConfig, JudgeConfig, PretrainConfig, RewardModelConfig, SftConfig
 from rlhfkit.config.tune import TuneConfig
 from rlhfkit.config.watchdog import WatchdogConfig
 
@@ -83,6 +83,8 @@ class Recipe(Section):
     """Settings of the stage `evaluate`."""
     probe: ProbeConfig = ProbeConfig()
     """Settings of the stage `probe`."""
+    dpo: DpoConfig = DpoConfig()
+    """Settings of the stage."""
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = ParallelConfig()
     """What several processes part among them."""
     cluster: Annotated[ClusterConfig, MAY_CHANGE] = ClusterConfig()
@@ -96,6 +98,11 @@ class Recipe(Section):
     def uses_reward(self) -> bool:
         """Whether responses get the score of `reward`, rather than that of the environment alone."""
         return self.env is None or self.env.type == "replay" or (self.env.type == "function" and self.env.add_reward)
+
+    @property
+    def has_reward(self) -> bool:
+        """Whether `reward` can be had: it names no model of this run that no stage makes."""
+        return self.uses_reward and not any(_faults_of_reward("reward", self.reward, self))
 
     def for_context(self, context: int | None) -> "Recipe":
         """The recipe with a number where `data.max_prompt_tokens` is "auto", for a model of so many positions."""
@@ -150,6 +157,7 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         yield f"rounds = {recipe.rounds} goes round the stages preferences, reward_model and ppo; add {sorted(missing)}"
     if recipe.rounds > 1 and recipe.reward_model.init == "base" and "sft" in stages:
         yield 'rounds begin at the SFT model, and know no base; set reward_model.init = "sft", or rounds = 1'
+    yield from _faults_of_baselines(recipe)
     if recipe.env is not None and "ppo" not in stages:
         yield f'env.type = "{recipe.env.type}" is what PPO acts in; add the stage "ppo", or leave [env] out'
     if isinstance(recipe.env, GuessEnvConfig) and isinstance(recipe.data.texts, GuessTextsConfig):
@@ -202,6 +210,15 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             isinstance(part, BagOfWordsRewardConfig) and part.path is None for _, part in parts_of(recipe.reward, "")
         ):
             yield 'reward.type = "bag_of_words" without a path maximises the judge of this run; set evaluation.judge'
+
+
+def _faults_of_baselines(recipe: Recipe) -> Iterator[str]:
+    """What the stages that are compared with PPO cannot do."""
+    stages = [stage for stage in BASELINES if stage in recipe.stages]
+    if stages and recipe.rounds > 1:
+        yield f"rounds = {recipe.rounds} leave no one model for {stages} to begin with; leave them out, or rounds = 1"
+    if stages and recipe.env is not None:
+        yield f"{stages} answer single prompts, and [env] has turns; leave one of the two out"
 
 
 def _faults_on_the_way(recipe: Recipe) -> Iterator[str]:

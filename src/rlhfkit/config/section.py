@@ -58,7 +58,7 @@ class Section(BaseModel):
     @classmethod
     def public_name(cls) -> str:
         """The name under which Python programs import the class: `PPOConfig`, not `PpoConfig`."""
-        return cls.__name__.replace("Ppo", "PPO").replace("Sft", "SFT")
+        return cls.__name__.replace("Ppo", "PPO").replace("Sft", "SFT").replace("Dpo", "DPO")
 
     def __repr_name__(self) -> str:
         return self.public_name()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "BASELINES",
     "STAGE_SPECS",
     "ModelName",
     "Role",
@@ -20,12 +21,12 @@ __all__ = [
     "title_of",
 ]
 
-Stage = Literal["pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate", "probe"]
+Stage = Literal["pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate", "probe", "dpo"]
 
-ModelName = Literal["base", "sft", "reward_model", "judge", "policy", "value"]
+ModelName = Literal["base", "sft", "reward_model", "judge", "policy", "value", "dpo"]
 """A directory of a run that holds a model."""
 
-Role = Literal["pretrain", "sft", "reward_model", "policy", "value", "control"]
+Role = Literal["pretrain", "sft", "reward_model", "policy", "value", "control", "dpo"]
 """What an optimizer trains; learning rates and the rules that watch training go by it."""
 
 
@@ -129,8 +130,21 @@ STAGE_SPECS: dict[Stage, StageSpec] = {
             sections=("probe", "reward", "rollout"),
             is_of_round=True,
         ),
+        StageSpec(
+            name="dpo",
+            title="DPO",
+            data=("preferences",),
+            sections=("dpo",),
+            writes=("dpo",),
+            model="dpo",
+            trains="dpo",
+        ),
     )
 }
+
+
+BASELINES: tuple[Stage, ...] = ("dpo",)
+"""Stages that begin where PPO begins and do without it, so that one sees what it is worth."""
 
 
 def readers_of_section(section: str) -> frozenset[Stage]:

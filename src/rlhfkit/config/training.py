@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, Share
 
 __all__ = [
+    "DpoConfig",
     "EnsembleConfig",
     "JudgeConfig",
     "OptimConfig",
@@ -151,3 +152,34 @@ class JudgeConfig(Section):
 
     type: Literal["bag_of_words", "reward_model"] = "bag_of_words"
     """Logistic regression on TF-IDF of the response, or a reward model with this recipe's `reward_model` settings."""
+
+
+class DpoConfig(SupervisedConfig):
+    """Direct preference optimisation of the SFT model, on the preferences that the reward model learns from.
+
+    Example:
+        >>> from rlhfkit import DPOConfig
+        >>> DPOConfig(beta=0.05).loss
+        'sigmoid'
+    """
+
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """"sigmoid": DPO (arXiv 2305.18290); "ipo": a squared loss, which no pair draws further than to a margin of
+    1 / (2 beta) nats (arXiv 2310.12036)."""
+    beta: PositiveFloat = 0.1
+    """How strongly it is held to the SFT model, as `ppo.kl.coef` does it in PPO."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """For "sigmoid": share of the pairs whose choice is taken to be an error, so that no pair pulls without end."""
+    minibatch_pairs: PositiveInt = 32
+    """Pairs per update."""
+    max_tokens: PositiveInt = 2048
+    """Longer sequences lose the end of their response (and its EOS); never more than the model's context."""
+
+    @model_validator(mode="after")
+    def _smoothing_is_of_sigmoid(self) -> "DpoConfig":
+        if self.loss == "ipo" and self.label_smoothing:
+            raise ValueError(
+                f'label_smoothing = {self.label_smoothing:g} is of loss = "sigmoid"; with "ipo" leave it out, which '
+                "bounds what a pair can do by itself"
+            )
+        return self

@@ -13,6 +13,7 @@ RULES: dict[Role, tuple[Rule, ...]] = {
     "reward_model": REWARD_MODEL_RULES,
     "policy": PPO_RULES,
     "control": CONTROL_RULES,
+    "dpo": SUPERVISED_RULES,
 }
 
 

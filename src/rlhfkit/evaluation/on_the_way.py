@@ -41,7 +41,7 @@ class Answers:
     judge: list[float] | None
     """None without a judge."""
     score: list[float] | None
-    """What the reward says, summed over the turns; None where there is a judge to say more."""
+    """What the reward says, summed over the turns; None where it was not asked."""
     ref_kl: list[float]
     """Nats, summed per sequence."""
     ref_perplexity: float
@@ -106,7 +106,7 @@ def answers_to_prompts(
     sample: Callable[[], Sample],
     constraints: Sequence[Constraint] = (),
 ) -> Answers:
-    """The policy's answers to single prompts; `reward` scores them where there is no judge.
+    """The policy's answers to single prompts, with what `judge` and `reward` say, those of them that there are.
 
     `sample` gives what samples by the weights of now. Raises: RewardError where judge, reward or a constraint fail.
     """
@@ -122,13 +122,11 @@ def answers_to_prompts(
         ids, [response.ids for response in responses], pad=model.encoder.pad_id, device=model.device
     )
     ref_kl, ref_perplexity = _distances(policy, reference, sequences, max_tokens=recipe.ppo.forward_tokens)
-    source, who = (reward, "the reward source") if judge is None else (judge, "the judge")
-    scores = None if source is None else check_scores(source.score(episodes), episodes, source=who).tolist()
     return Answers(
         responses=responses,
         texts=[episode.response for episode in episodes],
-        judge=None if judge is None else scores,
-        score=scores if judge is None else None,
+        judge=_scores(judge, episodes, "the judge"),
+        score=_scores(reward, episodes, "the reward source"),
         ref_kl=ref_kl,
         ref_perplexity=ref_perplexity,
         constraints=_by_name(constraints, episodes),
@@ -175,6 +173,10 @@ def answers_in_env(
         ref_perplexity=ref_perplexity,
         constraints=_by_name(constraints, [turn.scored for turn in turns]),
     )
+
+
+def _scores(source: RewardSource | None, episodes: Sequence[ScoredText], who: str) -> list[float] | None:
+    return None if source is None else check_scores(source.score(episodes), episodes, source=who).tolist()
 
 
 def _by_name(constraints: Sequence[Constraint], episodes: Sequence[ScoredText]) -> dict[str, list[float]]:

@@ -18,6 +18,7 @@ WITHOUT_EFFECT = {
     "judge": "no part of PPO",
     "evaluation": "no part of PPO",
     "probe": "no part of PPO",
+    "dpo": "what PPO is compared with",
     "parallel": "how rlhfkit shares its work out",
     "cluster": "how rlhfkit shares its work out",
     "watchdog": "how rlhfkit finds that it hangs",

@@ -24,7 +24,7 @@ from rlhfkit.config.rewards import (
     RewardModelRewardConfig,
     parts_of,
 )
-from rlhfkit.config.stages import STAGE_SPECS, Stage
+from rlhfkit.config.stages import BASELINES, STAGE_SPECS, Stage
 from rlhfkit.data import (
     Loaded,
     SourceFile,
@@ -166,9 +166,10 @@ class Inputs:
             yield "model.path", model.path
         if stage == "preferences" and recipe.preferences.sampled_from is not None:
             yield "preferences.sampled_from", str(recipe.preferences.sampled_from)
-        rewards = {"reward": recipe.reward} if stage in ("ppo", "evaluate", "probe") and recipe.uses_reward else {}
+        scores = stage in ("ppo", "evaluate", "probe") or (stage in BASELINES and recipe.has_reward)
+        rewards = {"reward": recipe.reward} if scores and recipe.uses_reward else {}
         rewards |= dict(_constraints_of(recipe)) if stage in ("ppo", "evaluate") else {}
-        if stage == "evaluate" and recipe.evaluation.judge is not None:
+        if stage in ("evaluate", *BASELINES) and recipe.evaluation.judge is not None:
             rewards["evaluation.judge"] = recipe.evaluation.judge
         if given.reward is not None:
             rewards.pop("reward", None)
@@ -239,8 +240,9 @@ class Inputs:
             yield "rollout.engine", require_vllm
         made = ("preferences", "test_preferences") if "preferences" in recipe.stages else ()
         is_watched = "ppo" in stages and recipe.evaluation.every_iterations > 0
+        is_compared = bool(set(BASELINES) & set(stages)) and recipe.data.test_prompts is not None
         named = dict.fromkeys(name for stage in stages for name in STAGE_SPECS[stage].data)
-        if is_watched and recipe.uses_prompts:
+        if (is_watched and recipe.uses_prompts) or is_compared:
             named["test_prompts"] = None
         for name in named:
             if name not in made and getattr(recipe.data, name) is not None:
@@ -250,14 +252,14 @@ class Inputs:
         is_tried = recipe.env is not None and (recipe.env.type != "function" or recipe.env.check)
         if is_tried and {"ppo", "evaluate"} & set(stages):
             yield "env", lambda: self._try_env("prompts" if "ppo" in stages else "test_prompts")
-        if recipe.uses_reward and {"ppo", "evaluate"} & set(stages):
+        if recipe.uses_reward and ({"ppo", "evaluate"} & set(stages) or (is_compared and recipe.has_reward)):
             prompts = [name for name in ("prompts", "test_prompts") if name in named]
             yield "reward", lambda: self._try_reward(recipe.reward, "reward", prompts)
         if {"ppo", "evaluate"} & set(stages):
             prompts = [name for name in ("prompts", "test_prompts") if name in named]
             for name, source in _constraints_of(recipe):
                 yield name, lambda source=source, name=name: self._try_reward(source, name, prompts)  # type: ignore[misc]
-        if "evaluate" in stages or is_watched:
+        if "evaluate" in stages or is_watched or is_compared:
             yield "evaluation.judge", lambda: self._check_judge(is_second="evaluate" in stages)
         if is_watched and recipe.evaluation.probes:
             yield "evaluation.probes", lambda: self._try_probes(recipe.evaluation.probes, "evaluation.probes")

@@ -1,16 +1,18 @@
-"""What looks at PPO while it runs, as the recipe says."""
+"""What looks at PPO while it runs, and at what is compared with it, as the recipe says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
 from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.stages import Stage
 from rlhfkit.data import load_prompts
+from rlhfkit.distributed.ranks import ranks
 from rlhfkit.evaluation.on_the_way import Answers, EvaluationOnTheWay, answers_in_env, answers_to_prompts
 from rlhfkit.explanation.on_the_way import PanelOnTheWay
 from rlhfkit.machine.seeding import derive_seed, shuffled
-from rlhfkit.models.encoder import EncodedPrompt
+from rlhfkit.models.encoder import EncodedPrompt, Encoder
 from rlhfkit.models.language import LanguageModel, TextPolicy
 from rlhfkit.pipeline.constraints import constraints_of
 from rlhfkit.pipeline.context import RunContext
@@ -25,7 +27,7 @@ from rlhfkit.rollout.engine import GatheredSampler, Reference, Sample, sample_of
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.observers import Observer
 
-__all__ = ["observers_of"]
+__all__ = ["evaluation_of", "observers_of", "prompts_on_the_way"]
 
 
 def observers_of(
@@ -57,7 +59,7 @@ def _panel(ctx: RunContext, policy: TextPolicy, times: "Times") -> PanelOnTheWay
     """The first of the held-out prompts, token by token. A reward model, which remembers nothing, is that of PPO."""
     recipe = ctx.recipe
     return PanelOnTheWay(
-        _prompts(ctx, recipe, policy)[: recipe.evaluation.num_explained],
+        prompts_on_the_way(ctx, policy.language_model.encoder)[: recipe.evaluation.num_explained],
         sample=lambda: sample_of(None, policy.language_model),
         reward=None if recipe.reward.type == "reward_model" else ctx.builder.reward(recipe.reward),
         seed=recipe.seed,
@@ -100,20 +102,48 @@ def _answers(
     if recipe.env is not None:
         factory = ctx.env_factory("test_prompts")
         return partial(answers_in_env, policy, reference, factory, recipe, **sources)
-    return partial(answers_to_prompts, policy, reference, _prompts(ctx, recipe, policy), recipe, **sources)
+    prompts = prompts_on_the_way(ctx, model.encoder)
+    return partial(answers_to_prompts, policy, reference, prompts, recipe, **sources)
 
 
-def _prompts(ctx: RunContext, recipe: Recipe, policy: TextPolicy) -> list[EncodedPrompt]:
+def evaluation_of(ctx: RunContext, stage: Stage, model: LanguageModel) -> Callable[[int], Mapping[str, float]] | None:
+    """What evaluates a model that a stage other than PPO trains, which is the reference now, by reward and judge.
+
+    It answers the prompts of PPO's evaluations on the way, with the same random numbers. None without such prompts.
+    """
+    recipe = ctx.recipe
+    if recipe.data.test_prompts is None:
+        ctx.progress.note(f"{stage}: its KL to where it began is not measured, for there are no data.test_prompts")
+        return None
+    policy = TextPolicy(model, None, temperature=recipe.rollout.temperature)
+    reference = ctx.builder.reference(policy)
+    own = ctx.builder.sampler_of(None) if ranks().shards else None
+    judge, _ = ctx.builder.judge()
+    reward = ctx.builder.reward(recipe.reward) if recipe.has_reward else None
+    prompts = prompts_on_the_way(ctx, model.encoder)
+
+    def evaluate(iteration: int) -> Mapping[str, float]:
+        answers = answers_to_prompts(
+            policy, reference, prompts, recipe, judge=judge, reward=reward, sample=lambda: sample_of(own, model)
+        )
+        ctx.log.write_observation(stage, iteration, "evaluation", answers.rows())
+        return answers.metrics()
+
+    return evaluate
+
+
+def prompts_on_the_way(ctx: RunContext, encoder: Encoder) -> list[EncodedPrompt]:
     """Held-out prompts, of which the stage `evaluate` takes as few as there are enough for both.
 
     Weights that were chosen by their answers to some prompts are best judged by others.
     """
+    recipe = ctx.recipe
     loaded = ctx.load("test_prompts", load_prompts).records
     order = shuffled(
         len(loaded), derive_seed(recipe.evaluation_seed, "test prompts")
     )  # whose first ones that stage takes
     chosen = [loaded[index] for index in order[::-1][: recipe.evaluation.num_prompts_on_the_way]]
-    return ctx.encoded(chosen, policy.language_model.encoder, "test_prompts")
+    return ctx.encoded(chosen, encoder, "test_prompts")
 
 
 def _probes(

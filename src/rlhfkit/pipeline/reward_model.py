@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhfkit.config.data import RowsConfig, StoreConfig
+from rlhfkit.config.stages import Stage
 from rlhfkit.data import load_preferences, write_preferences
 from rlhfkit.distributed.ranks import on_first
 from rlhfkit.feedback.source import open_existing, trust_in
@@ -22,7 +23,7 @@ from rlhfkit.rundir.atomic import read_json, write_directory_atomically, write_j
 from rlhfkit.stats.agreement import ceiling_of_majorities
 from rlhfkit.training.reward_model import measure
 
-__all__ = ["judge", "reward_model"]
+__all__ = ["judge", "reward_model", "training_pairs"]
 
 CLEAR_CORRELATION = 0.5
 """Correlation of score and length from which on a warning is due."""
@@ -155,16 +156,24 @@ def _length_report(scale: Scale) -> dict[str, Any]:
 # ── pairs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _train_and_test(ctx: RunContext) -> tuple[list[Preference], list[Preference]]:
+def training_pairs(ctx: RunContext, stage: Stage) -> list[Preference]:
+    """The preferences that the reward model learns from, and DPO; of a store, what it held when the first began."""
     if "preferences" in ctx.recipe.stages:
-        train, test = _read_frozen(ctx.run.preferences), _read_frozen(ctx.run.test_preferences)
+        return _read_frozen(ctx.run.preferences)
+    first: Stage = "reward_model" if "reward_model" in ctx.recipe.stages else stage
+    return _preferences(ctx, "preferences", ctx.run.preferences, first)
+
+
+def _train_and_test(ctx: RunContext) -> tuple[list[Preference], list[Preference]]:
+    train = training_pairs(ctx, "reward_model")
+    if "preferences" in ctx.recipe.stages:
+        test = _read_frozen(ctx.run.test_preferences)
     else:
-        train = _preferences(ctx, "preferences", ctx.run.preferences, "reward_model")
         test = _preferences(ctx, "test_preferences", ctx.run.test_preferences, "reward_model")
     return train, ctx.workload.test_pairs(test)
 
 
-def _preferences(ctx: RunContext, table: str, frozen: Path, stage: Trained) -> list[Preference]:
+def _preferences(ctx: RunContext, table: str, frozen: Path, stage: Stage) -> list[Preference]:
     """The table, if it is set; of a store, what it held when `stage` began, however long that is ago."""
     source = getattr(ctx.recipe.data, table)
     if source is None:
@@ -175,9 +184,10 @@ def _preferences(ctx: RunContext, table: str, frozen: Path, stage: Trained) -> l
     return _read_frozen(frozen)
 
 
-def _freeze(ctx: RunContext, table: str, source: StoreConfig, frozen: Path, stage: Trained) -> None:
+def _freeze(ctx: RunContext, table: str, source: StoreConfig, frozen: Path, stage: Stage) -> None:
     """Write what a store holds now, unless the stage has begun with what it held then."""
-    if frozen.exists() and (ctx.run.checkpoints / stage).exists():
+    has_begun = stage in ctx.run.finished_stages() or (ctx.run.checkpoints / stage).exists()
+    if frozen.exists() and has_begun:
         return
     write_preferences(frozen, ctx.load(table, load_preferences).records)
     if table == "preferences":

@@ -22,6 +22,7 @@ from rlhfkit.machine.watchdog import Watchdog, phase
 from rlhfkit.models.loading import quiet_transformers
 from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.control import ControlPipeline, check_control
+from rlhfkit.pipeline.dpo import dpo
 from rlhfkit.pipeline.evaluate import evaluate
 from rlhfkit.pipeline.opening import note_changes, open_log, open_run
 from rlhfkit.pipeline.ppo import ppo
@@ -45,6 +46,7 @@ STAGES: dict[Stage, Callable[[RunContext], dict[str, Any]]] = {
     "ppo": ppo,
     "evaluate": evaluate,
     "probe": probe,
+    "dpo": dpo,
 }
 """Stage → what does it, and returns a small record of facts for `stages.json`."""
 

@@ -84,10 +84,11 @@ def _works(recipe: Recipe, shape: DecoderShape, itemsize: int) -> Iterator[Work]
     if "ppo" in recipe.stages:
         yield work_of(recipe, shape, itemsize=itemsize)
         return
-    sft, reward_model = recipe.sft, recipe.reward_model
+    sft, reward_model, dpo = recipe.sft, recipe.reward_model, recipe.dpo
     learning = {
         "sft": (sft, sft.minibatch_sequences, sft.max_tokens),
         "reward_model": (reward_model, 2 * reward_model.minibatch_pairs, reward_model.max_tokens),
+        "dpo": (dpo, 2 * dpo.minibatch_pairs, dpo.max_tokens),
     }
     for stage, (config, rows, row_tokens) in learning.items():
         if stage in recipe.stages:

@@ -11,7 +11,7 @@ from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.load import LoadedRecipe, recipe_kind, resolved_json
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.section import may_change
-from rlhfkit.config.stages import readers_of_section, readers_of_table
+from rlhfkit.config.stages import BASELINES, readers_of_section, readers_of_table
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rundir.atomic import read_json, write_atomically
 from rlhfkit.rundir.directory import RunDir
@@ -212,12 +212,13 @@ def _readers(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
 
 def _readers_on_the_way(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
     """The stages that read a setting while they run, for an evaluation on the way, whose curves must be of one kind."""
-    if isinstance(recipe, ControlRecipe) or not recipe.evaluation.every_iterations:
+    if isinstance(recipe, ControlRecipe):
         return set()
     section, _, key = setting.partition(".")
     name = key.partition(".")[0]
     is_read = (section == "evaluation" and name in ON_THE_WAY) or (section, name) == ("data", "test_prompts")
-    return {"ppo"} if is_read else set()
+    readers = {*BASELINES, *(("ppo",) if recipe.evaluation.every_iterations else ())}
+    return readers if is_read else set()
 
 
 def prepare(run: RunDir, loaded: LoadedRecipe, *, fresh: bool) -> None:

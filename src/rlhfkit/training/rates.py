@@ -35,6 +35,7 @@ RULES: dict[Role, _Rule] = {
     "reward_model": _Rule(5e-6, 0.5, 1e-3),
     "policy": _Rule(8e-7, 0.8, 3e-4),
     "value": _Rule(5e-6, 0.6, 1e-3),
+    "dpo": _Rule(5e-7, 0.5, 3e-4),
 }
 CONTROL_RATE = 3e-4
 """For the small networks of control tasks, whatever their size (Schulman et al. 2017, arXiv 1707.06347, table 3)."""

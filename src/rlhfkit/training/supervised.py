@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -49,6 +49,8 @@ class SupervisedTask:
     """Adds the metrics of this rank's share of the rows held out."""
     detail: Callable[[dict[str, float]], str]
     """One short phrase for the progress line."""
+    evaluate: Callable[[int], Mapping[str, float]] | None = None
+    """Metrics of the weights after the iteration of this number, asked for when the rows held out are measured."""
 
 
 def num_training_rows(num_rows: int, validation_share: float) -> int:
@@ -159,6 +161,8 @@ def _updates(
                 held_out_means = ranks().merged(held_out).means()
                 validation = {f"validation/{name}": value for name, value in held_out_means.items()}
                 values |= validation
+                if task.evaluate is not None:
+                    values |= task.evaluate(iteration)
             log.write(task.stage, iteration, values)
             watch.after(iteration, values)
             progress.advance(1, task.detail({**validation, **values}))
