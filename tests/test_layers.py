@@ -14,7 +14,7 @@ PACKAGE = Path(rlhfkit.__file__).parent
 
 # In L0 and L1 each name may import the names before it; from L2 on, only the layers above, apart from EXCEPTIONS.
 ORDERED_LAYERS = [
-    ["errors", "records", "metrics", "wording", "config", "recipes", "rundir"],
+    ["errors", "records", "metrics", "wording", "config", "recipes", "rundir", "tracking"],
     ["padding", "machine", "stats", "ppo", "diagnosis", "report", "distributed"],
 ]
 LAYERS = [
@@ -41,6 +41,7 @@ WITHOUT_TORCH = {
     "config",
     "recipes",
     "rundir",
+    "tracking",
     "stats",
     "diagnosis",
     "report",

@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from rlhfkit.config.ppo import PpoUpdateConfig
 from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, Share, divisor_near
+from rlhfkit.config.tracking import TrackingConfig
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.config.tune import TuneConfig
 from rlhfkit.config.watch import ControlWatchConfig
@@ -197,5 +198,7 @@ class ControlRecipe(Section):
     """How it is measured."""
     watchdog: Annotated[WatchdogConfig, MAY_CHANGE] = WatchdogConfig()
     """What happens when it gives no sign of life."""
+    tracking: Annotated[TrackingConfig, MAY_CHANGE] = TrackingConfig()
+    """Which other tools are told of the run."""
     tune: Annotated[TuneConfig, MAY_CHANGE] = TuneConfig()
     """What `rlhfkit tune` searches."""

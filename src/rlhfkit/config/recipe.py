@@ -29,6 +29,7 @@ from rlhfkit.config.rewards import (
 )
 from rlhfkit.config.section import MAY_CHANGE, Section
 from rlhfkit.config.stages import BASELINES, STAGE_SPECS, Stage
+from rlhfkit.config.tracking import TrackingConfig
 from rlhfkit.config.training import DpoConfig, JudgeConfig, PretrainConfig, RewardModelConfig, SftConfig
 from rlhfkit.config.tune import TuneConfig
 from rlhfkit.config.watchdog import WatchdogConfig
@@ -91,6 +92,8 @@ class Recipe(Section):
     """Who works on the run on a Ray cluster."""
     watchdog: Annotated[WatchdogConfig, MAY_CHANGE] = WatchdogConfig()
     """What happens when a stage gives no sign of life."""
+    tracking: Annotated[TrackingConfig, MAY_CHANGE] = TrackingConfig()
+    """Which other tools are told of the run."""
     tune: Annotated[TuneConfig, MAY_CHANGE] = TuneConfig()
     """What `rlhfkit tune` searches."""
 

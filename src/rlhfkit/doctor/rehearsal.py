@@ -24,6 +24,7 @@ from rlhfkit.config.ppo import PpoConfig, RolloutConfig
 from rlhfkit.config.probe import ProbeConfig
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import STAGE_SPECS, Stage
+from rlhfkit.config.tracking import TrackingConfig
 from rlhfkit.config.training import SupervisedConfig
 from rlhfkit.data import load_prompts
 from rlhfkit.errors import ConfigError
@@ -354,6 +355,7 @@ def _cut(recipe: Recipe) -> Recipe:
     return recipe.model_copy(
         update={
             "rounds": 1,
+            "tracking": TrackingConfig(),
             "ppo": ppo.model_copy(update=cut_ppo),
             "preferences": preferences.model_copy(update=cut_preferences),
             "reward_model": recipe.reward_model.model_copy(update={"normalization_responses": num_normalized}),

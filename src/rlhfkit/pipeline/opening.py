@@ -28,6 +28,7 @@ from rlhfkit.rundir.resume import (
     refuse_other_inputs,
     refuse_other_settings,
 )
+from rlhfkit.tracking.process import check_trackers, tracked
 
 __all__ = ["note_changes", "open_log", "open_run", "reopened"]
 
@@ -112,13 +113,18 @@ def open_log(
 
     Of several ranks the first one writes there.
     """
-    here = ranks()
+    here, trackers = ranks(), loaded.recipe.tracking.to
+    if here.is_first:
+        check_trackers(trackers)
     here.wait()  # until all have read what an earlier start left
     with locked(run) if here.is_first else nullcontext():
         if here.is_first:
             prepare(run, loaded, fresh=fresh)
         here.wait()
-        with RunLog(run, writes=here.is_first, warn=progress.warn, tensorboard=tensorboard) as log:
+        with (
+            tracked(run, trackers if here.is_first else (), note=progress.note, warn=progress.warn) as forget,
+            RunLog(run, writes=here.is_first, warn=progress.warn, tensorboard=tensorboard, on_forget=forget) as log,
+        ):
             yield log
 
 

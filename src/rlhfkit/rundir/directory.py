@@ -50,6 +50,7 @@ class RunDir:
         self.explanation_page = self.path / "explanation.html"
         self.episode = self.path / "episode.gif"
         self.tensorboard = self.path / "tensorboard"
+        self.tracking = self.path / "tracking"
         self.stages = self.path / "stages.json"
         self.checkpoints = self.path / "checkpoints"
         self.stacks = self.path / "stacks.txt"

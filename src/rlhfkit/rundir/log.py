@@ -41,14 +41,15 @@ class RunLog:
         warn: Callable[[str], None] = logger.warning,
         tensorboard: bool = True,
         writes: bool = True,
+        on_forget: Callable[[str], None] = lambda stage: None,
     ) -> None:
         """Open the files of `run`; `warn` hears what goes wrong with what only shows the run, and does not end it.
 
         Without `tensorboard` its files are not written, as where the run's directory is removed in the end; without
-        `writes` nothing is, and the files are only read.
+        `writes` nothing is, and the files are only read. `on_forget` hears which stage begins anew, whose lines go.
         """
         self._run, self._writes = run, writes
-        self._warn = warn
+        self._warn, self._on_forget = warn, on_forget
         self._boards: dict[str, SummaryWriter] | None = {} if tensorboard and writes else None
         """None where they are not written, or once they could not be."""
         if writes:
@@ -183,6 +184,8 @@ class RunLog:
             for line in file:
                 if line.startswith(beginning):  # stages do not mix, so that the rest is this stage's too
                     file.truncate(position)
+                    if file is self._metrics:
+                        self._on_forget(stage)
                     break
                 position += len(line)
             file.seek(0, os.SEEK_END)

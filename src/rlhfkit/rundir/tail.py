@@ -20,6 +20,7 @@ __all__ = [
     "Point",
     "SampleIndex",
     "new_curves",
+    "new_rows",
     "new_samples",
     "samples_at",
     "thinned",
@@ -110,6 +111,17 @@ def new_curves(run: RunDir, after: Mark, *, only: Iterable[str] | None = None) -
             for name, points in curves.items():
                 curves[name] = thinned(points, most)
     return found
+
+
+def new_rows(run: RunDir, after: Mark) -> tuple[list[Row], Mark, bool]:
+    """Lines of `metrics.jsonl` after a mark, where they end, and whether there are more to read now.
+
+    A file that was cut before the mark is read from its beginning again; a damaged line is passed over.
+    Raises: CheckpointError where the file cannot be read.
+    """
+    read = _new_lines(run.metrics, after)
+    rows: list[Row] = [row for line in read.lines if (row := row_of(line)) is not None]
+    return rows, read.mark, read.has_more
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:
