@@ -13,6 +13,7 @@ RlhfkitError                    something a person can fix; the command line pri
 ├── OutOfMemoryError            memory ran out; says which setting to lower             (also a MemoryError)
 ├── CheckpointError             a checkpoint or a run directory cannot be used          (also a RuntimeError)
 ├── LostRankError               another process of the run is gone, or was silent too long (also a RuntimeError)
+├── HubError                    the hub refuses a model, or cannot be reached           (also a RuntimeError)
 ├── StoreError                  the database of people's votes cannot be used           (also a RuntimeError)
 └── MissingDependencyError      an optional package is not installed                    (also an ImportError)
 
@@ -26,6 +27,7 @@ __all__ = [
     "DataError",
     "EnvError",
     "GenerationError",
+    "HubError",
     "LostRankError",
     "MissingDependencyError",
     "ModelError",
@@ -88,6 +90,10 @@ class CheckpointError(RlhfkitError, RuntimeError):
 
 class LostRankError(RlhfkitError, RuntimeError):
     """Another process of the run is gone, or was silent too long."""
+
+
+class HubError(RlhfkitError, RuntimeError):
+    """A hub refuses a model, or cannot be reached."""
 
 
 class StoreError(RlhfkitError, RuntimeError):

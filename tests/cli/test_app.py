@@ -79,6 +79,7 @@ def test_only_what_works_is_offered(invoke):
         "plan",
         "export",
         "import",
+        "push",
         "average",
         "bench",
         "label",

@@ -1,4 +1,4 @@
-"""`rlhfkit export` and `import`: recipes in the settings of other tools, and back."""
+"""`rlhfkit export`, `import` and `push`: recipes in the settings of other tools and back; models to a hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from rlhfkit.cli.app import Debug, app, program
 
-__all__ = ["export", "import_"]
+__all__ = ["export", "import_", "push"]
 
 
 @app.command()
@@ -82,3 +82,29 @@ def import_(
         typer.echo(line, err=True)
     if to is not None:
         print(f"{to}; next: {program()} doctor {to}")
+
+
+@app.command()
+def push(
+    source: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run directory, or a model's.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository, made where there is none.")],
+    public: Annotated[bool, typer.Option("--public", help="For everybody to see; by default it is private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files, with their sizes.")] = False,
+    message: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Message of the commit.", show_default=False)
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Upload a run's policy, with its card, to the Hugging Face hub.
+
+    HF_ENDPOINT names another hub, HF_TOKEN who you are. Data, votes and secrets do not go out with a model.
+    """
+    from rlhfkit.handover.push import pushed, to_push
+
+    planned = to_push(source, repo)
+    print(planned)
+    if dry_run:
+        print(f"nothing was sent; to {repo} it goes without --dry-run, {'public' if public else 'private'}")
+        return
+    address = pushed(planned, public=public, message=message)
+    print(f"{address} has it; transformers loads it by its name, {repo!r}")
