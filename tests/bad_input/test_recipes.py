@@ -77,3 +77,9 @@ def test_wrong_usage_exits_with_2(desk: Desk):
     code, _, errors = desk.call("run", "recipe.toml", "--run_dir", "run")
     assert code == 2
     assert "No such option: --run_dir" in errors
+
+
+def test_an_entropy_that_no_distribution_over_the_tokens_has_is_refused(desk: Desk):
+    message = desk.refused("ppo.entropy_coef=0.001", "ppo.entropy_target=20")
+    assert message.startswith("ppo.entropy_target = 20 nats per token is not below ")
+    assert "the entropy of chance over the model's" in message

@@ -174,6 +174,7 @@ def test_a_constant_length_is_by_default_that_of_the_longest_response():
         ({"objective": "cispo", "dual_clip": 3.0}, "dual_clip 3 bounds what objective 'cispo' bounds"),
         ({"normalize_std": False}, "normalize_std = false .* estimator 'rloo' does not"),
         ({"loss_tokens": 5}, 'loss_tokens 5 is the length of loss_aggregation "constant"'),
+        ({"entropy_target": 2.0}, "entropy_coef is 0, which no factor moves; set it to where"),
         ({"estimator": "reinforce++-baseline", "group_size": 1}, "set group_size to 2 or more"),
     ],
 )

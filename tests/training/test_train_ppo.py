@@ -22,7 +22,7 @@ from rlhfkit.rewards.source import check_scores
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints, subset, trainable_tensors
-from rlhfkit.training.ppo import train_ppo
+from rlhfkit.training.ppo import run_iteration, train_ppo
 from tests.training import tiny
 
 FAST = OptimConfig(learning_rate=1e-2)
@@ -255,6 +255,38 @@ def test_kl_coefficient_is_in_the_checkpoint(tmp_path):
     other = with_adaptive_kl(settings(kl=ADAPTIVE, iterations=4))
     run(other, tmp_path)
     assert metrics(tmp_path)[-1]["kl_coef"] == pytest.approx(saved.state["kl_coef"], rel=1e-5)
+
+
+def test_the_entropy_coefficient_follows_the_entropy_and_is_in_the_checkpoint(tmp_path):
+    steered = {"entropy_coef": 0.1, "entropy_target": 0.5}  # nats; chance over the dozen letters has 2.6
+    run(tiny.trainer(settings(iterations=3, **steered)), tmp_path)
+    run(tiny.trainer(settings(iterations=4, **steered)), tmp_path)
+    level = 0.1
+    for row in metrics(tmp_path):
+        error = max(-1.0, 1 - row["ppo/entropy"] / 0.5)
+        level *= math.exp(0.1 * error)
+        assert row["entropy_coef"] == pytest.approx(level * math.exp(2 * error), rel=1e-5)
+    assert level < 0.07
+
+
+def test_the_update_goes_by_the_coefficient_that_is_logged():
+    steered = tiny.trainer(settings(entropy_coef=0.2, entropy_target=2.0))
+    coef = run_iteration(steered)[1]["entropy_coef"]
+    fixed = tiny.trainer(settings(entropy_coef=coef))
+    run_iteration(fixed)
+    assert abs(coef - 0.2) > 0.01
+    for name, expected in weights(fixed).items():
+        torch.testing.assert_close(weights(steered)[name], expected)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("target", [1.0, 2.0])
+def test_the_entropy_comes_to_its_target_against_a_reward_that_would_end_it(target):
+    rate = OptimConfig(learning_rate=3e-3, schedule="constant")
+    bonus = {"entropy_coef": 0.1, "entropy_target": target}
+    trainer = tiny.trainer(settings(iterations=80, optim=rate, value=ValueConfig(optim=rate), **bonus))
+    entropies = [run_iteration(trainer)[1]["ppo/entropy"] for _ in range(80)]
+    assert sum(entropies[-20:]) / 20 == pytest.approx(target, rel=0.15)
 
 
 def test_a_strong_leash_holds_the_policy_near_its_reference(tmp_path):

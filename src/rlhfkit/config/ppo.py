@@ -253,6 +253,9 @@ class PpoConfig(PpoUpdateConfig):
     responses of their sums divided by `loss_tokens` ("constant", Dr. GRPO)."""
     loss_tokens: PositiveInt | None = None
     """The length that "constant" divides by; by default `rollout.max_response_tokens`."""
+    entropy_target: PositiveFloat | None = None
+    """Entropy in nats per token to which the coefficient of the bonus steers, from `entropy_coef` on; by default that
+    stays as it is."""
     iterations: PositiveInt = 100
     """Rounds of collect and update."""
     rollout_episodes: PositiveInt = 64
@@ -391,6 +394,11 @@ class PpoConfig(PpoUpdateConfig):
             raise ValueError(
                 f"missing_eos_score {self.missing_eos_score:g} replaces the score from which missing_eos_penalty "
                 f"{self.missing_eos_penalty:g} would be subtracted; set one of the two"
+            )
+        if self.entropy_target is not None and not self.entropy_coef:
+            raise ValueError(
+                f"entropy_target {self.entropy_target:g} moves the coefficient of the bonus by factors, and "
+                "entropy_coef is 0, which no factor moves; set it to where it shall begin, as to 0.001"
             )
         names = [constraint.name for constraint in self.constraints]
         if len(set(names)) < len(names):

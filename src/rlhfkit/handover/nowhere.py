@@ -91,6 +91,12 @@ COMMON_RULES = (
         "all epochs of every iteration",
     ),
     Rule(
+        ("ppo.entropy_target",),
+        lambda s: s.recipe.ppo.entropy_target is not None,
+        "the coefficient of the entropy bonus stays as it is there",
+        "that of the start, ppo.entropy_coef",
+    ),
+    Rule(
         ("ppo.max_ref_kl",),
         lambda s: s.recipe.ppo.max_ref_kl is not None,
         "nothing stops the run there where the policy is too far from the reference",

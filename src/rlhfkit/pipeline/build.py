@@ -1,5 +1,6 @@
 """Recipe → live objects; the only place that looks at `type`."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -136,8 +137,10 @@ class Builder:
             if stages != ["pretrain"]:
                 self._check_lengths(model.context_tokens)
                 self._check_layers(model.num_layers)
+                self._check_entropy(model.vocabulary_tokens, stages)
             return None
         if self.given.model is not None:
+            self._check_entropy(self.given.model.vocabulary_tokens, stages)
             return self._check_given(self.given.model)
         source = self.source_of() if "sft" in stages else self.starting_point()
         config = inspect_model(
@@ -148,6 +151,7 @@ class Builder:
         )
         self._check_lengths(context_of(config))
         self._check_layers(getattr(config, "num_hidden_layers", None))
+        self._check_entropy(getattr(config, "vocab_size", None), stages)
         if not source.trust_remote_code:  # whose code is run when weights are read, and not before
             refuse_what_later_stages_cannot_use(config, source, self.recipe, stages)
         return self.encoder(source)
@@ -280,6 +284,18 @@ class Builder:
         num_trained = self.recipe.model.num_trained_layers
         if num_trained is not None and num_layers is not None and num_trained >= num_layers:
             raise too_few_layers(num_trained, num_layers)
+
+    def _check_entropy(self, vocabulary_tokens: int | None, stages: Collection[Stage]) -> None:
+        """Raises: ConfigError where no distribution over the tokens has the entropy that PPO shall steer to."""
+        target = self.recipe.ppo.entropy_target
+        if target is None or vocabulary_tokens is None or "ppo" not in stages:
+            return
+        if target >= (most := math.log(vocabulary_tokens)):
+            raise ConfigError(
+                f"ppo.entropy_target = {target:g} nats per token is not below {most:.4g}, the entropy of chance over "
+                f"the model's {vocabulary_tokens} tokens; set it near where PPO begins, which the first "
+                "iteration shows as ppo/entropy"
+            )
 
     def _note(self, notes: list[str]) -> None:
         self.notes += [note for note in notes if note not in self.notes]

@@ -11,6 +11,7 @@ from rlhfkit.ppo.advantages import (
 )
 from rlhfkit.ppo.aggregation import LossAggregation, loss_denominator, token_weights
 from rlhfkit.ppo.constraint import Lagrangian, Multiplier, constrained_scores
+from rlhfkit.ppo.entropy import AdaptiveEntropy
 from rlhfkit.ppo.kl import AdaptiveKL, FixedKL, KLKind, kl_estimate
 from rlhfkit.ppo.logprobs import logits_to_logprobs, token_logprobs
 from rlhfkit.ppo.loss import (
@@ -31,6 +32,7 @@ from rlhfkit.ppo.masked import masked_mean, masked_sum, masked_var
 from rlhfkit.ppo.shaping import brevity_penalty, clip_scores, length_penalty, missing_eos_penalty, token_rewards
 
 __all__ = [
+    "AdaptiveEntropy",
     "AdaptiveKL",
     "FixedKL",
     "KLKind",

@@ -86,6 +86,12 @@ _PLOTS = (
         unit="score per nat",
         caption="How strongly the policy is held to the reference. An adaptive one rises while the KL is above target.",
     ),
+    Plot(
+        key="entropy_coef",
+        title="Entropy coefficient",
+        unit="loss per nat",
+        caption="What entropy is paid. It rises while the entropy is below its target.",
+    ),
 )
 _FURTHER_PLOTS = (
     Plot(

@@ -22,6 +22,7 @@ from rlhfkit.machine.progress import StageProgress
 from rlhfkit.machine.watchdog import phase
 from rlhfkit.models.policy import Policy
 from rlhfkit.ppo import (
+    AdaptiveEntropy,
     AdaptiveKL,
     FixedKL,
     Lagrangian,
@@ -101,6 +102,12 @@ class PpoTrainer:
     kl: FixedKL | AdaptiveKL | None = None
     """What moves `kl_coef`; None without a reference."""
     kl_coef: float = 0.0
+    entropy: AdaptiveEntropy | None = field(init=False)
+    """What moves `entropy_coef`; None where it stays as it is."""
+    entropy_coef: float = field(init=False)
+    """Bonus per nat of entropy in this iteration."""
+    entropy_level: float = field(init=False)
+    """What it would be with an entropy at its target."""
     constraints: Sequence[Lagrangian] = ()
     """What moves the multipliers of the rollout's constraints, in order."""
     multipliers: tuple[Multiplier, ...] = field(init=False)
@@ -131,6 +138,8 @@ class PpoTrainer:
         self.config = decided_ppo(self.config, self.policy)
         self.watch = Watch(self.config, self.recipe)
         self.multipliers = tuple(rule.initial for rule in self.constraints)
+        self.entropy, self.entropy_coef = _entropy_rule(self.config), self.config.entropy_coef
+        self.entropy_level = self.entropy_coef
 
     @property
     def stopped(self) -> str | None:
@@ -181,6 +190,7 @@ class PpoTrainer:
         """The numbers, for a checkpoint."""
         return {
             "kl_coef": self.kl_coef,
+            "entropy_level": self.entropy_level,
             "num_above_max_kl": self.num_above_max_kl,
             "multipliers": [asdict(multiplier) for multiplier in self.multipliers],
             "watch": self.watch.state(),
@@ -201,6 +211,7 @@ class PpoTrainer:
         for name, optimizer in self.optimizers.items():
             optimizer.load_state(subset(f"optimizer.{name}", checkpoint.tensors), weights=weights)
         self.iteration, self.kl_coef = checkpoint.iteration, checkpoint.state["kl_coef"]
+        self.entropy_level = checkpoint.state.get("entropy_level", self.config.entropy_coef)
         self.num_above_max_kl = checkpoint.state["num_above_max_kl"]
         self.multipliers = tuple(Multiplier(**state) for state in checkpoint.state.get("multipliers", ()))
         self.watch.load_state(checkpoint.state.get("watch"), self.optimizers)
@@ -350,12 +361,16 @@ def run_iteration(
     raw, returns = raw_advantages_and_returns(experience, trainer.config)
     advantages = whitened(raw, experience.mask, trainer.config)
     _keep_schedules_in_time(trainer)
+    if trainer.entropy is not None:
+        _steer_entropy(trainer, trainer.entropy, experience.metrics["ppo/entropy"])
     with phase("update"):
         metrics = {**experience.metrics, **update(trainer, experience, advantages, returns)}
     metrics["ppo/advantage_std"] = advantage_std(raw, experience.mask)
     if trainer.kl is not None and experience.ref_kl is not None:
         metrics["kl_coef"] = trainer.kl_coef
         _hold_to_reference(trainer, trainer.kl, experience.ref_kl)
+    if trainer.entropy is not None:
+        metrics["entropy_coef"] = trainer.entropy_coef
     trainer.multipliers = experience.multipliers
     if trainer.observers:
         metrics |= observed((each.after_update for each in trainer.observers), trainer, experience)
@@ -391,6 +406,18 @@ def _hold_to_reference(trainer: PpoTrainer, kl: FixedKL | AdaptiveKL, ref_kls: T
     if not only_critic_learns(trainer):
         # A policy that may not move has no KL, which says nothing about the coefficient.
         trainer.kl_coef = kl.next(trainer.kl_coef, ref_kl, len(ref_kls))
+
+
+def _steer_entropy(trainer: PpoTrainer, rule: AdaptiveEntropy, entropy: float) -> None:
+    """Set the coefficient for the update on this rollout."""
+    if not only_critic_learns(trainer):  # a policy that may not move does not answer
+        trainer.entropy_level = rule.next(trainer.entropy_level, entropy)
+    trainer.entropy_coef = rule.coef(trainer.entropy_level, entropy)
+
+
+def _entropy_rule(config: PpoConfig | ControlPpoConfig) -> AdaptiveEntropy | None:
+    target = config.entropy_target if isinstance(config, PpoConfig) else None
+    return None if target is None else AdaptiveEntropy(config.entropy_coef, target)
 
 
 def _moved(trainer: PpoTrainer, values: Sequence[Tensor]) -> tuple[Multiplier, ...]:

@@ -108,7 +108,7 @@ def _backward(
     denominators, deviation = _denominators(trainer, mask[rows]), 0.0
     own = _microbatches(experience, rows, trainer.microbatch_tokens)
     for part, counts in ranks().in_step(own, rows[:1]):
-        output = trainer.policy.evaluate(experience.inputs[part], with_entropy=trainer.config.entropy_coef > 0)
+        output = trainer.policy.evaluate(experience.inputs[part], with_entropy=trainer.entropy_coef > 0)
         loss = _loss(output, experience, advantages, returns, part, denominators, trainer)
         if not math.isfinite(loss["total"].item()):
             parts = ", ".join(f"{name} {value.item():g}" for name, value in loss.items())
@@ -161,7 +161,7 @@ def _loss(
     total = torch.zeros_like(policy) if only_critic else policy
     if output.entropy is not None and not only_critic:
         entropy = output.entropy if shares is None else output.entropy * shares
-        total = total - config.entropy_coef * masked_mean(entropy, mask, of_policy)
+        total = total - trainer.entropy_coef * masked_mean(entropy, mask, of_policy)
     losses = {"policy": policy}
     if experience.ref_logprobs is not None and isinstance(config, PpoConfig):
         losses["kl"] = kl_loss(

@@ -32,7 +32,7 @@ from rlhfkit.web.site import Link, language_of, name_of, render_page
 __all__ = ["PLOTTED", "dashboard_link", "dashboard_router"]
 
 PLOTTED = (
-    *("score/mean", "ref_kl/sequence", "kl_coef", "response_tokens/mean", "eos_rate", "ppo/entropy"),
+    *("score/mean", "ref_kl/sequence", "kl_coef", "entropy_coef", "response_tokens/mean", "eos_rate", "ppo/entropy"),
     *("ppo/explained_variance", "ppo/clip_fraction", "ppo/approx_kl", "loss", "accuracy", "validation/loss"),
     *("validation/accuracy", "episode_return/mean", "episode_steps/mean", "evaluation/judge", "evaluation/score"),
     *("evaluation/ref_kl", "evaluation/response_tokens", "evaluation/eos_rate", "evaluation/distinct_2"),

@@ -31,14 +31,17 @@ def _rising(curves: Curves, ppo: Settings) -> tuple[Evidence, ...]:
     column = curves["ppo/entropy"]
     if len(column) < 3 * WINDOW or column.start() <= 0 or not objective(curves)[1] or has_risen(curves, by=HAD_RISEN):
         return ()
-    has_bonus = bool(ppo.get("entropy_coef")) and share_done(curves, ppo) >= UNMOVED_SHARE_DONE
+    is_meant = ppo.get("entropy_target") is not None
+    has_bonus = bool(ppo.get("entropy_coef")) and not is_meant and share_done(curves, ppo) >= UNMOVED_SHARE_DONE
     is_high = column.recent() > HIGH_ENTROPY * column.start()
     is_held_up = has_bonus and column.recent() > UNMOVED_ENTROPY * column.start()
     return (change(column, "ppo/entropy"), rise(curves)) if is_high or is_held_up else ()
 
 
 def _less(curves: Curves, ppo: Settings) -> tuple[Remedy, ...]:
-    coef = ppo.get("entropy_coef") or 0.0
+    coef, target = ppo.get("entropy_coef") or 0.0, ppo.get("entropy_target")
+    if target is not None:
+        return (Remedy("ppo.entropy_target", shown(target / 2), shown(target)),)
     return (Remedy("ppo.entropy_coef", shown(coef / 10), shown(coef)),) if coef else slower(ppo, 2)
 
 

@@ -168,6 +168,7 @@ const PPO = [
   alsoHeldOut("eos_rate", "eos_rate", "eos", { least: 0, most: 1 }),
   chart("ppo/explained_variance", "explained", { floor: -1, most: 1 }), chart("ppo/clip_fraction", "clip", { least: 0 }),
   chart("ppo/approx_kl", "approx_kl"), chart("kl_coef", "kl_coef", { least: 0 }),
+  chart("entropy_coef", "entropy_coef", { least: 0 }),
   chart("score/disagreement", "disagreement", { least: 0 }),
 ];
 /** What is known of the curves of a constraint, whatever its name is. */
