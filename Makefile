@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-thorough test-all test-narrow test-lowest test-slow lint lock audit bench clean
+.PHONY: install demo test test-thorough test-all test-narrow test-lowest test-slow lint lock audit bench docs docs-serve clean
 
 install: $(INSTALLED)
 
@@ -85,6 +85,20 @@ audit:
 bench: install
 	$(BIN)/python benchmarks/cartpole.py
 
+# The documentation site in build/site, in an environment of its own. Building it asks nothing of the net.
+DOCS := .venv-docs
+
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --constraint constraints.txt "$$(sed -n 's/^docs = \["\(.*\)"\]/\1/p' pyproject.toml)"
+	@touch $@
+
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/python docs/make_site.py
+
+docs-serve: docs
+	$(DOCS)/bin/python -m http.server 8000 --bind 127.0.0.1 --directory build/site
+
 clean:
-	rm -rf .venv .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest .venv-docs build dist .pytest_cache .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
