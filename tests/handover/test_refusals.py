@@ -151,7 +151,7 @@ def test_in_python_the_words_are_a_programs(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("trl", "demo"), "'trl' is no tool that recipes are handed over to; choose openrlhf, verl, nemo-rl"),
+        (("trl", "demo"), "'trl' is no tool that recipes or models are handed over to; choose openrlhf, verl, nemo-rl"),
         (("verl", "cartpole"), "cartpole is a control task, and those tools train language models"),
         (("verl", "demo"), "the recipe makes the model that is handed over .* run it first"),
         (("verl", "pairs", ["model.path=some/model", "data.path=x", "stages=['sft']"]), 'has no stage "ppo"'),

@@ -13,13 +13,16 @@ __all__ = ["export", "import_", "push"]
 @app.command()
 def export(
     source: Annotated[
-        str, typer.Argument(metavar="RUN|RECIPE", help="Run directory, a shipped recipe's name, or a TOML file.")
+        str,
+        typer.Argument(metavar="RUN|RECIPE", help="Run directory, recipe (its name or TOML file), or a model."),
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="SECTION.KEY=VALUE", help="Settings that replace the recipe's.", show_default=False),
     ] = None,
-    to: Annotated[str, typer.Option(metavar="TOOL", help="openrlhf, verl or nemo-rl.", show_default=False)] = ...,  # type: ignore[assignment]
+    to: Annotated[
+        str, typer.Option(metavar="TOOL", help="openrlhf, verl, nemo-rl; gguf, ollama, vllm.", show_default=False)
+    ] = ...,  # type: ignore[assignment]
     directory: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to write; by default exported/NAME-TOOL.")
     ] = None,
@@ -33,10 +36,11 @@ def export(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Write a recipe's PPO for OpenRLHF, verl or NeMo RL.
+    """Write a recipe's PPO, or a trained model, for another tool.
 
-    Launch files with each unit translated and a comment that says from what, prompts, and of a run its models. What
-    the tool cannot say is refused, with the nearest that it can.
+    For openrlhf, verl and nemo-rl launch files with each unit translated and a comment that says from what, prompts,
+    and of a run its models; what the tool cannot say is refused, with the nearest that it can. For gguf (llama.cpp),
+    ollama and vllm the trained model itself.
     """
     from rlhfkit.handover.export import export_to
 

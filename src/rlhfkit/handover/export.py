@@ -10,6 +10,7 @@ from rlhfkit.errors import ConfigError
 from rlhfkit.handover.nemo_rl import NEMO_RL
 from rlhfkit.handover.openrlhf import OPENRLHF
 from rlhfkit.handover.render import arguments, yaml_of
+from rlhfkit.handover.runtimes import RUNTIMES, export_model
 from rlhfkit.handover.subject import Subject, subject_of
 from rlhfkit.handover.terms import Refusal, Target
 from rlhfkit.handover.translate import Translation, translate
@@ -19,7 +20,7 @@ from rlhfkit.wording import counted
 
 __all__ = ["TARGETS", "Exported", "Tool", "export_to"]
 
-Tool = Literal["openrlhf", "verl", "nemo-rl"]
+Tool = Literal["openrlhf", "verl", "nemo-rl", "gguf", "ollama", "vllm"]
 TARGETS: dict[str, Target] = {target.name: target for target in (OPENRLHF, VERL, NEMO_RL)}
 
 YAML_HEADS = {
@@ -53,6 +54,8 @@ class Exported:
     """Settings of the recipe that do nothing there, with the reason."""
     remarks: tuple[str, ...]
     """What is otherwise there, whatever a recipe says."""
+    follow: str = ""
+    """What to do with a model that was written; of launch files, they are to be read and run."""
 
     def __str__(self) -> str:
         """For people, in lines."""
@@ -63,7 +66,8 @@ class Exported:
             ("to know:", self.remarks),
         ):
             lines += [title, *(f"  - {entry}" for entry in entries)] if entries else []
-        return "\n".join([*lines, f"next: read it, and then bash {self.directory}/launch.sh"])
+        follow = self.follow or f"read it, and then bash {self.directory}/launch.sh"
+        return "\n".join([*lines, f"next: {follow}"])
 
 
 def export_to(
@@ -80,8 +84,11 @@ def export_to(
 
     Raises: ConfigError where the tool cannot say what the recipe says; all such settings are in its message.
     """
+    if tool in RUNTIMES:
+        return _exported_model(tool, run_or_recipe, overrides, directory)
     if tool not in TARGETS:
-        raise ConfigError(f"{tool!r} is no tool that recipes are handed over to; choose {', '.join(TARGETS)}")
+        known = ", ".join((*TARGETS, *RUNTIMES))
+        raise ConfigError(f"{tool!r} is no tool that recipes or models are handed over to; choose {known}")
     target = TARGETS[tool]
     subject = subject_of(
         run_or_recipe,
@@ -100,6 +107,17 @@ def export_to(
         without_effect=translation.without_effect,
         remarks=(*remarks, *target.remarks),
     )
+
+
+def _exported_model(
+    tool: str, run_or_model: str | Path, overrides: Sequence[str], directory: str | Path | None
+) -> Exported:
+    """The trained model itself, for what serves models."""
+    if overrides:
+        raise ConfigError(f"{overrides[0]} has no effect on a model that is there already; leave it out")
+    place = Path(directory or Path("exported") / f"{Path(run_or_model).name}-{tool}")
+    files, remark, follow = export_model(tool, run_or_model, place)
+    return Exported(place, files, (), (), (remark,), follow)
 
 
 def _refuse(translation: Translation, subject: Subject, *, substitute: bool) -> None:

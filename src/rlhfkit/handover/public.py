@@ -27,6 +27,8 @@ def export_to(
 ) -> Exported:
     r"""PPO of a run, or of a recipe, for "openrlhf", "verl" or "nemo-rl": what was written, and what to know of it.
 
+    For "gguf" (llama.cpp), "ollama" and "vllm" it is the trained model itself, of a run or of a model's directory.
+
     Example:
         >>> from pathlib import Path
         >>> from rlhfkit import export_to
@@ -38,7 +40,7 @@ def export_to(
 
     Args:
         tool: whose files they are.
-        run_or_recipe: a run's directory, a shipped recipe's name, or a TOML file.
+        run_or_recipe: a run's directory, a shipped recipe's name, a TOML file, or a model's directory.
         overrides: settings that replace its own, as "ppo.iterations=20".
         directory: where to write; by default exported/NAME-TOOL.
         substitute: take what is nearest for what the tool cannot say; `substitutes` of the result lists it.

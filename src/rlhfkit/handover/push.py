@@ -17,7 +17,7 @@ from rlhfkit.wording import counted
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Push", "PushedFile", "pushed", "to_push"]
+__all__ = ["Push", "PushedFile", "model_directory", "pushed", "to_push"]
 
 MODEL_FILES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py", ".md", ".gguf"}
 PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".svg"}
@@ -66,7 +66,7 @@ def to_push(run_or_model: str | Path, repo: str) -> Push:
     if not HUB_ID.fullmatch(repo) or "/" not in repo:
         raise ConfigError(f"{repo!r} is no name of a repository; expected OWNER/NAME, as the hub has it")
     run = RunDir(run_or_model)
-    directory = _model_of(run)
+    directory = model_directory(run)
     paths = sorted(path for path in directory.rglob("*") if not path.is_dir())
     _refuse_strangers(directory, paths)
     files = {path.relative_to(directory).as_posix(): PushedFile(path.relative_to(directory).as_posix(), path)
@@ -77,11 +77,15 @@ def to_push(run_or_model: str | Path, repo: str) -> Push:
     return Push(directory, repo, tuple(files[name] for name in sorted(files)))
 
 
-def _model_of(run: RunDir) -> Path:
+def model_directory(run: RunDir) -> Path:
+    """The policy of a run, or the model's directory that was named in its place.
+
+    Raises: ConfigError, CheckpointError where there is none.
+    """
     if not run.is_run():
         if (run.path / "config.json").exists() or (run.path / "adapter_config.json").exists():
             return run.path
-        raise CheckpointError(f"{run.path} is neither a run directory nor a model's; there is nothing to push")
+        raise CheckpointError(f"{run.path} is neither a run directory nor a model's; name one of the two")
     if run.is_control():
         raise ConfigError(f"{run.path} is a run of a control task, whose policy is no model that the hub knows")
     policy = run.model("policy")
