@@ -64,6 +64,19 @@ def test_each_way_to_make_it_fit_was_planned_and_fits(model, gpus):
         assert all(not step.laid.fits for step in alternative.steps[:-1])  # no step is more than needed
 
 
+def test_a_plan_counts_the_rounds_of_resampling_at_their_most():
+    groups = [*PAIRS, "ppo.estimator=grpo", "ppo.group_size=4"]
+    once = plan("pairs", groups, model="0.5B", gpus="1xH200")
+    found = plan("pairs", [*groups, "ppo.resample_rounds=2"], model="0.5B", gpus="1xH200")
+    assert found.laid.seconds.sampling == pytest.approx(3 * once.laid.seconds.sampling)
+    # Old logprobs and reference are two trunks of the same size as the reward model's, and two heads beside.
+    assert 4 / 3 < found.laid.seconds.scoring / once.laid.seconds.scoring < 5 / 3
+    assert found.laid.seconds.update == once.laid.seconds.update
+    assert any("further rounds of sampling (ppo.resample_rounds = 2)" in line for line in lines_of(found))
+    measured = found.work.with_lengths(longest_prompt=8, mean_prompt=4, mean_response=4)
+    assert not any("further rounds" in note for note in measured.notes)  # a trial has sampled as many as it took
+
+
 def test_a_plan_knows_how_often_a_recipe_is_evaluated_on_the_way():
     watched = [*PAIRS, "evaluation.every_iterations=10", "evaluation.num_prompts_on_the_way=32", "ppo.iterations=41"]
     test = 'data.test_prompts={path="TEST.jsonl"}'

@@ -50,11 +50,11 @@ class Seconds:
 def seconds_of(work: Work, layout: Layout, memory: MemoryOfRank, machine: Machine) -> Seconds:
     """Seconds of an iteration; a trial's factors are applied."""
     rows = -(-work.episodes // layout.ranks)
-    sampling, other = machine.sampling_factor, machine.other_factor
+    sampling, other, rounds = machine.sampling_factor, machine.other_factor, 1 + work.resample_rounds
     return Seconds(
-        prefill=sampling * _prefill(work, rows, machine),
-        decode=sampling * _decode(work, rows, machine),
-        scoring=other * _scoring(work, rows, machine),
+        prefill=rounds * sampling * _prefill(work, rows, machine),
+        decode=rounds * sampling * _decode(work, rows, machine),
+        scoring=other * _scoring(work, rows, machine, rounds=rounds),
         update=other * _update(work, rows, memory, machine),
         optimizer=other * _optimizer(work, layout, machine),
         exchange=_exchange(work, layout, memory, rows, machine),
@@ -92,8 +92,11 @@ def _decode(work: Work, rows: int, machine: Machine) -> float:
     return max(reading, computing) + steps * shape.layers * assumed.layer_seconds.value
 
 
-def _scoring(work: Work, rows: int, machine: Machine) -> float:
-    """Old logprobs, reference, old values of a critic of its own, reward models; what is in common is read once."""
+def _scoring(work: Work, rows: int, machine: Machine, *, rounds: int = 1) -> float:
+    """Old logprobs, reference, old values of a critic of its own, reward models; what is in common is read once.
+
+    Of several rounds of sampling each gets its scores, and the last responses alone the rest.
+    """
     shape, tokens, length = work.policy, rows * work.mean_tokens, work.mean_tokens
     above = shape.layers - work.layers_below
     networks = 2 + (work.critic == "separate")
@@ -102,6 +105,7 @@ def _scoring(work: Work, rows: int, machine: Machine) -> float:
     operations += _trunk(shape, tokens, length, layers=work.layers_below)
     for model, _ in work.reward_models:
         operations += _trunk(model, tokens, length, layers=above if model == shape else None)
+        operations += (rounds - 1) * _trunk(model, tokens, length)
     return operations / (machine.flops * machine.assumptions.forward_share.value)
 
 

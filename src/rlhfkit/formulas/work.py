@@ -16,6 +16,10 @@ __all__ = ["Critic", "Work", "supervised_work_of", "work_of"]
 Critic = Literal["separate", "shared", "none"]
 
 
+RESAMPLED = "further rounds of sampling"
+"""How the note on them begins."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """An iteration of PPO, all ranks together, and the models that take part."""
@@ -49,6 +53,8 @@ class Work:
     """Most of a response."""
     mean_prompt_tokens: float
     mean_response_tokens: float
+    resample_rounds: int = 0
+    """Further rounds of sampling in an iteration, each planned at its most: as of all prompts."""
     evaluations: int = 0
     """On the way, in all iterations."""
     evaluated_prompts: int = 0
@@ -108,7 +114,7 @@ class Work:
             prompt_tokens=min(self.prompt_tokens, longest_prompt),
             mean_prompt_tokens=min(self.prompt_tokens, mean_prompt),
             mean_response_tokens=min(self.response_tokens, mean_response),
-            notes=tuple(note for note in self.notes if not note.startswith("every prompt")),
+            notes=tuple(note for note in self.notes if not note.startswith(("every prompt", RESAMPLED))),
         )
 
 
@@ -144,6 +150,11 @@ def work_of(recipe: Recipe, policy: DecoderShape, *, itemsize: int, response_tok
     evaluations = num_evaluations(every=recipe.evaluation.every_iterations, iterations=ppo.iterations)
     if evaluations:
         notes.append("an evaluation on the way is planned as a rollout of its prompts; its probes are not")
+    if ppo.resample_rounds:
+        notes.append(
+            f"{RESAMPLED} (ppo.resample_rounds = {ppo.resample_rounds}) are planned as of all prompts, the most; a run "
+            "samples again only those whose responses all score alike"
+        )
     if recipe.rollout.engine == "vllm":
         notes.append("planned with the own sampler; vLLM has a cache and weights of its own")
     rewards = [recipe.reward] if recipe.uses_reward else []
@@ -175,6 +186,7 @@ def work_of(recipe: Recipe, policy: DecoderShape, *, itemsize: int, response_tok
         response_tokens=response,
         mean_prompt_tokens=prompt,
         mean_response_tokens=response_tokens or response,
+        resample_rounds=ppo.resample_rounds,
         evaluations=evaluations,
         evaluated_prompts=recipe.evaluation.num_prompts_on_the_way,
         notes=(*notes, *remarks),
