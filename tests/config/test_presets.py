@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhfkit.config.load import load_recipe
+from rlhfkit.config.load import load_recipe, with_overrides
 from rlhfkit.config.ppo import AdaptiveKLConfig, FixedKLConfig, PpoConfig
 from rlhfkit.config.presets import PRESETS, preset_words
 from rlhfkit.errors import ConfigError
@@ -63,6 +63,26 @@ def test_a_preset_is_its_settings(preset):
 def test_a_resolved_recipe_says_the_same_again(preset):
     config = PpoConfig(preset=preset, rollout_episodes=128)
     assert PpoConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("before", [None, "grpo", "dapo", "gspo"])
+def test_a_preset_over_a_resolved_recipe_replaces_another_one(before, preset):
+    given = PpoConfig(preset=before, rollout_episodes=128, gamma=0.9)
+    table = {**load_recipe("demo").recipe.model_dump(mode="json"), "ppo": given.model_dump(mode="json")}
+    found = with_overrides(table, [f"ppo.preset={preset}"], name="a run", is_resolved=True).ppo
+    assert found == PpoConfig(preset=preset, rollout_episodes=128, gamma=0.9)
+
+
+def test_what_was_set_by_hand_wins_over_a_preset_over_a_resolved_recipe():
+    by_hand = {"group_size": 4, "clip_range": 0.1, "kl": {"coef": 0.3}}
+    given = PpoConfig(preset="dapo", **by_hand)
+    table = {**load_recipe("demo").recipe.model_dump(mode="json"), "ppo": given.model_dump(mode="json")}
+    found = with_overrides(table, ["ppo.preset=grpo", "ppo.epochs=3"], name="a run", is_resolved=True).ppo
+    assert found == PpoConfig(preset="grpo", epochs=3, **by_hand)
+    table["ppo"]["estimator"], table["ppo"]["preset"] = "rloo", None
+    with pytest.raises(ConfigError, match='and not "rloo"; leave estimator out, or set it alike'):
+        with_overrides(table, ["ppo.preset=grpo"], name="a run", is_resolved=True)
 
 
 def test_what_the_recipe_sets_itself_wins():

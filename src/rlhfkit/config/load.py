@@ -16,6 +16,8 @@ from pydantic import ValidationError
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.faults import faults_of, shown
+from rlhfkit.config.ppo import PpoConfig
+from rlhfkit.config.presets import open_to_a_preset
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.errors import ConfigError
 
@@ -105,12 +107,19 @@ def _table(name: str, text: str) -> Table:
         ) from error
 
 
-def with_overrides(table: Mapping[str, Any], overrides: Sequence[str], *, name: str) -> Recipe | ControlRecipe:
+def with_overrides(
+    table: Mapping[str, Any], overrides: Sequence[str], *, name: str, is_resolved: bool = False
+) -> Recipe | ControlRecipe:
     """The recipe of a table of settings, with `section.key=value` overrides on top; `name` is what faults are of.
 
+    Of a table that `is_resolved`, in which every setting stands, a `ppo.preset` among the overrides replaces those that
+    are the default, or that another preset has set.
     Raises: ConfigError, which lists every fault.
     """
     changed = deepcopy(dict(table))
+    sets_preset = any(override.partition("=")[0].strip() == "ppo.preset" for override in overrides)
+    if is_resolved and sets_preset and recipe_kind(changed) is Recipe:
+        changed["ppo"] = open_to_a_preset(changed["ppo"], PpoConfig().model_dump(mode="json"))
     applied, faults = _apply(overrides, changed)
     kind = recipe_kind(changed)
     try:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-__all__ = ["PRESETS", "PresetName", "preset_words", "with_preset"]
+__all__ = ["PRESETS", "PresetName", "open_to_a_preset", "preset_words", "with_preset"]
 
 PresetName = Literal["ppo", "rloo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "reinforce++"]
 
@@ -78,7 +78,8 @@ def with_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key in IDENTITY:
         if settings.get(key, preset[key]) != preset[key]:
             raise ValueError(
-                f'preset "{name}" is {key} "{preset[key]}", and not "{settings[key]}"; leave {key} out, or the preset'
+                f'preset "{name}" is {key} "{preset[key]}", and not "{settings[key]}"; leave {key} out, or set it '
+                "alike, or leave the preset out"
             )
     if "clip_range" in settings:
         preset.pop("clip_range_high", None)
@@ -95,6 +96,24 @@ def _table_of(section: Any) -> dict[str, Any]:
         said = section.model_fields_set | {"type"} & set(type(section).model_fields)
         return {name: getattr(section, name) for name in said}
     return dict(section) if isinstance(section, Mapping) else {"type": section}
+
+
+def open_to_a_preset(resolved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved table of settings of PPO without those that a preset may set, where nobody has set them by hand.
+
+    There every setting stands, and would win over any preset: those that are the default, or what the table's own
+    preset has made of them, are left out. `defaults` is the resolved table of a recipe that sets nothing.
+    """
+    own = dict(_flat(next((table for name, table in PRESETS.items() if name == resolved.get("preset")), {})))
+    kept = dict(resolved)
+    kl, default_kl = dict(kept.get("kl", {})), defaults["kl"]
+    if (kl.get("place"), kl.get("estimator")) in (("reward", "k1"), ("loss", "k2")):
+        kl.pop("estimator")  # the usual one, which goes by the place
+    for key in {key for preset in PRESETS.values() for key, _ in _flat(preset)}:
+        table, usual, name = (kl, default_kl, key[3:]) if key.startswith("kl.") else (kept, defaults, key)
+        if name in table and table[name] in (usual.get(name), own.get(key, usual.get(name))):
+            table.pop(name)
+    return {**kept, "kl": kl}
 
 
 def preset_words(config: Any) -> str | None:

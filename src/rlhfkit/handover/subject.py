@@ -312,7 +312,7 @@ def subject_of(
     facts = None
     if run.is_run():
         facts = read_facts(run)
-        recipe = with_overrides(facts.config, overrides, name=str(run.path))
+        recipe = with_overrides(facts.config, overrides, name=str(run.path), is_resolved=True)
     else:
         recipe = load_recipe(run_or_recipe, overrides).recipe
     if not isinstance(recipe, Recipe):

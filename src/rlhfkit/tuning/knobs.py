@@ -117,7 +117,9 @@ def overrides(settings: Mapping[str, KnobValue]) -> list[str]:
 
 def with_settings(recipe: AnyRecipe, settings: Mapping[str, KnobValue], *, name: str) -> AnyRecipe:
     """The recipe with other settings. Raises: ConfigError, of `name`, where it does not take one."""
-    return with_overrides(recipe.model_dump(mode="json", exclude_none=True), overrides(settings), name=name)
+    return with_overrides(
+        recipe.model_dump(mode="json", exclude_none=True), overrides(settings), name=name, is_resolved=True
+    )
 
 
 def _toml(value: KnobValue) -> str:
