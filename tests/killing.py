@@ -73,6 +73,24 @@ checkpoint_minutes = 1e-9
 judge = { type = "grammar" }
 """,
     ),
+    "raft": small_recipe(
+        "raft",
+        ["pretrain", "raft"],
+        PRETRAIN
+        + """
+[data]
+max_prompt_tokens = 40
+texts = { type = "grammar", num_rows = 24 }
+prompts = { type = "grammar", num_rows = 12, seed_offset = 2 }
+[reward]
+type = "function"
+function = "tests.training.tiny:count_vowels"
+[raft]
+num_responses = 2
+minibatch_prompts = 4
+checkpoint_minutes = 1e-9
+""",
+    ),
     "ppo": small_recipe(
         "ppo",
         ["pretrain", "ppo"],

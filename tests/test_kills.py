@@ -33,6 +33,11 @@ MOMENTS = {
         (r"os.rename .*/\.dpo\.\w+ .*", 1),
         (r"os.rename .*stages.json.* .*stages.json", 1),
     ],
+    "raft": [
+        (HALF_LINE, 6),
+        (HALF_TENSORS, 3),
+        (r"os.rename .*/\.raft\.\w+ .*", 1),
+    ],
     "ppo": [
         (r"os.rename .*/\.config\.json.*", 1),
         (r"os.rename .*/\.recipe\.toml.*", 1),

@@ -70,6 +70,7 @@ def test_only_what_works_is_offered(invoke):
         "generate",
         "evaluate",
         "report",
+        "compare",
         "tune",
         "probe",
         "explain",

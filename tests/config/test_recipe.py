@@ -240,10 +240,11 @@ def test_what_a_stage_reads_are_tables_and_sections_of_a_recipe():
 
 
 def test_a_section_is_read_by_the_stages_that_name_it_and_others_by_all():
-    assert readers_of_section("rollout") == {"preferences", "reward_model", "judge", "ppo", "evaluate", "probe"}
+    later = {"ppo", "evaluate", "probe", "raft", "compare"}
+    assert readers_of_section("rollout") == {"preferences", "reward_model", "judge", *later}
     assert readers_of_section("reward_model") == {"reward_model", "judge"}
     assert readers_of_section("model") == set(typing.get_args(Stage))
-    assert readers_of_table("test_prompts") == ("evaluate",)
+    assert readers_of_table("test_prompts") == ("evaluate", "compare")
     assert readers_of_table("on_bad_row") == typing.get_args(Stage)
 
 

@@ -146,7 +146,7 @@ def test_sides_end_with_eos_and_an_empty_response_is_eos_alone():
 def test_prompts_lose_their_beginning_responses_their_end_and_pairs_without_any_are_left_out():
     assert encoded(("abc", "de", "f"), max_prompt_tokens=2, max_tokens=4) == ([pair([3, 4], [5, 6], [7, 1])], 1)
     assert encoded(("abc", "d", "f"), max_prompt_tokens=2) == ([pair([3, 4], [5, 1], [7, 1])], 1)
-    assert encoded(("abcdef", "ghi", "g"), ("ab", "c", "d"), max_tokens=4) == ([pair([2, 3], [4, 1], [5, 1])], 1)
+    assert encoded(("abcdef", "ghi", "jkl"), ("ab", "c", "d"), max_tokens=4) == ([pair([2, 3], [4, 1], [5, 1])], 1)
 
 
 # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -279,6 +279,7 @@ def closing_words(run: "RunDir") -> str:
         run.model("reward_model"): "the reward model",
         run.model("sft"): "the model before PPO",
         run.evaluation: "every seed's result" if is_control else "before and after, in numbers",
+        run.comparison: "PPO beside its baselines, in numbers",
         run.report: "what happened, for people",
         run.metrics: "every metric of every iteration",
         run.samples: "responses from every iteration",

@@ -1,13 +1,13 @@
-"""The section `evaluation`."""
+"""The sections `evaluation` and `compare`."""
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlhfkit.config.rewards import RewardConfig
 from rlhfkit.config.section import LocalPath, Section
 
-__all__ = ["EvaluationConfig", "is_evaluated", "num_evaluations"]
+__all__ = ["CompareConfig", "EvaluationConfig", "is_evaluated", "num_evaluations"]
 
 
 class EvaluationConfig(Section):
@@ -39,6 +39,22 @@ class EvaluationConfig(Section):
     """So many of their responses, and of those that PPO learns from, are written and shown token by token; 0: none."""
     probes: tuple[LocalPath, ...] = ()
     """Probes of each such evaluation, by name, and files of rows by path; how they measure is set in `probe`."""
+
+
+class CompareConfig(Section):
+    """PPO beside what can be had without it: score against the KL to the SFT model.
+
+    Example:
+        >>> from rlhfkit.config.evaluation import CompareConfig
+        >>> CompareConfig(kl=6).best_of
+        16
+    """
+
+    kl: PositiveFloat | None = None
+    """Where the methods are compared, in nats per response; by default as far as PPO has come."""
+    best_of: PositiveInt = 16
+    """Responses of the SFT model to each prompt, scored and judged, out of which best-of-n is measured for n = 1, 2, 4
+    and so on."""
 
 
 def is_evaluated(iteration: int, *, every: int, iterations: int) -> bool:

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from rlhfkit.config.cluster import ClusterConfig
 from rlhfkit.config.data import DataConfig, GuessTextsConfig
 from rlhfkit.config.envs import GuessEnvConfig, TextEnvConfig
-from rlhfkit.config.evaluation import EvaluationConfig
+from rlhfkit.config.evaluation import CompareConfig, EvaluationConfig
 from rlhfkit.config.feedback import PreferencesConfig
 from rlhfkit.config.model import ModelConfig
 from rlhfkit.config.parallel import ParallelConfig
@@ -30,7 +30,7 @@ from rlhfkit.config.rewards import (
 from rlhfkit.config.section import MAY_CHANGE, Section
 from rlhfkit.config.stages import BASELINES, STAGE_SPECS, Stage
 from rlhfkit.config.tracking import TrackingConfig
-from rlhfkit.config.training import DpoConfig, JudgeConfig, PretrainConfig, RewardModelConfig, SftConfig
+from rlhfkit.config.training import DpoConfig, JudgeConfig, PretrainConfig, RaftConfig, RewardModelConfig, SftConfig
 from rlhfkit.config.tune import TuneConfig
 from rlhfkit.config.watchdog import WatchdogConfig
 
@@ -85,6 +85,10 @@ class Recipe(Section):
     probe: ProbeConfig = ProbeConfig()
     """Settings of the stage `probe`."""
     dpo: DpoConfig = DpoConfig()
+    """Settings of the stage."""
+    raft: RaftConfig = RaftConfig()
+    """Settings of the stage."""
+    compare: CompareConfig = CompareConfig()
     """Settings of the stage."""
     parallel: Annotated[ParallelConfig, MAY_CHANGE] = ParallelConfig()
     """What several processes part among them."""
@@ -217,11 +221,15 @@ def _faults(recipe: Recipe) -> Iterator[str]:
 
 def _faults_of_baselines(recipe: Recipe) -> Iterator[str]:
     """What the stages that are compared with PPO cannot do."""
-    stages = [stage for stage in BASELINES if stage in recipe.stages]
+    stages = [stage for stage in (*BASELINES, "compare") if stage in recipe.stages]
     if stages and recipe.rounds > 1:
         yield f"rounds = {recipe.rounds} leave no one model for {stages} to begin with; leave them out, or rounds = 1"
     if stages and recipe.env is not None:
         yield f"{stages} answer single prompts, and [env] has turns; leave one of the two out"
+    if "compare" in stages and "ppo" not in recipe.stages:
+        yield 'the stage "compare" compares PPO with others; add the stage "ppo"'
+    elif "raft" in stages and "ppo" not in recipe.stages:
+        yield from _faults_of_reward("reward", recipe.reward, recipe)
 
 
 def _faults_on_the_way(recipe: Recipe) -> Iterator[str]:

@@ -21,12 +21,14 @@ __all__ = [
     "title_of",
 ]
 
-Stage = Literal["pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate", "probe", "dpo"]
+Stage = Literal[
+    "pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate", "probe", "dpo", "raft", "compare"
+]
 
-ModelName = Literal["base", "sft", "reward_model", "judge", "policy", "value", "dpo"]
+ModelName = Literal["base", "sft", "reward_model", "judge", "policy", "value", "dpo", "raft"]
 """A directory of a run that holds a model."""
 
-Role = Literal["pretrain", "sft", "reward_model", "policy", "value", "control", "dpo"]
+Role = Literal["pretrain", "sft", "reward_model", "policy", "value", "control", "dpo", "raft"]
 """What an optimizer trains; learning rates and the rules that watch training go by it."""
 
 
@@ -139,11 +141,27 @@ STAGE_SPECS: dict[Stage, StageSpec] = {
             model="dpo",
             trains="dpo",
         ),
+        StageSpec(
+            name="raft",
+            title="rejection sampling",
+            data=("prompts",),
+            sections=("raft", "reward", "rollout"),
+            writes=("raft",),
+            model="raft",
+            trains="raft",
+        ),
+        StageSpec(
+            name="compare",
+            title="comparison",
+            data=("test_prompts",),
+            sections=("compare", "evaluation", "reward", "rollout"),
+            writes=("comparison.json",),
+        ),
     )
 }
 
 
-BASELINES: tuple[Stage, ...] = ("dpo",)
+BASELINES: tuple[Stage, ...] = ("dpo", "raft")
 """Stages that begin where PPO begins and do without it, so that one sees what it is worth."""
 
 

@@ -10,8 +10,10 @@ __all__ = [
     "DpoConfig",
     "EnsembleConfig",
     "JudgeConfig",
+    "LoopConfig",
     "OptimConfig",
     "PretrainConfig",
+    "RaftConfig",
     "RewardModelConfig",
     "SftConfig",
     "SupervisedConfig",
@@ -56,8 +58,8 @@ class OptimConfig(Section):
 SAFE_TOKENS = 2048
 
 
-class SupervisedConfig(Section):
-    """What the supervised stages share."""
+class LoopConfig(Section):
+    """What the stages with a loop of updates share, PPO aside."""
 
     epochs: PositiveInt = 1
     """Passes over the data."""
@@ -65,8 +67,6 @@ class SupervisedConfig(Section):
     """Tokens (padding included) in one forward and backward pass: bounds memory; "auto": as many as it has room for."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
-    validation_share: Share = 0.05
-    """Share of the rows held out to measure the loss during training."""
     checkpoint_minutes: Annotated[PositiveFloat, MAY_CHANGE] = 5.0
     """Time between two checkpoints."""
 
@@ -74,6 +74,13 @@ class SupervisedConfig(Section):
     def tokens_per_pass(self) -> int:
         """Tokens in a pass, where "auto" has not been decided: few enough for any machine."""
         return SAFE_TOKENS if self.microbatch_tokens == "auto" else self.microbatch_tokens
+
+
+class SupervisedConfig(LoopConfig):
+    """What the supervised stages share."""
+
+    validation_share: Share = 0.05
+    """Share of the rows held out to measure the loss during training."""
 
 
 class SftConfig(SupervisedConfig):
@@ -183,3 +190,20 @@ class DpoConfig(SupervisedConfig):
                 "bounds what a pair can do by itself"
             )
         return self
+
+
+class RaftConfig(LoopConfig):
+    """Rejection-sampling fine-tuning of the SFT model: SFT on the best of its own responses, by the reward of PPO.
+
+    Example:
+        >>> from rlhfkit.config.training import RaftConfig
+        >>> RaftConfig(num_responses=16).minibatch_prompts
+        32
+    """
+
+    epochs: PositiveInt = 4
+    """Passes over the prompts; the responses are drawn anew in each."""
+    num_responses: Annotated[int, Field(ge=2)] = 8
+    """Responses to each prompt, of which the best is learnt."""
+    minibatch_prompts: PositiveInt = 32
+    """Prompts per update."""

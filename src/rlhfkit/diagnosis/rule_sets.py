@@ -14,6 +14,7 @@ RULES: dict[Role, tuple[Rule, ...]] = {
     "policy": PPO_RULES,
     "control": CONTROL_RULES,
     "dpo": SUPERVISED_RULES,
+    "raft": SUPERVISED_RULES,
 }
 
 

@@ -25,7 +25,7 @@ from rlhfkit.config.probe import ProbeConfig
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import STAGE_SPECS, Stage
 from rlhfkit.config.tracking import TrackingConfig
-from rlhfkit.config.training import SupervisedConfig
+from rlhfkit.config.training import LoopConfig, SupervisedConfig
 from rlhfkit.data import load_prompts
 from rlhfkit.errors import ConfigError
 from rlhfkit.evaluation.on_the_way import EvaluationOnTheWay
@@ -60,7 +60,7 @@ from rlhfkit.wording import counted
 __all__ = ["StageForecast", "rehearse"]
 
 T = TypeVar("T")
-Supervised = TypeVar("Supervised", bound=SupervisedConfig)
+Supervised = TypeVar("Supervised", bound=LoopConfig)
 
 UPDATES, ITERATIONS, CONTROL_ITERATIONS = 4, 3, 20
 EPISODES, RESPONSES, PAIRS, PROBE_ROWS = 64, 64, 32, 4
@@ -240,7 +240,8 @@ class Rehearsal(Workload):
         num = len(rows)
         if stage == "reward_model" and "preferences" in self.planned.stages:
             num = max(num, self.planned.preferences.num_pairs)  # of which the rehearsal has sampled a few
-        train, held_out = split_validation(num, config.validation_share, seed=0)
+        share = config.validation_share if isinstance(config, SupervisedConfig) else 0.0
+        train, held_out = split_validation(num, share, seed=0)
         updates = num_supervised_updates(len(train), minibatch_rows, config.epochs)
         # A validation is a forward pass over all held-out rows.
         validation = FORWARD_SHARE * len(held_out) / minibatch_rows
@@ -250,7 +251,7 @@ class Rehearsal(Workload):
         step = max(1, len(rows) // (UPDATES * minibatch_rows))
         part = rows[::step][: UPDATES * minibatch_rows]
         epochs = math.ceil(UPDATES / math.ceil(len(part) / minibatch_rows))
-        return part, config.model_copy(update={"epochs": epochs, "validation_share": 0.0})
+        return part, config.model_copy(update={"epochs": epochs, **({"validation_share": 0.0} if share else {})})
 
     def _as_demonstrated(self, rows: Sequence[object]) -> "Shortened":
         """After the whole of SFT responses are as long as what it learns from, which a few updates do not teach."""

@@ -7,7 +7,7 @@ from typing import Literal
 from rlhfkit.config.evaluation import num_evaluations
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.rewards import LengthRewardConfig, MixRewardConfig, RewardConfig, RewardModelRewardConfig
-from rlhfkit.config.training import SupervisedConfig
+from rlhfkit.config.training import LoopConfig
 from rlhfkit.errors import ConfigError, ModelError
 from rlhfkit.formulas.shapes import DecoderShape, shape_named
 
@@ -194,7 +194,7 @@ def work_of(recipe: Recipe, policy: DecoderShape, *, itemsize: int, response_tok
 
 
 def supervised_work_of(
-    recipe: Recipe, config: SupervisedConfig, policy: DecoderShape, *, itemsize: int, rows: int, row_tokens: int
+    recipe: Recipe, config: LoopConfig, policy: DecoderShape, *, itemsize: int, rows: int, row_tokens: int
 ) -> Work:
     """A supervised stage of `recipe` with minibatches of so many rows, each of up to `row_tokens`."""
     longest, lora = min(row_tokens, policy.context or row_tokens), recipe.model.lora

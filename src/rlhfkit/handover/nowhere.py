@@ -19,6 +19,8 @@ WITHOUT_EFFECT = {
     "evaluation": "no part of PPO",
     "probe": "no part of PPO",
     "dpo": "what PPO is compared with",
+    "raft": "what PPO is compared with",
+    "compare": "no part of PPO",
     "parallel": "how rlhfkit shares its work out",
     "cluster": "how rlhfkit shares its work out",
     "watchdog": "how rlhfkit finds that it hangs",

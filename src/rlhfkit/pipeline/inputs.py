@@ -166,10 +166,10 @@ class Inputs:
             yield "model.path", model.path
         if stage == "preferences" and recipe.preferences.sampled_from is not None:
             yield "preferences.sampled_from", str(recipe.preferences.sampled_from)
-        scores = stage in ("ppo", "evaluate", "probe") or (stage in BASELINES and recipe.has_reward)
+        scores = stage in ("ppo", "evaluate", "probe") or (stage in (*BASELINES, "compare") and recipe.has_reward)
         rewards = {"reward": recipe.reward} if scores and recipe.uses_reward else {}
         rewards |= dict(_constraints_of(recipe)) if stage in ("ppo", "evaluate") else {}
-        if stage in ("evaluate", *BASELINES) and recipe.evaluation.judge is not None:
+        if stage in ("evaluate", *BASELINES, "compare") and recipe.evaluation.judge is not None:
             rewards["evaluation.judge"] = recipe.evaluation.judge
         if given.reward is not None:
             rewards.pop("reward", None)
@@ -240,7 +240,7 @@ class Inputs:
             yield "rollout.engine", require_vllm
         made = ("preferences", "test_preferences") if "preferences" in recipe.stages else ()
         is_watched = "ppo" in stages and recipe.evaluation.every_iterations > 0
-        is_compared = bool(set(BASELINES) & set(stages)) and recipe.data.test_prompts is not None
+        is_compared = bool({*BASELINES, "compare"} & set(stages)) and recipe.data.test_prompts is not None
         named = dict.fromkeys(name for stage in stages for name in STAGE_SPECS[stage].data)
         if (is_watched and recipe.uses_prompts) or is_compared:
             named["test_prompts"] = None
@@ -252,7 +252,7 @@ class Inputs:
         is_tried = recipe.env is not None and (recipe.env.type != "function" or recipe.env.check)
         if is_tried and {"ppo", "evaluate"} & set(stages):
             yield "env", lambda: self._try_env("prompts" if "ppo" in stages else "test_prompts")
-        if recipe.uses_reward and ({"ppo", "evaluate"} & set(stages) or (is_compared and recipe.has_reward)):
+        if recipe.uses_reward and ({"ppo", "evaluate", "raft"} & set(stages) or (is_compared and recipe.has_reward)):
             prompts = [name for name in ("prompts", "test_prompts") if name in named]
             yield "reward", lambda: self._try_reward(recipe.reward, "reward", prompts)
         if {"ppo", "evaluate"} & set(stages):

@@ -10,7 +10,7 @@ import torch
 from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import Stage
-from rlhfkit.config.training import SupervisedConfig
+from rlhfkit.config.training import LoopConfig
 from rlhfkit.distributed.ranks import ranks
 from rlhfkit.machine.device import PeakMeter
 from rlhfkit.models.language import LanguageModel, TextPolicy
@@ -24,7 +24,7 @@ from rlhfkit.training.ppo import Rollout, optimizers_for
 
 __all__ = ["SPARE", "fitted_ppo", "fitted_supervised", "peak_noted"]
 
-Supervised = TypeVar("Supervised", bound=SupervisedConfig)
+Supervised = TypeVar("Supervised", bound=LoopConfig)
 
 SPARE = 1.1
 """Tokens of the fullest minibatch in those of a mean one, and what packing leaves empty."""

@@ -91,7 +91,9 @@ def _answers(
     recipe, model = ctx.recipe, policy.language_model
     own = None if sampler is None else GatheredSampler(sampler.copy, None)
     judge, _ = ctx.builder.judge()
-    needs_reward = recipe.uses_reward and (judge is None or recipe.env is not None)
+    # Beside a judge it would say little of PPO alone, and may cost money.
+    is_asked = judge is None or recipe.env is not None or "compare" in recipe.stages
+    needs_reward = recipe.uses_reward and is_asked
     # A source of its own: one that counts its calls, or draws by a generator of its own, goes on in PPO as without.
     reward = ctx.builder.reward(recipe.reward) if needs_reward else None
 

@@ -20,6 +20,7 @@ from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed, seed_everything
 from rlhfkit.machine.watchdog import Watchdog, phase
 from rlhfkit.models.loading import quiet_transformers
+from rlhfkit.pipeline.compare import compare
 from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.control import ControlPipeline, check_control
 from rlhfkit.pipeline.dpo import dpo
@@ -28,6 +29,7 @@ from rlhfkit.pipeline.opening import note_changes, open_log, open_run
 from rlhfkit.pipeline.ppo import ppo
 from rlhfkit.pipeline.preferences import preferences
 from rlhfkit.pipeline.probe import ask_reward, probe
+from rlhfkit.pipeline.raft import raft
 from rlhfkit.pipeline.reward_model import judge, reward_model
 from rlhfkit.pipeline.sft import pretrain, sft
 from rlhfkit.pipeline.workload import Workload
@@ -47,6 +49,8 @@ STAGES: dict[Stage, Callable[[RunContext], dict[str, Any]]] = {
     "evaluate": evaluate,
     "probe": probe,
     "dpo": dpo,
+    "raft": raft,
+    "compare": compare,
 }
 """Stage → what does it, and returns a small record of facts for `stages.json`."""
 

@@ -85,10 +85,12 @@ def _works(recipe: Recipe, shape: DecoderShape, itemsize: int) -> Iterator[Work]
         yield work_of(recipe, shape, itemsize=itemsize)
         return
     sft, reward_model, dpo = recipe.sft, recipe.reward_model, recipe.dpo
+    longest = recipe.rollout.max_response_tokens
     learning = {
         "sft": (sft, sft.minibatch_sequences, sft.max_tokens),
         "reward_model": (reward_model, 2 * reward_model.minibatch_pairs, reward_model.max_tokens),
         "dpo": (dpo, 2 * dpo.minibatch_pairs, dpo.max_tokens),
+        "raft": (recipe.raft, recipe.raft.minibatch_prompts, recipe.data.prompt_limit + longest),
     }
     for stage, (config, rows, row_tokens) in learning.items():
         if stage in recipe.stages:

@@ -1,7 +1,7 @@
 """What the supervised stages have in common."""
 
 from rlhfkit.config.stages import Stage
-from rlhfkit.config.training import SupervisedConfig
+from rlhfkit.config.training import LoopConfig, SupervisedConfig
 from rlhfkit.models.inspection import context_of
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.lora import unwrapped
@@ -22,10 +22,10 @@ def within_context(max_tokens: int, model: LanguageModel | RewardModel) -> int:
 
 
 def warn_of_few(
-    ctx: RunContext, stage: Stage, num_rows: int, config: SupervisedConfig, *, minibatch_rows: int, unit: str
+    ctx: RunContext, stage: Stage, num_rows: int, config: LoopConfig, *, minibatch_rows: int, unit: str
 ) -> None:
     """Warn where the rows make so few updates that little can be learnt; `unit` is what a row is called."""
-    num_rows = num_training_rows(num_rows, config.validation_share)
+    num_rows = num_training_rows(num_rows, config.validation_share if isinstance(config, SupervisedConfig) else 0.0)
     if (num_updates := num_supervised_updates(num_rows, minibatch_rows, config.epochs)) < FEW_UPDATES:
         ctx.progress.warn(
             f"{stage}: {num_rows} {unit} make {num_updates} updates, which teach little; raise {stage}.epochs or "

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.config.stages import Stage
-from rlhfkit.config.training import SupervisedConfig
+from rlhfkit.config.training import LoopConfig
 from rlhfkit.pipeline.build import Builder
 from rlhfkit.records import Preference
 from rlhfkit.rewards.source import RewardSource
@@ -16,7 +16,7 @@ from rlhfkit.training.observers import Observer
 __all__ = ["Workload"]
 
 T = TypeVar("T")
-Supervised = TypeVar("Supervised", bound=SupervisedConfig)
+Supervised = TypeVar("Supervised", bound=LoopConfig)
 
 
 class Workload:

@@ -13,6 +13,7 @@ from rlhfkit.config.stages import STAGE_SPECS, title_of
 from rlhfkit.diagnosis.diagnose import problems_in_report
 from rlhfkit.diagnosis.verdict import judge_run, name_at_start
 from rlhfkit.report.cluster import cluster_page
+from rlhfkit.report.comparison import comparison_charts, comparison_rows
 from rlhfkit.report.control import control_page
 from rlhfkit.report.explanation import KL_LEVELS, panels_of, shown_token
 from rlhfkit.report.model_card import write_model_card
@@ -83,6 +84,9 @@ def render_report(run: RunDir) -> str:
         reward_model_charts=reward_model_charts(facts),
         supervised_charts=supervised_charts(facts),
         shared=shared_work(facts),
+        comparison=facts.comparison,
+        comparison_charts=comparison_charts(facts.comparison) if facts.comparison else [],
+        comparison_rows=comparison_rows(facts.comparison) if facts.comparison else [],
         probes=probe_page(facts.probes),
         probes_over_seeds=probe_page(facts.probes_over_seeds),
         development=_development(facts.samples),
@@ -111,7 +115,12 @@ def _stage_progress(facts: Facts) -> list[StageProgress]:
     timed = facts.manifest.get("stages")
     timed = timed if isinstance(timed, dict) else {}
     known = {*facts.metrics, *timed, *facts.finished}
-    outputs = {"evaluate": facts.evaluation, "reward_model": facts.reward_model, "probe": facts.probes}
+    outputs = {
+        "evaluate": facts.evaluation,
+        "reward_model": facts.reward_model,
+        "probe": facts.probes,
+        "compare": facts.comparison,
+    }
     progress = []
     for name in facts.setting("stages") or [name for name in STAGE_SPECS if name in known]:
         record = timed.get(name)

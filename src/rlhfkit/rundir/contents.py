@@ -11,7 +11,7 @@ from rlhfkit.rundir.atomic import read_json
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.lines import finite_or_none, read_lines
 from rlhfkit.rundir.probe_results import ProbeResults
-from rlhfkit.rundir.results import Evaluation, RewardModelResults, read_results
+from rlhfkit.rundir.results import Comparison, Evaluation, RewardModelResults, read_results
 
 __all__ = ["Facts", "Row", "curve", "ends", "read_facts"]
 
@@ -39,6 +39,8 @@ class Facts:
     """What else changed."""
     probes_over_seeds: ProbeResults | None = None
     """The same over several runs of the recipe."""
+    comparison: Comparison | None = None
+    """PPO and its baselines."""
     observations: Sequence[Row] = ()
     """What observers saw while a stage ran, in the order of iterations; `kind` says which observer's a row is."""
 
@@ -76,6 +78,7 @@ def read_facts(run: RunDir) -> Facts:
         samples=samples,
         evaluation=None if run.is_control() else read_results(run.evaluation, Evaluation),
         reward_model=read_results(run.reward_model_report, RewardModelResults),
+        comparison=read_results(run.comparison, Comparison),
         probes=read_results(run.probes, ProbeResults),
         probes_over_seeds=read_results(run.probes_over_seeds, ProbeResults),
         damaged_lines=len(damaged_metrics) + len(damaged_samples) + len(damaged_observations),

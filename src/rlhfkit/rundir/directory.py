@@ -42,6 +42,7 @@ class RunDir:
         self.trust = self.path / "trust.json"
         self.reward_model_report = self.path / "reward_model.json"
         self.evaluation = self.path / "evaluation.json"
+        self.comparison = self.path / "comparison.json"
         self.probes = self.path / "probes.json"
         self.probes_over_seeds = self.path / "probes_over_seeds.json"
         self.against_last = self.path / "against_last_round.json"

@@ -1,4 +1,4 @@
-"""What `reward_model.json` and `evaluation.json` hold: written by their stages, read by the report."""
+"""What `reward_model.json`, `evaluation.json` and `comparison.json` hold: written by stages, read by the report."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +11,7 @@ from rlhfkit.rundir.atomic import read_json
 
 __all__ = [
     "CalibrationBin",
+    "Comparison",
     "Confusion",
     "ConstraintResults",
     "ControlEvaluation",
@@ -19,6 +20,8 @@ __all__ = [
     "Evaluation",
     "LengthEffect",
     "Measure",
+    "Method",
+    "MethodPoint",
     "ModelResults",
     "Normalization",
     "PairGroup",
@@ -247,6 +250,53 @@ class Evaluation(Results):
     """What `evaluation.metric` asks for."""
     constraints: tuple[ConstraintResults, ...] = ()
     """What PPO held to a limit."""
+
+
+class MethodPoint(Results):
+    """A model, or the best of n, on the held-out prompts of a comparison."""
+
+    at: int
+    """Iterations, updates, or n."""
+    ref_kl: float
+    """KL to the SFT model, in nats summed per sequence; of the best of n the most that it can be."""
+    score: Estimate | None = None
+    """What the reward says."""
+    judge: Estimate | None = None
+    """What the judge says."""
+
+
+class Method(Results):
+    """One way from the SFT model to one that people prefer."""
+
+    name: str
+    """"ppo", "dpo", "raft" or "best_of_n"."""
+    points: tuple[MethodPoint, ...]
+    """On the way, the last one at its end."""
+    seconds: float | None = None
+    """What its stage took; none for the best of n, which trains nothing."""
+    needs_reward: bool = True
+    """Whether it needs the reward."""
+    samples_per_response: int = 1
+    """Responses that are drawn for one that is given, at the last point."""
+
+
+class Comparison(Results):
+    """`comparison.json`: PPO and its baselines, on the same prompts."""
+
+    num_prompts: int
+    """Held-out prompts that all have answered."""
+    kl: float
+    """Where the methods are compared, in nats per sequence."""
+    methods: tuple[Method, ...]
+    """PPO is the first."""
+    judge_name: str | None = None
+    """What the judge is called; None where there is none."""
+    reward_name: str = "reward"
+    """The same of the reward."""
+    reward_model_seconds: float | None = None
+    """What the reward model took, where the reward is one of this run."""
+    response_seconds: float | None = None
+    """What one response of the SFT model took, with its score, sampled beside many others."""
 
 
 class SeedResult(Results):

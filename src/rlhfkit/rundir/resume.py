@@ -74,12 +74,18 @@ def refuse_other_settings(
         readers = (begun & _readers(name, before)) | (half_done & _readers_on_the_way(name, before))
         if name == "rounds" and min(getattr(before, name, 1), getattr(recipe, name, 1)) > 1:
             continue  # rounds that are done stay what they are, and further ones can follow
+        if name == "stages" and _begins_with(recipe.stages, before.stages):
+            continue  # and so do stages
         if readers or type(before) is not type(recipe) or name in ("name", "stages"):
             raise CheckpointError(
                 f"{run.path} holds a run of other settings ({change}); choose another --run-dir, or start over here "
                 "with --fresh"
             )
     return tuple(changes.values())
+
+
+def _begins_with(stages: Sequence[str], before: Sequence[str]) -> bool:
+    return tuple(stages[: len(before)]) == tuple(before)
 
 
 def change_read_by(run: RunDir, recipe: Recipe, stages: Collection[str]) -> str | None:

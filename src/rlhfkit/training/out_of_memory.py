@@ -76,6 +76,8 @@ def _section(stage: str, recipe: Recipe) -> tuple[str, int]:
             return "reward_model", 2 * recipe.reward_model.max_tokens
         case "dpo":
             return "dpo", 2 * recipe.dpo.max_tokens
+        case "raft":
+            return "raft", recipe.data.prompt_limit + recipe.rollout.max_response_tokens
         case _:
             return "ppo", recipe.data.prompt_limit + recipe.rollout.max_response_tokens
 

@@ -8,14 +8,14 @@ from torch import nn
 from rlhfkit.config.control import ControlPpoConfig
 from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.config.stages import Role
-from rlhfkit.config.training import OptimConfig, SupervisedConfig
+from rlhfkit.config.training import LoopConfig, OptimConfig
 from rlhfkit.machine.progress import Progress
 from rlhfkit.rundir.manifest import Manifest
 from rlhfkit.training.checkpoint import HasParameters
 
 __all__ = ["announced_ppo", "announced_supervised", "auto_learning_rate", "decided", "decided_ppo"]
 
-Supervised = TypeVar("Supervised", bound=SupervisedConfig)
+Supervised = TypeVar("Supervised", bound=LoopConfig)
 Ppo = TypeVar("Ppo", bound=PpoConfig | ControlPpoConfig)
 
 
@@ -36,6 +36,7 @@ RULES: dict[Role, _Rule] = {
     "policy": _Rule(8e-7, 0.8, 3e-4),
     "value": _Rule(5e-6, 0.6, 1e-3),
     "dpo": _Rule(5e-7, 0.5, 3e-4),
+    "raft": _Rule(1e-5, 0.5, 5e-4),  # as in SFT, which it is
 }
 CONTROL_RATE = 3e-4
 """For the small networks of control tasks, whatever their size (Schulman et al. 2017, arXiv 1707.06347, table 3)."""

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from rlhfkit.config.stages import role_of
-from rlhfkit.config.training import SftConfig
+from rlhfkit.config.training import LoopConfig, SftConfig
 from rlhfkit.distributed.ranks import ranks
 from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import Metrics
@@ -25,7 +25,7 @@ from rlhfkit.training.supervised import (
     train_supervised,
 )
 
-__all__ = ["LearntText", "encode_demonstrations", "encode_texts", "train_sft"]
+__all__ = ["LearntText", "encode_demonstrations", "encode_texts", "learn", "train_sft"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,34 +92,14 @@ def train_sft(
     ]
     train, held_out = split_validation(len(texts), config.validation_share, seed, groups=prompts)
 
-    def parts(rows: Sequence[int]) -> tuple[list[tuple[PackedRows, bool]], int]:
-        """(this rank's share of the packed rows, by passes, and whether they count; tokens that are learnt in all)."""
-        chosen = [texts[row] for row in rows]
-        width = max(config.max_tokens, max(len(text.ids) for text in chosen)) if config.packing else None
-        packed = pack(
-            [text.ids for text in chosen],
-            [text.learnt_from for text in chosen],
-            earlier=[text.earlier for text in chosen],
-            max_tokens=width,
-            pad=model.encoder.pad_id,
-            device=model.device,
-        )
-        per_part = max(1, config.tokens_per_pass // packed.ids.shape[1])
-        own = packed[slice(ranks().rank, None, ranks().size)]
-        passes = (own[start : start + per_part] for start in range(0, len(own), per_part))
-        return ranks().in_step(passes, packed[:1]), int(packed.targets.sum())
+    width = config.max_tokens if config.packing else None
 
-    def backward(rows: Sequence[int], metrics: Metrics) -> None:
-        minibatch, num_learnt = parts([train[row] for row in rows])
-        for part, counts in minibatch:
-            loss = -_logprobs(model, part).sum()
-            if counts:
-                metrics.add("loss", loss, int(part.targets.sum()))
-            torch.autograd.backward(loss / num_learnt * counts)
+    def chosen(rows: Sequence[int]) -> list[LearntText]:
+        return [texts[row] for row in rows]
 
     @torch.no_grad()
     def validate(metrics: Metrics) -> None:
-        for part, counts in parts(held_out)[0] if held_out else []:
+        for part, counts in _passes(model, chosen(held_out), config, width)[0] if held_out else []:
             loss = -_logprobs(model, part).sum()
             if counts:
                 metrics.add("loss", loss, int(part.targets.sum()))
@@ -130,11 +110,45 @@ def train_sft(
         module=model,
         num_rows=len(train),
         minibatch_rows=config.minibatch_sequences,
-        backward=backward,
+        backward=lambda rows, metrics: learn(model, chosen([train[row] for row in rows]), metrics, config, width=width),
         validate=validate,
         detail=lambda metrics: f"loss {metrics['loss']:.3f}",
     )
     return train_supervised(task, config, seed=seed, log=log, checkpoints=checkpoints, progress=progress)
+
+
+def learn(
+    model: LanguageModel, texts: Sequence[LearntText], metrics: Metrics, config: LoopConfig, *, width: int | None
+) -> None:
+    """Forward and backward of this rank's share of a minibatch of texts, whose loss it adds to the metrics.
+
+    loss = - sum over the minibatch's learnt tokens of log p(token | tokens before) / their number
+    Texts are packed into rows of `width` tokens, or of the longest; None leaves each by itself.
+    """
+    passes, num_learnt = _passes(model, texts, config, width)
+    for part, counts in passes:
+        loss = -_logprobs(model, part).sum()
+        if counts:
+            metrics.add("loss", loss, int(part.targets.sum()))
+        torch.autograd.backward(loss / num_learnt * counts)
+
+
+def _passes(
+    model: LanguageModel, texts: Sequence[LearntText], config: LoopConfig, width: int | None
+) -> tuple[list[tuple[PackedRows, bool]], int]:
+    """(this rank's share of the packed rows, by passes, and whether they count; tokens that are learnt in all)."""
+    packed = pack(
+        [text.ids for text in texts],
+        [text.learnt_from for text in texts],
+        earlier=[text.earlier for text in texts],
+        max_tokens=None if width is None else max(width, max(len(text.ids) for text in texts)),
+        pad=model.encoder.pad_id,
+        device=model.device,
+    )
+    per_part = max(1, config.tokens_per_pass // packed.ids.shape[1])
+    own = packed[slice(ranks().rank, None, ranks().size)]
+    passes = (own[start : start + per_part] for start in range(0, len(own), per_part))
+    return ranks().in_step(passes, packed[:1]), int(packed.targets.sum())
 
 
 def _logprobs(model: LanguageModel, rows: PackedRows) -> torch.Tensor:

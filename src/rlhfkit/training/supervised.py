@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rlhfkit.config.training import SupervisedConfig
+from rlhfkit.config.training import LoopConfig
 from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import DataError, TrainingError
 from rlhfkit.machine.interrupts import interrupts_wait
@@ -94,7 +94,7 @@ def split_validation(
 
 def train_supervised(
     task: SupervisedTask,
-    config: SupervisedConfig,
+    config: LoopConfig,
     *,
     seed: int,
     log: RunLog,
@@ -119,7 +119,7 @@ def train_supervised(
 
 def _updates(
     task: SupervisedTask,
-    config: SupervisedConfig,
+    config: LoopConfig,
     optimizer: Optimizer,
     *,
     seed: int,
