@@ -31,6 +31,7 @@ ENGLISH_ONLY = '!!! note "本页暂无中文版"\n    以下为英文原文。\n
 
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 HEADING = re.compile(r"(#+)\s+(.*?)\s*")
+OTHER_LANGUAGE = re.compile(r"\[(English|简体中文)\]\(README[\w.-]*\)")
 FENCE = re.compile(r"\s*```.*")
 
 CONFIG = """\
@@ -177,6 +178,8 @@ def text_of(source: Path, language: str, pages: dict[Path, str]) -> str:
         if is_code:
             lines.append(line)
             continue
+        if OTHER_LANGUAGE.fullmatch(line):
+            continue  # the site has a switch of its own
         line = LINK.sub(lambda found: found[1] + moved(found[2], page, pages) + found[3], line)
         # A Chinese heading has the anchor of the English one: links hold in both trees, and so do those from outside.
         if page != source and HEADING.fullmatch(line):

@@ -1,6 +1,6 @@
 """What the documents show is true: examples run, recipes parse, commands exist, links and names lead somewhere.
 
-In README.md, CONTRIBUTING.md, CHANGELOG.md and docs/*.md
+In README.md, CONTRIBUTING.md, CHANGELOG.md and docs/*.md, and in the prose of their Chinese forms
 - every ```python block is run. One that begins with the comment `# name.py` is a file, which commands, recipes and the
   later blocks of its page may use;
 - every ```toml block is a recipe, if it has a name and stages, or else a part of one;
@@ -99,7 +99,8 @@ def parts(page: Path) -> Iterator[Part]:
 
 
 ALL = [part for page in PAGES for part in parts(page)]
-PROSE = [part for part in ALL if not part.kind]
+IN_CHINESE = [ROOT / "README.zh-CN.md", *sorted((ROOT / "docs/zh").glob("*.md"))]
+PROSE = [part for page in [*PAGES, *IN_CHINESE] for part in parts(page) if not part.kind]
 
 
 def blocks(*kinds: str) -> list[Part]:

@@ -63,6 +63,13 @@ def test_chinese_page_links_to_chinese_pages(page):
     assert [name_of(target) for target in english if site.chinese_form(target).exists()] == []
 
 
+@pytest.mark.parametrize("page", CHINESE, ids=name_of)
+def test_bold_ends_before_the_mark_that_follows_it(page):
+    """A code host takes the stars of `**……。**……` for stars."""
+    prose = "\n".join(line for line, is_code in site.lines_of(page) if not is_code)
+    assert re.findall(r"[。，；：？！”）]\*\*[一-龥`\[]", prose) == []
+
+
 def test_both_trees_have_all_pages(tmp_path):
     """A link that leads nowhere ends it with an error."""
     site.stage(tmp_path)
