@@ -157,18 +157,21 @@ def test_without_the_package_the_install_line_is_given(tmp_path, monkeypatch):
 @pytest.mark.thorough
 @pytest.mark.skipif(not POCKET.exists(), reason="the small trained model is not here")
 def test_llama_cpp_answers_as_the_model_does(tmp_path):
+    """In float32 throughout: in bfloat16 llama.cpp rounds activations too, and where two tokens are as good as equal
+    the other one may come (1 of these 20, at a gap of 0.0074 between the logits)."""
     llama_cpp = pytest.importorskip("llama_cpp")
-    write_gguf(POCKET, tmp_path / "m.gguf", name="pocket")
-    there = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=256, n_threads=1, verbose=False, logits_all=False)
-    tokenizer = AutoTokenizer.from_pretrained(POCKET)
     here = AutoModelForCausalLM.from_pretrained(POCKET, dtype=torch.float32).eval()
-    prompts = [
-        f"{start} {number}{end}" for number, (start, end) in enumerate([("The", " dogs"), ("I'm not", " sure?")] * 10)
-    ]
-    for prompt in prompts:
+    tokenizer = AutoTokenizer.from_pretrained(POCKET)
+    for part in (here, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    write_gguf(tmp_path / "model", tmp_path / "m.gguf", name="pocket")
+    exact = {"type_k": 0, "type_v": 0}  # a cache of float32
+    there = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=256, n_threads=1, verbose=False, **exact)
+    starts = [("The", " dogs"), ("I'm not", " sure?")] * 10
+    for prompt in (f"{start} {number}{end}" for number, (start, end) in enumerate(starts)):
         ids = tokenizer(prompt).input_ids
         assert there.tokenize(prompt.encode(), add_bos=True, special=True) == ids
-        answer = here.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False, repetition_penalty=1.0)
+        answer = here.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False)
         expected = tokenizer.decode(answer[0, len(ids) :], skip_special_tokens=True)
         found = there(prompt, max_tokens=40, temperature=0.0, repeat_penalty=1.0)["choices"][0]["text"]
         assert found == expected
