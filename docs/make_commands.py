@@ -11,7 +11,7 @@ PAGE = Path(__file__).parent / "commands.md"
 WIDTH = 100
 
 GROUPS = {
-    "Train": ["run", "recipes", "tune", "average"],
+    "Train": ["run", "recipes", "tune", "compare", "average"],
     "Look at the result": ["generate", "evaluate", "report", "explain", "probe"],
     "Ready, and right?": ["doctor", "diagnose", "dashboard", "bench"],
     "People": ["label", "labels"],
