@@ -71,6 +71,7 @@ REFUSED = [
     (("verl",), "ppo={estimator='reinforce++-baseline', group_size=4}", "within the group, too", "their way"),
     (("verl", "openrlhf"), "ppo.value.gae_lambda=1.0", "the lambda of the advantages there", "that one"),
     (("nemo-rl",), "ppo.entropy_coef=0.01", "no bonus for entropy", "none"),
+    (ALL, "ppo.value.init=runs/other", "the critic of another run is in a checkpoint", "starts at the policy"),
     (("verl", "openrlhf"), "ppo.entropy_target=2.0", "stays as it is there", "that of the start"),
 ]
 WITHOUT_SUBSTITUTE = [

@@ -18,7 +18,7 @@ from pydantic import (
 
 from rlhfkit.config.constraints import ConstraintConfig
 from rlhfkit.config.presets import PresetName, with_preset
-from rlhfkit.config.section import MAY_CHANGE, OpenShare, Section, Share, divisor_near, type_or
+from rlhfkit.config.section import MAY_CHANGE, LocalPath, OpenShare, Section, Share, divisor_near, type_or
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.config.watch import WatchConfig
 
@@ -178,8 +178,9 @@ class ValueConfig(Section):
 
     network: Literal["separate", "shared"] = "separate"
     """Its own network, or a head on the policy's trunk (half the memory, but the two tasks share weights)."""
-    init: Literal["auto", "reward_model", "policy"] = "auto"
-    """A separate network's start: this run's reward model if there is one ("auto"), or the policy with a zero head."""
+    init: Literal["auto", "reward_model", "policy"] | LocalPath = "auto"
+    """Its start: this run's reward model if there is one ("auto"), or the policy with a zero head, both of a separate
+    network; or the critic of another run, whose directory is given, in its newest checkpoint."""
     optim: OptimConfig = OptimConfig()
     """Its optimizer; a shared trunk uses the policy's."""
     coef: PositiveFloat = 0.1
@@ -190,6 +191,11 @@ class ValueConfig(Section):
     """First iterations in which only the value learns."""
     gae_lambda: Share | None = None
     """Lambda of the returns that it learns; by default `ppo.gae_lambda`. 1 for long responses (arXiv 2503.01491)."""
+
+    @property
+    def other_run(self) -> str | None:
+        """The run whose critic it begins with; None where it begins with a model of this one."""
+        return None if self.init in ("auto", "reward_model", "policy") else self.init
 
 
 class PpoUpdateConfig(Section):

@@ -93,6 +93,12 @@ COMMON_RULES = (
         "all epochs of every iteration",
     ),
     Rule(
+        ("ppo.value.init",),
+        lambda s: s.has_critic and s.recipe.ppo.value.other_run is not None,
+        "the critic of another run is in a checkpoint, which nothing there reads",
+        "a critic that starts at the policy",
+    ),
+    Rule(
         ("ppo.entropy_target",),
         lambda s: s.recipe.ppo.entropy_target is not None,
         "the coefficient of the entropy bonus stays as it is there",

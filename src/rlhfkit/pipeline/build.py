@@ -57,6 +57,7 @@ from rlhfkit.models.reward_model import RewardModel, read_normalization, score_h
 from rlhfkit.models.saving import save_model
 from rlhfkit.models.scratch import random_model, train_tokenizer
 from rlhfkit.models.value import ValueHead, ValueNetwork
+from rlhfkit.pipeline.critic import SavedCritic, saved_critic
 from rlhfkit.pipeline.model_reward import model_reward
 from rlhfkit.pipeline.parted import PARTED, part_frozen
 from rlhfkit.records import Prompt
@@ -353,10 +354,13 @@ class Builder:
         critic: ValueHead | ValueNetwork | None
         if config.estimator != "gae":
             critic = None
-        elif config.value.network == "shared":
+        elif self.shares_trunk:
             critic = ValueHead(language_model.width, self.device)
+            if (saved := self.saved_critic()) is not None:
+                saved.check(self, language_model.encoder)
+                critic.linear.load_state_dict(saved.head())
         else:
-            critic = self._value_network(language_model.encoder)
+            critic = self.value_network(language_model.encoder)
             critic.stem = _in_common(language_model.stem, critic.classifier)
         return TextPolicy(language_model, critic, temperature=self.recipe.rollout.temperature)
 
@@ -390,7 +394,30 @@ class Builder:
         longest = recipe.data.prompt_limit + recipe.rollout.max_response_tokens if recipe.env is None else None
         return VllmEngine(recipe.rollout, dtype=self.dtype, max_tokens=longest)
 
-    def _value_network(self, encoder: Encoder) -> ValueNetwork:
+    @property
+    def shares_trunk(self) -> bool:
+        """Whether the critic is a head on the policy's trunk."""
+        return self.recipe.ppo.value.network == "shared"
+
+    @property
+    def trusts_remote_code(self) -> bool:
+        """Whether the code of the model's directory may run."""
+        return isinstance(self.recipe.model, PretrainedModelConfig) and self.recipe.model.trust_remote_code
+
+    def saved_critic(self) -> SavedCritic | None:
+        """The critic of another run that this one's begins with; None where it begins otherwise, or there is none."""
+        other = self.recipe.ppo.value.other_run
+        return None if other is None or self.recipe.ppo.estimator != "gae" else saved_critic(other, own=self.run)
+
+    def value_network(self, encoder: Encoder) -> ValueNetwork:
+        """A critic of its own, as the recipe has it begin."""
+        if (saved := self.saved_critic()) is not None:
+            saved.check(self, encoder)
+            classifier = self._classifier(self.starting_point().path, encoder, fresh_head=True)
+            saved.fill(classifier, self, encoder)
+            network = self._trainable_value(classifier, 0.0, 1.0)
+            network.head.linear.load_state_dict(saved.head())
+            return network
         init = self.recipe.ppo.value.init
         own = self.run.model("reward_model")
         if init == "reward_model" or (init == "auto" and own.exists()):

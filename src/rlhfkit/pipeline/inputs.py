@@ -179,6 +179,8 @@ class Inputs:
                     yield f"{part_name}.function", part.function
                 elif isinstance(part, RewardModelRewardConfig | BagOfWordsRewardConfig | LexiconRewardConfig):
                     yield f"{part_name}.path", part.path or ""
+        if stage == "ppo" and (saved := self.builder.saved_critic()) is not None:
+            yield "ppo.value.init", str(saved.checkpoint)
         if stage in ("ppo", "evaluate") and isinstance(recipe.env, FunctionEnvConfig) and given.env is None:
             yield "env.function", recipe.env.function
 
@@ -259,6 +261,8 @@ class Inputs:
             prompts = [name for name in ("prompts", "test_prompts") if name in named]
             for name, source in _constraints_of(recipe):
                 yield name, lambda source=source, name=name: self._try_reward(source, name, prompts)  # type: ignore[misc]
+        if "ppo" in stages:
+            yield "ppo.value.init", self._check_saved_critic
         if "evaluate" in stages or is_watched or is_compared:
             yield "evaluation.judge", lambda: self._check_judge(is_second="evaluate" in stages)
         if is_watched and recipe.evaluation.probes:
@@ -371,6 +375,11 @@ class Inputs:
             raise DataError(
                 f"data.{name}: {error}; leave out these turns, or choose a reward model that reads them"
             ) from error
+
+    def _check_saved_critic(self) -> None:
+        saved = self.builder.saved_critic()
+        if saved is not None and self._encoder is not None:
+            saved.check(self.builder, self._encoder)
 
     def _try_metric(self) -> None:
         metric = self.recipe.evaluation.metric

@@ -31,9 +31,11 @@ __all__ = [
     "Checkpoints",
     "HasParameters",
     "Taken",
+    "is_checkpoint",
     "load_trainable",
     "prefixed",
     "subset",
+    "tensors_of",
     "trainable_tensors",
 ]
 
@@ -300,10 +302,7 @@ class Checkpoints:
         return None
 
     def _load(self, directory: Path) -> Checkpoint:
-        if (directory / CHECKSUMS).read_bytes() != _checksums(directory).encode():
-            raise CheckpointError("its files do not match their checksums")
-        record = read_json(directory / STATE)
-        stored = StoredTensors(_files_of(directory))
+        stored, record = _whole(directory), read_json(directory / STATE)
         name, *rest = record["rng"]["numpy"]
         cuda = sorted((key for key in stored if key.startswith("rng/cuda")), key=lambda key: int(key[8:]))
         restore_rng(
@@ -325,6 +324,28 @@ class Checkpoints:
         """Those that have a rank, the best first, of equals the newest first."""
         ranks = {path: rank for path in directories if (rank := _rank(path)) is not None}
         return sorted(ranks, key=lambda path: (ranks[path], path), reverse=True)
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a directory is a checkpoint, by its name and its files."""
+    name = directory.resolve().name
+    return re.fullmatch(r"\d{8}", name) is not None and (directory / CHECKSUMS).is_file()
+
+
+def tensors_of(directory: Path, prefix: str) -> Mapping[str, Tensor]:
+    """The tensors of a stage in its checkpoint whose names begin with `prefix`, without it.
+
+    No random generator is put back.
+
+    Raises: CheckpointError where it is damaged.
+    """
+    return _whole(directory, f"stage/{prefix}")
+
+
+def _whole(directory: Path, prefix: str = "") -> "StoredTensors":
+    if (directory / CHECKSUMS).read_bytes() != _checksums(directory).encode():
+        raise CheckpointError("its files do not match their checksums")
+    return StoredTensors(_files_of(directory), prefix)
 
 
 def _copied(tensor: Tensor) -> Tensor:
