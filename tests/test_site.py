@@ -67,7 +67,10 @@ def test_chinese_page_links_to_chinese_pages(page):
 def test_bold_ends_before_the_mark_that_follows_it(page):
     """A code host takes the stars of `**……。**……` for stars."""
     prose = "\n".join(line for line, is_code in site.lines_of(page) if not is_code)
-    assert re.findall(r"[。，；：？！”）]\*+[一-龥`\[]", prose) == []
+    spans = re.finditer(r"(\*+)([^*\n]+)\1(.?)", prose)
+    assert [
+        each[0] for each in spans if re.match(r".*[。，；：？！”）]$", each[2]) and re.match(r"[一-龥`\[]", each[3])
+    ] == []
 
 
 def test_both_trees_have_all_pages(tmp_path):
