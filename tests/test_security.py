@@ -33,6 +33,7 @@ OWN_PROGRAMS = {
     "doctor/system.py": ["subprocess"],
     "distributed/launching.py": ["subprocess"],
     "tuning/runs.py": ["subprocess"],
+    "launch/errand.py": ["subprocess"],
     # This interpreter, with a program of the package that follows a run.
     "tracking/process.py": ["subprocess"],
     # The one place that runs what a model wrote, and tests out of rows: where nothing can be reached, or not at all.

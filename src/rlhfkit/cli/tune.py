@@ -42,6 +42,13 @@ def tune(
         str | None,
         typer.Option(metavar="URL", help="Database for what was tried, as postgresql://…; by default a file in DIR."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Runs on the machines of a Ray cluster, --jobs at a time: auto, or its head's address.",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Search for better settings of PPO, and tell whether they are.
@@ -67,6 +74,7 @@ def tune(
                 jobs=jobs,
                 directory=study_dir,
                 storage=storage,
+                ray=ray,
             )
     except KeyboardInterrupt:
         typer.echo(f"\nstopped, and saved; to go on: {command_to_go_on()}", err=True)

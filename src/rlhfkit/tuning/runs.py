@@ -35,9 +35,21 @@ MOST_KILLS = 3
 class Runs:
     """Ordinary runs below the directory of a study."""
 
-    def __init__(self, study: StudyDir, design: Design, *, recipe: str, overrides: Sequence[str], threads: int) -> None:
-        """`recipe` and `overrides` as the user gave them; each process has so many `threads`."""
-        self._study, self._design, self._threads = study, design, threads
+    def __init__(
+        self,
+        study: StudyDir,
+        design: Design,
+        *,
+        recipe: str,
+        overrides: Sequence[str],
+        threads: int,
+        launcher: Sequence[str] = (),
+    ) -> None:
+        """`recipe` and `overrides` as the user gave them; each process has so many `threads`.
+
+        `launcher`: what stands before the command of a run, where another machine is to run it.
+        """
+        self._study, self._design, self._threads, self._launcher = study, design, threads, list(launcher)
         self._recipe, self._overrides = recipe, list(overrides)
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._guard = threading.Lock()
@@ -103,7 +115,7 @@ class Runs:
 
     def _run(self, run: RunDir, changed: Sequence[str], *, until: int | None, log: str, claim: Claim) -> Outcome:
         """The process, begun again where something kills it: the run goes on from its checkpoint, as if it had not."""
-        words = [sys.executable, "-m", "rlhfkit", "run", self._recipe, *self._overrides, *changed]
+        words = [*self._launcher, sys.executable, "-m", "rlhfkit", "run", self._recipe, *self._overrides, *changed]
         words += ["--run-dir", str(run.path), *([] if until is None else ["--until", str(until)])]
         path = self._study.logs / f"{log}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)

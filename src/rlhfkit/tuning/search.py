@@ -2,19 +2,22 @@
 
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
 
+from rlhfkit.config.cluster import ClusterConfig
 from rlhfkit.config.load import load_recipe, recipe_table
 from rlhfkit.config.secrets import hidden_in
 from rlhfkit.doctor.forecast import examine_forecast
-from rlhfkit.errors import CheckpointError, ConfigError
+from rlhfkit.errors import CheckpointError, ConfigError, MissingDependencyError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.report.study import write_study_page
 from rlhfkit.rundir.atomic import read_json, write_atomically, write_json
@@ -50,6 +53,7 @@ def tune(
     jobs: int = 1,
     directory: str | Path | None = None,
     storage: str | None = None,
+    ray: str | None = None,
     progress: Progress | None = None,
 ) -> StudyResults:
     """Search for better settings of PPO than a recipe has, or go on with a search that was stopped.
@@ -58,7 +62,9 @@ def tune(
     score is, how far the policy may go (`tune.kl`), what is searched (`tune.space`) and how many trials there are
     (`tune.trials`) the recipe's section `tune` says; with `budget_seconds` there are as many as it has room for, and
     nothing begins that it has none for. `jobs` runs at a time. Another call for the same directory joins the search.
-    `storage`: URL of a database for what was tried, in place of a file in the directory.
+    `storage`: URL of a database for what was tried, in place of a file in the directory. `ray`: address of a Ray
+    cluster ("auto": the one that this machine belongs to) on whose machines the runs are; each has
+    `cluster.trainer_cpus` and `cluster.trainer_gpus`, and all reach the directory by the same path.
 
     Example:
         >>> from pathlib import Path
@@ -78,11 +84,20 @@ def tune(
     progress = progress or Progress()
     design = design_of(loaded.recipe)
     study_dir = StudyDir(directory or default_study_dir(design.recipe.name))
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    cluster = getattr(design.recipe, "cluster", ClusterConfig())
+    threads = cluster.trainer_cpus if ray else max(1, (os.cpu_count() or 1) // jobs)
+    launcher = () if ray is None else launcher_of(ray, cluster)
     opening = _opened(study_dir, loaded.text, list(overrides), design, budget_seconds, jobs, threads, storage, progress)
     design, forecast = opening.design, opening.forecast
     journal = Journal(study_dir, design.knobs, storage=storage, name=study_dir.path.absolute().name)
-    runner = Runs(study_dir, design, recipe=str(study_dir.recipe), overrides=list(overrides), threads=opening.threads)
+    runner = Runs(
+        study_dir,
+        design,
+        recipe=str(study_dir.recipe),
+        overrides=list(overrides),
+        threads=opening.threads,
+        launcher=launcher,
+    )
 
     def has_room(study: Study) -> bool:
         if budget_seconds is None:
@@ -129,6 +144,22 @@ def tune(
     if not is_done:
         raise KeyboardInterrupt
     return results
+
+
+def launcher_of(address: str, cluster: ClusterConfig) -> list[str]:
+    """What a command begins with that a Ray cluster is to run, on as much of a machine as a trainer of a run has.
+
+    Raises: ConfigError where the address is no cluster's; MissingDependencyError.
+    """
+    if address == "local":
+        raise ConfigError("--ray local has the runs of a search on this machine, as --jobs has without Ray; use --jobs")
+    if find_spec("ray") is None:
+        raise MissingDependencyError(
+            "--ray needs a package that is missing (ray); pip install 'rlhfkit[ray]', on every machine of the cluster"
+        )
+    module = [sys.executable, "-m", "rlhfkit.launch.errand"]
+    room = [f"--cpus={cluster.trainer_cpus}", f"--gpus={cluster.trainer_gpus:g}"]
+    return [*module, f"--address={address}", *room, "--"]
 
 
 @dataclass(frozen=True)
