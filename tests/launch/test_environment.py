@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("ray")
 
-from rlhfkit.launch.driver import passed_on
+from rlhfkit.launch.connecting import passed_on
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,12 @@ from rlhfkit.config.cluster import ClusterConfig
 from rlhfkit.errors import ConfigError
 from rlhfkit.launch.head import knock
 
-__all__ = ["connected"]
+__all__ = ["connected", "passed_on"]
 
 LOOPBACK = "127.0.0.1"
+PASSED_ON = ("PYTHONPATH", "RLHFKIT_", "ONEDNN_", "ATEN_CPU_CAPABILITY", "HF_HUB_OFFLINE", "VLLM_")
+"""Environment variables, or their beginnings, that the actors get from here; no others, as they may be secrets."""
+SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 
 @contextmanager
@@ -48,6 +51,15 @@ def connected(address: str, cluster: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def passed_on() -> dict[str, str]:
+    """What the actors' environment gets from this one's."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(PASSED_ON) and not any(word in name.upper() for word in SECRET)
+    }
 
 
 def _needed_cpus(cluster: ClusterConfig) -> int:

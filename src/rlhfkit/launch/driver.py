@@ -21,7 +21,7 @@ from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.recipe import Recipe
 from rlhfkit.errors import LostRankError
 from rlhfkit.launch.board import SAMPLERS, SCORERS, Board, News, Orders
-from rlhfkit.launch.connecting import connected
+from rlhfkit.launch.connecting import connected, passed_on
 from rlhfkit.launch.crew import Crew
 from rlhfkit.launch.head import watched_head
 from rlhfkit.launch.record import Record
@@ -37,9 +37,6 @@ from rlhfkit.rundir.directory import RunDir
 __all__ = ["run_on_ray"]
 
 POLL_SECONDS = 0.5
-PASSED_ON = ("PYTHONPATH", "RLHFKIT_", "ONEDNN_", "ATEN_CPU_CAPABILITY", "HF_HUB_OFFLINE", "VLLM_")
-"""Environment variables, or their beginnings, that the actors get from here; no others, as they may be secrets."""
-SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 
 def run_on_ray(
@@ -285,15 +282,6 @@ def _board() -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
     return ray.remote(Board).options(**options).remote()
-
-
-def passed_on() -> dict[str, str]:
-    """What the actors' environment gets from this one's."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(PASSED_ON) and not any(word in name.upper() for word in SECRET)
-    }
 
 
 def _in_words(error: RayError) -> str:

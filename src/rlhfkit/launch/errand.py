@@ -22,8 +22,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from rlhfkit.config.cluster import ClusterConfig
 from rlhfkit.errors import RlhfkitError
-from rlhfkit.launch.connecting import connected
-from rlhfkit.launch.driver import passed_on
+from rlhfkit.launch.connecting import connected, passed_on
 from rlhfkit.machine.interrupts import interrupts_wait
 
 __all__ = ["Errand", "main"]
