@@ -116,14 +116,19 @@ def test_a_search_has_its_runs_on_the_cluster_and_finds_what_it_finds_alone(addr
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(search, "_measured", lambda *_: Rates(base=1.0, whole=6.0, evaluation=1.0, start=0.0))
     Path("vowels.toml").write_text(TEXT)
+    same = ["cluster.trainer_cpus=1", "tune.trials=3"]
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # as many threads here as there, for the same bits
     found = {
-        name: tune("vowels.toml", directory=name, progress=Progress(quiet=True), **known)
-        for name, known in {"far": {"ray": address, "jobs": 2}, "near": {}}.items()
+        name: tune("vowels.toml", same, directory=name, progress=Progress(quiet=True), ray=ray)
+        for name, ray in {"far": address, "near": None}.items()
     }
     assert found["far"].state == "done"
     for far, near in zip(found["far"].trials, found["near"].trials, strict=True):
         assert (far.params, far.state) == (near.params, near.state)
-        assert far.points == near.points[: len(far.points)] or near.points == far.points[: len(near.points)]
+        assert far.points == near.points
+    assert [seed.winner for seed in found["far"].comparison.seeds] == [
+        seed.winner for seed in found["near"].comparison.seeds
+    ]
 
 
 def test_addresses_that_are_none(tmp_path):
