@@ -49,4 +49,5 @@ def test_a_curve_is_read_off_between_its_points_and_not_beyond_them():
     assert at_distance(curve, 1.0) == 0.0  # half the way from -1 to 1
     assert at_distance(curve, 3.0) == 4.0  # half the way from 5 to 3
     assert at_distance(curve, 4.0) == 3.0
-    assert at_distance(curve, 4.1) is None and at_distance([(1.0, 2.0)], 1.0) == 2.0
+    assert at_distance(curve, 4.1) is None and at_distance(curve, -0.5) is None
+    assert at_distance([(1.0, 2.0)], 1.0) == 2.0
