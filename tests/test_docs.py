@@ -334,7 +334,7 @@ def tables(header: str) -> Iterator[tuple[Part, list[str], re.Match[str]]]:
 def test_defaults_in_tables_are_the_schemas():
     recipe = Recipe.model_validate(MINIMAL)
     wrong = []
-    for part, (name, default, *_), heading in tables(r"\| setting(?: of `(\w+)`)? \| default \|"):
+    for part, (name, default, *_), heading in tables(r"\| (?:setting(?: of `(\w+)`)?|设置) \| (?:default|默认值) \|"):
         if heading[1]:
             sources = {types_of(source)[0]: source for source in fields_below(RewardConfig)}
             field = sources[heading[1]].model_fields[name]
