@@ -22,6 +22,7 @@ from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints, trainable_tensors
 from rlhfkit.training.ppo import run_iteration, train_ppo
+from rlhfkit.training.ptx import Ptx
 from rlhfkit.training.reward_model import measure, train_reward_model
 from rlhfkit.training.sft import train_sft
 from tests.distributed.test_same_results import PAIRS, TEXTS
@@ -73,7 +74,10 @@ def weights_of(trainer):
 
 def iterated(model, run, num=2, **settings):
     """(metrics, what was sampled first, weights) after some iterations."""
+    texts = settings.pop("texts", ())
     trainer = trainer_of(model, run, **settings)
+    if texts:
+        trainer.ptx = Ptx(trainer.policy, texts, 0.5, 3, tokens_per_pass=16, seed=0)
     metrics, samples = [], []
     for _ in range(num):
         experience, found = run_iteration(trainer)
@@ -110,6 +114,7 @@ def test_every_family_learns_the_same(family, directory_of: Directory, tmp_path)
         {"value": ValueConfig(network="separate")},
         {"value": ValueConfig(network="separate", optim=OptimConfig(learning_rate=3e-3), warmup_iterations=1)},
         {"estimator": "grpo", "group_size": 3},
+        {"texts": TEXTS, "value": ValueConfig(network="shared")},
         {"lora": LoraConfig(rank=4), "value": ValueConfig(network="shared")},
         {"lora": LoraConfig(rank=4), "value": ValueConfig(network="separate")},
         {"num_trained_layers": 1, "value": ValueConfig(network="shared")},
@@ -121,6 +126,7 @@ def test_every_family_learns_the_same(family, directory_of: Directory, tmp_path)
         "critic",
         "critic that warms up",
         "grpo",
+        "texts beside",
         "lora",
         "lora and critic",
         "last layer",

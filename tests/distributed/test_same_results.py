@@ -16,6 +16,7 @@ from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.advantages import advantages_and_returns
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import train_ppo
+from rlhfkit.training.ptx import Ptx
 from rlhfkit.training.reward_model import EncodedPair, measure, train_reward_model
 from rlhfkit.training.sft import LearntText, train_sft
 from rlhfkit.training.update import update
@@ -50,8 +51,10 @@ def batch(policy):
     return make_batch(policy, lengths=LENGTHS)
 
 
-def gradients_of(config):
+def gradients_of(config, *, texts=False):
     trainer = tiny.trainer(config)
+    if texts:
+        trainer.ptx = Ptx(trainer.policy, TEXTS, 0.7, 5, tokens_per_pass=9, seed=0)
     recorder = Recorder(trainer.policy)
     trainer.optimizers = {"policy": recorder}
     metrics = update(trainer, *batch(trainer.policy))
@@ -83,6 +86,16 @@ def test_gradient_of_a_minibatch_is_that_of_one_process(settings, num, tmp_path)
     config = PpoConfig(rollout_episodes=11, minibatch_episodes=11, epochs=1, **settings)
     ((expected,), metrics) = gradients_of(config)
     for (found,), of_ranks in together(num, lambda: gradients_of(config), tmp_path):
+        assert_close(found, expected)
+        assert of_ranks == pytest.approx(metrics, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("num", [2, pytest.param(3, marks=pytest.mark.thorough)])
+def test_gradient_with_texts_beside_is_that_of_one_process(num, tmp_path):
+    config = PpoConfig(rollout_episodes=11, minibatch_episodes=11, epochs=1)
+    ((expected,), metrics) = gradients_of(config, texts=True)
+    assert metrics["ppo/ptx_loss"] > 0
+    for (found,), of_ranks in together(num, lambda: gradients_of(config, texts=True), tmp_path):
         assert_close(found, expected)
         assert of_ranks == pytest.approx(metrics, rel=1e-5, abs=1e-7)
 

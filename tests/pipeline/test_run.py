@@ -106,6 +106,20 @@ def finished(run, tmp_path_factory):
     return run(tmp_path_factory.mktemp("runs") / "finished")
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("table", ["demonstrations", "texts"])
+def test_texts_that_are_learnt_beside_ppo_go_on_where_a_run_was_stopped(table, run, tmp_path):
+    beside = ("ppo.ptx.coef=1", f"ppo.ptx.data={table}", "ppo.ptx.minibatch_sequences=3")
+    whole = run(tmp_path / "whole", *beside)
+    with pytest.raises(Paused):
+        run(tmp_path / "cut", *beside, until=1)
+    assert metrics(run(tmp_path / "cut", *beside)) == metrics(whole)
+    losses = [row["ppo/ptx_loss"] for row in metrics(whole) if row["stage"] == "ppo"]
+    assert len(losses) == 2 and losses[0] != losses[1]
+    with pytest.raises(CheckpointError, match=f"data.{table}.num_rows was"):
+        run(tmp_path / "cut", *beside, f"data.{table}.num_rows=40")
+
+
 @pytest.fixture(autouse=True)
 def no_charts(monkeypatch):
     """Drawing takes longer than training such models; `finished`, which is made before, has its charts."""

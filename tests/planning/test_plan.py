@@ -210,3 +210,13 @@ def test_a_recipe_that_cannot_be_planned_says_why(recipe, overrides, words):
 def test_an_accelerator_is_known_by_its_name_in_any_case(name):
     assert accelerators_named(f"4x{name.upper()}") == (4, ACCELERATORS[name])
     assert plan_of_work("test", WORK, machine_of(ACCELERATORS[name], 4)).work is WORK
+
+
+def test_a_plan_counts_what_is_learnt_beside_ppo():
+    alone = plan("pairs", PAIRS, model="0.5B", gpus="1xH200")
+    found = plan("pairs", [*PAIRS, "ppo.ptx.coef=1"], model="0.5B", gpus="1xH200")
+    seconds, before = found.laid.seconds, alone.laid.seconds
+    # Two networks learn the rollout; one learns as many rows beside, whose prompts go through its head as well.
+    assert 1.5 < seconds.update / before.update < 2
+    assert (seconds.sampling, seconds.scoring) == (before.sampling, before.scoring)
+    assert found.laid.memory.peak_bytes == alone.laid.memory.peak_bytes

@@ -28,6 +28,7 @@ __all__ = [
     "KLConfig",
     "PpoConfig",
     "PpoUpdateConfig",
+    "PtxConfig",
     "RolloutConfig",
     "ValueConfig",
     "VllmConfig",
@@ -198,6 +199,17 @@ class ValueConfig(Section):
         return None if self.init in ("auto", "reward_model", "policy") else self.init
 
 
+class PtxConfig(Section):
+    """A loss on texts beside PPO's, so that the policy does not forget them (InstructGPT, arXiv 2203.02155, eq. 2)."""
+
+    coef: NonNegativeFloat = 0.0
+    """Its weight: at 1 a token of the texts weighs as one of the responses; 0 leaves it out."""
+    data: Literal["demonstrations", "texts"] = "demonstrations"
+    """The table of `data` that it learns: responses, as in SFT, or every token, as in pre-training."""
+    minibatch_sequences: PositiveInt | None = None
+    """Rows of it in each optimizer step; by default as many as `ppo.minibatch_episodes`."""
+
+
 class PpoUpdateConfig(Section):
     """What an update of PPO needs to know (Schulman et al. 2017, arXiv 1707.06347), whatever the policy acts in."""
 
@@ -294,6 +306,8 @@ class PpoConfig(PpoUpdateConfig):
     """Further rewards that are held to a limit while PPO maximises `reward`."""
     value: ValueConfig = ValueConfig()
     """The critic."""
+    ptx: PtxConfig = PtxConfig()
+    """Texts that it goes on learning."""
     watch: WatchConfig = WatchConfig()
     """What to do when training goes wrong."""
     max_ref_kl: PositiveFloat | None = None
@@ -318,6 +332,16 @@ class PpoConfig(PpoUpdateConfig):
     def minibatch_rows(self) -> int:
         """Rows of an experience per optimizer step."""
         return self.minibatch_episodes
+
+    @property
+    def ptx_table(self) -> str | None:
+        """The table of `data` that is learnt beside; None where none is."""
+        return self.ptx.data if self.ptx.coef else None
+
+    @property
+    def ptx_sequences(self) -> int:
+        """Rows of it in each optimizer step."""
+        return (self.ptx.minibatch_sequences or self.minibatch_episodes) if self.ptx.coef else 0
 
     @property
     def compares_responses(self) -> bool:

@@ -176,6 +176,9 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             yield from _faults_of_reward("reward", recipe.reward, recipe)
         for index, constraint in enumerate(recipe.ppo.constraints):
             yield from _faults_of_reward(f"ppo.constraints[{index}].source", constraint.source, recipe)
+        learnt = recipe.ppo.ptx_table
+        if learnt is not None and getattr(recipe.data, learnt) is None:
+            yield f"ppo.ptx.coef = {recipe.ppo.ptx.coef:g} learns data.{learnt}, which is not set; add [data.{learnt}]"
         if recipe.ppo.value.init == "reward_model" and "reward_model" not in stages:
             yield (
                 'ppo.value.init = "reward_model" starts from the reward model of this run; '

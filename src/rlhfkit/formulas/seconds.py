@@ -117,6 +117,10 @@ def _update(work: Work, rows: int, memory: MemoryOfRank, machine: Machine) -> fl
     trunk = networks * _trunk(shape, tokens, work.mean_tokens, layers=trained)
     operations = trunk * (passes + memory.recompute)
     operations += passes * _head(shape, rows * work.mean_response_tokens * work.epochs)
+    # Texts that are learnt beside, by the policy alone and every token of them, shared out as the rows are.
+    texts = work.updates * work.ptx_sequences * work.mean_tokens * rows / work.episodes
+    operations += (passes + memory.recompute) * _trunk(shape, texts, work.mean_tokens, layers=trained)
+    operations += passes * _head(shape, texts)
     return operations / (machine.flops * machine.assumptions.training_share.value)
 
 

@@ -53,6 +53,8 @@ class Work:
     """Most of a response."""
     mean_prompt_tokens: float
     mean_response_tokens: float
+    ptx_sequences: int = 0
+    """Rows of texts that are learnt beside in each optimizer step."""
     resample_rounds: int = 0
     """Further rounds of sampling in an iteration, each planned at its most: as of all prompts."""
     evaluations: int = 0
@@ -150,6 +152,8 @@ def work_of(recipe: Recipe, policy: DecoderShape, *, itemsize: int, response_tok
     evaluations = num_evaluations(every=recipe.evaluation.every_iterations, iterations=ppo.iterations)
     if evaluations:
         notes.append("an evaluation on the way is planned as a rollout of its prompts; its probes are not")
+    if ppo.ptx_sequences:
+        notes.append("rows that are learnt beside PPO (ppo.ptx) are planned as of the length of its own")
     if ppo.resample_rounds:
         notes.append(
             f"{RESAMPLED} (ppo.resample_rounds = {ppo.resample_rounds}) are planned as of all prompts, the most; a run "
@@ -186,6 +190,7 @@ def work_of(recipe: Recipe, policy: DecoderShape, *, itemsize: int, response_tok
         response_tokens=response,
         mean_prompt_tokens=prompt,
         mean_response_tokens=response_tokens or response,
+        ptx_sequences=ppo.ptx_sequences,
         resample_rounds=ppo.resample_rounds,
         evaluations=evaluations,
         evaluated_prompts=recipe.evaluation.num_prompts_on_the_way,

@@ -99,6 +99,12 @@ COMMON_RULES = (
         "a critic that starts at the policy",
     ),
     Rule(
+        ("ppo.ptx.coef",),
+        lambda s: s.recipe.ppo.ptx_table is not None,
+        "texts are not learnt beside PPO there",
+        "PPO's loss alone",
+    ),
+    Rule(
         ("ppo.entropy_target",),
         lambda s: s.recipe.ppo.entropy_target is not None,
         "the coefficient of the entropy bonus stays as it is there",

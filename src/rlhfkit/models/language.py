@@ -265,6 +265,10 @@ class TextPolicy(nn.Module):
         with self.language_model.adapters_off():
             return self.language_model.logprobs(inputs, temperature=self.temperature)
 
+    def packed_logprobs(self, rows: PackedRows, masks: Tensor | dict[str, Tensor]) -> Tensor:
+        """(N,) of each learnt token, as `LanguageModel.packed_logprobs`: of texts, so at temperature 1."""
+        return self.language_model.packed_logprobs(rows, masks)
+
     def evaluate(self, inputs: Sequences, *, with_entropy: bool = True) -> PolicyOutput:
         """Logprobs, entropy and values (B, R) of the sampled tokens, with gradients."""
         inputs_trimmed, mask = inputs.trimmed(), inputs.mask

@@ -246,6 +246,8 @@ class Inputs:
         named = dict.fromkeys(name for stage in stages for name in STAGE_SPECS[stage].data)
         if (is_watched and recipe.uses_prompts) or is_compared:
             named["test_prompts"] = None
+        if "ppo" in stages and recipe.ppo.ptx_table is not None:
+            named[recipe.ppo.ptx_table] = None
         for name in named:
             if name not in made and getattr(recipe.data, name) is not None:
                 yield f"data.{name}", lambda name=name: self.load(name, LOADERS[name])  # type: ignore[misc]

@@ -61,7 +61,7 @@ def part_policy(policy: TextPolicy, *, has_value_optimizer: bool, seed: int) -> 
         policy,
         layers_of(model.causal_lm),
         dtype=dtype,
-        methods=("evaluate", "logprobs_without_adapters"),
+        methods=("evaluate", "logprobs_without_adapters", "packed_logprobs"),
         kept_whole=[*heads, *_adapters(model)],
         master=partial(master_of, what="policy", seed=seed),
     )

@@ -5,13 +5,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from rlhfkit.config.ppo import PpoConfig
 from rlhfkit.config.presets import preset_words
+from rlhfkit.data import load_demonstrations, load_texts
 from rlhfkit.distributed.ranks import ranks
+from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.models.language import TextPolicy
 from rlhfkit.pipeline.constraints import constraints_of
 from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.memory import fitted_ppo, peak_noted
 from rlhfkit.pipeline.on_the_way import observers_of
+from rlhfkit.pipeline.supervised import within_context
 from rlhfkit.rollout.engine import Engine, GatheredSampler, Reference
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.multi_turn import MultiTurnRollout
@@ -20,7 +24,9 @@ from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.training.checkpoint import Checkpoints
 from rlhfkit.training.ppo import PpoTrainer, Rollout, constraint_rule, kl_controller, train_ppo
 from rlhfkit.training.preflight import check_first_experience
+from rlhfkit.training.ptx import Ptx
 from rlhfkit.training.rates import announced_ppo
+from rlhfkit.training.sft import encode_demonstrations, encode_texts
 
 __all__ = ["PreparedPpo", "keep_ppo", "ppo", "prepared_ppo", "run_prepared"]
 
@@ -74,7 +80,7 @@ def prepared_ppo(ctx: RunContext) -> PreparedPpo:
     trainer = PpoTrainer(
         policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef, constraints=rules, recipe=table
     )
-    trainer.observers = observers
+    trainer.observers, trainer.ptx = observers, _ptx(ctx, policy, config)
     checkpoints = ctx.checkpoints("ppo")
     if not trainer.resume(checkpoints, ctx.log):
         ctx.log.forget("ppo")
@@ -90,6 +96,28 @@ def prepared_ppo(ctx: RunContext) -> PreparedPpo:
         ctx.manifest.add_stage("ppo", **measured)
 
     return PreparedPpo(policy, reference, rollout, engine, sampler, trainer, checkpoints, check_first)
+
+
+def _ptx(ctx: RunContext, policy: TextPolicy, config: PpoConfig) -> Ptx | None:
+    """What the policy learns beside PPO, if anything; rows are cut to the longest sequence of PPO itself."""
+    if config.ptx_table is None:
+        return None
+    model, prompt = policy.language_model, ctx.recipe.data.prompt_limit
+    most = within_context(prompt + ctx.recipe.rollout.max_response_tokens, model)
+    if config.ptx_table == "texts":
+        texts, num_cut = encode_texts(ctx.load("texts", load_texts).records, model.encoder, max_tokens=most)
+    else:
+        rows = ctx.load("demonstrations", load_demonstrations).records
+        texts, num_cut, _ = encode_demonstrations(
+            rows, model.encoder, max_prompt_tokens=prompt, max_tokens=most, turns=ctx.recipe.sft.turns
+        )
+    if num_cut:
+        ctx.progress.note(
+            f"ppo.ptx: {num_cut} of {len(texts)} rows of data.{config.ptx_table} were cut to {most} tokens"
+        )
+    tokens = config.microbatch_tokens
+    assert tokens != "auto"  # decided by what memory has room for
+    return Ptx(policy, texts, config.ptx.coef, config.ptx_sequences, tokens, seed=derive_seed(ctx.recipe.seed, "ppo"))
 
 
 def run_prepared(ctx: RunContext, prepared: PreparedPpo) -> dict[str, Any]:

@@ -122,9 +122,10 @@ def refuse_other_data(run: RunDir, files: Mapping[str, Mapping[str, str]]) -> tu
         known = {(entry["use"], entry["path"]): entry for entry in read_json(run.manifest).get("data", [])}
     tables = {table for table, _ in known}
     finished = run.finished_stages()
-    changes = []
+    changes, beside = [], _learnt_beside_ppo(recipe_of(run)) if run.config.exists() else None
     for table, hashes in files.items():
-        readers = [stage for stage in readers_of_table(table) if _has_begun(run, stage)]
+        stages = (*readers_of_table(table), *(("ppo",) if table == beside else ()))
+        readers = [stage for stage in stages if _has_begun(run, stage)]
         for path, sha256 in hashes.items():
             before = known.get((table, path), {}).get("sha256")
             if before == sha256 or not readers or table not in tables:
@@ -216,12 +217,19 @@ def _readers(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
     return set(recipe.stages if isinstance(recipe, ControlRecipe) else readers)
 
 
+def _learnt_beside_ppo(recipe: Recipe | ControlRecipe) -> str | None:
+    """The table of `data` that PPO learns beside its rollouts, if any."""
+    return recipe.ppo.ptx_table if isinstance(recipe, Recipe) else None
+
+
 def _readers_on_the_way(setting: str, recipe: Recipe | ControlRecipe) -> set[str]:
-    """The stages that read a setting while they run, for an evaluation on the way, whose curves must be of one kind."""
+    """The stages that read a setting while they run, for texts beside PPO or for an evaluation."""
     if isinstance(recipe, ControlRecipe):
         return set()
     section, _, key = setting.partition(".")
     name = key.partition(".")[0]
+    if section == "data" and name == _learnt_beside_ppo(recipe):
+        return {"ppo"}
     is_read = (section == "evaluation" and name in ON_THE_WAY) or (section, name) == ("data", "test_prompts")
     readers = {*BASELINES, *(("ppo",) if recipe.evaluation.every_iterations else ())}
     return readers if is_read else set()

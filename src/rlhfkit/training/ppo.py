@@ -43,6 +43,7 @@ from rlhfkit.training.checkpoint import (
 from rlhfkit.training.observers import OBSERVING_SECONDS, Observer, observed
 from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.preflight import slow_critic
+from rlhfkit.training.ptx import Ptx
 from rlhfkit.training.rates import decided_ppo
 from rlhfkit.training.reactions import Watch
 from rlhfkit.training.update import is_of_critic, only_critic_learns, update
@@ -116,6 +117,8 @@ class PpoTrainer:
     """Iterations that are complete."""
     num_above_max_kl: int = 0
     """How many of the last iterations in a row were above `max_ref_kl`."""
+    ptx: Ptx | None = None
+    """Texts that the policy goes on learning."""
     measure: Callable[[], float] | None = None
     """Mean return of episodes that the present weights play from beginning to end, where rollouts cut them."""
     put_back_statistics: Callable[[dict[str, Tensor]], None] | None = None

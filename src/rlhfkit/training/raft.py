@@ -88,7 +88,7 @@ def train_raft(
         if ranks().is_first:  # all have scored the same
             metrics.add("score", scores.sum(), scores.numel())
             metrics.add("best_score", scores.gather(1, best[:, None]).sum(), len(scores))
-        learn(model, texts, metrics, config, width=None)
+        learn(model, texts, metrics, tokens_per_pass=config.tokens_per_pass, width=None)
 
     task = SupervisedTask(
         stage=stage,

@@ -1,13 +1,14 @@
 """Supervised fine-tuning, and pre-training, which is the same with every token learnt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from rlhfkit.config.stages import role_of
-from rlhfkit.config.training import LoopConfig, SftConfig
+from rlhfkit.config.training import SftConfig
 from rlhfkit.distributed.ranks import ranks
 from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import Metrics
@@ -99,8 +100,9 @@ def train_sft(
 
     @torch.no_grad()
     def validate(metrics: Metrics) -> None:
-        for part, counts in _passes(model, chosen(held_out), config, width)[0] if held_out else []:
-            loss = -_logprobs(model, part).sum()
+        tokens = config.tokens_per_pass
+        for part, counts in _passes(model, chosen(held_out), tokens, width)[0] if held_out else []:
+            loss = -model.packed_logprobs(part, _masks(model, part)).sum()
             if counts:
                 metrics.add("loss", loss, int(part.targets.sum()))
 
@@ -110,7 +112,9 @@ def train_sft(
         module=model,
         num_rows=len(train),
         minibatch_rows=config.minibatch_sequences,
-        backward=lambda rows, metrics: learn(model, chosen([train[row] for row in rows]), metrics, config, width=width),
+        backward=lambda rows, metrics: learn(
+            model, chosen([train[row] for row in rows]), metrics, tokens_per_pass=config.tokens_per_pass, width=width
+        ),
         validate=validate,
         detail=lambda metrics: f"loss {metrics['loss']:.3f}",
     )
@@ -118,23 +122,33 @@ def train_sft(
 
 
 def learn(
-    model: LanguageModel, texts: Sequence[LearntText], metrics: Metrics, config: LoopConfig, *, width: int | None
+    model: LanguageModel,
+    texts: Sequence[LearntText],
+    metrics: Metrics,
+    *,
+    tokens_per_pass: int,
+    width: int | None,
+    coef: float = 1.0,
+    logprobs: Callable[[PackedRows, Tensor | dict[str, Tensor]], Tensor] | None = None,
+    name: str = "loss",
 ) -> None:
-    """Forward and backward of this rank's share of a minibatch of texts, whose loss it adds to the metrics.
+    """Forward and backward of this rank's share of a minibatch of texts, whose loss it adds to the metric `name`.
 
     loss = - sum over the minibatch's learnt tokens of log p(token | tokens before) / their number
-    Texts are packed into rows of `width` tokens, or of the longest; None leaves each by itself.
+    Texts are packed into rows of `width` tokens, or of the longest; None leaves each by itself. The gradient is that
+    of coef * loss. `logprobs` computes as the model's `packed_logprobs`, where that is part of a larger one.
     """
-    passes, num_learnt = _passes(model, texts, config, width)
+    logprobs = logprobs or model.packed_logprobs
+    passes, num_learnt = _passes(model, texts, tokens_per_pass, width)
     for part, counts in passes:
-        loss = -_logprobs(model, part).sum()
+        loss = -logprobs(part, _masks(model, part)).sum()
         if counts:
-            metrics.add("loss", loss, int(part.targets.sum()))
-        torch.autograd.backward(loss / num_learnt * counts)
+            metrics.add(name, loss, int(part.targets.sum()))
+        torch.autograd.backward(coef * loss / num_learnt * counts)
 
 
 def _passes(
-    model: LanguageModel, texts: Sequence[LearntText], config: LoopConfig, width: int | None
+    model: LanguageModel, texts: Sequence[LearntText], tokens_per_pass: int, width: int | None
 ) -> tuple[list[tuple[PackedRows, bool]], int]:
     """(this rank's share of the packed rows, by passes, and whether they count; tokens that are learnt in all)."""
     packed = pack(
@@ -145,12 +159,11 @@ def _passes(
         pad=model.encoder.pad_id,
         device=model.device,
     )
-    per_part = max(1, config.tokens_per_pass // packed.ids.shape[1])
+    per_part = max(1, tokens_per_pass // packed.ids.shape[1])
     own = packed[slice(ranks().rank, None, ranks().size)]
     passes = (own[start : start + per_part] for start in range(0, len(own), per_part))
     return ranks().in_step(passes, packed[:1]), int(packed.targets.sum())
 
 
-def _logprobs(model: LanguageModel, rows: PackedRows) -> torch.Tensor:
-    masks = additive_masks(model.config, rows.allowed(), rows.position_ids, rows.position_ids, model.dtype)
-    return model.packed_logprobs(rows, masks)
+def _masks(model: LanguageModel, rows: PackedRows) -> Tensor | dict[str, Tensor]:
+    return additive_masks(model.config, rows.allowed(), rows.position_ids, rows.position_ids, model.dtype)

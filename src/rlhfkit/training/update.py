@@ -55,7 +55,7 @@ def update(trainer: "PpoTrainer", experience: Experience, advantages: Tensor, re
     for epoch in range(config.epochs):
         metrics_of_epoch = Metrics()
         needs_distance = config.target_kl is not None or epoch == config.epochs - 1
-        for rows in _minibatches(trainer, epoch, mask):
+        for number, rows in enumerate(_minibatches(trainer, epoch, mask)):
             is_first = "ppo/ratio_first_epoch_max_deviation" not in summary
             deviation = _backward(
                 trainer,
@@ -66,6 +66,8 @@ def update(trainer: "PpoTrainer", experience: Experience, advantages: Tensor, re
                 with_distance=needs_distance,
                 with_ratio=is_first,
             )
+            if trainer.ptx is not None and not only_critic:
+                trainer.ptx.backward(_place_in_run(trainer, epoch, number), metrics_of_epoch)
             if is_first:
                 summary["ppo/ratio_first_epoch_max_deviation"] = max(ranks().gather(deviation))
             if only_critic:
@@ -87,6 +89,12 @@ def update(trainer: "PpoTrainer", experience: Experience, advantages: Tensor, re
     # What an update did in the end is what its last epoch saw; a mean over epochs would hide it.
     summary |= {name: last[name] for name in ("ppo/approx_kl", "ppo/clip_fraction")}
     return {**summary, "ppo/num_epochs": float(num_epochs)}
+
+
+def _place_in_run(trainer: "PpoTrainer", epoch: int, number: int) -> int:
+    """The number of a minibatch over the whole run, as if none was left out."""
+    per_epoch = trainer.config.updates_per_iteration // trainer.config.epochs
+    return trainer.iteration * trainer.config.updates_per_iteration + epoch * per_epoch + number
 
 
 def _backward(
