@@ -5,6 +5,7 @@ import torch
 
 from rlhfkit.config.ppo import ValueConfig
 from rlhfkit.errors import DataError
+from rlhfkit.machine.interrupts import Paused
 from rlhfkit.training.ppo import run_iteration
 from rlhfkit.training.ptx import Ptx
 from rlhfkit.training.update import update
@@ -47,7 +48,7 @@ def test_the_gradient_is_that_of_the_sum_of_the_two_losses(network, tokens):
             expected[name] = expected[name] + parameter.grad.float()
     found, of_update = gradient_with_texts(config, tokens=tokens)
     assert_same_gradient(found, expected)
-    assert of_update["ppo/ptx_loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert of_update["ppo/ptx_loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_a_policy_that_may_not_move_learns_no_texts():
@@ -74,7 +75,7 @@ def test_a_stopped_run_goes_on_with_the_texts_that_were_next(tmp_path):
         return weights(trainer)
 
     whole = trained(tmp_path / "whole")
-    with pytest.raises(Exception, match="paused"):
+    with pytest.raises(Paused):
         trained(tmp_path / "cut", until=1)
     assert_identical(trained(tmp_path / "cut"), whole)
     losses = [row["ppo/ptx_loss"] for row in metrics(tmp_path / "cut")]
