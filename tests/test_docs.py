@@ -398,7 +398,7 @@ def test_every_metric_of_ppo_is_explained(tmp_path):
             check_first=lambda experience: None,
         )
     # One of them is measured only where no prompt is answered twice, others only by settings.
-    elsewhere = {"score/exchange_change", "ppo/kl_loss", "entropy_coef"}
+    elsewhere = {"score/exchange_change", "ppo/kl_loss", "ppo/ptx_loss", "entropy_coef"}
     resampled = {"rollout/flat_share", "rollout/flat_share_left", "rollout/resampled_prompts"}
     assert documented_metrics("ppo") - elsewhere - resampled == written(run)
 

@@ -239,7 +239,7 @@ def test_memory_that_runs_out_in_sft_is_its_own_setting(run, tmp_path, monkeypat
     def no_room(*given, **more):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("rlhfkit.training.sft._logprobs", no_room)
+    monkeypatch.setattr("rlhfkit.training.sft._masks", no_room)
     with pytest.raises(
         OutOfMemoryError, match=r"in the stage pretrain .*pretrain\.microbatch_tokens is 4096: try .*=2048"
     ):
@@ -250,7 +250,7 @@ def test_another_error_is_not_taken_for_one_of_memory(run, tmp_path, monkeypatch
     def broken(*given, **more):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr("rlhfkit.training.sft._logprobs", broken)
+    monkeypatch.setattr("rlhfkit.training.sft._masks", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit") as caught:
         run(tmp_path / "run", RECIPES["sft"])
     assert not isinstance(caught.value, OutOfMemoryError)

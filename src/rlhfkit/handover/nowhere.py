@@ -99,7 +99,7 @@ COMMON_RULES = (
         "a critic that starts at the policy",
     ),
     Rule(
-        ("ppo.ptx.coef",),
+        ("ppo.ptx.coef", "ppo.ptx.data", "ppo.ptx.minibatch_sequences"),
         lambda s: s.recipe.ppo.ptx_table is not None,
         "texts are not learnt beside PPO there",
         "PPO's loss alone",

@@ -15,7 +15,7 @@ from rlhfkit.errors import CheckpointError, ConfigError, RlhfkitError
 from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.inspection import inspect_model
 from rlhfkit.models.lora import merged
-from rlhfkit.models.sequence_classification import sequence_classification_class
+from rlhfkit.models.sequence_classification import is_known_to_transformers, sequence_classification_class
 from rlhfkit.models.value import ValueHead, ValueNetwork
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.resume import recipe_of
@@ -96,7 +96,12 @@ class SavedCritic:
                 expected = dict(ValueHead(config.hidden_size, torch.device("meta")).named_parameters())
             else:
                 config.num_labels = 1
-                made = sequence_classification_class(config).from_config(config)
+                cls = sequence_classification_class(config)
+                made = (
+                    cls.from_config(config, trust_remote_code=builder.trusts_remote_code)
+                    if is_known_to_transformers(config)
+                    else cls(config)
+                )
                 expected = {f"classifier.{name}": weight for name, weight in made.named_parameters()}
                 head = ValueHead(expected.pop("classifier.score.weight").shape[1], torch.device("meta"))
                 expected |= {f"head.{name}": weight for name, weight in head.named_parameters()}
