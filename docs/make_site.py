@@ -42,6 +42,7 @@ docs_dir = "{docs_dir}"
 site_dir = "{site_dir}"
 use_directory_urls = false
 extra_css = ["extra.css"]
+extra_javascript = ["switch.js"]
 nav = [
 {nav}]
 
@@ -165,7 +166,8 @@ def stage(directory: Path) -> None:
                 target.write_text(f"# {source.name}\n\n{code}\n", encoding="utf-8")
             else:
                 target.write_text(text_of(source, language, pages), encoding="utf-8")
-        shutil.copyfile(SITE / "extra.css", tree / "extra.css")
+        for name in ("extra.css", "switch.js"):
+            shutil.copyfile(SITE / name, tree / name)
 
 
 def text_of(source: Path, language: str, pages: dict[Path, str]) -> str:
