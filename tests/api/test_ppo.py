@@ -330,6 +330,7 @@ def test_a_reward_may_be_any_callable_or_a_source(model_dir, reward):
     assert same(weights(trainer(model_dir, reward=reward).train()), weights(trainer(model_dir).train()))
 
 
+@pytest.mark.thorough
 def test_adapters_are_trained_and_folded_in(model_dir, tmp_path):
     trained = trainer(model_dir, lora=LoraConfig(rank=2)).train()
     trained.save(tmp_path / "tuned")
@@ -510,6 +511,7 @@ def test_the_settings_of_something_else_are_named_with_what_is_taken(model_dir, 
         trainer(model_dir, **given)
 
 
+@pytest.mark.thorough
 def test_settings_may_be_a_dictionary(model_dir):
     settings = SMALL.model_dump()
     assert same(weights(trainer(model_dir, config=settings).train()), weights(trainer(model_dir).train()))
@@ -552,6 +554,7 @@ def test_ctrl_c_without_a_run_directory_promises_no_save_and_keeps_the_metrics(m
     assert next(trained) and len(trained.history) == 3  # it can be gone on with
 
 
+@pytest.mark.thorough
 def test_a_trainer_that_nobody_holds_lets_its_model_go(model_dir):
     trained = trainer(model_dir)
     next(trained)

@@ -194,6 +194,7 @@ def test_what_has_no_language_model_is_refused_in_its_place(model_dir):
         sft(trained, tokenizer=AutoTokenizer.from_pretrained(model_dir))
 
 
+@pytest.mark.thorough
 def test_of_fast_paths_the_manifest_tells_and_no_line(model_dir, tmp_path, heard):
     sft(model_dir, run_dir=tmp_path / "run", progress=heard).train()
     assert heard.lines and not any("fast paths" in line for line in heard.lines)

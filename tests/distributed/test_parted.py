@@ -153,6 +153,7 @@ def test_an_output_layer_may_be_the_embeddings(is_tied, tmp_path):
         assert_alike(found, expected)
 
 
+@pytest.mark.thorough
 def test_bfloat16_has_the_same_masters_and_learns_alike(directory_of: Directory, tmp_path):
     model = directory_of("llama")
 

@@ -27,6 +27,7 @@ def test_leaked_test_rows_are_named_in_other_letters_too(examine, desk, tmp_path
     assert "24 of 24 test prompts are among the prompts" in found["data.leakage"].seen
 
 
+@pytest.mark.thorough
 def test_leaked_pairs_are_named_the_other_way_round_too(examine, desk, tmp_path):
     pairs = [json.loads(line) for line in (desk / "preferences.jsonl").read_text().splitlines()]
     turned = [{**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in pairs[:16]]

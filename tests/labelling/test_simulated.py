@@ -79,6 +79,7 @@ def test_degrees_are_quarters_of_the_differences_of_the_round(store):
     assert [vote.choice.strength for vote in votes(pairs, store=store)] == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
+@pytest.mark.thorough
 def test_sides_are_balanced(store):
     size = 1000
     given = votes([pair(number, "long", "a") for number in range(size)], store=store)

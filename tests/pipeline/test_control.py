@@ -166,6 +166,7 @@ def test_evaluate_measures_again_with_the_same_result(tmp_path):
     assert done.evaluation.read_text() == before
 
 
+@pytest.mark.thorough
 def test_a_recorded_episode_has_the_return_that_is_said(tmp_path):
     done = run(tmp_path / "run", "evaluation.num_episodes=5")
     said = json.loads(done.evaluation.read_text())
@@ -340,6 +341,7 @@ def test_observations_of_any_kind_are_laid_flat(tmp_path):
     assert weights(done, 0)["trunk.0.weight"].shape[1] == 16
 
 
+@pytest.mark.thorough
 def test_an_episode_may_be_given_a_limit(tmp_path):
     endless = scripted.register("Endless", scripted.Counter)
     for env_id, longest in ((endless, 9), ("CartPole-v1", 12)):
@@ -388,6 +390,7 @@ class Vectors(gymnasium.vector.VectorEnv):
         raise AssertionError("not asked for")
 
 
+@pytest.mark.thorough
 def test_only_gymnasiums_own_vector_environments_are_taken_unasked(tmp_path):
     gymnasium.register("test/Vectors-v0", entry_point=scripted.Counter, vector_entry_point=Vectors, kwargs={"ends": 3})
     done = run(tmp_path / "run", "env.id=test/Vectors-v0", "env.max_episode_steps=2", "num_seeds=1")
@@ -415,6 +418,7 @@ def test_a_finished_run_refuses_other_settings_and_keeps_its_own(tmp_path, chang
     assert done.config.read_text() == before
 
 
+@pytest.mark.thorough
 def test_what_changes_no_result_may_change(tmp_path):
     run(tmp_path / "run", "num_seeds=1", "ppo.checkpoint_minutes=5")
     run(tmp_path / "run", "num_seeds=1", "ppo.checkpoint_minutes=7", "watchdog.action=stop")

@@ -231,6 +231,7 @@ def test_the_same_seed_gives_the_same_bits(run, finished, tmp_path):
     assert_same_results(run(tmp_path / "again"), finished)
 
 
+@pytest.mark.thorough
 def test_another_seed_gives_another_policy(run, tmp_path):
     def base(seed):
         return (
@@ -347,6 +348,7 @@ def test_few_updates_are_worth_a_word(run, tmp_path):
 # ── the run directory ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_fresh_starts_over(run, tmp_path):
     run_dir = run(tmp_path / "run", *PRETRAIN_ONLY)
     expected = (run_dir.model("base") / "model.safetensors").read_bytes()
@@ -359,6 +361,7 @@ def test_fresh_starts_over(run, tmp_path):
     assert (run_dir.model("base") / "model.safetensors").read_bytes() == expected
 
 
+@pytest.mark.thorough
 def test_fresh_takes_other_settings(run, tmp_path):
     run(tmp_path / "run", *PRETRAIN_ONLY)
     run_dir = run(tmp_path / "run", *PRETRAIN_ONLY, "model.width=8", fresh=True)

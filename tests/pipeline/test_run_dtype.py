@@ -110,6 +110,7 @@ def test_the_same_type_by_name_or_by_auto_is_no_other_setting(tmp_path, machine)
         run(tmp_path, 'model.dtype="bfloat16"')
 
 
+@pytest.mark.thorough
 def test_a_run_of_a_version_without_auto_continues_in_the_type_of_its_settings(tmp_path, machine):
     machine(40.0)
     run(tmp_path, 'model.dtype="bfloat16"')
@@ -183,6 +184,7 @@ def test_doctor_warns_of_a_recipe_that_asks_for_a_slow_type(tmp_path, machine, a
         assert "40 times as long" in finding.seen and 'model.dtype = "auto"' in finding.remedy
 
 
+@pytest.mark.thorough
 def test_evaluate_of_an_old_run_takes_the_type_that_was_recorded(tmp_path, machine):
     machine(0.3)
     run(tmp_path)

@@ -75,6 +75,7 @@ def desk(tmp_path, directory_of, monkeypatch):
     return Desk()
 
 
+@pytest.mark.thorough
 def test_a_run_waits_for_people_and_goes_on_by_itself(desk):
     person = Person(desk.port)
     talk = desk.run()

@@ -153,6 +153,7 @@ def test_unusual_text_is_shown_as_it_is(quick_run: RunDir, text: str):
     assert f'<p class="text" dir="auto">{text}</p>' in html
 
 
+@pytest.mark.thorough
 def test_lone_surrogates_and_control_characters_do_not_stop_the_report(fake_run: RunDir):
     assert "\\ud800" in hostile_run(fake_run, "\ud800 \x00 \x1b[31m")
 

@@ -201,6 +201,7 @@ def test_without_a_checkpoint_to_go_back_to_the_rule_says_so(tmp_path):
     assert not logged(run, "watch/rolled_back_to")
 
 
+@pytest.mark.thorough
 def test_a_damaged_best_checkpoint_is_not_gone_back_to(tmp_path):
     warned = []
     trainer = growing("roll_back", iterations=16)
@@ -228,6 +229,7 @@ def test_a_rule_whose_trouble_follows_from_another_leaves_it_to_the_other(tmp_pa
     assert len(rows(run)) == 6
 
 
+@pytest.mark.thorough
 def test_the_best_checkpoint_is_kept_only_where_a_rule_may_go_back_to_it(tmp_path):
     run, _ = train(ppo_trainer(ppo_config(iterations=10)), tmp_path / "none")
     assert saved(run) == [10]
