@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from rlhfkit.config.load import LoadedRecipe
 from rlhfkit.config.model import LoraConfig, PretrainedModelConfig
@@ -11,6 +12,7 @@ from rlhfkit.config.ppo import PpoConfig, ValueConfig
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.errors import CheckpointError, ConfigError
 from rlhfkit.machine.progress import Progress
+from rlhfkit.models.sequence_classification import is_known_to_transformers
 from rlhfkit.padding import Sequences
 from rlhfkit.pipeline.build import Given
 from rlhfkit.pipeline.opening import open_run
@@ -68,6 +70,14 @@ def test_the_critic_begins_as_that_of_the_other_run_ended(finished, directory_of
     torch.testing.assert_close(first_values(tmp_path / "b", directory_of("llama"), init=place), values)
     checkpoint = place / "checkpoints" / "ppo" / "00000002"
     torch.testing.assert_close(first_values(tmp_path / "c", directory_of("llama"), init=checkpoint), values)
+
+
+@pytest.mark.thorough
+def test_so_does_one_whose_family_has_no_sequence_classification_in_transformers(directory_of, tmp_path):
+    model = directory_of("granite")
+    assert not is_known_to_transformers(AutoConfig.from_pretrained(model))
+    values = trained(tmp_path / "a", model)
+    torch.testing.assert_close(first_values(tmp_path / "b", model, init=tmp_path / "a"), values)
 
 
 @pytest.mark.thorough
