@@ -54,7 +54,7 @@ class Seen:
         self.stack.callback(window.close)
         window.route("**/dashboard.js", hurry)
         page = window.new_page()
-        page.set_default_timeout(8000)
+        page.set_default_timeout(30_000)  # a machine may be busy
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.asked.append(request.url))
         page.goto(f"http://localhost:{self.port}/dashboard{place}")

@@ -99,7 +99,7 @@ class Site:
 
     def open(self, name: str | None = "Ada", *, waits_for: str = "#state-pair", **context: Any) -> Any:
         page = self.new_page(context)
-        page.set_default_timeout(8000)
+        page.set_default_timeout(30_000)  # a machine may be busy
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
         page.on("request", lambda request: self.addresses.add(re.sub(r"(//[^/]*/).*", r"\1", request.url)))
