@@ -5,14 +5,16 @@ of each role is found by rendering it; where messages rendered by these pieces a
 it says more than that, and there is no Modelfile for it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rlhfkit.errors import ConfigError
+from rlhfkit.errors import ConfigError, RlhfkitError
 
 __all__ = ["ChatPieces", "chat_pieces", "modelfile"]
 
 Message = Mapping[str, str]
+Render = Callable[[Sequence[Message], bool], str]
+"""What a template makes of messages, with or without the beginning of a response after them."""
 MARK = "\x02content\x03"
 TRIALS: tuple[tuple[str, ...], ...] = (
     ("user",),
@@ -53,10 +55,9 @@ def chat_pieces(template: str, *, bos: str, eos: str, adds_bos: bool) -> ChatPie
     return pieces
 
 
-def _renderer(template: str, *, bos: str, eos: str):  # type: ignore[no-untyped-def]
+def _renderer(template: str, *, bos: str, eos: str) -> Render:
+    from jinja2.exceptions import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    from rlhfkit.errors import RlhfkitError
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
 
@@ -66,17 +67,20 @@ def _renderer(template: str, *, bos: str, eos: str):  # type: ignore[no-untyped-
     environment.globals["raise_exception"] = refuse
     compiled = environment.from_string(template)
 
-    def render(messages: Sequence[Message], *, asks: bool = True) -> str:
-        return str(compiled.render(messages=messages, add_generation_prompt=asks, bos_token=bos, eos_token=eos))
+    def render(messages: Sequence[Message], asks: bool) -> str:
+        try:
+            return compiled.render(messages=messages, add_generation_prompt=asks, bos_token=bos, eos_token=eos)
+        except TemplateError as error:
+            raise RlhfkitError(f"the chat template cannot be rendered: {error}") from error
 
     return render
 
 
-def _pieces(render) -> ChatPieces | None:  # type: ignore[no-untyped-def]
+def _pieces(render: Render) -> ChatPieces | None:
     """Found by renderings that differ in one thing, and tried on longer ones; None where these come out otherwise."""
 
     def texts(*roles: str, asks: bool = True) -> list[str]:
-        return str(render([{"role": role, "content": MARK} for role in roles], asks=asks)).split(MARK)
+        return render([{"role": role, "content": MARK} for role in roles], asks).split(MARK)
 
     one, asked = texts("user", asks=False), texts("user")
     three, five = texts("user", "assistant", "user"), texts("user", "assistant", "user", "assistant", "user")
@@ -98,11 +102,13 @@ def _pieces(render) -> ChatPieces | None:  # type: ignore[no-untyped-def]
     return pieces if _holds(pieces, render) else None
 
 
-def _system_piece(render, around: Mapping[str, tuple[str, str]], start: str, response: str):  # type: ignore[no-untyped-def]
+def _system_piece(
+    render: Render, around: Mapping[str, tuple[str, str]], start: str, response: str
+) -> dict[str, tuple[str, str]]:
     """What is around the words of the system; nothing where the template refuses them, or leaves them out."""
     try:
-        text = str(render([{"role": "system", "content": MARK}, {"role": "user", "content": MARK}]))
-    except Exception:  # as a template says that it knows no such role
+        text = render([{"role": "system", "content": MARK}, {"role": "user", "content": MARK}], True)
+    except RlhfkitError:  # as a template says that it knows no such role
         return {}
     before, found, rest = text.partition(MARK)
     end = around["user"][0] + MARK + around["user"][1] + response
@@ -111,12 +117,12 @@ def _system_piece(render, around: Mapping[str, tuple[str, str]], start: str, res
     return {"system": (before[len(start) :], rest[: len(rest) - len(end)])}
 
 
-def _holds(pieces: ChatPieces, render) -> bool:  # type: ignore[no-untyped-def]
+def _holds(pieces: ChatPieces, render: Render) -> bool:
     """Whether the pieces make of other words and more turns what the template makes of them."""
     prefix = ("system",) if "system" in pieces.around else ()
     for roles in (*TRIALS, *((*prefix, *trial) for trial in TRIALS if prefix)):
         messages = [{"role": role, "content": f"{role} says {number}"} for number, role in enumerate(roles)]
-        if pieces.render(messages) != render(messages):
+        if pieces.render(messages) != render(messages, True):
             return False
     return True
 

@@ -68,11 +68,11 @@ class Errand:
         self._process.terminate()
 
 
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+LIBC = ctypes.CDLL(None)
 
 
 def _end_with_parent() -> None:
-    LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)  # type: ignore[union-attr]
+    LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
