@@ -11,7 +11,7 @@ from rlhfkit.tracking.process import check_trackers
 
 
 class Book:
-    """A tracker that keeps what it is told."""
+    """A tracker that keeps what it gets."""
 
     def __init__(self, tracked):
         self.tracked = tracked
@@ -84,7 +84,7 @@ def test_a_stage_that_begins_anew_is_sent_anew_and_no_other(follow, write):
     follower, book = follow()
     follower.follow()
     assert write("ppo", 0, 1, offset=7.0, forget=True) == ["ppo"]
-    follower.follow()  # before it is told, when these look as if they were sent
+    follower.follow()  # before it hears of it, when these look as if they were sent
     follower.forget("ppo")
     follower.follow()
     assert book.lines[4:] == [("ppo", 0, {"score/mean": 7.0}), ("ppo", 1, {"score/mean": 8.0})]
@@ -101,18 +101,18 @@ def test_no_secret_is_among_what_a_tracker_is_told(follow, run, monkeypatch):
             }
         )
     )
-    told = follow()[1].tracked
-    assert told.name == "run ${MY_API_KEY}"
-    assert told.settings["reward"] == {"url": "http://host/score?token=(hidden)&x=1", "headers": ["(hidden)"]}
-    assert told.settings["model"] == {"path": "models/${MY_API_KEY}", "seed": 3}
+    tracked = follow()[1].tracked
+    assert tracked.name == "run ${MY_API_KEY}"
+    assert tracked.settings["reward"] == {"url": "http://host/score?token=(hidden)&x=1", "headers": ["(hidden)"]}
+    assert tracked.settings["model"] == {"path": "models/${MY_API_KEY}", "seed": 3}
 
 
 def test_a_round_is_named_after_the_run_and_grouped_with_it(follow, run):
     inner = RunDir(run.path / "round-2")
     inner.path.mkdir()
     inner.config.write_text('{"tracking": {"project": "sums"}}')
-    told = follow(inner)[1].tracked
-    assert (told.project, told.name, told.group) == ("sums", "mine-round-2", "mine")
+    tracked = follow(inner)[1].tracked
+    assert (tracked.project, tracked.name, tracked.group) == ("sums", "mine-round-2", "mine")
 
 
 def test_a_tracker_that_is_not_installed_is_refused_at_the_start(monkeypatch, tmp_path):

@@ -40,7 +40,7 @@ def init(**given):
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """A package `wandb` that does what its mode says; the lines that it was told."""
+    """A package `wandb` that does what its mode says; the lines that it got."""
     (tmp_path / "packages" / "wandb").mkdir(parents=True)
     (tmp_path / "packages" / "wandb" / "__init__.py").write_text(FAKE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"), prepend=os.pathsep)
@@ -85,7 +85,7 @@ def test_whatever_goes_wrong_with_a_tracker_is_one_warning_and_the_run_goes_on(f
         forget("ppo")
         write("ppo", 4, 5)
     (warning,) = warnings
-    assert warning.startswith("Weights & Biases is not told of the run any more (") and words in warning
+    assert warning.startswith("Weights & Biases gets no more of the run (") and words in warning
     assert len(run.metrics.read_text().splitlines()) == 6
 
 

@@ -34,7 +34,7 @@ class Heard(Progress):
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """A small run that is told to a tracker: two iterations, a pause, and the other two; and its warnings."""
+    """A small run that a tracker follows: two iterations, a pause, and the other two; and its warnings."""
     monkeypatch.setenv("A_TOKEN", SECRET)
     monkeypatch.chdir(tmp_path)
 

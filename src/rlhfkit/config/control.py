@@ -199,6 +199,6 @@ class ControlRecipe(Section):
     watchdog: Annotated[WatchdogConfig, MAY_CHANGE] = WatchdogConfig()
     """What happens when it gives no sign of life."""
     tracking: Annotated[TrackingConfig, MAY_CHANGE] = TrackingConfig()
-    """Which other tools are told of the run."""
+    """Which other tools get the numbers of the run."""
     tune: Annotated[TuneConfig, MAY_CHANGE] = TuneConfig()
     """What `rlhfkit tune` searches."""

@@ -1,4 +1,4 @@
-"""The section `tracking`: which other tools are told of a run while it goes on."""
+"""The section `tracking`: which other tools get the numbers of a run while it goes on."""
 
 from typing import Annotated, Literal
 

@@ -25,7 +25,7 @@ WITHOUT_EFFECT = {
     "cluster": "how rlhfkit shares its work out",
     "watchdog": "how rlhfkit finds that it hangs",
     "tune": "a search by rlhfkit",
-    "tracking": "who is told of a run by rlhfkit; those tools have trackers of their own",
+    "tracking": "who gets the numbers of a run from rlhfkit; those tools have trackers of their own",
     "data": "prompts are written as PPO reads them, formatted and cut",
     "model.type": "the model is there as a directory or a hub id",
     "model.num_layers": "of a model that the run has made",

@@ -104,8 +104,8 @@ def _chart(comparison: Comparison, measure: Measure) -> Chart | None:
     who = (comparison.judge_name or "judge") if measure == "judge" else comparison.reward_name
     title = "By the judge" if measure == "judge" else "By the reward"
     ends = {TITLES[name]: course[-1] for name, course in drawn.items()}
-    told = ", ".join(f"{name} {number(mean)} at {number(kl)}" for name, (kl, mean, _) in ends.items())
-    svg = render(draw, f"{title} compared", f"{title}: {told} nats.", height=240)
+    ends_in_words = ", ".join(f"{name} {number(mean)} at {number(kl)}" for name, (kl, mean, _) in ends.items())
+    svg = render(draw, f"{title} compared", f"{title}: {ends_in_words} nats.", height=240)
     caption = (
         f"Mean over {comparison.num_prompts} held-out prompts, the same for all, with its {percent(0.95)} interval; a "
         "point is an evaluation on the way, or one n. Dotted: the KL of the comparison. The best of n stands at the "

@@ -1,6 +1,6 @@
 """The process beside a run: `python -m rlhfkit.tracking TRACKER RUN`, which the run starts and ends.
 
-It is told on stdin what the run cannot write into its files: "forget STAGE" and "end ENDING". Without an end the run
+On stdin it gets what the run cannot write into its files: "forget STAGE" and "end ENDING". Without an end the run
 was killed, and what it had written is sent all the same. Each line that it says is an object with `place` or `error`.
 """
 

@@ -43,7 +43,7 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
 def tracked(
     run: RunDir, names: Sequence[TrackerName], *, note: Callable[[str], None], warn: Callable[[str], None]
 ) -> Iterator[Callable[[str], None]]:
-    """In the block the trackers are told of the run; what comes is told of each stage that begins anew.
+    """In the block the trackers follow the run; what comes is called with each stage that begins anew.
 
     Whatever goes wrong with one is one warning, and the run goes on. The block's end waits for them, within limits.
     """
@@ -129,7 +129,7 @@ class _Process:
         if not self._has_warned:
             self._has_warned = True
             self._warn(
-                f"{TITLES[self._name]} is not told of the run any more ({words}); the run goes on, all numbers are in "
+                f"{TITLES[self._name]} gets no more of the run ({words}); the run goes on, all numbers are in "
                 f"{self._run.metrics.name}, and a later start of the run sends what is missing"
             )
 

@@ -1,4 +1,4 @@
-"""What a tracker of experiments is to a run, and what it is told of it."""
+"""What a tracker of experiments is to a run, and what it gets from it."""
 
 import re
 from collections.abc import Mapping
