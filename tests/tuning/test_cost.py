@@ -6,11 +6,16 @@ import time
 
 import pytest
 
+import rlhfkit.tuning.search as search
 from rlhfkit.cli.tune import seconds_in
+from rlhfkit.config.load import recipe_text
+from rlhfkit.doctor.findings import ok
 from rlhfkit.errors import ConfigError
+from rlhfkit.machine.progress import Progress
 from rlhfkit.rundir.study import StudyDir
 from rlhfkit.tuning.claims import Claims
 from rlhfkit.tuning.cost import Rates, cost_of, factor_of, fitting
+from rlhfkit.tuning.runs import seconds_to_start
 from tests.tuning.stub import design
 
 
@@ -30,6 +35,20 @@ def test_each_stretch_costs_a_start_and_other_epochs_cost_more():
     assert with_starts - cost_of(design(), plain).search == pytest.approx(2 * (27 + 14 + 8))
     # The recipe has 4 epochs, trials 7/3 on average; updates are 60 % of the time.
     assert factor_of(design(), 0.6) == pytest.approx(0.4 + 0.6 * (7 / 3) / 4)
+
+
+def test_the_start_of_a_process_is_timed_on_the_machine(tmp_path, monkeypatch):
+    stages = {"preferences": 10.0, "ppo": 90.0, "evaluate": 5.0}
+    findings = [ok(f"forecast.{stage}", "", seconds=seconds) for stage, seconds in stages.items()]
+    monkeypatch.setattr(search, "examine_forecast", lambda *_: findings)
+    monkeypatch.setattr(search, "seconds_to_start", lambda: 7.0)
+    rates = search._measured(recipe_text("demo"), [], design(), StudyDir(tmp_path), Progress(quiet=True))
+    assert (rates.base, rates.whole, rates.start, rates.evaluation) == (10.0, 90.0, 7.0, 5.0)
+
+
+@pytest.mark.thorough
+def test_a_process_that_only_loads_what_a_run_needs_takes_a_moment():
+    assert 0.5 < seconds_to_start() < 300
 
 
 def test_a_budget_decides_the_number_of_trials():

@@ -12,8 +12,6 @@ __all__ = ["CHOICES_OF_TRIALS", "Cost", "Rates", "cost_of", "fitting"]
 
 CHOICES_OF_TRIALS = (81, 54, 27, 18, 12, 9, 6, 4)
 """Numbers of trials that a budget is cut to."""
-START_SECONDS = 4.0
-"""What a process takes before it works, where it was not timed."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +22,10 @@ class Rates:
     """Seconds of what all runs share."""
     whole: float
     """Seconds of a whole run of PPO, with the recipe's settings and its evaluations on the way."""
+    start: float
+    """Seconds that each process takes before it works."""
     evaluation: float = 0.0
     """Seconds of the evaluation after it, which only the runs of the test have."""
-    start: float = START_SECONDS
-    """Seconds that each process takes beside its work."""
     factor: float = 1.0
     """How much longer a trial takes than the recipe, on average over the space."""
 

@@ -25,7 +25,7 @@ from rlhfkit.tuning.finals import TestRun
 from rlhfkit.tuning.objective import Row, points_of, points_of_control, score_within
 from rlhfkit.tuning.runner import Outcome
 
-__all__ = ["Runs"]
+__all__ = ["Runs", "seconds_to_start"]
 
 LAST_LINES = 3
 MOST_KILLS = 3
@@ -168,6 +168,13 @@ class Runs:
             claim.note(process.pid)
             self._processes.add(process)
         return process
+
+
+def seconds_to_start() -> float:
+    """What a process takes here before it works: that of one which loads what a run needs, and ends."""
+    begin = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import rlhfkit.pipeline.run"], stdin=subprocess.DEVNULL, check=True)
+    return time.monotonic() - begin
 
 
 def _said(path: Path, begin: int) -> str:

@@ -27,7 +27,7 @@ from rlhfkit.tuning.board import board, line, seconds_left
 from rlhfkit.tuning.cost import Cost, Rates, cost_of, factor_of, fitting
 from rlhfkit.tuning.design import Design, Job, design_of, job_overrides
 from rlhfkit.tuning.journal import Journal, locked_study
-from rlhfkit.tuning.runs import Runs
+from rlhfkit.tuning.runs import Runs, seconds_to_start
 from rlhfkit.tuning.study import Study
 from rlhfkit.tuning.suggest import optuna
 from rlhfkit.tuning.summary import State, best_recipe, results_of, write_results
@@ -248,6 +248,7 @@ def _measured(text: str, overrides: list[str], design: Design, study: StudyDir, 
     return Rates(
         base=base,
         whole=whole,
+        start=seconds_to_start(),
         evaluation=seconds.get("evaluate", 0.0),
         factor=factor_of(design, UPDATE_SHARE),
     )
