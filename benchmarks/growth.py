@@ -85,6 +85,7 @@ def of_runs(num, home):
     row = {"stage": "ppo", "seed": 0, **{f"metric-{i}": i / 7 for i in range(80)}}
     for number in range(num):
         run = RunDir(home / f"runs-{num}" / f"run-{number:04}")
+        run.path.mkdir(parents=True)
         prepare(run, loaded, fresh=False)
         rows = (json.dumps({**row, "iteration": iteration}) for iteration in range(40))
         run.metrics.write_text("\n".join(rows) + "\n", encoding="utf-8")

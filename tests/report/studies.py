@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rlhfkit.rundir.results import Estimate
@@ -13,10 +14,12 @@ from rlhfkit.rundir.study import (
     Point,
     SeedOfFinalist,
     SeedOfTest,
+    StudyDir,
     StudyResults,
     Trial,
     TrialState,
 )
+from tests.feedback.run_directories import make_run
 
 KL = 8.0
 RUNGS = (12, 36, 108)
@@ -264,3 +267,15 @@ def _spent(results: StudyResults) -> float:
             *(seed.winner_seconds + seed.default_seconds for seed in tests),
         ]
     )
+
+
+def make_study(path: Path, results: StudyResults | None) -> StudyDir:
+    directory = StudyDir(path)
+    path.mkdir(parents=True)
+    directory.recipe.write_text("")
+    directory.settings.write_text("{}")
+    if results is not None:
+        directory.results.write_text(results.model_dump_json())
+    make_run(directory.base.path)
+    make_run(directory.run("trial-000").path)
+    return directory

@@ -6,6 +6,7 @@ next question quick to find.
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
@@ -69,7 +70,15 @@ class Json(TypeDecorator[Any]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         """The value that the text stands for."""
+        # Nearly all columns hold one of these; to parse each took a third of the time of reading 100,000 pairs.
+        if value in _EMPTY:
+            return _EMPTY[value]()
+        if value.startswith('"') and value.endswith('"') and value.count('"') == 2 and "\\" not in value:
+            return value[1:-1]
         return json.loads(value)
+
+
+_EMPTY: dict[str, Callable[[], Any]] = {"[]": list, "{}": dict}
 
 
 metadata = MetaData()

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args, overload
 
 from rlhfkit.config.stages import ModelName
 from rlhfkit.rundir.atomic import read_json, write_json
@@ -15,6 +15,22 @@ __all__ = ["RunDir", "default_run_dir"]
 LEFTOVER = re.compile(r"\.(.+)\.(?:[a-z0-9_]{8}|outgoing)")
 
 
+class _Inside:
+    """A file or directory of a run; its path is made when it is asked for, since lists of runs ask each for a few."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, run: None, owner: type["RunDir"]) -> Self: ...
+
+    @overload
+    def __get__(self, run: "RunDir", owner: type["RunDir"]) -> Path: ...
+
+    def __get__(self, run: "RunDir | None", owner: type["RunDir"]) -> Self | Path:
+        return self if run is None else run.path / self.name
+
+
 class RunDir:
     """Paths inside a run directory, and its small records of what is finished.
 
@@ -24,41 +40,42 @@ class RunDir:
         'metrics.jsonl'
     """
 
+    recipe = _Inside("recipe.toml")
+    config = _Inside("config.json")
+    manifest = _Inside("manifest.json")
+    metrics = _Inside("metrics.jsonl")
+    samples = _Inside("samples.jsonl")
+    observations = _Inside("observations.jsonl")
+    preferences = _Inside("preferences.jsonl")
+    test_preferences = _Inside("test_preferences.jsonl")
+    judge_preferences = _Inside("judge_preferences.jsonl")
+    labels = _Inside("labels.db")
+    simulated_labels = _Inside("simulated_labels.db")
+    judgements = _Inside("judgements.jsonl")
+    trust = _Inside("trust.json")
+    reward_model_report = _Inside("reward_model.json")
+    evaluation = _Inside("evaluation.json")
+    comparison = _Inside("comparison.json")
+    probes = _Inside("probes.json")
+    probes_over_seeds = _Inside("probes_over_seeds.json")
+    against_last = _Inside("against_last_round.json")
+    report = _Inside("report.html")
+    explanation = _Inside("explanation.json")
+    explanation_page = _Inside("explanation.html")
+    episode = _Inside("episode.gif")
+    tensorboard = _Inside("tensorboard")
+    tracking = _Inside("tracking")
+    stages = _Inside("stages.json")
+    checkpoints = _Inside("checkpoints")
+    stacks = _Inside("stacks.txt")
+    cluster = _Inside("cluster.json")
+    cluster_request = _Inside("cluster_request.json")
+    cluster_timeline = _Inside("cluster_timeline.json")
+    lock = _Inside("lock")
+
     def __init__(self, path: str | Path) -> None:
         """Point at `path`; nothing is created yet."""
         self.path = Path(path)
-        self.recipe = self.path / "recipe.toml"
-        self.config = self.path / "config.json"
-        self.manifest = self.path / "manifest.json"
-        self.metrics = self.path / "metrics.jsonl"
-        self.samples = self.path / "samples.jsonl"
-        self.observations = self.path / "observations.jsonl"
-        self.preferences = self.path / "preferences.jsonl"
-        self.test_preferences = self.path / "test_preferences.jsonl"
-        self.judge_preferences = self.path / "judge_preferences.jsonl"
-        self.labels = self.path / "labels.db"
-        self.simulated_labels = self.path / "simulated_labels.db"
-        self.judgements = self.path / "judgements.jsonl"
-        self.trust = self.path / "trust.json"
-        self.reward_model_report = self.path / "reward_model.json"
-        self.evaluation = self.path / "evaluation.json"
-        self.comparison = self.path / "comparison.json"
-        self.probes = self.path / "probes.json"
-        self.probes_over_seeds = self.path / "probes_over_seeds.json"
-        self.against_last = self.path / "against_last_round.json"
-        self.report = self.path / "report.html"
-        self.explanation = self.path / "explanation.json"
-        self.explanation_page = self.path / "explanation.html"
-        self.episode = self.path / "episode.gif"
-        self.tensorboard = self.path / "tensorboard"
-        self.tracking = self.path / "tracking"
-        self.stages = self.path / "stages.json"
-        self.checkpoints = self.path / "checkpoints"
-        self.stacks = self.path / "stacks.txt"
-        self.cluster = self.path / "cluster.json"
-        self.cluster_request = self.path / "cluster_request.json"
-        self.cluster_timeline = self.path / "cluster_timeline.json"
-        self.lock = self.path / "lock"
 
     def is_run(self) -> bool:
         """Whether a run has begun here; a model's directory has a `config.json` too."""
@@ -90,7 +107,7 @@ class RunDir:
 
     def leftovers(self) -> Iterator[Path]:
         """What kills left half-written, of files and directories that are written atomically."""
-        own = {path.name for path in vars(self).values()} | set(get_args(ModelName))
+        own = {each.name for each in vars(RunDir).values() if isinstance(each, _Inside)} | set(get_args(ModelName))
         for path in [*self.path.glob(".*"), *self.model("policy").glob(".seed-*")]:
             name = LEFTOVER.fullmatch(path.name)
             if name and (name[1] in own or re.fullmatch(r"seed-\d+", name[1])):

@@ -28,6 +28,7 @@ from rlhfkit.rundir.study import StudyDir
 
 __all__ = [
     "FoundRuns",
+    "Known",
     "RunState",
     "find_run",
     "find_runs",
@@ -39,6 +40,12 @@ _DEEPEST = 3
 _MOST_DIRECTORIES = 5000
 _QUIET_SECONDS = 600.0
 """After so long without news, or three iterations if that is longer, a run is called quiet."""
+_FILES = (
+    *(RunDir.config, RunDir.manifest, RunDir.stages, RunDir.metrics, RunDir.samples, RunDir.preferences),
+    *(RunDir.labels, RunDir.simulated_labels, RunDir.evaluation, RunDir.report),
+)
+_WATCHED = (*(file.name for file in _FILES), f"{RunDir.labels.name}-wal")
+"""Files that a run changes while it works."""
 _ROUND = re.compile(r"round-([1-9][0-9]{0,5})")
 
 
@@ -83,17 +90,26 @@ class FoundRuns:
     """Studies of settings, the newest first; their own runs are not among `runs`."""
 
 
-def find_runs(root: Path, *, now: float | None = None) -> FoundRuns:
-    """All runs and studies below a directory, down to its third level, and itself; links are not followed."""
-    now = time.time() if now is None else now
+Known = dict[Path, tuple["_FileStates", "_Said"]]
+"""What runs said, and the state of their files at that time."""
+
+
+def find_runs(root: Path, *, now: float | None = None, known: Known | None = None) -> FoundRuns:
+    """All runs and studies below a directory, down to its third level, and itself; links are not followed.
+
+    Who asks again gives the same `known`: a run whose files have not changed since is not read anew. It is filled here.
+    """
+    now, known = time.time() if now is None else now, {} if known is None else known
     if not root.is_dir():
         return FoundRuns((), f"there is no directory {root.name or root}")
     walk = _Walk(root)
     families: list[list[RunState]] = []
     for path in walk.runs(root, depth=0):
-        rounds = [_run_state(root, each, path, now) for each in walk.rounds(path)]
-        own = _run_state(root, path, None, now, rounds)
+        rounds = [_run_state(root, each, path, now, known) for each in walk.rounds(path)]
+        own = _run_state(root, path, None, now, known, rounds)
         families.append([own, *rounds])
+    for path in known.keys() - {root / run.id for family in families for run in family}:
+        del known[path]
     families.sort(key=lambda family: family[0].age_seconds)
     found = tuple(run for family in families for run in family)
     studies = [study_state(_id(root, path), StudyDir(path), now=now) for path in walk.studies]
@@ -174,30 +190,72 @@ class _Walk:
             yield path / name
 
 
-def _run_state(root: Path, path: Path, parent: Path | None, now: float, rounds: Sequence[RunState] = ()) -> RunState:
+_FileStates = tuple[tuple[int, int, int] | None, ...]
+"""Of each file in `_WATCHED`: its number, size and time of change; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a run's files say of it."""
+
+    name: str
+    purpose: str
+    stages: tuple[str, ...]
+    finished_stages: tuple[str, ...]
+    stage: str | None
+    num_done: int | None
+    num_planned: int | None
+    quiet_after: float
+    stopped: str | None
+    problem: str
+
+
+def _run_state(
+    root: Path, path: Path, parent: Path | None, now: float, known: Known, rounds: Sequence[RunState] = ()
+) -> RunState:
     run = RunDir(path)
+    states = tuple(_file_state(f"{path}/{name}") for name in _WATCHED)
+    seen, said = known.get(path, (None, None))
+    if said is None or seen != states or said.problem:
+        said = _said(run)
+        known[path] = states, said
+    changed_at = max((each[2] / 1e9 for each in states if each is not None), default=0.0)
+    age = min([max(0.0, now - changed_at), *(each.age_seconds for each in rounds)])
+    is_finished = bool(said.stages) and said.stage is None
+    return RunState(
+        id=_id(root, path),
+        name=said.name,
+        purpose=said.purpose,
+        state=_state(run, bool(said.problem), is_finished=is_finished, is_quiet=age > said.quiet_after),
+        stages=said.stages,
+        finished_stages=said.finished_stages,
+        stage=said.stage,
+        num_done=said.num_done,
+        num_planned=said.num_planned,
+        age_seconds=round(age, 1),
+        parent=None if parent is None else _id(root, parent),
+        stopped=said.stopped,
+        problem=said.problem,
+    )
+
+
+def _said(run: RunDir) -> _Said:
     problems: list[str] = []
     config = object_or(run.config, problems)
     finished = object_or(run.stages, problems)
     stages = tuple(str(stage) for stage in list_or_empty(config.get("stages")))
     last = last_row(run.metrics)
     stage = next((stage for stage in stages if stage not in finished), None)
-    num_done = _num_done(last, config, stage)
-    age = min([max(0.0, now - _changed_at(run)), *(each.age_seconds for each in rounds)])
-    quiet_after = max(_QUIET_SECONDS, 3 * (finite_or_none(last.get("time/iteration_seconds")) or 0.0))
     ended = mapping_or_empty(finished.get("ppo")).get("stopped")
-    return RunState(
-        id=_id(root, path),
-        name=str(config.get("name") or path.name),
+    return _Said(
+        name=str(config.get("name") or run.path.name),
         purpose=str(config.get("purpose") or ""),
-        state=_state(run, bool(problems), is_finished=bool(stages) and stage is None, is_quiet=age > quiet_after),
         stages=stages,
         finished_stages=tuple(each for each in stages if each in finished),
         stage=stage,
-        num_done=num_done,
+        num_done=_num_done(last, config, stage),
         num_planned=_num_planned(config, stage),
-        age_seconds=round(age, 1),
-        parent=None if parent is None else _id(root, parent),
+        quiet_after=max(_QUIET_SECONDS, 3 * (finite_or_none(last.get("time/iteration_seconds")) or 0.0)),
         stopped=None if ended is None else str(ended),
         problem="; ".join(problems),
     )
@@ -217,19 +275,12 @@ def _id(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _changed_at(run: RunDir) -> float:
-    """When a file of the run last changed, in seconds since 1970."""
-    files = (
-        *(run.config, run.manifest, run.stages, run.metrics, run.samples, run.preferences, run.labels),
-        *(run.labels.with_name(f"{run.labels.name}-wal"), run.simulated_labels, run.evaluation, run.report),
-    )
-    times = []
-    for path in files:
-        try:
-            times.append(path.lstat().st_mtime)
-        except OSError:
-            continue
-    return max(times, default=0.0)
+def _file_state(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _num_done(last: Row, config: Row, stage: str | None) -> int | None:

@@ -21,7 +21,7 @@ from rlhfkit.feedback.trust.compute import trust_report
 from rlhfkit.feedback.trust.report import TrustReport
 from rlhfkit.rundir.cluster import read_cluster
 from rlhfkit.rundir.directory import RunDir
-from rlhfkit.rundir.find import find_run, find_runs, find_study
+from rlhfkit.rundir.find import Known, find_run, find_runs, find_study
 from rlhfkit.rundir.lines import read_object
 from rlhfkit.rundir.studies import read_study
 from rlhfkit.rundir.study import StudyResults
@@ -85,7 +85,8 @@ def dashboard_router(runs: Path, *, store: Store | None = None, owners: Collecti
 
     @router.get("/api/dashboard/runs")
     def list_runs() -> Response:
-        found = find_runs(view.runs)
+        with view.listing:
+            found = find_runs(view.runs, known=view.known)
         studies = [asdict(study) for study in found.studies]
         return _json({"runs": [asdict(run) for run in found.runs], "studies": studies, "problem": found.problem})
 
@@ -144,6 +145,9 @@ class _View:
     drawn: tuple[StudyResults, bytes] | None = None
     """The study that was drawn last, and its page."""
     drawing: threading.Lock = field(default_factory=threading.Lock)
+    known: Known = field(default_factory=dict)
+    """What the runs said when they were listed last."""
+    listing: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, id: str) -> RunDir:
         run = find_run(self.runs, id)
