@@ -114,9 +114,6 @@ def choose_pairs(
     return Selection([chosen[index] for index in generator.permutation(len(chosen))], message)
 
 
-# ── scores ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 # ── the ensemble ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -151,9 +148,6 @@ def _informative(
 def _at_random(num_candidates: int, num: int, expected: float, generator: np.random.Generator) -> list[Chosen]:
     drawn = generator.choice(num_candidates, size=num, replace=False)
     return [Chosen(int(index), "random", expected / num_candidates) for index in drawn]
-
-
-# ── is there a gain? ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 # ── features ─────────────────────────────────────────────────────────────────────────────────────────────────────────
