@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhfkit.config.training import DpoConfig
-from rlhfkit.distributed.ranks import ranks
 from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import Metrics
 from rlhfkit.models.encoder import Encoder
 from rlhfkit.models.language import LanguageModel
-from rlhfkit.padding import Sequences, microbatches
+from rlhfkit.padding import Sequences
 from rlhfkit.ppo.masked import check_shapes, masked_sum
 from rlhfkit.records import Preference
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.training.checkpoint import Checkpoints
+from rlhfkit.training.pairs import of_each_pair, pair_passes
 from rlhfkit.training.rates import decided
 from rlhfkit.training.supervised import SupervisedTask, split_validation, train_supervised
 
@@ -121,8 +121,7 @@ def train_dpo(
     train, held_out = split_validation(len(pairs), config.validation_share, seed, groups=groups)
 
     def run(rows: Sequence[int], metrics: Metrics, *, denominator: int | None) -> None:
-        own = [rows[place] for place in ranks().share(len(rows))]
-        for part, counts in ranks().in_step(_parts(pairs, own, config.tokens_per_pass, model), rows[:1]):
+        for part, counts in pair_passes(pairs, rows, max_tokens=config.tokens_per_pass, device=model.device):
             chosen, rejected = pair_logprobs(model, [pairs[row] for row in part])
             ref_chosen, ref_rejected = ref_logprobs[part].to(chosen.device).unbind(1)
             loss = dpo_loss(
@@ -167,17 +166,11 @@ def ref_logprobs_of(
     on_finished: Callable[[int], None] = lambda num: None,
 ) -> Tensor:
     """(N, 2) logprobs of the chosen and the rejected responses under `model`, on the CPU."""
-    found = torch.zeros(len(pairs), 2)
-    own = list(ranks().share(len(pairs)))
-    for rows, counts in ranks().in_step(_parts(pairs, own, max_tokens, model), [0]):
-        chosen, rejected = pair_logprobs(model, [pairs[row] for row in rows])
-        if counts:
-            found[rows] = torch.stack([chosen, rejected], dim=1).cpu()
-            on_finished(len(rows))
-    ranks().add_up([found])  # zero where it is another rank's
-    if len(own) < len(pairs):
-        on_finished(len(pairs) - len(own))
-    return found
+
+    def values_of(rows: list[int]) -> Tensor:
+        return torch.stack(pair_logprobs(model, [pairs[row] for row in rows]), dim=1)
+
+    return of_each_pair(pairs, values_of, width=2, max_tokens=max_tokens, device=model.device, on_finished=on_finished)
 
 
 def pair_logprobs(model: LanguageModel, pairs: Sequence[DpoPair]) -> tuple[Tensor, Tensor]:
@@ -191,13 +184,6 @@ def pair_logprobs(model: LanguageModel, pairs: Sequence[DpoPair]) -> tuple[Tenso
     )
     logprobs = masked_sum(model.logprobs(sequences, temperature=TEMPERATURE), sequences.mask, dim=1)
     return logprobs[: len(pairs)], logprobs[len(pairs) :]
-
-
-def _parts(pairs: Sequence[DpoPair], rows: Sequence[int], max_tokens: int, model: LanguageModel) -> list[list[int]]:
-    """Rows by passes; both sides of a pair go in one."""
-    lengths = [2 * max(len(pairs[row].chosen), len(pairs[row].rejected)) for row in rows]
-    groups = microbatches(lengths, max_tokens=max_tokens, device=model.device)
-    return [[rows[place] for place in group] for group in groups]
 
 
 def _measure(metrics: Metrics, loss: Tensor, chosen: Tensor, rejected: Tensor) -> None:

@@ -8,10 +8,9 @@ from scipy.optimize import minimize  # type: ignore[import-untyped]
 from scipy.special import expit  # type: ignore[import-untyped]
 from torch import Tensor
 
-from rlhfkit.distributed.ranks import ranks
 from rlhfkit.machine.seeding import derive_seed
 from rlhfkit.models.reward_model import RewardModel, score_head
-from rlhfkit.padding import microbatches
+from rlhfkit.training.pairs import of_each_pair
 from rlhfkit.training.reward_model import EncodedPair, prompts_of, score_pairs
 
 __all__ = ["drawn_with_replacement", "fit_head", "further_heads", "pair_features"]
@@ -54,20 +53,16 @@ def fit_head(differences: np.ndarray, margins: np.ndarray, anchor: np.ndarray, *
 def pair_features(model: RewardModel, pairs: Sequence[EncodedPair], *, max_tokens: int) -> Tensor:
     """What the head of `model` reads of each pair, chosen less rejected (N, width)."""
     width = score_head(model.classifier).weight.shape[1]
-    lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
-    own = ranks().share(len(pairs))
-    features = torch.zeros(len(pairs), width)
-    groups = microbatches([lengths[row] for row in own], max_tokens=max_tokens, device=model.device)
+
+    def values_of(rows: list[int]) -> Tensor:
+        chosen, rejected = score_pairs(model, [pairs[row] for row in rows])
+        return (chosen - rejected)[:, 1:]
+
     model.further_heads = torch.eye(width)  # heads that read one feature each, so that parted weights come together too
     try:
-        for rows, counts in ranks().in_step(([own[place] for place in group] for group in groups), [0]):
-            chosen, rejected = score_pairs(model, [pairs[row] for row in rows])
-            if counts:
-                features[rows] = (chosen - rejected)[:, 1:].float().cpu()
+        return of_each_pair(pairs, values_of, width=width, max_tokens=max_tokens, device=model.device)
     finally:
         model.further_heads = None
-    ranks().add_up([features])  # zero where it is another rank's
-    return features
 
 
 def further_heads(model: RewardModel, pairs: Sequence[EncodedPair], *, num: int, max_tokens: int, seed: int) -> Tensor:

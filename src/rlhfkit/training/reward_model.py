@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhfkit.config.training import RewardModelConfig
-from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import RewardError
 from rlhfkit.machine.progress import Progress
 from rlhfkit.metrics import Metrics
 from rlhfkit.models.reward_model import LengthTrend, Normalization, RewardModel, reward_ids
-from rlhfkit.padding import microbatches, pad_right
+from rlhfkit.padding import pad_right
 from rlhfkit.records import Preference
 from rlhfkit.rundir.log import RunLog
 from rlhfkit.stats.intervals import rate_interval
 from rlhfkit.training.checkpoint import Checkpoints
+from rlhfkit.training.pairs import of_each_pair, pair_passes
 from rlhfkit.training.rates import decided
 from rlhfkit.training.supervised import (
     SupervisedTask,
@@ -102,11 +102,8 @@ def train_reward_model(
     train, held_out = split_validation(len(pairs), config.validation_share, seed, groups=prompts_of(pairs))
 
     def run(rows: Sequence[int], metrics: Metrics, *, denominator: int | None) -> None:
-        chosen_pairs = [pairs[rows[place]] for place in ranks().share(len(rows))]
-        lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in chosen_pairs]
-        groups = microbatches(lengths, max_tokens=config.tokens_per_pass, device=model.device)
-        parts = ([chosen_pairs[index] for index in group] for group in groups)
-        for part, counts in ranks().in_step(parts, [pairs[rows[0]]] if rows else []):
+        for numbers, counts in pair_passes(pairs, rows, max_tokens=config.tokens_per_pass, device=model.device):
+            part = [pairs[number] for number in numbers]
             chosen, rejected = score_pairs(model, part)
             margin = torch.tensor([pair.margin for pair in part], device=chosen.device)
             loss = bradley_terry_loss(chosen, rejected, margin).sum()
@@ -167,18 +164,14 @@ def measure(
     Calibration compares, in bins of the stated confidence sigmoid(|difference of scores|), with the share of pairs in
     which the side that the model prefers is the chosen one.
     """
-    own = ranks().share(len(pairs))
-    lengths = [2 * max(len(pairs[row].chosen), len(pairs[row].rejected)) for row in own]
-    difference = torch.zeros(len(pairs))
-    groups = microbatches(lengths, max_tokens=max_tokens, device=model.device)
-    for rows, counts in ranks().in_step(([own[place] for place in group] for group in groups), [0]):
+
+    def values_of(rows: list[int]) -> Tensor:
         chosen, rejected = score_pairs(model, [pairs[row] for row in rows])
-        if counts:
-            difference[rows] = (chosen - rejected).float().cpu()
-            on_finished(len(rows))
-    ranks().add_up([difference])  # zero where it is another rank's
-    if len(own) < len(pairs):
-        on_finished(len(pairs) - len(own))
+        return (chosen - rejected)[:, None]
+
+    difference = of_each_pair(
+        pairs, values_of, width=1, max_tokens=max_tokens, device=model.device, on_finished=on_finished
+    )[:, 0]
     right = (difference > 0).float() + 0.5 * (difference == 0).float()
     accuracy = float(right.mean())
     low, high = rate_interval(right.tolist(), prompts_of(pairs))
