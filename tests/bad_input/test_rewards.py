@@ -166,6 +166,15 @@ def test_a_metric_needs_something_to_compare_with(desk: Desk, metric: str):
     )
 
 
+def test_answers_of_the_test_rows_are_read_before_anything_is_trained(desk: Desk):
+    desk.write("prompts.jsonl", jsonl({"prompt": "1 + 1 = ", "sum": 2}, {"prompt": "1 + 2 = ", "sum": 3}))
+    desk.write("test_prompts.jsonl", jsonl({"prompt": "1 + 3 = ", "sum": 4}, {"prompt": "2 + 2 = ", "sum": "four"}))
+    settings = ('stages=["ppo", "evaluate"]', 'reward={type="answer", column="sum"}', "evaluation.metric=answer")
+    assert "the right answer of the row test_prompts.jsonl:2 is 'four'; expected a number" in desk.refused(*settings)
+    other = ('stages=["ppo", "evaluate"]', 'reward={type="length"}', "evaluation.metric=answer")
+    assert 'reads answers as reward.type = "answer" does, and the reward is "length"; set that' in desk.refused(*other)
+
+
 @pytest.mark.parametrize(
     ("overrides", "wanted_by"),
     [

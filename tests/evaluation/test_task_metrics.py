@@ -9,10 +9,19 @@ import torch
 from sklearn.metrics import f1_score
 
 from rlhfkit.config.ppo import RolloutConfig
+from rlhfkit.config.rewards import AnswerRewardConfig
 from rlhfkit.errors import RewardError
-from rlhfkit.evaluation.task_metrics import Question, classification, likeliest_responses, questions_of, translation
+from rlhfkit.evaluation.task_metrics import (
+    Question,
+    classification,
+    likeliest_responses,
+    questions_of,
+    right_answers,
+    translation,
+)
 from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.records import Prompt
+from rlhfkit.rewards.answer import AnswerReward
 from rlhfkit.rundir.results import Measure
 from tests.training import tiny
 
@@ -92,6 +101,24 @@ def test_a_class_that_a_resample_lacks_does_not_lower_macro_f1():
     assert (macro_f1.sft.mean, macro_f1.sft.low, macro_f1.sft.high) == (1, None, None)
     low = 0.687790  # the p for which 0.975 - p = 1.959964 sqrt(p (1 - p) / 10): Wilson's of 10 of 10, half corrected
     assert (accuracy.sft.low, accuracy.sft.high) == pytest.approx((low, 1), abs=1e-6)
+
+
+# ── right answers ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_share_of_right_answers_by_hand():
+    solutions = ["1 + 2 = 3\n#### 3", "#### 1,200", "#### 7", "#### 9"]
+    rows = [
+        EncodedPrompt(Prompt(f"question {i}", columns={"solution": text}), "", (i,), was_cut=False)
+        for i, text in enumerate(solutions)
+    ]
+    asked = questions_of(rows, "answer")
+    rule = AnswerReward(AnswerRewardConfig(column="solution", after="####"))
+    before, after = ["3", "#### 1200", "#### 8", ""], ["#### 3.0", "so #### 1,200", "#### 7 #### 8", "9"]
+    results = right_answers(asked, before, after, seed=0, rule=rule)
+    (found,) = results.measures
+    assert (results.num, found.name, results.confusion) == (4, "accuracy", None)
+    assert (found.sft.mean, found.policy.mean, found.difference.mean) == (0.25, 0.5, 0.25)
 
 
 # ── translation ──────────────────────────────────────────────────────────────────────────────────────────────────────

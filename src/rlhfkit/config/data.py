@@ -79,6 +79,10 @@ class RowsConfig(Section):
     """What stands around a prompt that is text, as in "{prompt}\\nSentiment:"."""
     response_format: ResponseFormat = "{response}"
     """What stands around a response to it, as in " {response}"."""
+    as_chat: bool = False
+    """A prompt that is text becomes the words of a user, its response the assistant's, in the model's chat template."""
+    system: str | None = None
+    """What the system says before each prompt that has no such message; text becomes a chat by it."""
     beginning_words: tuple[PositiveInt, PositiveInt] | None = None
     """For whole texts (format "text", or a column `text`): the prompt is the first n words, n drawn from this range,
     the response the rest; a text of fewer words is a bad row."""
@@ -88,6 +92,8 @@ class RowsConfig(Section):
         if self.beginning_words and self.beginning_words[0] > self.beginning_words[1]:
             low, high = self.beginning_words
             raise ValueError(f"beginning_words [{low}, {high}] is not a range; write [{high}, {low}]")
+        if self.beginning_words and (self.as_chat or self.system):
+            raise ValueError("beginning_words parts whole texts, which are no chat; leave out as_chat and system")
         return self
 
 
@@ -120,11 +126,15 @@ class LabelledConfig(Section):
     """What stands around each text, as in "{prompt}\\nSentiment:"."""
     response_format: ResponseFormat = " {response}"
     """What stands around the name of its class; by default a space before it."""
+    as_chat: bool = False
+    """Each text is the words of a user, and the name of its class the assistant's, in the model's chat template."""
+    system: str | None = None
+    """What the system says before each text; it becomes a chat by it."""
 
     @model_validator(mode="after")
     def _classes_are_whole_texts(self) -> "LabelledConfig":
         for name, rows in self.classes.items():
-            for key in ("prompt_format", "response_format", "beginning_words"):
+            for key in ("prompt_format", "response_format", "beginning_words", "as_chat", "system"):
                 if getattr(rows, key) != RowsConfig.model_fields[key].default:
                     raise ValueError(f"classes.{name}.{key} does nothing here; formats stand beside classes, for all")
         return self
@@ -200,7 +210,7 @@ TextsConfig = Annotated[
 ]
 
 
-COMMON = ("path", "format", "split", "encoding", "prompt_format", "response_format")
+COMMON = ("path", "format", "split", "encoding", "prompt_format", "response_format", "as_chat", "system")
 """Settings of rows that `data` may say for every table at once."""
 
 
@@ -219,7 +229,7 @@ class DataConfig(Section):
     path: str | tuple[str, ...] | None = None
     """File(s) that every table below reads which names no `path` of its own."""
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet", "datasets", "hub", "text"] | None = None
-    """How every table's file is read; a table's own `format` goes first, as with the next four."""
+    """How every table's file is read; a table's own `format` goes first, as with the next six."""
     split: str | None = None
     """Split that every table reads."""
     encoding: str | None = None
@@ -228,6 +238,10 @@ class DataConfig(Section):
     """What stands around the prompts of every table."""
     response_format: ResponseFormat | None = None
     """What stands around the responses of every table."""
+    as_chat: bool | None = None
+    """Whether prompts that are text become the words of a user, in every table."""
+    system: str | None = None
+    """What the system says before the prompts of every table."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name → the files' name, for every table; a table's own `columns` go first."""
     on_bad_row: Literal["stop", "skip"] = "stop"

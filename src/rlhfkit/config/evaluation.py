@@ -26,9 +26,9 @@ class EvaluationConfig(Section):
     """Held-out prompts; the SFT model and the policy answer each of them once."""
     judge: RewardConfig | None = None
     """Independent judge; by default this run's, if there is a stage `judge`."""
-    metric: Literal["none", "classification", "translation"] = "none"
-    """What the field measures, of the likeliest responses against those that the rows give: accuracy and macro-F1, or
-    chrF and BLEU. With it no judge is needed."""
+    metric: Literal["none", "classification", "translation", "answer"] = "none"
+    """What the field measures, of the likeliest responses against those that the rows give: accuracy and macro-F1, chrF
+    and BLEU, or the share of right answers by the rule of the reward `answer`. With it no judge is needed."""
     num_samples: PositiveInt = 12
     """Pairs of responses shown side by side in the report."""
     every_iterations: NonNegativeInt = 0

@@ -24,6 +24,7 @@ from rlhfkit.config.rewards import (
     MixRewardConfig,
     RewardConfig,
     RewardModelRewardConfig,
+    answer_rule,
     parts_of,
     shared_parts,
 )
@@ -187,6 +188,11 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         yield from _faults_on_the_way(recipe)
     if recipe.env is not None and recipe.evaluation.metric != "none":
         yield f'evaluation.metric = "{recipe.evaluation.metric}" is of single responses; leave it out, or [env]'
+    if recipe.evaluation.metric == "answer" and answer_rule(recipe.reward) is None:
+        yield (
+            f'evaluation.metric = "answer" reads answers as reward.type = "answer" does, and the reward is '
+            f'"{recipe.reward.type}"; set that, or another metric'
+        )
     if recipe.env is not None and recipe.rollout.max_staleness:
         yield (
             f"rollout.max_staleness = {recipe.rollout.max_staleness} is of single responses: an environment answers "

@@ -37,6 +37,7 @@ __all__ = [
     "RewardModelRewardConfig",
     "UnitTestsRewardConfig",
     "WeightedRewardConfig",
+    "answer_rule",
     "parts_of",
     "shared_parts",
     "what_it_computes",
@@ -365,6 +366,11 @@ def parts_of(config: RewardConfig, name: str) -> Iterator[tuple[str, RewardConfi
     for index, part in enumerate(config.parts):
         if part.weight != 0:
             yield from parts_of(part.source, f"{name}.parts[{index}].source")
+
+
+def answer_rule(reward: RewardConfig) -> AnswerRewardConfig | None:
+    """How a reward tells right answers from wrong ones; None where no part of it does."""
+    return next((part for _, part in parts_of(reward, "reward") if isinstance(part, AnswerRewardConfig)), None)
 
 
 def shared_parts(judge: RewardConfig, reward: RewardConfig, made: Mapping[str, str]) -> Iterator[str]:

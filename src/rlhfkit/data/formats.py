@@ -30,7 +30,7 @@ Formats = RowsConfig | LabelledConfig
 
 
 def make_prompt(content: Content, row: Row, *, formats: Formats, response: str | None = None) -> Prompt:
-    """The prompt in its format, with the further columns of its row, and `response` as its reference if not blank.
+    """The prompt in its format, or as a chat, with the other columns of its row, and `response` as its reference.
 
     Raises: DataError where there is nothing in it, nothing for the assistant to answer, or no text to format.
     """
@@ -40,11 +40,15 @@ def make_prompt(content: Content, row: Row, *, formats: Formats, response: str |
         raise DataError(f"the prompt ends with a turn of the {content[-1].role}; expected the user")
     if isinstance(content, str):
         content = formats.prompt_format.replace("{prompt}", content)
+        if formats.as_chat or formats.system is not None:
+            content = (Message("user", content),)
     elif has_formats(formats):
         raise DataError(
             "prompt_format and response_format are for text, and this prompt is a conversation; leave them out, the "
             "chat template does their work"
         )
+    if formats.system is not None and not isinstance(content, str) and content[0].role != "system":
+        content = (Message("system", formats.system), *content)
     columns = {name: value for name, value in row.columns.items() if name not in OWN_COLUMNS}
     reference = make_response(response, formats=formats) if response and response.strip() else None
     return Prompt(content, columns, row.origin, reference)

@@ -11,16 +11,25 @@ from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.evaluation.prompts import share_estimate
 from rlhfkit.models.encoder import EncodedPrompt
 from rlhfkit.models.language import LanguageModel
+from rlhfkit.rewards.answer import AnswerReward
 from rlhfkit.rewards.chrf import sacrebleu_metrics
-from rlhfkit.rewards.source import references_of
+from rlhfkit.rewards.source import ScoredText, references_of
 from rlhfkit.rollout.engine import shared_out
 from rlhfkit.rollout.generation import generate
 from rlhfkit.rundir.results import Confusion, Estimate, Measure, TaskResults
 from rlhfkit.stats.intervals import bootstrap_interval, difference_interval
 
-__all__ = ["FieldMetric", "Question", "classification", "likeliest_responses", "questions_of", "translation"]
+__all__ = [
+    "FieldMetric",
+    "Question",
+    "classification",
+    "likeliest_responses",
+    "questions_of",
+    "right_answers",
+    "translation",
+]
 
-FieldMetric = Literal["classification", "translation"]
+FieldMetric = Literal["classification", "translation", "answer"]
 
 NUM_RESAMPLES = 1000
 
@@ -36,9 +45,12 @@ class Question:
 def questions_of(prompts: Sequence[EncodedPrompt], metric: FieldMetric) -> list[Question]:
     """The prompts with their references; for translation, rows of the same prompt are one question.
 
-    A sentence has several good translations, each in a row of its own; a text has one class.
+    A sentence has several good translations, each in a row of its own; a text has one class. What is right as an answer
+    is read from the row by the reward's own rule.
     Raises: RewardError where a prompt has no reference.
     """
+    if metric == "answer":
+        return [Question(prompt, ()) for prompt in prompts]
     wanted_by = f'evaluation.metric = "{metric}"'
     references = references_of([prompt.prompt for prompt in prompts], wanted_by=wanted_by)
     if metric == "classification":
@@ -99,6 +111,19 @@ def classification(
         ),
         confusion=Confusion(labels=tuple(labels), sft=counts(answers[0]), policy=counts(answers[1])),
     )
+
+
+def right_answers(
+    questions: Sequence[Question], sft: Sequence[str], policy: Sequence[str], *, seed: int, rule: AnswerReward
+) -> TaskResults:
+    """The share of questions with the right answer, by the rule of the reward; `seed` draws nothing here."""
+    right = []
+    for side in (sft, policy):
+        asked = [question.prompt.prompt for question in questions]
+        texts = [ScoredText(prompt, "", response) for prompt, response in zip(asked, side, strict=True)]
+        right.append(rule.score(texts).numpy() == 1)
+    prompts = [tuple(question.prompt.ids) for question in questions]
+    return TaskResults(num=len(questions), measures=(_accuracy(right, prompts),))
 
 
 def translation(questions: Sequence[Question], sft: Sequence[str], policy: Sequence[str], *, seed: int) -> TaskResults:

@@ -1,18 +1,27 @@
 """The stage `evaluate`: the model before PPO and the policy after it, on what neither has learnt from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlhfkit.config.control import ControlRecipe
 from rlhfkit.config.model import PretrainedModelConfig
 from rlhfkit.config.recipe import Recipe
+from rlhfkit.config.rewards import answer_rule
 from rlhfkit.data import find_overlap, load_prompts
 from rlhfkit.distributed.ranks import ranks
 from rlhfkit.errors import CheckpointError, ConfigError
 from rlhfkit.evaluation.episodes import compare_episodes
 from rlhfkit.evaluation.prompts import compare
-from rlhfkit.evaluation.task_metrics import FieldMetric, classification, likeliest_responses, questions_of, translation
+from rlhfkit.evaluation.task_metrics import (
+    FieldMetric,
+    classification,
+    likeliest_responses,
+    questions_of,
+    right_answers,
+    translation,
+)
 from rlhfkit.machine.progress import Progress
 from rlhfkit.machine.seeding import derive_seed, shuffled
 from rlhfkit.models.encoder import EncodedPrompt
@@ -22,6 +31,7 @@ from rlhfkit.pipeline.context import RunContext
 from rlhfkit.pipeline.control import ControlPipeline
 from rlhfkit.pipeline.opening import reopened
 from rlhfkit.report.page import report_or_warn
+from rlhfkit.rewards.answer import AnswerReward
 from rlhfkit.rundir.atomic import write_atomically
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.lock import locked
@@ -147,8 +157,7 @@ def _task_results(
     prompts: Sequence[EncodedPrompt],
 ) -> TaskResults:
     """What the field measures, of both models."""
-    measure = {"classification": classification, "translation": translation}[metric]
-    questions = questions_of(prompts, metric)
+    questions, measure = questions_of(prompts, metric), _measure_of(ctx.recipe, metric)
     with ctx.progress.stage(metric, total=2 * len(questions), unit="response") as progress:
         before, after = (
             likeliest_responses(model, questions, ctx.recipe.rollout, on_finished=progress.advance)
@@ -159,3 +168,12 @@ def _task_results(
         before_ppo, after_ppo = found.shown(found.sft.mean), found.shown(found.policy.mean)
         ctx.progress.note(f"{found.name}: {before_ppo} before PPO, {after_ppo} after")
     return results
+
+
+def _measure_of(recipe: Recipe, metric: FieldMetric) -> Callable[..., TaskResults]:
+    """What turns the responses of both models into results."""
+    if metric == "answer":
+        rule = answer_rule(recipe.reward)
+        assert rule is not None  # the check of the recipe saw to it
+        return partial(right_answers, rule=AnswerReward(rule))
+    return {"classification": classification, "translation": translation}[metric]

@@ -22,6 +22,7 @@ from rlhfkit.config.rewards import (
     LexiconRewardConfig,
     RewardConfig,
     RewardModelRewardConfig,
+    answer_rule,
     parts_of,
 )
 from rlhfkit.config.stages import BASELINES, STAGE_SPECS, Stage
@@ -385,8 +386,11 @@ class Inputs:
 
     def _try_metric(self) -> None:
         metric = self.recipe.evaluation.metric
-        if "test_prompts" in self._loaded:
-            references_of(self._loaded["test_prompts"].records, wanted_by=f'evaluation.metric = "{metric}"')
+        prompts = self._loaded["test_prompts"].records if "test_prompts" in self._loaded else []
+        if metric == "answer" and (rule := answer_rule(self.recipe.reward)) is not None:
+            AnswerReward(rule).check_rows(prompts, setting="reward")
+        else:
+            references_of(prompts, wanted_by=f'evaluation.metric = "{metric}"')
         if metric == "translation":
             sacrebleu_metrics('evaluation.metric = "translation"')
 
