@@ -26,6 +26,7 @@ from rlhfkit.pipeline import run as pipeline
 from rlhfkit.pipeline.control import load_control_policy
 from rlhfkit.pipeline.evaluate import evaluate_again
 from rlhfkit.pipeline.workload import Workload
+from rlhfkit.rundir.atomic import read_json
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.results import ControlEvaluation, read_results
 from rlhfkit.training.checkpoint import Checkpoints
@@ -125,7 +126,9 @@ def test_a_run_that_pauses_goes_on_exactly(tmp_path):
         with pytest.raises(Paused, match=f"PPO is paused after {until} of 4 iterations"):
             run(tmp_path / "paused", "num_seeds=1", until=until)
     assert untimed(run(tmp_path / "paused", "num_seeds=1", until=4)) == untimed(whole)
-    assert "control" in RunDir(tmp_path / "paused").finished_stages()
+    finished = RunDir(tmp_path / "paused").finished_stages()["control"]
+    stopped = read_json(RunDir(tmp_path / "paused").manifest)["stages"]["control"]["stopped_seconds"]
+    assert 0 < stopped <= finished["seconds"]
 
 
 def test_several_seeds_cannot_pause(tmp_path):

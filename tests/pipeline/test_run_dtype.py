@@ -71,7 +71,12 @@ def test_auto_is_the_default_of_both_models():
 def test_no_shipped_recipe_asks_for_a_type_that_many_machines_lack():
     tables = {name: tomllib.loads(recipe_text(name)) for name, *_ in list_recipes()}
     found = {name: table["model"].get("dtype") for name, table in tables.items() if "model" in table}
-    tiny = {"demo", "demo_rounds", "demo_brief", "guess"}  # too small to gain from bfloat16; their numbers are published
+    tiny = {
+        "demo",
+        "demo_rounds",
+        "demo_brief",
+        "guess",
+    }  # too small to gain from bfloat16; their numbers are published
     assert len(found) == 11
     assert found == {name: "float32" if name in tiny else "auto" for name in found}
 

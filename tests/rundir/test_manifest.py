@@ -2,6 +2,8 @@
 
 from importlib import metadata
 
+import pytest
+
 from rlhfkit.rundir import manifest
 from rlhfkit.rundir.atomic import read_json, write_json
 from rlhfkit.rundir.directory import RunDir
@@ -50,3 +52,14 @@ def test_a_package_that_is_not_installed_has_no_version(tmp_path, monkeypatch):
     versions = read_json(RunDir(tmp_path).manifest)["versions"]
     assert versions.keys() == {"python", "numpy"}
     assert versions["numpy"] == metadata.version("numpy")
+
+
+def test_seconds_of_a_stage_are_those_of_all_its_starts(tmp_path, monkeypatch):
+    clock = iter([10.0, 13.0, 50.0, 54.5])
+    monkeypatch.setattr(manifest.time, "monotonic", lambda: next(clock))
+    for _ in range(2):
+        noted = Manifest(RunDir(tmp_path), seed=0, device="cpu", num_threads=NOW)
+        with pytest.raises(KeyboardInterrupt), noted.stop_timed("ppo"):
+            raise KeyboardInterrupt
+    assert Manifest(RunDir(tmp_path), seed=0, device="cpu", num_threads=NOW).seconds_of("ppo", 2.0) == 9.5
+    assert noted.seconds_of("sft", 2.0) == 2.0

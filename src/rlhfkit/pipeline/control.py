@@ -95,12 +95,18 @@ class ControlPipeline:
             return
         start = time.monotonic()
         watchdog = Watchdog(self.recipe.watchdog, self.run.stacks, warn=self.progress.warn)
-        with self.manifest.error_noted("control"), watchdog, memory_told("control", self.recipe), phase("control"):
+        with (
+            self.manifest.stop_timed("control"),
+            self.manifest.error_noted("control"),
+            watchdog,
+            memory_told("control", self.recipe),
+            phase("control"),
+        ):
             for number, seed in enumerate(self.seeds):
                 if not self._done(seed):
                     self._train(seed, is_first=number == 0)
             self.evaluate()
-        seconds = round(time.monotonic() - start, 1)
+        seconds = self.manifest.seconds_of("control", time.monotonic() - start)
         self.manifest.add_stage("control", seconds=seconds)
         self.run.finish_stage("control", {"seconds": seconds, "num_seeds": len(self.seeds)})
 

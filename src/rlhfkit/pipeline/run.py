@@ -137,7 +137,7 @@ def run_stage(ctx: RunContext, stage: Stage) -> None:
         ask_reward(ctx)  # before the stage sets its random numbers
     start = begin_stage(ctx, stage)
     watchdog = Watchdog(ctx.recipe.watchdog, ctx.run.stacks, warn=ctx.progress.warn)
-    with watchdog, working(ctx, stage):
+    with watchdog, ctx.manifest.stop_timed(stage), working(ctx, stage):
         record = STAGES[stage](ctx)
     end_stage(ctx, stage, record, seconds=time.monotonic() - start)
 
@@ -161,11 +161,11 @@ def working(ctx: RunContext, stage: Stage) -> Iterator[None]:
 
 
 def end_stage(ctx: RunContext, stage: Stage, record: dict[str, Any], *, seconds: float) -> None:
-    """Note that the stage is finished, with its record of facts."""
+    """Note that the stage is finished, with its record of facts; `seconds` of this start are added to earlier ones."""
     ctx.manifest.add("fast_paths", ctx.builder.paths.as_facts())
     if "ppo" not in ctx.recipe.stages and stage == ctx.recipe.stages[-1]:
         ctx.tell_paths()
-    seconds = round(seconds, 1)
+    seconds = ctx.manifest.seconds_of(stage, seconds)
     ctx.manifest.add_stage(stage, seconds=seconds)
     if ctx.writes:
         ctx.run.finish_stage(stage, {"seconds": seconds, **record})

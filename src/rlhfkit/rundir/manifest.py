@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -137,6 +138,21 @@ class Manifest:
         """Note facts about a stage."""
         self.content["stages"][stage] = {**self.content["stages"].get(stage, {}), **facts}
         self._write()
+
+    @contextmanager
+    def stop_timed(self, stage: str) -> Iterator[None]:
+        """Where the block is stopped, or ends in an error, note how long it took, with earlier stops of the stage."""
+        start = time.monotonic()
+        try:
+            yield
+        except BaseException:
+            with suppress(CheckpointError):  # the disk may be why
+                self.add_stage(stage, stopped_seconds=self.seconds_of(stage, time.monotonic() - start))
+            raise
+
+    def seconds_of(self, stage: str, seconds: float) -> float:
+        """So many seconds, and those of earlier starts that were stopped; of one that was killed nothing is known."""
+        return round(float(self.stage(stage).get("stopped_seconds", 0.0)) + seconds, 1)
 
     @contextmanager
     def error_noted(self, stage: str) -> Iterator[None]:
