@@ -1,11 +1,11 @@
-"""Writes the tables of plans in docs/scale.md: python docs/make_plans.py. A test holds them equal."""
+"""Writes the tables of plans in scale.md, English and Chinese: python docs/make_plans.py. A test holds them equal."""
 
 import re
 from pathlib import Path
 
 from rlhfkit.planning import lines_of, plan
 
-PAGE = Path(__file__).parent / "scale.md"
+PAGES = [Path(__file__).parent / name for name in ("scale.md", "zh/scale.md")]
 MACHINES = {"1 x 24 GB": "1xRTX4090", "1 x H200": "1xH200", "8 x H100": "8xH100", "64 x H100": "64xH100"}
 MODELS = ["0.5B", "3B", "8B", "70B"]
 TABLES = {
@@ -49,10 +49,15 @@ def block() -> str:
     return "\n".join(lines)
 
 
-def page() -> str:
-    """docs/scale.md with the tables as they are now."""
-    return BLOCK.sub(lambda found: f"{found[1]}{block()}{found[2]}", PAGE.read_text(encoding="utf-8"))
+def pages() -> dict[Path, str]:
+    """Each page with the tables as they are now."""
+    tables = block()
+    return {
+        page: BLOCK.sub(lambda found: f"{found[1]}{tables}{found[2]}", page.read_text(encoding="utf-8"))
+        for page in PAGES
+    }
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")
