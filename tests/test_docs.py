@@ -403,6 +403,16 @@ def test_every_metric_of_ppo_is_explained(tmp_path):
     assert documented_metrics("ppo") - elsewhere - resampled == written(run)
 
 
+def test_every_metric_of_partial_rollouts_is_explained():
+    config = PpoConfig(iterations=1, rollout_episodes=4, minibatch_episodes=4)
+    whole, cut = (
+        tiny.trainer(config, rollout=RolloutConfig(max_response_tokens=4, max_staleness=1, partial_tokens=tokens))
+        for tokens in (None, 2)
+    )
+    found = {name for name in cut.rollout.collect(0, kl_coef=0.0).metrics if name.startswith("rollout/")}
+    assert documented_metrics("partial rollouts") == found - set(whole.rollout.collect(0, kl_coef=0.0).metrics)
+
+
 def test_every_metric_of_the_supervised_stages_is_explained(tmp_path):
     run = RunDir(tmp_path)
     common = {"seed": 0, "progress": Progress(quiet=True)}

@@ -43,6 +43,7 @@ def test_no_line_is_said_twice(tool):
 ALL = ("verl", "openrlhf", "nemo-rl")
 REFUSED = [
     (ALL, "rollout.max_staleness=1", "are those of now", "of now"),
+    (ALL, "rollout={max_staleness=1, partial_tokens=4}", "no response is cut", "whole responses"),
     (ALL, "ppo.target_kl=0.05", "no epoch is left out there", "all epochs"),
     (ALL, "ppo.max_ref_kl=20", "nothing stops the run there", "no stop"),
     (ALL, "ppo.end_with=best", "no weights are ranked there", "the last weights"),

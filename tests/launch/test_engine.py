@@ -23,6 +23,7 @@ from tests.launch.in_process import Here
 from tests.tiny import Ascii, builder, ppo_trainer
 
 FAST = OptimConfig(learning_rate=1e-2)
+CUT = {"max_staleness": 1, "partial_tokens": 2}
 PPO = PpoConfig(
     iterations=3,
     rollout_episodes=8,
@@ -59,8 +60,8 @@ class Scoring:
         return Scored(self.reward.score(chunk.episodes).tolist(), 0.1, "here", 1)
 
 
-def made(directory_of, tmp_path, *, max_staleness=0, lora=None, chunk_rows=3):
-    rollout = RolloutConfig(max_response_tokens=6, chunk_rows=chunk_rows, max_staleness=max_staleness)
+def made(directory_of, tmp_path, *, lora=None, chunk_rows=3, **settings):
+    rollout = RolloutConfig(max_response_tokens=6, chunk_rows=chunk_rows, **settings)
     return builder(directory_of("llama"), tmp_path, ppo=PPO, rollout=rollout, lora=lora)
 
 
@@ -99,19 +100,18 @@ def assert_same(weights, others):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("max_staleness", [0, 1])
+@pytest.mark.parametrize("settings", [{}, {"max_staleness": 1}, CUT])
 @pytest.mark.parametrize("samplers", [1, 3])
-def test_any_number_of_samplers_gives_the_bits_of_a_plain_run(
-    directory_of: Directory, tmp_path, samplers, max_staleness
-):
-    plain = weights_after(ppo_trainer(made(directory_of, tmp_path / "plain", max_staleness=max_staleness)))
-    with on_workers(made(directory_of, tmp_path, max_staleness=max_staleness), samplers=samplers) as trainer:
+def test_any_number_of_samplers_gives_the_bits_of_a_plain_run(directory_of: Directory, tmp_path, samplers, settings):
+    plain = weights_after(ppo_trainer(made(directory_of, tmp_path / "plain", **settings)))
+    with on_workers(made(directory_of, tmp_path, **settings), samplers=samplers) as trainer:
         assert_same(weights_after(trainer), plain)
 
 
-def test_the_loss_of_a_sampler_changes_no_bit(directory_of: Directory, tmp_path):
-    plain = weights_after(ppo_trainer(made(directory_of, tmp_path / "plain")))
-    with on_workers(made(directory_of, tmp_path), samplers=2) as trainer:
+@pytest.mark.parametrize("settings", [{}, pytest.param(CUT, marks=pytest.mark.thorough)])
+def test_the_loss_of_a_sampler_changes_no_bit(directory_of: Directory, tmp_path, settings):
+    plain = weights_after(ppo_trainer(made(directory_of, tmp_path / "plain", **settings)))
+    with on_workers(made(directory_of, tmp_path, **settings), samplers=2) as trainer:
         calls = count()
         trainer.transport.on_work = lambda worker: next(calls) == 4 and trainer.transport.dead.add(worker)
         assert_same(weights_after(trainer), plain)

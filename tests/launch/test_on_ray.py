@@ -51,6 +51,9 @@ def vowels(prompts, responses):
     time.sleep(2.0 if Path("slow").exists() else 0.1)
     return [float(sum(letter in "aeiou" for letter in response)) for response in responses]
 '''
+STALE = ["rollout.max_staleness=1"]
+HOW = {"plain": [], "stale": STALE, "cut": [*STALE, "rollout.partial_tokens=3"]}
+"""Runs that others are compared with, by settings that change what is learnt."""
 RAY_SETTINGS = {
     # The death of a node is seen in seconds.
     "RAY_health_check_initial_delay_ms": "0",
@@ -67,7 +70,7 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("cluster")
     (home / "small.toml").write_text(small_recipe("small", ["pretrain", "ppo"], SECTIONS))
     (home / "paid.py").write_text(PAID)
-    for name, words in {"plain": [], "stale": ["rollout.max_staleness=1"]}.items():
+    for name, words in HOW.items():
         made = run(home, name, *words)
         assert made.code == 0, made.said
     begun = shutil.copytree(home / "plain", home / "begun")  # its first stage is done
@@ -165,6 +168,21 @@ def test_a_cluster_of_this_machine_gives_the_bits_of_a_plain_run(home, samplers)
     assert sum(worker["chunks"] for worker in table["sampler"]["workers"]) == 10 * 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("samplers", [1, 2])
+def test_responses_that_are_cut_go_on_with_the_bits_of_a_plain_run(home, samplers):
+    name = begun(home, f"cut{samplers}")
+    (home / "slow").touch()  # so that it is not at its end before it is told to stop
+    made = started(home, name, "--ray", "local", f"cluster.samplers={samplers}", *HOW["cut"])
+    wait_for(lambda: iterations(home, name) >= 1 or made.process.poll() is not None)
+    made.process.send_signal(signal.SIGINT)
+    assert made.code == 130, made.said
+    (home / "slow").unlink()
+    assert iterations(home, name) < 10
+    assert run(home, name, "--ray", "local", f"cluster.samplers={samplers}", *HOW["cut"]).code == 0
+    assert bits(home, name) == bits(home, "cut") != bits(home, "stale")
+
+
 PATIENT = '''"""The same reward, which waits where a test has something to do."""
 
 import itertools
@@ -224,18 +242,19 @@ def changed(home: Path, name: str, samplers: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("lost", "stale"),
+    ("lost", "how"),
     [
-        ("Sampler", False),
-        pytest.param("Scorer", False, marks=pytest.mark.slow),
-        pytest.param("Trainer", False, marks=pytest.mark.slow),
-        pytest.param("Trainer", True, marks=pytest.mark.slow),
-        pytest.param("node", False, marks=pytest.mark.slow),
+        ("Sampler", "plain"),
+        pytest.param("Scorer", "plain", marks=pytest.mark.slow),
+        pytest.param("Trainer", "plain", marks=pytest.mark.slow),
+        pytest.param("Trainer", "stale", marks=pytest.mark.slow),
+        pytest.param("Trainer", "cut", marks=pytest.mark.slow),
+        pytest.param("node", "plain", marks=pytest.mark.slow),
     ],
 )
-def test_no_loss_changes_a_bit(home, cluster, lost, stale):
-    name = begun(home, f"without-{lost}-{stale}")
-    words = ["cluster.samplers=2", "cluster.reward_workers=1", f"rollout.max_staleness={int(stale)}"]
+def test_no_loss_changes_a_bit(home, cluster, lost, how):
+    name = begun(home, f"without-{lost}-{how}")
+    words = ["cluster.samplers=2", "cluster.reward_workers=1", *HOW[how]]
     made = started(home, name, "--ray", cluster.address, *words)
     wait_for(lambda: iterations(home, name) >= 2 or made.process.poll() is not None)
     if lost == "node":
@@ -245,7 +264,7 @@ def test_no_loss_changes_a_bit(home, cluster, lost, stale):
     else:
         random.choice(actors(lost)).kill()
     assert made.code == 0, made.said
-    assert bits(home, name) == bits(home, "stale" if stale else "plain")
+    assert bits(home, name) == bits(home, how)
     assert "lost" in made.said
 
 

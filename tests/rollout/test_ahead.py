@@ -58,7 +58,7 @@ def test_a_chunk_has_fixed_rows_and_the_last_one_what_is_left():
 def test_ranks_sample_whole_chunks_whoever_gets_them(monkeypatch, here):
     seen = []
 
-    def sample(model, prompts, config, *, seeds, on_finished=None):
+    def sample(model, prompts, config, *, seeds, on_finished=None, offsets=None):
         seen.append(([prompt[0] for prompt in prompts], list(seeds)))
         return [Response([seed], [0.0], "length") for seed in seeds]
 
@@ -181,10 +181,10 @@ def test_an_engine_elsewhere_begins_and_is_waited_for_later():
         def loaded(self, model):
             raise AssertionError
 
-        def begin(self, model, prompts, config, *, seeds, iteration, on_part=None):
-            calls.append((prompts, seeds, iteration))
+        def begin(self, model, prompts, config, *, seeds, iteration, on_part=None, offsets=None):
+            calls.append((prompts, seeds, iteration, offsets))
             return lambda *, on_finished=None: [Response([9], [0.0], "eos")]
 
-    pending = begun(Elsewhere(), None, [[1, 2]], RolloutConfig(), seeds=[4], iteration=6)
-    assert calls == [([[1, 2]], [4], 6)]
+    pending = begun(Elsewhere(), None, [[1, 2]], RolloutConfig(), seeds=[4], iteration=6, offsets=[1])
+    assert calls == [([[1, 2]], [4], 6, [1])]
     assert pending() == [Response([9], [0.0], "eos")]

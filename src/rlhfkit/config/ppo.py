@@ -80,6 +80,9 @@ class RolloutConfig(Section):
     max_staleness: Literal[0, 1] = 0
     """Updates by which the weights that sample may be behind: with 1 a cluster samples the next iteration while this
     one is learnt from, and the loss is corrected for it."""
+    partial_tokens: PositiveInt | None = None
+    """Cut a response in PPO after so many tokens, and go on with it in the next iteration by that one's weights; none:
+    an iteration waits for its longest response. Needs `max_staleness` = 1."""
     importance_cap: Annotated[float, Field(ge=1.0)] = 2.0
     """Bound on the weight by which a token's loss is corrected where other weights, or vLLM, have sampled it."""
 
@@ -87,6 +90,11 @@ class RolloutConfig(Section):
     def _engine_can_sample_so(self) -> "RolloutConfig":
         if self.engine == "vllm" and not 0.01 <= self.temperature <= 2:
             raise ValueError(f'engine "vllm" knows temperatures from 0.01 to 2, not {self.temperature:g}; choose one')
+        if self.partial_tokens is not None and not self.max_staleness:
+            raise ValueError(
+                f"partial_tokens {self.partial_tokens} has newer weights go on with responses that are cut, and "
+                "max_staleness is 0; set it to 1, or leave partial_tokens out"
+            )
         if self.engine == "vllm" and (self.top_k or self.top_p < 1):
             raise ValueError(
                 f'engine "vllm" gives the logprobs of what top_k {self.top_k} and top_p {self.top_p:g} leave over, '

@@ -198,6 +198,11 @@ def _faults(recipe: Recipe) -> Iterator[str]:
             f"rollout.max_staleness = {recipe.rollout.max_staleness} is of single responses: an environment answers "
             "the weights of now; leave it out, or [env]"
         )
+    if recipe.env is not None and recipe.rollout.partial_tokens is not None:
+        yield (
+            f"rollout.partial_tokens = {recipe.rollout.partial_tokens} is of single responses: an environment answers "
+            "whole ones; leave it out, or [env]"
+        )
     if recipe.ppo.resample_rounds and (recipe.env is not None or recipe.rollout.max_staleness):
         yield (
             f"ppo.resample_rounds = {recipe.ppo.resample_rounds} is of single responses by the weights of now; set it "

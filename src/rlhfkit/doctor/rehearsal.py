@@ -317,8 +317,9 @@ class Shortened:
             *,
             seeds: Sequence[int] | None,
             on_finished: Callable[[int], None] | None = None,
+            offsets: Sequence[int] | None = None,
         ) -> list[Response]:
-            responses = generate(model, prompts, self.rollout, seeds=seeds, on_finished=on_finished)
+            responses = generate(model, prompts, self.rollout, seeds=seeds, on_finished=on_finished, offsets=offsets)
             drawn = [self.lengths[seed % len(self.lengths)] for seed in seeds or range(len(prompts))]
             return [_cut_response(response, length) for response, length in zip(responses, drawn, strict=True)]
 
@@ -358,6 +359,8 @@ def _cut(recipe: Recipe) -> Recipe:
             "rounds": 1,
             "tracking": TrackingConfig(),
             "ppo": ppo.model_copy(update=cut_ppo),
+            # Whole responses: in a few iterations what is cut at first would only be waited for.
+            "rollout": recipe.rollout.model_copy(update={"partial_tokens": None}),
             "preferences": preferences.model_copy(update=cut_preferences),
             "reward_model": recipe.reward_model.model_copy(update={"normalization_responses": num_normalized}),
             "evaluation": evaluation.model_copy(

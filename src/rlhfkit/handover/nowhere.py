@@ -183,6 +183,12 @@ COMMON_RULES = (
         "responses of the weights of now",
     ),
     Rule(
+        ("rollout.partial_tokens",),
+        lambda s: s.recipe.rollout.partial_tokens is not None,
+        "no response is cut after a number of tokens to go on with newer weights",
+        "whole responses",
+    ),
+    Rule(
         ("rollout.stop_tokens",),
         lambda s: bool(s.recipe.rollout.stop_tokens),
         "a response ends with EOS alone there",

@@ -56,10 +56,12 @@ class ClusterEngine:
             *,
             seeds: Sequence[int] | None,
             on_finished: Callable[[int], None] | None = None,
+            offsets: Sequence[int] | None = None,
         ) -> list[Response]:
             if seeds is None:
                 raise ConfigError("samplers on a cluster draw by seeds; greedy responses are sampled by the trainers")
-            return self._begin(weights(prompts, None), prompts, config, seeds)(on_finished=on_finished)
+            begun = self._begin(weights(prompts, None), prompts, config, seeds, offsets=offsets)
+            return begun(on_finished=on_finished)
 
         return sampled
 
@@ -72,10 +74,12 @@ class ClusterEngine:
         seeds: Sequence[int],
         iteration: int,
         on_part: Callable[[range, list[Response]], None] | None = None,
+        offsets: Sequence[int] | None = None,
     ) -> Pending:
         """Have a response to each prompt sampled with the weights that `model` has now; all ranks must ask."""
         self.iteration = iteration
-        return self._begin(self._weights_of(model)(prompts, iteration), prompts, config, seeds, on_part)
+        weights = self._weights_of(model)(prompts, iteration)
+        return self._begin(weights, prompts, config, seeds, on_part, offsets=offsets)
 
     def _begin(
         self,
@@ -84,6 +88,8 @@ class ClusterEngine:
         config: RolloutConfig,
         seeds: Sequence[int],
         on_part: Callable[[range, list[Response]], None] | None = None,
+        *,
+        offsets: Sequence[int] | None = None,
     ) -> Pending:
         assert config.chunk_rows is not None
         chunks = chunks_of(len(prompts), config.chunk_rows)
@@ -93,7 +99,13 @@ class ClusterEngine:
             itemsize = self._blueprint.dtype.dtype.itemsize
             job = self._pool.begin(
                 [
-                    Chunk(weights, [list(prompts[row]) for row in rows], [seeds[row] for row in rows], config)
+                    Chunk(
+                        weights,
+                        [list(prompts[row]) for row in rows],
+                        [seeds[row] for row in rows],
+                        config,
+                        None if offsets is None else [offsets[row] for row in rows],
+                    )
                     for rows in chunks
                 ],
                 iteration=weights.iteration,

@@ -77,6 +77,8 @@ class Chunk:
     prompts: Sequence[Sequence[int]]
     seeds: Sequence[int]
     config: RolloutConfig
+    offsets: Sequence[int] | None = None
+    """Where responses go on: how many tokens at the end of each prompt are theirs already."""
 
 
 @dataclass(frozen=True)

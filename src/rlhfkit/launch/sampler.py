@@ -54,7 +54,7 @@ class Sampler:
         self._load(weights)
         pulled = time.perf_counter()
         assert self._model is not None and self._sample is not None
-        responses = self._sample(self._model, chunk.prompts, chunk.config, seeds=chunk.seeds)
+        responses = self._sample(self._model, chunk.prompts, chunk.config, seeds=chunk.seeds, offsets=chunk.offsets)
         places = dict(self._model.named_parameters())
         return Sampled(
             responses,

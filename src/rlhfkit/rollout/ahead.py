@@ -8,7 +8,7 @@ from torch import Tensor
 from rlhfkit.rollout.engine import Pending
 from rlhfkit.rollout.generation import FinishReason, Response
 
-__all__ = ["Ahead"]
+__all__ = ["Ahead", "responses_as_tensors", "responses_from_tensors"]
 
 REASONS: tuple[FinishReason, ...] = ("eos", "stop", "length")
 
@@ -51,28 +51,32 @@ class Ahead:
         iteration, pending = self._pending
         responses = pending()
         self._pending = iteration, lambda *, on_finished=None: responses
-        return {"ahead.iteration": torch.tensor(iteration), **_as_tensors(responses)}
+        return {"ahead.iteration": torch.tensor(iteration), **responses_as_tensors(responses)}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Continue from what `state` gave."""
         self._pending = None
         if "ahead.iteration" in tensors:
-            responses = _from_tensors(tensors)
+            responses = responses_from_tensors(tensors)
             self._pending = int(tensors["ahead.iteration"]), lambda *, on_finished=None: responses
 
 
-def _as_tensors(responses: Sequence[Response]) -> dict[str, Tensor]:
+def responses_as_tensors(responses: Sequence[Response]) -> dict[str, Tensor]:
+    """Responses for a checkpoint."""
     return {
-        "ahead.lengths": torch.tensor([len(response.ids) for response in responses]),
-        "ahead.ids": torch.tensor([token for response in responses for token in response.ids]),
+        "ahead.lengths": torch.tensor([len(response.ids) for response in responses], dtype=torch.long),
+        "ahead.ids": torch.tensor([token for response in responses for token in response.ids], dtype=torch.long),
         "ahead.logprobs": torch.tensor(
             [number for response in responses for number in response.logprobs], dtype=torch.float64
         ),
-        "ahead.reasons": torch.tensor([REASONS.index(response.finish_reason) for response in responses]),
+        "ahead.reasons": torch.tensor(
+            [REASONS.index(response.finish_reason) for response in responses], dtype=torch.long
+        ),
     }
 
 
-def _from_tensors(tensors: dict[str, Tensor]) -> list[Response]:
+def responses_from_tensors(tensors: dict[str, Tensor]) -> list[Response]:
+    """They, out of what `responses_as_tensors` gave."""
     lengths = tensors["ahead.lengths"].tolist()
     ids, logprobs = (torch.split(tensors[name], lengths) for name in ("ahead.ids", "ahead.logprobs"))
     reasons = tensors["ahead.reasons"].tolist()

@@ -54,8 +54,9 @@ class Sample(Protocol):
         *,
         seeds: Sequence[int] | None,
         on_finished: Callable[[int], None] | None = None,
+        offsets: Sequence[int] | None = None,
     ) -> list[Response]:
-        """One response to each prompt, in order."""
+        """One response to each prompt, in order; with `offsets` they go on, as in `generate`."""
         ...
 
 
@@ -93,10 +94,12 @@ class SamplesElsewhere(Protocol):
         seeds: Sequence[int],
         iteration: int,
         on_part: Callable[[range, list[Response]], None] | None = None,
+        offsets: Sequence[int] | None = None,
     ) -> Pending:
         """Have a response to each prompt sampled for an iteration by the weights of now; all ranks must ask.
 
-        `on_part` gets the responses to some rows as soon as they are there, on the first rank, in another thread.
+        `offsets` are those of a `Sample`. `on_part` gets the responses to some rows as soon as they are there, on the
+        first rank, in another thread.
         """
         ...
 
@@ -111,11 +114,13 @@ def begun(
     iteration: int,
     on_finished: Callable[[int], None] | None = None,
     on_part: Callable[[range, list[Response]], None] | None = None,
+    offsets: Sequence[int] | None = None,
 ) -> Pending:
     """A response to each prompt with the weights of now: on its way, or sampled at once where that is done here."""
     if isinstance(engine, SamplesElsewhere):
-        return engine.begin(model, prompts, config, seeds=seeds, iteration=iteration, on_part=on_part)
-    responses = shared_out(sample_of(engine, model))(model, prompts, config, seeds=seeds, on_finished=on_finished)
+        return engine.begin(model, prompts, config, seeds=seeds, iteration=iteration, on_part=on_part, offsets=offsets)
+    sample = shared_out(sample_of(engine, model))
+    responses = sample(model, prompts, config, seeds=seeds, on_finished=on_finished, offsets=offsets)
     return lambda *, on_finished=None: responses
 
 
@@ -172,6 +177,7 @@ def shared_out(sample: Sample) -> Sample:
         *,
         seeds: Sequence[int] | None,
         on_finished: Callable[[int], None] | None = None,
+        offsets: Sequence[int] | None = None,
     ) -> list[Response]:
         here, num = ranks(), len(prompts)
         batches = [range(rank, num, here.size) for rank in range(here.size)]
@@ -186,6 +192,7 @@ def shared_out(sample: Sample) -> Sample:
                     config,
                     seeds=None if seeds is None else [seeds[row] for row in rows],
                     on_finished=on_finished,
+                    offsets=None if offsets is None else [offsets[row] for row in rows],
                 )
                 for rows in own
             ],

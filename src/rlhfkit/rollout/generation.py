@@ -31,6 +31,7 @@ __all__ = [
     "FinishReason",
     "Response",
     "generate",
+    "most_new_tokens",
     "stop_ids",
     "stop_token_ids",
     "worth_reordering",
@@ -130,18 +131,20 @@ def generate(
     *,
     seeds: Sequence[int] | None,
     on_finished: Callable[[int], None] | None = None,
+    offsets: Sequence[int] | None = None,
 ) -> list[Response]:
     """One response to each prompt, in order.
 
     `seeds` holds one number per prompt, which decides its randomness alone: a response depends on its prompt, its seed
     and the weights, not on the batch it was sampled in. None decodes greedily. `on_finished` gets how many rows
-    have just finished.
+    have just finished. `offsets`: so many tokens at the end of each prompt belong to the response already, which goes
+    on from there by up to `config.partial_tokens`; what comes back are the new tokens, "length" where it is cut.
     Raises: ConfigError where prompt and response do not fit the model's context; GenerationError where the model's
     logits are not finite.
     """
     if not prompts:
         return []
-    sampler = _Sampler(model, prompts, config, seeds=seeds)
+    sampler = _Sampler(model, prompts, config, seeds=seeds, offsets=offsets)
     reordered = model.reordered_weights.in_use(sampler.cache.num_slots) if worth_reordering(config) else nullcontext()
     with reordered, any_shape_attention(model.device), layers_computed_once(model.causal_lm):
         while sampler.unfinished:
@@ -149,6 +152,12 @@ def generate(
             if num_finished and on_finished is not None:
                 on_finished(num_finished)
     return sampler.responses()
+
+
+def most_new_tokens(config: RolloutConfig, offsets: Tensor, *, is_cut: bool) -> Tensor:
+    """(B,) tokens that may be added to responses that have `offsets` (B,) already: up to where they end, or are cut."""
+    most = config.max_response_tokens - offsets
+    return most if not is_cut or config.partial_tokens is None else most.clamp(max=config.partial_tokens)
 
 
 def worth_reordering(config: RolloutConfig) -> bool:
@@ -170,8 +179,11 @@ class _Sampler:
         config: RolloutConfig,
         *,
         seeds: Sequence[int] | None,
+        offsets: Sequence[int] | None,
     ) -> None:
-        longest = max(len(prompt) for prompt in prompts) + config.max_response_tokens
+        self.offsets = torch.tensor([0] * len(prompts) if offsets is None else offsets)
+        self.prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
+        longest = int((self.prompt_lengths - self.offsets).max()) + config.max_response_tokens
         context = model.context_tokens
         if context is not None and longest > context:
             raise ConfigError(
@@ -181,12 +193,12 @@ class _Sampler:
             )
         self.model, self.prompts, self.config = model, prompts, config
         self.device = model.device
-        num, limit = len(prompts), config.max_response_tokens
-        self.uniforms = None if seeds is None else _uniforms(seeds, limit)
+        self.uniforms = None if seeds is None else _uniforms(seeds, config.max_response_tokens)
+        self.most = most_new_tokens(config, self.offsets, is_cut=offsets is not None)
+        num, limit = len(prompts), int(self.most.max())
         self.tokens = torch.zeros((num, limit), dtype=torch.long)
         self.logprobs = torch.zeros((num, limit))
         self.lengths = torch.zeros(num, dtype=torch.long)
-        self.prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
         eos, stops = stop_ids(model, config.stop_tokens)
         self.eos, self.ending = torch.tensor(sorted(eos)), torch.tensor(sorted(eos | stops))
         # Rows of like length are read together; nothing that a caller sees depends on this order.
@@ -261,7 +273,7 @@ class _Sampler:
         """(B,) the random number for the next token of each row; None to take the likeliest."""
         if self.uniforms is None:
             return None
-        at = self.lengths[row].clamp(max=self.config.max_response_tokens - 1)
+        at = (self.offsets + self.lengths)[row].clamp(max=self.config.max_response_tokens - 1)
         return self.uniforms[row, at].to(self.device)
 
     def _record(self, row: Tensor, token: Tensor, logprob: Tensor) -> None:
@@ -278,7 +290,7 @@ class _Sampler:
     def _finish(self) -> int:
         """Free the slots whose row has ended."""
         ended = torch.isin(self.slots.token, self.ending)
-        ended |= self.lengths[self.slots.row] >= self.config.max_response_tokens
+        ended |= (self.lengths >= self.most)[self.slots.row]
         ended &= self.slots.active
         self.slots.active = self.slots.active & ~ended
         num = int(ended.sum())

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from rlhfkit.rollout.constraints import Constraint, Moves, constraint_values
 from rlhfkit.rollout.engine import Engine, Pending, Reference, begun, chunks_of, sample_of, shared_out
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.rollout.generation import Response
+from rlhfkit.rollout.partial import Part, PartialRollout
 from rlhfkit.rollout.resampling import Answered, with_variance
 from rlhfkit.rollout.text_experience import _turns_of, as_scored_text, experience_of, last_of_rows
 from rlhfkit.rollout.variety import change_by_exchange, variety
@@ -32,6 +34,18 @@ from rlhfkit.rollout.variety import change_by_exchange, variety
 __all__ = [
     "TextRollout",
 ]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Prompts and responses of an iteration."""
+
+    prompts: list[EncodedPrompt]
+    responses: list[Response]
+    metrics: dict[str, float] = field(default_factory=dict)
+    """How old the weights are that sampled them."""
+    weights: list[dict[str, int]] = field(default_factory=list)
+    """The same of each response, where several weights may have sampled it."""
 
 
 class TextRollout:
@@ -60,6 +74,7 @@ class TextRollout:
         self.constraints = tuple(constraints)
         self.num_distinct_prompts = len({tuple(prompt.ids) for prompt in prompts})
         self.ahead = Ahead(self.begin)
+        self.partial = self._in_parts()
         self._scoring: dict[tuple[int, int], Callable[[], Detailed]] = {}
         """(iteration, first row) → the scores of a chunk that are on their way."""
 
@@ -76,9 +91,9 @@ class TextRollout:
         `multipliers` gives those of the constraints, in order.
         Raises: RewardError where the reward source fails.
         """
-        prompts = self.prompts_of(iteration)
         start = time.perf_counter()
-        responses, staleness = self.responses_of(iteration, on_finished=on_finished)
+        drawn = self.drawn(iteration, on_finished=on_finished)
+        prompts, responses = drawn.prompts, drawn.responses
         generation_seconds = time.perf_counter() - start
         episodes = self.scored_texts(prompts, responses)
         start = time.perf_counter()
@@ -95,8 +110,9 @@ class TextRollout:
         experience.metrics["time/generation_seconds"] = generation_seconds
         experience.metrics["time/reward_seconds"] = reward_seconds
         experience.metrics["rollout/num_distinct_prompts"] = float(self.num_distinct_prompts)
-        if self.rollout.max_staleness:
-            experience.metrics["rollout/staleness"] = float(staleness)
+        experience.metrics.update(drawn.metrics)
+        for sample, weights in zip(experience.samples, drawn.weights, strict=False):
+            sample.update(weights)
         if iteration == 0 and "score/within_prompt_std" not in experience.metrics:
             episodes = self.scored_texts(prompts, responses)
             experience.metrics.update(change_by_exchange(self.reward, episodes, raw_scores.tolist()))
@@ -125,16 +141,56 @@ class TextRollout:
             scores, details = scored_in_detail(self.reward, episodes)
         return Answered(prompts, responses, check_scores(scores, episodes, source="the reward source"), details)
 
-    def responses_of(
-        self, iteration: int, *, on_finished: Callable[[int], None] | None = None
-    ) -> tuple[list[Response], int]:
-        """Responses to the prompts of an iteration, and by how many updates the weights that sampled are behind."""
+    def drawn(self, iteration: int, *, on_finished: Callable[[int], None] | None = None) -> "_Drawn":
+        """What an iteration learns from, and which weights have sampled it."""
+        has_next = iteration + 1 < self.ppo.iterations
         with phase("generation"):
+            if self.partial is not None:
+                parts, metrics = self.partial.responses(iteration, has_next=has_next, on_finished=on_finished)
+                return self._of_parts(iteration, parts, metrics)
+            prompts = self.prompts_of(iteration)
             if not self.rollout.max_staleness:
-                return self.begin(iteration, on_finished=on_finished)(on_finished=on_finished), 0
-            return self.ahead.responses(
-                iteration, has_next=iteration + 1 < self.ppo.iterations, on_finished=on_finished
-            )
+                return _Drawn(prompts, self.begin(iteration, on_finished=on_finished)(on_finished=on_finished))
+            responses, staleness = self.ahead.responses(iteration, has_next=has_next, on_finished=on_finished)
+            return _Drawn(prompts, responses, {"rollout/staleness": float(staleness)})
+
+    def _in_parts(self) -> PartialRollout | None:
+        """What carries responses over that are cut, where they are."""
+        if self.rollout.partial_tokens is None:
+            return None
+        return PartialRollout(
+            self._go_on,
+            num_groups=self.ppo.rollout_episodes // self.ppo.group_size,
+            group_size=self.ppo.group_size,
+            max_tokens=self.rollout.max_response_tokens,
+            partial_tokens=self.rollout.partial_tokens,
+        )
+
+    def _go_on(self, parts: Sequence[Part], iteration: int) -> Pending:
+        """Have responses that are not finished go on with the weights of now."""
+        prompts = self._prompts_to(parts)
+        return begun(
+            self.engine,
+            self.policy.language_model,
+            [(*prompt.ids, *part.response.ids) for prompt, part in zip(prompts, parts, strict=True)],
+            self.rollout,
+            seeds=[self.seed_of_response(*divmod(part.number, self.ppo.rollout_episodes)) for part in parts],
+            iteration=iteration,
+            offsets=[len(part.response.ids) for part in parts],
+        )
+
+    def _prompts_to(self, parts: Sequence[Part]) -> list[EncodedPrompt]:
+        places = [divmod(part.number, self.ppo.rollout_episodes) for part in parts]
+        prompts = {iteration: self.prompts_of(iteration) for iteration in {iteration for iteration, _ in places}}
+        return [prompts[iteration][row] for iteration, row in places]
+
+    def _of_parts(self, iteration: int, parts: Sequence[Part], metrics: dict[str, float]) -> "_Drawn":
+        """Responses that are finished, which are given to be scored."""
+        prompts, responses = self._prompts_to(parts), [part.response for part in parts]
+        for rows in chunks_of(len(parts), self.rollout.chunk_rows or len(parts)):
+            self._begin_to_score(iteration, prompts, rows, responses[rows.start : rows.stop])
+        weights = [{"oldest_weights": part.versions[0], "newest_weights": part.versions[-1]} for part in parts]
+        return _Drawn(prompts, responses, metrics, weights)
 
     def begin(self, iteration: int, *, on_finished: Callable[[int], None] | None = None) -> Pending:
         """Have responses to the prompts of an iteration sampled with the weights of now."""
@@ -262,15 +318,15 @@ class TextRollout:
 
     def state(self) -> dict[str, Tensor]:
         """What was sampled ahead, if anything; else an iteration's draws follow from its number."""
-        return self.ahead.state()
+        return self.ahead.state() if self.partial is None else self.partial.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Continue from what `state` gave."""
-        self.ahead.load_state(tensors)
+        (self.ahead if self.partial is None else self.partial).load_state(tensors)
 
     def weights_were_put_back(self) -> None:
         """Forget what was sampled with weights that are no more."""
-        self.ahead.drop()
+        (self.ahead if self.partial is None else self.partial).drop()
         self._scoring.clear()
 
     def prompts_of(self, iteration: int) -> list[EncodedPrompt]:

@@ -19,11 +19,11 @@ import torch
 
 from rlhfkit.config.ppo import RolloutConfig
 from rlhfkit.errors import ConfigError, GenerationError, MissingDependencyError
-from rlhfkit.machine.seeding import capture_rng, restore_rng
+from rlhfkit.machine.seeding import capture_rng, derive_seed, restore_rng
 from rlhfkit.models.language import LanguageModel
 from rlhfkit.models.lora import merged_weights, unwrapped
 from rlhfkit.rollout.engine import Sample
-from rlhfkit.rollout.generation import Response, stop_ids
+from rlhfkit.rollout.generation import Response, most_new_tokens, stop_ids
 
 __all__ = ["VllmEngine", "require_vllm"]
 
@@ -99,19 +99,24 @@ class VllmEngine:
         *,
         seeds: Sequence[int] | None,
         on_finished: Callable[[int], None] | None = None,
+        offsets: Sequence[int] | None = None,
     ) -> list[Response]:
         """One response to each prompt, in order, with the weights that were last `loaded`.
 
         As `rlhfkit.rollout.generation.generate`, but the logprobs of a response may differ in the last digits with the
-        batch it was sampled in, and those of a greedy one (`seeds` None) are at temperature 1.
+        batch it was sampled in, and those of a greedy one (`seeds` None) are at temperature 1. With `offsets` a
+        response goes on by draws of its own, as vLLM begins a seed's draws anew.
         Raises: ConfigError where a prompt is too long; GenerationError where vLLM fails.
         """
         if not prompts:
             return []
         assert self._llm is not None, "no weights are loaded"
-        self._check_lengths(model, prompts, config)
+        had = [0] * len(prompts) if offsets is None else offsets
+        self._check_lengths(model, prompts, config, had)
         eos, stops = stop_ids(model, config.stop_tokens)
-        params = self._sampling_params(model, config, sorted(eos | stops), seeds, len(prompts))
+        most = most_new_tokens(config, torch.tensor(had), is_cut=offsets is not None).tolist()
+        own = None if seeds is None else [_going_on(*row) for row in zip(seeds, had, strict=True)]
+        params = self._sampling_params(model, config, sorted(eos | stops), own, most)
         with _explained():
             outputs = self._llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], params, use_tqdm=False)
         if on_finished is not None:
@@ -157,8 +162,11 @@ class VllmEngine:
     def _max_tokens(self, model: LanguageModel) -> int | None:
         return model.context_tokens if self.max_tokens is None else self.max_tokens
 
-    def _check_lengths(self, model: LanguageModel, prompts: Sequence[Sequence[int]], config: RolloutConfig) -> None:
-        longest, limit = max(len(prompt) for prompt in prompts), self._max_tokens(model)
+    def _check_lengths(
+        self, model: LanguageModel, prompts: Sequence[Sequence[int]], config: RolloutConfig, offsets: Sequence[int]
+    ) -> None:
+        lengths = [len(prompt) - offset for prompt, offset in zip(prompts, offsets, strict=True)]
+        longest, limit = max(lengths), self._max_tokens(model)
         if limit is not None and longest + config.max_response_tokens > limit:
             raise ConfigError(
                 f"a prompt of {longest} tokens and rollout.max_response_tokens = {config.max_response_tokens} exceed "
@@ -168,22 +176,26 @@ class VllmEngine:
 
     @staticmethod
     def _sampling_params(
-        model: LanguageModel, config: RolloutConfig, ending: list[int], seeds: Sequence[int] | None, num: int
+        model: LanguageModel, config: RolloutConfig, ending: list[int], seeds: Sequence[int] | None, most: list[int]
     ) -> list[Any]:
         make = importlib.import_module("vllm").SamplingParams
         return [
             make(
                 temperature=0.0 if seed is None else config.temperature,
                 seed=seed,
-                max_tokens=config.max_response_tokens,
+                max_tokens=max_tokens,
                 stop_token_ids=ending,
                 ignore_eos=True,  # it is among the stop tokens
                 logit_bias={model.encoder.pad_id: NEVER},
                 logprobs=0,  # of the sampled token alone
                 detokenize=False,
             )
-            for seed in (seeds if seeds is not None else [None] * num)
+            for seed, max_tokens in zip([None] * len(most) if seeds is None else seeds, most, strict=True)
         ]
+
+
+def _going_on(seed: int, offset: int) -> int:
+    return derive_seed(seed, "going on", offset) if offset else seed
 
 
 def _pack_heads(model: torch.nn.Module) -> None:
