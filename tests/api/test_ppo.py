@@ -131,6 +131,18 @@ def test_transformers_loads_what_is_saved(model_dir, tmp_path):
     assert torch.equal(loaded.lm_head.weight, trained.model.causal_lm.lm_head.weight)
 
 
+def test_the_average_of_the_weights_is_saved_where_it_is_kept(model_dir, tmp_path):
+    trained = trainer(model_dir, config=SMALL.model_copy(update={"ema": 0.5})).train()
+    before = weights(trained)
+    trained.save(tmp_path / "policy")
+    trained.save(tmp_path / "ema", ema=True)
+    same(weights(trained), before)
+    policy, average = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("policy", "ema"))
+    assert any(not torch.equal(average[name], weight) for name, weight in policy.items())
+    with pytest.raises(ConfigError, match=r"set PPOConfig\(ema=0\.99\)"):
+        trainer(model_dir).save(tmp_path / "other", ema=True)
+
+
 def test_nothing_is_left_on_the_disk_without_a_run_directory(model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -20,7 +20,7 @@ from rlhfkit.rewards.model import RewardModelReward
 from rlhfkit.rewards.source import ScoredText
 from rlhfkit.rundir.directory import RunDir
 from rlhfkit.rundir.log import RunLog
-from rlhfkit.training.checkpoint import Checkpoints, trainable_tensors
+from rlhfkit.training.checkpoint import Checkpoints, subset, trainable_tensors
 from rlhfkit.training.ppo import run_iteration, train_ppo
 from rlhfkit.training.ptx import Ptx
 from rlhfkit.training.reward_model import measure, train_reward_model
@@ -140,6 +140,44 @@ def test_every_way_to_learn_learns_the_same(settings, num, directory_of: Directo
     expected = iterated(model, tmp_path / "one", **settings)
     for found in together(num, in_parts(lambda: iterated(model, tmp_path / "some", **settings)), tmp_path):
         assert_alike(found, expected)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("shards", [True, False], ids=["parted", "whole"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora": LoraConfig(rank=4)}, {"dtype": "bfloat16"}], ids=["all weights", "lora", "bfloat16"]
+)
+def test_the_average_of_the_weights_is_that_of_one_process(settings, shards, directory_of: Directory, tmp_path):
+    model = directory_of("llama")
+
+    def averaged(run):
+        settings_of_ema = {"ema": 0.6, "value": ValueConfig(network="shared"), **settings}
+        trainer = trainer_of(model, run, **settings_of_ema)
+        run_iteration(trainer)
+        averages = {name: whole(tensor).clone() for name, tensor in trainer.ema.state().items()}
+        saved = Checkpoints(run / "checkpoints", warn=pytest.fail)
+        with saved:
+            saved.save(1, trainer.tensors(), {})
+        with trainer.ema.in_place(trainer.policy):
+            in_place = weights_of(trainer)
+        other = trainer_of(model, run, **settings_of_ema)
+        other.ema.load_state(subset("ema", Checkpoints(run / "checkpoints", warn=pytest.fail).load_newest().tensors))
+        again = {name: whole(tensor).clone() for name, tensor in other.ema.state().items()}
+        return averages, in_place, again, weights_of(trainer)
+
+    expected, _, _, own = averaged(tmp_path / "one")
+    absolute = 1e-4 if "dtype" not in settings else 0.05
+    for averages, in_place, again, weights in together(
+        2, in_parts(lambda: averaged(tmp_path / "two"), shards=shards), tmp_path
+    ):
+        assert averages.keys() == expected.keys()
+        for name, average in expected.items():
+            torch.testing.assert_close(averages[name], average, rtol=0, atol=absolute, msg=name)
+            assert torch.equal(in_place[name], averages[name].to(in_place[name].dtype)), name
+            assert torch.equal(again[name], averages[name]), name
+        assert any(not torch.equal(in_place[name], weights[name]) for name in averages)
+        for name, weight in own.items():
+            torch.testing.assert_close(weights[name].float(), weight.float(), rtol=0, atol=absolute, msg=name)
 
 
 @pytest.mark.thorough

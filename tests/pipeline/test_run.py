@@ -120,6 +120,34 @@ def test_texts_that_are_learnt_beside_ppo_go_on_where_a_run_was_stopped(table, r
         run(tmp_path / "cut", *beside, f"data.{table}.num_rows=40")
 
 
+@pytest.mark.thorough
+def test_an_average_of_the_policy_is_a_model_beside_it_and_is_evaluated_with_it(run, finished, tmp_path):
+    told = []
+    progress = Progress(quiet=True)
+    progress.warn = progress.note = told.append
+    whole = run(tmp_path / "whole", "ppo.ema=0.5", progress=progress)
+    assert any("weigh 6\u202f% in the end" in words for words in told)  # 0.5 to the power of 4 updates
+    with pytest.raises(Paused):
+        run(tmp_path / "cut", "ppo.ema=0.5", until=1)
+    cut = run(tmp_path / "cut", "ppo.ema=0.5")
+    names = ("policy", "ema")
+    bits, of_cut = ([(each.model(name) / "model.safetensors").read_bytes() for name in names] for each in (whole, cut))
+    assert bits == of_cut
+    assert bits[0] == (finished.model("policy") / "model.safetensors").read_bytes()  # which an average leaves alone
+    averaged = AutoModelForCausalLM.from_pretrained(whole.model("ema"))
+    policy, start = (AutoModelForCausalLM.from_pretrained(whole.model(name)) for name in ("policy", "sft"))
+    parts = zip(averaged.parameters(), policy.parameters(), start.parameters(), strict=True)
+    nearer = [(float((a - b).norm()), float((a - c).norm()), float((b - c).norm())) for a, b, c in parts]
+    assert all(0 < to_policy < apart and 0 < to_start < apart for to_policy, to_start, apart in nearer)
+    found, before = (read_results(each.evaluation, Evaluation) for each in (whole, finished))
+    assert (found.models, found.prompts, before.ema) == (before.models, before.prompts, None)
+    assert 0 < found.ema.model.ref_kl < found.models["policy"].ref_kl
+    assert found.ema.against_policy.judge is not None
+    assert found.ema == read_results(cut.evaluation, Evaluation).ema
+    assert '<h2 id="ema">' in whole.report.read_text() and '<h2 id="ema">' not in finished.report.read_text()
+    assert len(list(generate(whole.model("ema"), ["the film is"], max_response_tokens=4))) == 1
+
+
 @pytest.fixture(autouse=True)
 def no_charts(monkeypatch):
     """Drawing takes longer than training such models; `finished`, which is made before, has its charts."""

@@ -212,6 +212,19 @@ def test_an_accelerator_is_known_by_its_name_in_any_case(name):
     assert plan_of_work("test", WORK, machine_of(ACCELERATORS[name], 4)).work is WORK
 
 
+def test_a_plan_counts_an_average_of_the_policy():
+    alone = plan("pairs", PAIRS, model="0.5B", gpus="1xH200")
+    found = plan("pairs", [*PAIRS, "ppo.ema=0.99"], model="0.5B", gpus="1xH200")
+    numbers = found.work.policy.parameters
+    assert found.laid.memory.peak_bytes - alone.laid.memory.peak_bytes == 4 * numbers
+    assert found.laid.memory.host_bytes - alone.laid.memory.host_bytes == 4 * numbers
+    of_adapters = [
+        plan("pairs", [*PAIRS, "model.lora.rank=16", *more], model="0.5B", gpus="1xH200").laid.memory.peak_bytes
+        for more in ([], ["ppo.ema=0.99"])
+    ]
+    assert of_adapters[1] - of_adapters[0] == 4 * found.work.policy.adapter_parameters(16)
+
+
 def test_a_plan_counts_what_is_learnt_beside_ppo():
     alone = plan("pairs", PAIRS, model="0.5B", gpus="1xH200")
     found = plan("pairs", [*PAIRS, "ppo.ptx.coef=1"], model="0.5B", gpus="1xH200")

@@ -374,6 +374,37 @@ def test_a_constraint_has_a_card_and_a_row_of_the_model_card(quick_run: RunDir):
     assert row in render_model_card(quick_run)
 
 
+def test_an_average_of_the_weights_stands_beside_the_policy(quick_run: RunDir):
+    content = fake_evaluation()
+    of_policy = content["models"]["policy"]
+    average = {**of_policy, "score": {"mean": 1.21, "low": 1.1, "high": 1.32}, "ref_kl": 4.5}
+    content["ema"] = {
+        "model": average,
+        "win_rate": {**content["win_rate"], "reward": {"rate": 0.9, "low": 0.85, "high": 0.94, "ties": 0.0}},
+        "against_policy": {
+            side: {"rate": 0.52, "low": 0.46, "high": 0.58, "ties": 0.1} for side in ("reward", "judge")
+        },
+    }
+    held = {"name": "words", "limit": 20.0, "is_upper": True, "sft": {"mean": 19.9}, "policy": {"mean": 21.2}}
+    content["constraints"], content["ema"]["constraints"] = [held], [{**held, "policy": {"mean": 18.5}}]
+    content["task"], content["ema"]["task"] = (
+        {"num": 9, "measures": [{**measured("chrF", is_share=False), "policy": {"mean": mean}}]}
+        for mean in (70.0, 66.0)
+    )
+    quick_run.evaluation.write_text(json.dumps(content))
+    page = Page(render_report(quick_run))
+    told = " ".join(page.text.split()).replace("\u202f", " ")
+    assert "ema" in page.headings()
+    assert "It beats the policy on 52 % of 256 prompts by bag of words (95 % interval: 46 % to 58 %" in told
+    assert "score (reward model) 0.02 (−0.10 to 0.14) 1.37 (1.28 to 1.46) 1.21 (1.10 to 1.32)" in told
+    assert "win rate (reward model) – 86 % 90 %" in told
+    assert "KL to the reference, nats per sequence 0 6.21 4.5" in told
+    assert "words (at most 20) 19.9 21.2 18.5" in told
+    assert "chrF 61.0 70.0 66.0" in told
+    quick_run.evaluation.write_text(json.dumps(fake_evaluation()))
+    assert "ema" not in Page(render_report(quick_run)).headings()
+
+
 def test_a_report_that_cannot_be_written_at_the_end_of_a_run_is_a_warning(fake_run: RunDir):
     fake_run.evaluation.write_text("{")
     warnings: list[str] = []

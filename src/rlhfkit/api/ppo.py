@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -285,20 +285,25 @@ class PPOTrainer(AbstractContextManager["PPOTrainer"]):
         outcome = self._prepared.trainer.outcome
         return None if outcome is None else WORDS.said(outcome)
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | Path, *, ema: bool = False) -> None:
         """Write the policy as a directory that transformers loads, adapters folded in, tokenizer beside.
 
-        It takes the place of a model that was saved there before.
+        It takes the place of a model that was saved there before. `ema`: write the average of its weights instead,
+        which `config.ema` asks for.
 
         Raises: ModelError where transformers would read another model; CheckpointError where it cannot be written, or
-            where the directory holds other files.
+            where the directory holds other files; ConfigError where there is no average.
         """
+        average = self._prepared.trainer.ema
+        if ema and average is None:
+            raise ConfigError("ema=True, and this trainer keeps no average; set PPOConfig(ema=0.99) for one")
 
         def write() -> None:
             with quiet_transformers(), write_directory_atomically(place_to_save(directory)) as temporary:
                 self.model.save(temporary)
 
-        on_first(write)
+        with average.in_place(self._prepared.policy) if ema and average is not None else nullcontext():
+            on_first(write)
 
     def close(self) -> None:
         """Let go of the run directory; the model stays usable. Also at the end of a `with` block."""

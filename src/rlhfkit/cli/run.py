@@ -275,6 +275,7 @@ def closing_words(run: "RunDir") -> str:
         run.model("policy"): "the trained policy of each seed"
         if is_control
         else "the trained model, for transformers and for rlhfkit generate",
+        run.model("ema"): "the average of its weights (ppo.ema), a model of the same kind",
         run.episode: "an episode to watch",
         run.model("reward_model"): "the reward model",
         run.model("sft"): "the model before PPO",

@@ -316,6 +316,9 @@ class PpoConfig(PpoUpdateConfig):
     """The critic."""
     ptx: PtxConfig = PtxConfig()
     """Texts that it goes on learning."""
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Decay per update of an average of the policy's weights, kept beside it, evaluated with it, and saved as `ema/`;
+    none by default. 0.99 averages about the last hundred updates."""
     watch: WatchConfig = WatchConfig()
     """What to do when training goes wrong."""
     max_ref_kl: PositiveFloat | None = None

@@ -25,7 +25,7 @@ Stage = Literal[
     "pretrain", "sft", "preferences", "reward_model", "judge", "ppo", "evaluate", "probe", "dpo", "raft", "compare"
 ]
 
-ModelName = Literal["base", "sft", "reward_model", "judge", "policy", "value", "dpo", "raft"]
+ModelName = Literal["base", "sft", "reward_model", "judge", "policy", "ema", "value", "dpo", "raft"]
 """A directory of a run that holds a model."""
 
 Role = Literal["pretrain", "sft", "reward_model", "policy", "value", "control", "dpo", "raft"]
@@ -111,7 +111,7 @@ STAGE_SPECS: dict[Stage, StageSpec] = {
             title="PPO",
             data=("prompts",),
             sections=("ppo", "reward", "env", "rollout"),
-            writes=("policy",),
+            writes=("policy", "ema"),
             model="policy",
             trains="policy",
             is_of_round=True,

@@ -390,7 +390,9 @@ def _units(planned: Recipe, cut: Recipe, inputs: Inputs) -> dict[str, float]:
         "ppo": planned.ppo.iterations * planned.ppo.rollout_episodes / cut.ppo.rollout_episodes,
         "normalise": planned.reward_model.normalization_responses,
         "pairs": 2 * _sampled_pairs(planned.preferences),
-        **dict.fromkeys(("evaluate", "classification", "translation", "answer"), 2 * num),
+        **dict.fromkeys(
+            ("evaluate", "classification", "translation", "answer"), num * (2 if planned.ppo.ema is None else 3)
+        ),
         **({"probe": _probe_units(planned)} if "probe" in planned.stages else {}),
     }
 

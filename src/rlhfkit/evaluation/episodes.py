@@ -13,7 +13,7 @@ from rlhfkit.models.language import LanguageModel
 from rlhfkit.rewards.source import RewardSource, check_scores
 from rlhfkit.rollout.constraints import Constraint, constraint_values
 from rlhfkit.rollout.multi_turn import Episode, env_seed, join_episodes, play, score_turns
-from rlhfkit.rundir.results import Evaluation, ModelResults, SamplePair, WinRates
+from rlhfkit.rundir.results import ConstraintResults, EmaResults, Evaluation, ModelResults, SamplePair, WinRates
 
 __all__ = ["compare_episodes"]
 
@@ -42,6 +42,7 @@ def compare_episodes(
     reward: RewardSource | None,
     judge: RewardSource | None,
     constraints: Sequence[Constraint] = (),
+    ema: LanguageModel | None = None,
     reward_name: str,
     judge_name: str,
     recipe: Recipe,
@@ -51,7 +52,8 @@ def compare_episodes(
     """Both models in the same held-out episodes with the same random numbers, side by side; `sft` is the reference.
 
     Scores, and the judge's, are summed over the turns of an episode. `on_cut` hears of prompts that had to be cut.
-    `constraints` are those of PPO, which judge every response.
+    `constraints` are those of PPO, which judge every response. `ema`, the average of the policy's weights, plays too
+    where it is given.
     Raises: EnvError, RewardError where environment, reward, judge or the source of a constraint fail.
     """
     is_replay, seed = recipe.env is not None and recipe.env.type == "replay", recipe.evaluation_seed
@@ -92,10 +94,7 @@ def compare_episodes(
         in_environment=True,
         reward_is_truth=reward is None,
         models={"sft": _results(before), "policy": _results(after)},
-        win_rate=WinRates(
-            reward=win_rate(after.returns, before.returns, after.groups),
-            judge=win_rate(after.judge_scores or (), before.judge_scores or (), after.groups) if has_judge else None,
-        ),
+        win_rate=_win_rates(after, before),
         reward_name=reward_name,
         judge_name=judge_name,
         samples=tuple(
@@ -117,11 +116,33 @@ def compare_episodes(
             judge=(before.judge_scores or (), after.judge_scores or ()) if has_judge else None,
             ref_kl=after.ref_kl.tolist(),
         ),
-        constraints=held_to(
-            constraints,
-            [before.of_constraints, after.of_constraints],
-            [_groups_of_turns(before), _groups_of_turns(after)],
-        ),
+        constraints=_held_to(constraints, before, after),
+        ema=None if ema is None else _ema_results(constraints, before, after, played(ema)),
+    )
+
+
+def _ema_results(constraints: Sequence[Constraint], before: _Played, after: _Played, of_ema: _Played) -> EmaResults:
+    return EmaResults(
+        model=_results(of_ema),
+        win_rate=_win_rates(of_ema, before),
+        against_policy=_win_rates(of_ema, after),
+        constraints=_held_to(constraints, before, of_ema),
+    )
+
+
+def _win_rates(ours: _Played, theirs: _Played) -> WinRates:
+    has_judge = ours.judge_scores is not None and theirs.judge_scores is not None
+    return WinRates(
+        reward=win_rate(ours.returns, theirs.returns, ours.groups),
+        judge=win_rate(ours.judge_scores or (), theirs.judge_scores or (), ours.groups) if has_judge else None,
+    )
+
+
+def _held_to(constraints: Sequence[Constraint], before: _Played, after: _Played) -> tuple[ConstraintResults, ...]:
+    return held_to(
+        constraints,
+        [before.of_constraints, after.of_constraints],
+        [_groups_of_turns(before), _groups_of_turns(after)],
     )
 
 

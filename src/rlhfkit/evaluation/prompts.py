@@ -20,6 +20,7 @@ from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.text_experience import as_scored_text, logprobs_in_parts
 from rlhfkit.rundir.results import (
     ConstraintResults,
+    EmaResults,
     Estimate,
     Evaluation,
     ModelResults,
@@ -68,6 +69,7 @@ def compare(
     reward: RewardSource,
     judge: RewardSource | None,
     constraints: Sequence[Constraint] = (),
+    ema: LanguageModel | None = None,
     reward_name: str,
     judge_name: str,
     rollout: RolloutConfig,
@@ -78,7 +80,8 @@ def compare(
 ) -> Evaluation:
     """Both models' answers to the same prompts with the same random numbers, side by side; `sft` is the reference.
 
-    `constraints` are those of PPO, which the evaluation holds to their limits too.
+    `ema`, the average of the policy's weights, answers them too where it is given. `constraints` are those of PPO,
+    which the evaluation holds to their limits too.
     Raises: RewardError where reward, judge or the source of a constraint fail.
     """
 
@@ -115,12 +118,7 @@ def compare(
     return Evaluation(
         num_prompts=len(prompts),
         models={"sft": _results(before), "policy": _results(after)},
-        win_rate=WinRates(
-            reward=win_rate(after.scores, before.scores, after.prompts),
-            judge=win_rate(after.judge_scores, before.judge_scores, after.prompts)
-            if after.judge_scores is not None and before.judge_scores is not None
-            else None,
-        ),
+        win_rate=_win_rates(after, before),
         reward_name=reward_name,
         judge_name=judge_name,
         samples=tuple(
@@ -144,10 +142,31 @@ def compare(
             else (before.judge_scores, after.judge_scores),
             ref_kl=after.ref_kl.tolist(),
         ),
-        constraints=held_to(
-            constraints, [before.of_constraints, after.of_constraints], [before.prompts, after.prompts]
-        ),
+        constraints=_held_to(constraints, before, after),
+        ema=None if ema is None else _ema_results(constraints, before, after, answers(ema)),
     )
+
+
+def _ema_results(constraints: Sequence[Constraint], before: _Answers, after: _Answers, of_ema: _Answers) -> EmaResults:
+    return EmaResults(
+        model=_results(of_ema),
+        win_rate=_win_rates(of_ema, before),
+        against_policy=_win_rates(of_ema, after),
+        constraints=_held_to(constraints, before, of_ema),
+    )
+
+
+def _win_rates(ours: _Answers, theirs: _Answers) -> WinRates:
+    return WinRates(
+        reward=win_rate(ours.scores, theirs.scores, ours.prompts),
+        judge=win_rate(ours.judge_scores, theirs.judge_scores, ours.prompts)
+        if ours.judge_scores is not None and theirs.judge_scores is not None
+        else None,
+    )
+
+
+def _held_to(constraints: Sequence[Constraint], before: _Answers, after: _Answers) -> tuple[ConstraintResults, ...]:
+    return held_to(constraints, [before.of_constraints, after.of_constraints], [before.prompts, after.prompts])
 
 
 def prompt_results(

@@ -246,7 +246,10 @@ def _learning(work: Work, layout: Layout) -> Iterator[Part]:
     yield Part("Adam's two averages", 8 * trained // over)
     is_mixed = work.learning_itemsize < 4
     of_weight = 4 if over > 1 else work.learning_itemsize + (4 if is_mixed else 0)
-    yield Part("copy for a checkpoint", trained * (of_weight + 8) // over, "always" if layout.on_cpu else "host")
+    average = 4 * work.trained_networks[0] if work.keeps_average else 0
+    yield Part("average of the policy's weights", average // over)
+    copied = trained * (of_weight + 8) + average
+    yield Part("copy for a checkpoint", copied // over, "always" if layout.on_cpu else "host")
     if work.layers_below and layout.sharding == "none":
         numbers = 2 * work.episodes * work.longest * work.policy.width
         yield Part("what frozen layers made", work.itemsize * numbers)

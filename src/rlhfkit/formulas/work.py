@@ -55,6 +55,8 @@ class Work:
     mean_response_tokens: float
     ptx_sequences: int = 0
     """Rows of texts that are learnt beside in each optimizer step."""
+    keeps_average: bool = False
+    """Whether there is an average of the policy's weights beside it."""
     resample_rounds: int = 0
     """Further rounds of sampling in an iteration, each planned at its most: as of all prompts."""
     evaluations: int = 0
@@ -191,6 +193,7 @@ def work_of(recipe: Recipe, policy: DecoderShape, *, itemsize: int, response_tok
         mean_prompt_tokens=prompt,
         mean_response_tokens=response_tokens or response,
         ptx_sequences=ppo.ptx_sequences,
+        keeps_average=ppo.ema is not None,
         resample_rounds=ppo.resample_rounds,
         evaluations=evaluations,
         evaluated_prompts=recipe.evaluation.num_prompts_on_the_way,

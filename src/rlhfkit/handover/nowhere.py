@@ -105,6 +105,12 @@ COMMON_RULES = (
         "PPO's loss alone",
     ),
     Rule(
+        ("ppo.ema",),
+        lambda s: s.recipe.ppo.ema is not None,
+        "no average of the policy's weights is written for it there",
+        "the policy alone",
+    ),
+    Rule(
         ("ppo.entropy_target",),
         lambda s: s.recipe.ppo.entropy_target is not None,
         "the coefficient of the entropy bonus stays as it is there",

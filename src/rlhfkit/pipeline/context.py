@@ -138,16 +138,26 @@ class RunContext:
         on_first(lambda: try_saving(self.run, _model_of(stage), save))
 
     def save_model(
-        self, stage: Stage, model: LanguageModel, *, build: Callable[[], LanguageModel] | None = None
+        self,
+        stage: Stage,
+        model: LanguageModel,
+        *,
+        build: Callable[[], LanguageModel] | None = None,
+        name: ModelName | None = None,
     ) -> None:
-        """The language model that the stage has trained; of one that is parted among ranks, in the one of `build`."""
-        whole = model if build is None else whole_of(model, build)
-        path = self.save(stage, (whole or model).save, whole or model)
-        self.manifest.add_model(_model_of(stage), str(path), template=model.encoder.template_hash)
+        """The language model that the stage has trained; of one that is parted among ranks, in the one of `build`.
 
-    def save(self, stage: Stage, save: Callable[[Path], object], module: torch.nn.Module) -> Path:
+        `name`: its directory, by default that of the stage.
+        """
+        whole = model if build is None else whole_of(model, build)
+        path = self.save(stage, (whole or model).save, whole or model, name=name)
+        self.manifest.add_model(name or _model_of(stage), str(path), template=model.encoder.template_hash)
+
+    def save(
+        self, stage: Stage, save: Callable[[Path], object], module: torch.nn.Module, *, name: ModelName | None = None
+    ) -> Path:
         """Directory of the model that the stage has trained, as `save` fills it; noted in the manifest."""
-        path = on_first(lambda: save_model(self.run, _model_of(stage), save, module))
+        path = on_first(lambda: save_model(self.run, name or _model_of(stage), save, module))
         self.manifest.add_made(stage, path)
         return path
 

@@ -44,7 +44,7 @@ __all__ = ["compare_with_last", "compared", "evaluate", "evaluate_again"]
 
 def evaluate(ctx: RunContext) -> dict[str, Any]:
     """Both models on held-out prompts, or in held-out episodes → `evaluation.json`."""
-    evaluation = _compared(ctx, ctx.builder.starting_point())
+    evaluation = _compared(ctx, ctx.builder.starting_point(), with_ema=ctx.recipe.ppo.ema is not None)
     if ctx.writes:
         write_atomically(ctx.run.evaluation, evaluation.model_dump_json(indent=2) + "\n")
     return {}
@@ -84,17 +84,25 @@ def compare_with_last(recipe: Recipe, run: RunDir, last: Path, *, progress: Prog
         ranks().wait()
 
 
-def _compared(ctx: RunContext, before: PretrainedModelConfig) -> Evaluation:
+def _compared(ctx: RunContext, before: PretrainedModelConfig, *, with_ema: bool = False) -> Evaluation:
     """How the policy of this run compares with another model, such as the one that PPO started from."""
     if ctx.recipe.env is not None:
-        return _compared_in_env(ctx, before)
+        return _compared_in_env(ctx, before, with_ema=with_ema)
     ctx.manifest.refuse_damaged()
     sft = ctx.builder.language_model(before)
-    return compared(ctx, sft, ctx.builder.language_model(ctx.builder.source_of(ctx.run.model("policy"))))
+    policy = ctx.builder.language_model(ctx.builder.source_of(ctx.run.model("policy")))
+    return compared(ctx, sft, policy, ema=_ema(ctx) if with_ema else None)
 
 
-def compared(ctx: RunContext, sft: LanguageModel, policy: LanguageModel) -> Evaluation:
-    """How two models do on the recipe's test prompts; the first is the reference of the second."""
+def _ema(ctx: RunContext) -> LanguageModel:
+    """The average of the policy's weights. Raises: ModelError where it is gone."""
+    return ctx.builder.language_model(ctx.builder.source_of(ctx.run.model("ema")))
+
+
+def compared(
+    ctx: RunContext, sft: LanguageModel, policy: LanguageModel, *, ema: LanguageModel | None = None
+) -> Evaluation:
+    """How two models, and an average, do on the recipe's test prompts; the first is the reference of the others."""
     recipe = ctx.recipe
     loaded = ctx.load("test_prompts", load_prompts).records
     if recipe.data.prompts is not None:
@@ -106,7 +114,8 @@ def compared(ctx: RunContext, sft: LanguageModel, policy: LanguageModel) -> Eval
     chosen = [loaded[index] for index in order[: recipe.evaluation.num_prompts]]
     prompts = ctx.encoded(chosen, sft.encoder, "test_prompts")
     judge, judge_name = ctx.builder.judge()
-    with ctx.progress.stage("evaluate", total=2 * len(prompts), unit="response") as progress:
+    total = (2 if ema is None else 3) * len(prompts)
+    with ctx.progress.stage("evaluate", total=total, unit="response") as progress:
         evaluation = compare(
             sft,
             policy,
@@ -114,6 +123,7 @@ def compared(ctx: RunContext, sft: LanguageModel, policy: LanguageModel) -> Eval
             reward=ctx.builder.reward(recipe.reward),
             judge=judge,
             constraints=constraints_of(ctx),
+            ema=ema,
             reward_name=recipe.reward.type.replace("_", " "),
             judge_name=judge_name,
             rollout=recipe.rollout,
@@ -123,17 +133,21 @@ def compared(ctx: RunContext, sft: LanguageModel, policy: LanguageModel) -> Eval
             on_finished=progress.advance,
         )
     if recipe.evaluation.metric != "none":
-        task = _task_results(ctx, recipe.evaluation.metric, sft, policy, prompts)
+        after = [policy] if ema is None else [policy, ema]
+        task, *of_ema = _task_results(ctx, recipe.evaluation.metric, sft, after, prompts)
         evaluation = evaluation.model_copy(update={"task": task})
+        if evaluation.ema is not None:
+            evaluation = evaluation.model_copy(update={"ema": evaluation.ema.model_copy(update={"task": of_ema[0]})})
     return evaluation
 
 
-def _compared_in_env(ctx: RunContext, before: PretrainedModelConfig) -> Evaluation:
+def _compared_in_env(ctx: RunContext, before: PretrainedModelConfig, *, with_ema: bool) -> Evaluation:
     recipe, num = ctx.recipe, ctx.recipe.evaluation.num_prompts
     sft = ctx.builder.language_model(before)
     policy = ctx.builder.language_model(ctx.builder.source_of(ctx.run.model("policy")))
+    ema = _ema(ctx) if with_ema else None
     judge, judge_name = ctx.builder.judge()
-    with ctx.progress.stage("evaluate", total=2 * num, unit="episode") as progress:
+    with ctx.progress.stage("evaluate", total=(2 if ema is None else 3) * num, unit="episode") as progress:
         return compare_episodes(
             sft,
             policy,
@@ -141,6 +155,7 @@ def _compared_in_env(ctx: RunContext, before: PretrainedModelConfig) -> Evaluati
             reward=ctx.builder.reward(recipe.reward) if recipe.uses_reward else None,
             judge=judge,
             constraints=constraints_of(ctx),
+            ema=ema,
             reward_name=recipe.reward.type.replace("_", " ") if recipe.uses_reward else "environment",
             judge_name=judge_name,
             recipe=recipe,
@@ -153,18 +168,18 @@ def _task_results(
     ctx: RunContext,
     metric: FieldMetric,
     sft: LanguageModel,
-    policy: LanguageModel,
+    after: Sequence[LanguageModel],
     prompts: Sequence[EncodedPrompt],
-) -> TaskResults:
-    """What the field measures, of both models."""
+) -> list[TaskResults]:
+    """What the field measures, of each of the models `after` beside `sft`; that of the first is said."""
     questions, measure = questions_of(prompts, metric), _measure_of(ctx.recipe, metric)
-    with ctx.progress.stage(metric, total=2 * len(questions), unit="response") as progress:
-        before, after = (
+    with ctx.progress.stage(metric, total=(1 + len(after)) * len(questions), unit="response") as progress:
+        before, *responses = (
             likeliest_responses(model, questions, ctx.recipe.rollout, on_finished=progress.advance)
-            for model in (sft, policy)
+            for model in (sft, *after)
         )
-    results = measure(questions, before, after, seed=derive_seed(ctx.recipe.seed, metric))
-    for found in results.measures:
+    results = [measure(questions, before, each, seed=derive_seed(ctx.recipe.seed, metric)) for each in responses]
+    for found in results[0].measures:
         before_ppo, after_ppo = found.shown(found.sft.mean), found.shown(found.policy.mean)
         ctx.progress.note(f"{found.name}: {before_ppo} before PPO, {after_ppo} after")
     return results

@@ -112,7 +112,7 @@ def _copy_lines(source: Path, to: Path, done: Sequence[Stage]) -> None:
 def _manifest(base: RunDir, to: RunDir, done: Sequence[Stage], *, seed: int) -> dict[str, Any]:
     """That of `base`, with what belongs to these stages alone."""
     known = read_json(base.manifest)
-    made = {STAGE_SPECS[stage].model for stage in done}
+    made = {name for stage in done for name in STAGE_SPECS[stage].writes}
     return {
         **known,
         "seed": seed,

@@ -22,13 +22,19 @@ from rlhfkit.rollout.multi_turn import MultiTurnRollout
 from rlhfkit.rollout.text import TextRollout
 from rlhfkit.rollout.vllm import VllmEngine
 from rlhfkit.training.checkpoint import Checkpoints
+from rlhfkit.training.ema import share_of_start
 from rlhfkit.training.ppo import PpoTrainer, Rollout, constraint_rule, kl_controller, train_ppo
 from rlhfkit.training.preflight import check_first_experience
 from rlhfkit.training.ptx import Ptx
 from rlhfkit.training.rates import announced_ppo
 from rlhfkit.training.sft import encode_demonstrations, encode_texts
+from rlhfkit.wording import percent
 
 __all__ = ["PreparedPpo", "keep_ppo", "ppo", "prepared_ppo", "run_prepared"]
+
+
+MUCH_OF_START, LITTLE_OF_START = 0.2, 0.05
+"""Share of the weights before PPO in an average that is hardly one of the policy any more; and in one that is."""
 
 
 @dataclass
@@ -81,6 +87,7 @@ def prepared_ppo(ctx: RunContext) -> PreparedPpo:
         policy, rollout, config, optimizers, recipe.seed, kl, kl.initial_coef, constraints=rules, recipe=table
     )
     trainer.observers, trainer.ptx = observers, _ptx(ctx, policy, config)
+    _tell_of_average(ctx, trainer)
     checkpoints = ctx.checkpoints("ppo")
     if not trainer.resume(checkpoints, ctx.log):
         ctx.log.forget("ppo")
@@ -96,6 +103,23 @@ def prepared_ppo(ctx: RunContext) -> PreparedPpo:
         ctx.manifest.add_stage("ppo", **measured)
 
     return PreparedPpo(policy, reference, rollout, engine, sampler, trainer, checkpoints, check_first)
+
+
+def _tell_of_average(ctx: RunContext, trainer: PpoTrainer) -> None:
+    """Say what the average will be of, and warn where it would mostly be the model before PPO."""
+    if trainer.ema is None:
+        return
+    decay, num = trainer.ema.decay, trainer.optimizers["policy"].num_updates
+    of_start = share_of_start(decay, num)
+    words = (
+        f"ppo.ema = {decay:g} averages the policy's weights over about the last {min(num, round(1 / (1 - decay)))} of "
+        f"{num} updates; those before PPO weigh {percent(of_start)} in the end"
+    )
+    if of_start > MUCH_OF_START:
+        lower = LITTLE_OF_START ** (1 / num)
+        ctx.progress.warn(f"{words}: lower it to {lower:.2g}, and they weigh {percent(LITTLE_OF_START)}")
+    else:
+        ctx.progress.note(words)
 
 
 def _ptx(ctx: RunContext, policy: TextPolicy, config: PpoConfig) -> Ptx | None:
@@ -142,7 +166,7 @@ def run_prepared(ctx: RunContext, prepared: PreparedPpo) -> dict[str, Any]:
 
 
 def keep_ppo(ctx: RunContext, prepared: PreparedPpo) -> dict[str, Any]:
-    """What the iterations have made → `policy/`; the facts for `stages.json`."""
+    """What the iterations have made → `policy/`, and their average → `ema/`; the facts for `stages.json`."""
     trainer = prepared.trainer
     if trainer.outcome:
         ctx.progress.warn(f"stopped after {trainer.iteration} iterations: {trainer.outcome}")
@@ -150,6 +174,10 @@ def keep_ppo(ctx: RunContext, prepared: PreparedPpo) -> dict[str, Any]:
         ctx.progress.note(f"PPO is done; {trainer.kept.words}")
     model = prepared.policy.language_model
     ctx.save_model("ppo", model if prepared.sampler is None else prepared.sampler.up_to_date(model))
+    if trainer.ema is not None:
+        with trainer.ema.in_place(prepared.policy):
+            whole = model if prepared.sampler is None else prepared.sampler.up_to_date(model)
+            ctx.save_model("ppo", whole, name="ema")
     facts = {"iterations": trainer.iteration, "stopped": trainer.outcome, "kl_coef": trainer.kl_coef}
     return facts if trainer.kept is None else {**facts, **trainer.kept.as_facts()}
 

@@ -190,8 +190,8 @@ def _is_taken_over(run_dir: RunDir, recipe: Recipe) -> bool:
 def _take_over(run_dir: RunDir, recipe: Recipe, manifest: Manifest) -> None:
     """The last round's models and figures as those of the whole run."""
     last = run_dir.round(recipe.rounds)
-    models: tuple[ModelName, ...] = ("policy", "reward_model")
-    for name in models:
+    models: tuple[ModelName, ...] = ("policy", "reward_model", "ema")
+    for name in (name for name in models if last.model(name).exists()):
         with write_directory_atomically(run_dir.model(name)) as directory:
             shutil.copytree(last.model(name), directory, dirs_exist_ok=True)
         manifest.add_model(name, str(run_dir.model(name)))

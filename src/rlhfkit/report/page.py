@@ -15,6 +15,7 @@ from rlhfkit.diagnosis.verdict import judge_run, name_at_start
 from rlhfkit.report.cluster import cluster_page
 from rlhfkit.report.comparison import comparison_charts, comparison_rows
 from rlhfkit.report.control import control_page
+from rlhfkit.report.ema import ema_table
 from rlhfkit.report.explanation import KL_LEVELS, panels_of, shown_token
 from rlhfkit.report.model_card import write_model_card
 from rlhfkit.report.on_the_way import on_the_way_charts
@@ -84,6 +85,7 @@ def render_report(run: RunDir) -> str:
         reward_model_charts=reward_model_charts(facts),
         supervised_charts=supervised_charts(facts),
         shared=shared_work(facts),
+        ema=ema_table(facts.evaluation),
         comparison=facts.comparison,
         comparison_charts=comparison_charts(facts.comparison) if facts.comparison else [],
         comparison_rows=comparison_rows(facts.comparison) if facts.comparison else [],

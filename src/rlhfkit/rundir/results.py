@@ -224,6 +224,20 @@ class ConstraintResults(Results):
         return f"at {'most' if self.is_upper else 'least'} {self.limit:g}"
 
 
+class EmaResults(Results):
+    """The average of the policy's weights (`ppo.ema`), on what the policy was evaluated on."""
+
+    model: ModelResults
+    win_rate: WinRates
+    """How often its response beats the one before PPO."""
+    against_policy: WinRates
+    """How often its response beats the policy's."""
+    task: TaskResults | None = None
+    """What `evaluation.metric` asks for, of the model before and of the average."""
+    constraints: tuple[ConstraintResults, ...] = ()
+    """What PPO held to a limit, of the model before and of the average."""
+
+
 class Evaluation(Results):
     """`evaluation.json`: before PPO ("sft") and after it ("policy")."""
 
@@ -250,6 +264,8 @@ class Evaluation(Results):
     """What `evaluation.metric` asks for."""
     constraints: tuple[ConstraintResults, ...] = ()
     """What PPO held to a limit."""
+    ema: EmaResults | None = None
+    """The average of the policy's weights, where the run kept one."""
 
 
 class MethodPoint(Results):

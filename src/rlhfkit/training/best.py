@@ -8,6 +8,7 @@ from torch import Tensor
 from rlhfkit.errors import CheckpointError
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.training.checkpoint import Checkpoints, HasParameters, Taken, load_trainable, subset
+from rlhfkit.training.ema import Ema
 from rlhfkit.training.reactions import Watch, weights_of
 
 __all__ = ["Kept", "Ranked", "end_with_best"]
@@ -64,8 +65,12 @@ def end_with_best(
     put_back_statistics: Callable[[dict[str, Tensor]], None] | None,
     *,
     of_which: str,
+    ema: Ema | None = None,
 ) -> Kept:
-    """Put back the best weights, where training has ended, and say which they are; `of_which` says what the best is."""
+    """Put back the best weights, where training has ended, and say which they are; `of_which` says what the best is.
+
+    The average goes back with them: later weights are not in it either.
+    """
     if watch.best is None:
         return Kept(None, "none of its weights were ranked before, so they are the last ones")
     try:
@@ -76,6 +81,8 @@ def end_with_best(
         lost = f"the best checkpoint, of iteration {watch.best_iteration}, is lost, so they are the last ones"
         return Kept(None, lost)
     load_trainable(policy, subset("policy", checkpoint.tensors))
+    if ema is not None:
+        ema.load_state(subset("ema", checkpoint.tensors))
     if put_back_statistics is not None:
         put_back_statistics(dict(subset("rollout", checkpoint.tensors)))
     return Kept(checkpoint.iteration, f"the weights are {weights_of(checkpoint.iteration)}, the best {of_which}")

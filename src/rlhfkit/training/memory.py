@@ -65,6 +65,8 @@ class MemoryPlan:
     """Tokens of the longest sequence."""
     minibatch_tokens: int
     """Tokens of a minibatch, more than which no microbatch has."""
+    ema: int = 0
+    """The average of the policy's weights; a checkpoint has it too."""
     libraries: int = LIBRARY_BYTES
     """What libraries take while the stage runs."""
 
@@ -91,13 +93,14 @@ class MemoryPlan:
             self,
             held=self.held - passing - frozen + (4 * learning + frozen) // size,
             optimizer=self.optimizer // size + gathered,
-            checkpoint=3 * 4 * learning // size if self.checkpoint else 0,
+            ema=self.ema // size,
+            checkpoint=(3 * 4 * learning + self.ema) // size if self.checkpoint else 0,
         )
 
     @property
     def fixed(self) -> int:
         """What is there from the first update on, whatever a microbatch has."""
-        return self.optimizer + self.checkpoint + self.stem + self.libraries
+        return self.optimizer + self.ema + self.checkpoint + self.stem + self.libraries
 
     def as_facts(self, microbatch_tokens: int) -> dict[str, Any]:
         """For the manifest."""
@@ -112,6 +115,7 @@ class MemoryPlan:
             "scoring_bytes": self.scoring,
             "stem_bytes": self.stem,
             "checkpoint_bytes": self.checkpoint,
+            "ema_bytes": self.ema,
         }
 
 
@@ -130,9 +134,11 @@ def plan_of_ppo(policy: TextPolicy, *, prompt_tokens: int, rollout: RolloutConfi
         networks.append(policy.critic.classifier)
     slots = min(rollout.slots, ppo.rollout_episodes)
     kept = [_kept_per_token(network, model.encoder.eos_id, longest) for network in networks]
+    ema = 0 if ppo.ema is None else ema_bytes(model.parameters())
     return MemoryPlan(
         optimizer=optimizer_bytes(policy.parameters()),
-        checkpoint=checkpoint_bytes(policy.parameters()),
+        checkpoint=checkpoint_bytes(policy.parameters()) + (ema if model.device.type == "cpu" else 0),
+        ema=ema,
         stem=2 * ppo.rollout_episodes * longest * model.width * model.dtype.itemsize if model.stem is not None else 0,
         per_token=int(BACKWARD_FACTOR * sum(kept)),
         head=_head_bytes(model, ppo.minibatch_episodes * rollout.max_response_tokens),
@@ -195,6 +201,11 @@ def optimizer_bytes(parameters: Iterable[nn.Parameter]) -> int:
     """Adam's two averages and gradients, float32 of each weight that learns; masters are there from the start."""
     num = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     return 3 * 4 * num
+
+
+def ema_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """Float32 of each weight that learns."""
+    return sum(4 * parameter.numel() for parameter in parameters if parameter.requires_grad)
 
 
 def checkpoint_bytes(parameters: Iterable[nn.Parameter]) -> int:

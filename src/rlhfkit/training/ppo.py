@@ -40,6 +40,7 @@ from rlhfkit.training.checkpoint import (
     subset,
     trainable_tensors,
 )
+from rlhfkit.training.ema import Ema
 from rlhfkit.training.observers import OBSERVING_SECONDS, Observer, observed
 from rlhfkit.training.optim import Optimizer
 from rlhfkit.training.preflight import slow_critic
@@ -119,6 +120,8 @@ class PpoTrainer:
     """How many of the last iterations in a row were above `max_ref_kl`."""
     ptx: Ptx | None = None
     """Texts that the policy goes on learning."""
+    ema: Ema | None = field(init=False)
+    """The average of the policy's weights; None where nobody asked for it."""
     measure: Callable[[], float] | None = None
     """Mean return of episodes that the present weights play from beginning to end, where rollouts cut them."""
     put_back_statistics: Callable[[dict[str, Tensor]], None] | None = None
@@ -143,6 +146,7 @@ class PpoTrainer:
         self.multipliers = tuple(rule.initial for rule in self.constraints)
         self.entropy, self.entropy_coef = _entropy_rule(self.config), self.config.entropy_coef
         self.entropy_level = self.entropy_coef
+        self.ema = _ema_of(self.config, self.optimizers)
 
     @property
     def stopped(self) -> str | None:
@@ -187,7 +191,7 @@ class PpoTrainer:
         tensors = prefixed("policy", trainable_tensors(self.policy)) | prefixed("rollout", self.rollout.state())
         for name, optimizer in self.optimizers.items():
             tensors |= prefixed(f"optimizer.{name}", optimizer.state())
-        return tensors
+        return tensors if self.ema is None else tensors | prefixed("ema", self.ema.state())
 
     def state(self) -> dict[str, Any]:
         """The numbers, for a checkpoint."""
@@ -213,6 +217,8 @@ class PpoTrainer:
         self.rollout.load_state(dict(subset("rollout", checkpoint.tensors)))
         for name, optimizer in self.optimizers.items():
             optimizer.load_state(subset(f"optimizer.{name}", checkpoint.tensors), weights=weights)
+        if self.ema is not None:
+            self.ema.load_state(subset("ema", checkpoint.tensors))
         self.iteration, self.kl_coef = checkpoint.iteration, checkpoint.state["kl_coef"]
         self.entropy_level = checkpoint.state.get("entropy_level", self.config.entropy_coef)
         self.num_above_max_kl = checkpoint.state["num_above_max_kl"]
@@ -326,7 +332,8 @@ def iterations(
                 raise KeyboardInterrupt
     if trainer.stopped is not None or config.end_with == "best":
         of_which = "before that" if trainer.stopped is not None else f"by {config.watch.best_metric}"
-        trainer.kept = end_with_best(watch, trainer.policy, checkpoints, trainer.put_back_statistics, of_which=of_which)
+        put_back = trainer.put_back_statistics
+        trainer.kept = end_with_best(watch, trainer.policy, checkpoints, put_back, of_which=of_which, ema=trainer.ema)
     if trainer.stopped is not None and trainer.kept is not None:
         trainer.outcome = f"{trainer.stopped}; {trainer.kept.words}"
 
@@ -421,6 +428,14 @@ def _steer_entropy(trainer: PpoTrainer, rule: AdaptiveEntropy, entropy: float) -
 def _entropy_rule(config: PpoConfig | ControlPpoConfig) -> AdaptiveEntropy | None:
     target = config.entropy_target if isinstance(config, PpoConfig) else None
     return None if target is None else AdaptiveEntropy(config.entropy_coef, target)
+
+
+def _ema_of(config: PpoConfig | ControlPpoConfig, optimizers: Mapping[str, Optimizer]) -> Ema | None:
+    decay = config.ema if isinstance(config, PpoConfig) else None
+    if decay is None:
+        return None
+    optimizer = optimizers["policy"]
+    return Ema(optimizer, [name for name in optimizer.parameters if not is_of_critic(name)], decay=decay)
 
 
 def _moved(trainer: PpoTrainer, values: Sequence[Tensor]) -> tuple[Multiplier, ...]:

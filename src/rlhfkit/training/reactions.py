@@ -19,6 +19,7 @@ from rlhfkit.errors import CheckpointError, ConfigError
 from rlhfkit.metrics import rounded
 from rlhfkit.rollout.experience import Experience
 from rlhfkit.training.checkpoint import Checkpoints, HasParameters, load_trainable, subset
+from rlhfkit.training.ema import Ema
 from rlhfkit.training.kl_marks import comes_to_a_mark
 from rlhfkit.training.optim import Optimizer
 
@@ -35,6 +36,7 @@ class Watched(Protocol):
     policy: Any
     optimizers: dict[str, Optimizer]
     kl_coef: float
+    ema: Ema | None
 
 
 @dataclass
@@ -291,6 +293,8 @@ class Watch:
             updates_done = optimizer.updates_done
             optimizer.load_state(subset(f"optimizer.{name}", checkpoint.tensors), weights=weights)
             optimizer.updates_done = updates_done
+        if trainer.ema is not None:
+            trainer.ema.load_state(subset("ema", checkpoint.tensors))
         logged[ROLLED_BACK_TO] = float(checkpoint.iteration - 1)
         return f"the weights are {weights_of(checkpoint.iteration)} again, the best so far"
 
