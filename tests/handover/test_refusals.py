@@ -73,7 +73,7 @@ REFUSED = [
     (("verl", "openrlhf"), "ppo.value.gae_lambda=1.0", "the lambda of the advantages there", "that one"),
     (("nemo-rl",), "ppo.entropy_coef=0.01", "no bonus for entropy", "none"),
     (ALL, "ppo.value.init=runs/other", "the critic of another run is in a checkpoint", "starts at the policy"),
-    (ALL, "ppo.ema=0.99", "no average of the policy's weights is written", "the policy alone"),
+    (ALL, "ppo.ema=0.99", "an average of the policy's weights is not handed over", "the policy alone"),
     (ALL, "ppo.ptx.coef=1", "texts are not learnt beside PPO", "PPO's loss alone"),
     (("verl", "openrlhf"), "ppo.entropy_target=2.0", "stays as it is there", "that of the start"),
 ]

@@ -107,7 +107,7 @@ COMMON_RULES = (
     Rule(
         ("ppo.ema",),
         lambda s: s.recipe.ppo.ema is not None,
-        "no average of the policy's weights is written for it there",
+        "an average of the policy's weights is not handed over",
         "the policy alone",
     ),
     Rule(
