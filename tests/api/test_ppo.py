@@ -136,7 +136,7 @@ def test_the_average_of_the_weights_is_saved_where_it_is_kept(model_dir, tmp_pat
     before = weights(trained)
     trained.save(tmp_path / "policy")
     trained.save(tmp_path / "ema", ema=True)
-    same(weights(trained), before)
+    assert same(weights(trained), before)
     policy, average = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("policy", "ema"))
     assert any(not torch.equal(average[name], weight) for name, weight in policy.items())
     with pytest.raises(ConfigError, match=r"set PPOConfig\(ema=0\.99\)"):

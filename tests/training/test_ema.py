@@ -79,7 +79,7 @@ def trainer_of(directory, model, *, lora=None, num_trained_layers=None, dtype="f
 
 def test_an_average_of_bfloat16_weights_is_float32_and_moves_by_less_than_they_can(directory_of: Directory, tmp_path):
     trainer = trainer_of(
-        tmp_path, directory_of("llama"), dtype="bfloat16", optim=OptimConfig(learning_rate=1e-6), estimator="rloo",
+        tmp_path, directory_of("llama"), dtype="bfloat16", optim=OptimConfig(learning_rate=1e-5), estimator="rloo",
         group_size=2,
     )  # fmt: skip
     seen = of_every_update(trainer, 1)
