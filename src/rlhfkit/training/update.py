@@ -79,7 +79,7 @@ def update(trainer: "PpoTrainer", experience: Experience, advantages: Tensor, re
                 learning_rate = optimizer.learning_rate
                 metrics_of_epoch.add(f"{name}/grad_norm", optimizer.step())
                 summary[f"{name}/learning_rate"] = learning_rate
-            if trainer.ema is not None and not only_critic:
+            if trainer.ema is not None:
                 trainer.ema.update()
         num_epochs += 1
         metrics_of_epoch = ranks().merged(metrics_of_epoch)
