@@ -134,10 +134,8 @@ def test_an_average_of_the_policy_is_a_model_beside_it_and_is_evaluated_with_it(
     bits, of_cut = ([(each.model(name) / "model.safetensors").read_bytes() for name in names] for each in (whole, cut))
     assert bits == of_cut
     assert bits[0] == (finished.model("policy") / "model.safetensors").read_bytes()  # which an average leaves alone
-    averaged, policy, start = (
-        AutoModelForCausalLM.from_pretrained(whole.model(name)).state_dict().values() for name in ("ema", "policy", "sft")
-    )
-    for weights in zip(averaged, policy, start, strict=True):
+    models = (AutoModelForCausalLM.from_pretrained(whole.model(name)) for name in ("ema", "policy", "sft"))
+    for weights in zip(*(model.state_dict().values() for model in models), strict=True):
         to_policy, to_start, apart = (float((weights[i] - weights[j]).norm()) for i, j in ((0, 1), (0, 2), (1, 2)))
         assert 0 < to_policy < apart and 0 < to_start < apart
     found, before = (read_results(each.evaluation, Evaluation) for each in (whole, finished))

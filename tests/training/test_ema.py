@@ -112,7 +112,7 @@ def test_what_does_not_learn_is_not_averaged_and_the_model_with_the_average_come
 
 def test_a_stopped_run_goes_on_with_its_average_bit_for_bit(tmp_path):
     def averages(directory: Path, *, until=None):
-        trainer = tiny.trainer(settings(iterations=3, ema=0.7))
+        trainer = tiny.trainer(settings(iterations=2, ema=0.7))
         run(trainer, directory, until=until)
         return trainer.ema.averages
 
