@@ -36,12 +36,13 @@ class Comparison:
         self.metric = "score" if loaded.evaluation.judge is None else "judge"
         self.overrides = list(overrides)
 
-    def base(self, seed):
-        """The run of what comes before PPO."""
-        run = RunDir(self.directory / f"base-{seed}")
+    def prepare(self, seed):
+        """Run what comes before PPO."""
         if self.stages:
-            self._run(run, [*self.overrides, f"seed={seed}", f"stages={json.dumps(self.stages)}"])
-        return run
+            self._run(self._base(seed), [*self.overrides, f"seed={seed}", f"stages={json.dumps(self.stages)}"])
+
+    def _base(self, seed):
+        return RunDir(self.directory / f"base-{seed}")
 
     def score(self, preset, factor, seed, kl):
         """(score, KL, seconds of PPO) of one run; the score is None where nothing was within the budget."""
@@ -49,7 +50,7 @@ class Comparison:
         words = [*self.overrides, f"seed={seed}", f"stages={json.dumps([*self.stages, 'ppo'])}"]
         words += [f"ppo.preset={preset}", f"ppo.optim.learning_rate={self.rate * factor:g}"]
         if self.stages:
-            fork(self.base(seed), run, load_recipe(self.recipe, words))
+            fork(self._base(seed), run, load_recipe(self.recipe, words))
         self._run(run, words)
         rows = [row for row in read_lines(run.metrics)[0] if row.get("stage") == "ppo"]
         best = score_within(points_of(rows, self.metric), kl)
@@ -68,7 +69,7 @@ class Comparison:
 def compare(comparison, presets, *, rates, rate_seed, seeds, kl, jobs):
     """{preset: {"rate": factor, "tries": …, "scores": …, "kls": …, "seconds": …}}"""
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(comparison.base, [rate_seed, *seeds]))
+        list(pool.map(comparison.prepare, [rate_seed, *seeds]))
         tries = {(preset, rate): (preset, rate, rate_seed, kl) for preset in presets for rate in rates}
         tried = dict(zip(tries, pool.map(lambda words: comparison.score(*words), tries.values()), strict=True))
         factors = {preset: max(rates, key=lambda rate: _worth(tried[preset, rate])) for preset in presets}
