@@ -25,7 +25,7 @@ def length(text):
     return len(text) / 10
 
 
-def growing(*reaction, iterations=20, schedule="linear", **watch):
+def growing(*reaction, iterations=20, schedule="linear", ema=None, **watch):
     """A trainer whose responses grow: `length_runaway` is named, and reacts."""
     settings = {"best_metric": "-ref_kl/sequence", "best_every_iterations": 2, "patience_iterations": 4, **watch}
     config = ppo_config(
@@ -34,6 +34,7 @@ def growing(*reaction, iterations=20, schedule="linear", **watch):
         minibatch_episodes=8,
         optim=OptimConfig(learning_rate=3e-3, schedule=schedule),
         kl=FixedKLConfig(coef=0.0),
+        ema=ema,
         watch=WatchConfig(length_runaway=reaction, eos_lost="off", **settings),
     )
     return ppo_trainer(config, length, max_response_tokens=32)
@@ -172,7 +173,7 @@ def test_a_rule_rolls_back_to_the_best_checkpoint(tmp_path):
     assert said[0].endswith("the weights are those after iteration 1 again, the best so far; the stage ends here")
     assert 2 in saved(run)
 
-    short = growing()
+    short = growing(ema=0.9)
     short.config = short.config.model_copy(update={"iterations": 2})
     train(short, tmp_path / "short")  # of the same schedule, as the optimizers were made for 20
     for name, expected in weights(short).items():
@@ -182,6 +183,12 @@ def test_a_rule_rolls_back_to_the_best_checkpoint(tmp_path):
         assert int(state.pop("updates_done")) == 4 * (iteration + 1)  # time goes on, and with it the schedule
         assert int(expected.pop("updates_done")) == 8
         assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+    averaged = growing("roll_back", ema=0.9)
+    averaged.config = averaged.config.model_copy(update={"iterations": iteration + 1})
+    train(averaged, tmp_path / "averaged")  # which ends where it has rolled back
+    for name, expected in short.ema.averages.items():
+        assert torch.equal(averaged.ema.averages[name], expected), name
 
 
 @pytest.mark.thorough
