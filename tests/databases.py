@@ -27,7 +27,9 @@ class Server:
 
     def __init__(self, programs: Path, directory: Path, as_user: list[str], settings: str = "") -> None:
         self.programs, self.directory, self.as_user = programs, directory, as_user
-        self.options = f"-k {directory} -c listen_addresses='' -c max_connections=150 {settings}"
+        # Without replication and vacuuming the server writes nothing to its log by itself, which a test looks at.
+        quiet = "-c wal_level=minimal -c max_wal_senders=0 -c autovacuum=off"
+        self.options = f"-k {directory} -c listen_addresses='' -c max_connections=150 {quiet} {settings}"
         self.url = f"postgresql://postgres@/postgres?host={directory}"
         self._call("initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync")
 
