@@ -240,6 +240,7 @@ def test_whatever_the_data_say_a_run_writes_in_its_directory_alone(tmp_path, wat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl", "recipe.toml", "run"]
 
 
+@pytest.mark.thorough
 def test_no_file_of_a_run_holds_a_secret(tmp_path, monkeypatch):
     for name in ("HF_TOKEN", "PGPASSWORD", "REWARD_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "s3cret-value")

@@ -40,6 +40,7 @@ class Line(gymnasium.Env):
         return np.zeros(2, np.float32), float(action == 1), self.steps == 5, False, {}
 
 
+@pytest.mark.thorough
 def test_it_trains_to_the_bits_of_the_command_line(tmp_path):
     changes = ["ppo.env_steps=512", "ppo.num_envs=4", "ppo.rollout_steps=32", "ppo.minibatch_steps=64", "ppo.epochs=2"]
     loaded = load_recipe("cartpole", [*changes, "num_seeds=1", "evaluation.num_episodes=2", "evaluation.record=false"])

@@ -106,6 +106,7 @@ def prompts_file(tmp_path):
     return file
 
 
+@pytest.mark.thorough
 def test_it_trains_to_the_bits_of_the_command_line(model_dir, prompts_file, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(CONFIG_OF_RECIPE.format(model=model_dir, prompts=prompts_file))
@@ -131,6 +132,7 @@ def test_transformers_loads_what_is_saved(model_dir, tmp_path):
     assert torch.equal(loaded.lm_head.weight, trained.model.causal_lm.lm_head.weight)
 
 
+@pytest.mark.thorough
 def test_the_average_of_the_weights_is_saved_where_it_is_kept(model_dir, tmp_path):
     trained = trainer(model_dir, config=SMALL.model_copy(update={"ema": 0.5})).train()
     before = weights(trained)
@@ -483,6 +485,7 @@ def test_showing_it_changes_no_bits(model_dir):
 # ── words of Python ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.thorough
 def test_what_is_wrong_is_said_in_the_words_of_the_program(model_dir, tmp_path, heard):
     with pytest.raises(ConfigError, match=r"^RolloutConfig\.max_response_tokens = 500 leaves no room"):
         trainer(model_dir, rollout=RolloutConfig(max_response_tokens=500))

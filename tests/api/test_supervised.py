@@ -51,6 +51,7 @@ def lines(path, rows):
     return path
 
 
+@pytest.mark.thorough
 def test_sft_trains_to_the_bits_of_the_command_line(model_dir, tmp_path):
     file = lines(tmp_path / "rows.jsonl", ROWS)
     recipe = tmp_path / "recipe.toml"
@@ -114,6 +115,7 @@ def test_a_row_that_will_not_do_is_named(model_dir):
         reward_trainer(model_dir, preferences=[{"prompt": "a", "chosen": " b", "rejected": " b"}])
 
 
+@pytest.mark.thorough
 def test_without_rows_that_are_held_out_training_gives_its_last_loss(model_dir):
     trained = sft(model_dir, config=SFTConfig(minibatch_sequences=4, validation_share=0.0))
     metrics = trained.train()

@@ -35,6 +35,7 @@ def test_a_prompt_that_cannot_be_cut_is_named(desk: Desk):
     assert "tokens even when cut, and data.max_prompt_tokens is 24; raise it, or" in message
 
 
+@pytest.mark.thorough
 def test_prompts_that_cannot_be_cut_are_bad_rows_and_may_be_skipped(desk: Desk):
     desk.write("prompts.jsonl", jsonl(ASKED, {"prompt": "a"}, {"prompt": "b"}))
     desk.write("long.jinja", LONG_TEMPLATE)

@@ -258,6 +258,7 @@ def ranked(num, directory, work, *, shards=True):
     return together(num, in_parts(work, shards=shards), directory)[0]
 
 
+@pytest.mark.thorough
 def test_the_same_number_of_ranks_goes_on_bit_for_bit(directory_of: Directory, tmp_path):
     model = directory_of("llama")
     numbers, weights = ranked(2, tmp_path, lambda: gone_on(model, tmp_path / "whole", until=3))

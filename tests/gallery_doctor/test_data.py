@@ -42,6 +42,7 @@ def test_leaked_pairs_are_named_the_other_way_round_too(examine, desk, tmp_path)
     assert "16 of 16 test preferences are among the preferences" in found["data.leakage"].seen
 
 
+@pytest.mark.thorough
 def test_demonstrations_whose_eos_is_cut_off_are_named(examine):
     found = examine("reviews.toml", "sft.max_tokens=40")
     assert named(found) == {"data.ends": "fault"}

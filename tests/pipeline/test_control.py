@@ -95,6 +95,7 @@ def test_every_seed_is_trained_evaluated_and_shown(tmp_path):
     assert not torch.equal(weights(done, 3)["head.weight"], weights(done, 4)["head.weight"])
 
 
+@pytest.mark.thorough
 def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path, monkeypatch):
     settings = ["env.normalize_observations=true", "env.normalize_rewards=true", "ppo.checkpoint_minutes=1e-9"]
     whole = run(tmp_path / "whole", *settings)

@@ -521,6 +521,7 @@ def test_without_test_pairs_the_reward_model_is_trained_all_the_same(run, tmp_pa
     assert run_dir.model("reward_model").exists()
 
 
+@pytest.mark.thorough
 def test_too_few_prompts_for_both_kinds_of_pairs_are_an_error(run, tmp_path):
     stages = 'stages=["pretrain", "preferences"]'
     with pytest.raises(DataError, match=r"1 prompt: too few for training and test pairs"):
@@ -555,6 +556,7 @@ def test_ppo_takes_each_kind_of_model_and_estimator(run, tmp_path, overrides):
     assert names == ["base", "start", "policy"]
 
 
+@pytest.mark.thorough
 def test_sft_cuts_sequences_to_the_models_context(run, tmp_path):
     overrides = ("model.context_tokens=52", "pretrain.max_tokens=512", "sft.max_tokens=512")
     run_dir = run(tmp_path, 'stages=["pretrain", "sft"]', *overrides)

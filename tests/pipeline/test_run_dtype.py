@@ -200,6 +200,7 @@ def test_evaluate_of_an_old_run_takes_the_type_that_was_recorded(tmp_path, machi
     assert Builder(recipe_of(run_dir), run_dir).dtype == torch.bfloat16
 
 
+@pytest.mark.thorough
 def test_a_run_says_once_and_records_which_fast_paths_it_took(tmp_path):
     said = Said()
     loop.run(recipe(tmp_path, 'stages=["pretrain", "sft"]'), tmp_path / "run", progress=said)

@@ -311,6 +311,7 @@ def run(made, directory, *, num):
     return metrics
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_stopped_goes_on_with_what_was_cut_bit_for_bit(tmp_path):
     whole, stopped = trainer(2), trainer(2)
     expected = run(whole, tmp_path / "whole", num=5)

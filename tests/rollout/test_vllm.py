@@ -86,6 +86,7 @@ def test_a_seed_decides_its_own_response(directory_of: Directory):
     assert all(first[row].ids != other[row].ids for row in range(4))
 
 
+@pytest.mark.thorough
 def test_a_response_ends_with_eos_a_stop_token_or_the_limit(directory_of: Directory):
     model = load(directory_of("llama"))
     half_the_bytes = tuple(chr(code) for code in range(32, 127))

@@ -160,6 +160,7 @@ def winner_by_hand(votes, ties):
     return None
 
 
+@pytest.mark.thorough
 @given(labels(), st.sampled_from(["drop", "ignore"]))
 def test_only_a_majority_for_one_side_ever_becomes_a_preference(drawn, ties):
     pairs, votes = drawn

@@ -164,6 +164,7 @@ def test_a_rule_stops_the_stage_and_it_stays_stopped(tmp_path):
     assert (len(rows(again)), said) == (iteration + 1, [])
 
 
+@pytest.mark.thorough
 def test_a_rule_rolls_back_to_the_best_checkpoint(tmp_path):
     # Nearest to the reference is best, so that the best one is the first that is looked at: after two iterations.
     trainer = growing("roll_back", "stop")
