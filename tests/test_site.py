@@ -135,3 +135,34 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path):
     }
     assert found == set()
     assert (tmp_path / "site/zh/data.html").exists()
+
+
+# ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+IN_WORDS = re.compile("[十百千万亿成月]")
+"""What a number of the English page may have become in Chinese."""
+
+
+def tables_of(page):
+    """Rows of each table."""
+    found, is_table = [], False
+    for line, is_code in site.lines_of(page):
+        if line.startswith("|") and not is_code:
+            found = found if is_table else [*found, []]
+            found[-1].append(line)
+        is_table = line.startswith("|") and not is_code
+    return found
+
+
+def numbers_of(row):
+    return sorted(number.replace(",", "") for number in NUMBER.findall(re.sub(r"\]\([^)]*\)", "]", row)))
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=name_of)
+def test_tables_have_the_same_rows_and_numbers(page):
+    chinese, english = tables_of(page), tables_of(site.english_form(page))
+    assert [len(table) for table in chinese] == [len(table) for table in english]
+    rows = [rows for both in zip(english, chinese, strict=True) for rows in zip(*both, strict=True)]
+    differ = [pair for pair in rows if numbers_of(pair[0]) != numbers_of(pair[1]) and not IN_WORDS.search(pair[1])]
+    assert not differ, "\n".join(f"{english}\n{chinese}" for english, chinese in differ)
