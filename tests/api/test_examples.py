@@ -29,7 +29,7 @@ def test_ppo_by_hand_uses_the_mathematics_alone():
     assert len(imported) == 1 and imported[0].startswith("from rlhfkit.ppo import")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_right_answers_are_learnt_from_ones_and_zeros(tmp_path):
     ended = ran([str(EXAMPLES / "06_right_answers.py"), "sums"], tmp_path)
     right = [float(share) for share in re.findall(r"right ([\d.]+)%", ended.stdout)]

@@ -257,7 +257,7 @@ def test_nothing_is_tried_of_a_run_that_is_finished(tmp_path):
     assert (finding.verdict, finding.seen) == ("skipped", "nothing is left to do")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_how_long_people_take_is_not_told(tmp_path):
     recipe = loaded(tmp_path, RECIPE, 'preferences.annotators = { type = "people" }')
     *stages, last = examine_forecast(recipe, RunDir(tmp_path / "run"))

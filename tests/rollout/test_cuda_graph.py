@@ -273,7 +273,7 @@ def test_captured_steps_are_judged_as_compiled_ones_are(graphs, directory_of: Di
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     model = load(directory_of("gpt2"))
     model.is_compiled = True
-    sampler = generation._Sampler(model, [[1, 2]], RolloutConfig(max_response_tokens=40), seeds=None)
+    sampler = generation._Sampler(model, [[1, 2]], RolloutConfig(max_response_tokens=40), seeds=None, offsets=None)
     sampler.device = torch.device("cuda")
     steps = sampler._prepared_step()
     assert isinstance(steps, CapturedSteps) and steps.same is generation._same_steps
