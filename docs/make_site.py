@@ -33,6 +33,8 @@ LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 HEADING = re.compile(r"(#+)\s+(.*?)\s*")
 OTHER_LANGUAGE = re.compile(r"\[(English|简体中文)\]\(README[\w.-]*\)")
 FENCE = re.compile(r"\s*```.*")
+FENCE_OPTIONS = re.compile(r"(\s*```\w+) .*")
+"""What stands behind a fence's language is for tests; the generator knows some of it, and takes others for no fence."""
 
 CONFIG = """\
 [project]
@@ -178,7 +180,7 @@ def text_of(source: Path, language: str, pages: dict[Path, str]) -> str:
     lines = []
     for line, is_code in lines_of(page):
         if is_code:
-            lines.append(line)
+            lines.append(FENCE_OPTIONS.sub(r"\1", line))
             continue
         if OTHER_LANGUAGE.fullmatch(line):
             continue  # the site has a switch of its own

@@ -137,6 +137,14 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path):
     assert (tmp_path / "site/zh/data.html").exists()
 
 
+def test_the_generator_sees_no_options_of_fences():
+    """It takes some fences with options for none, and then what follows for code, headings included."""
+    data = site.text_of(ROOT / "docs/data.md", "en", site.sources())
+    fences = [line.strip() for line in data.splitlines() if line.strip().startswith("```")]
+    assert "```jsonl" in fences and "```csv" in fences
+    assert [fence for fence in fences if " " in fence] == []
+
+
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
