@@ -6,15 +6,13 @@ import torch
 from rlhfkit.config.ppo import FixedKLConfig, PpoConfig, RolloutConfig, ValueConfig
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.distributed.ranks import ALONE, Ranks
-from rlhfkit.machine.progress import Progress
 from rlhfkit.rollout import engine
 from rlhfkit.rollout.ahead import Ahead
 from rlhfkit.rollout.engine import begun, chunks_of, in_order, shared_out
 from rlhfkit.rollout.generation import Response, generate
-from rlhfkit.rundir.directory import RunDir
-from rlhfkit.rundir.log import RunLog
-from rlhfkit.training.checkpoint import Checkpoints, trainable_tensors
-from rlhfkit.training.ppo import iterations, run_iteration
+from rlhfkit.training.checkpoint import trainable_tensors
+from rlhfkit.training.ppo import run_iteration
+from tests.rollout.stretches import run
 from tests.training import tiny
 
 FAST = OptimConfig(learning_rate=1e-2)
@@ -124,20 +122,6 @@ def test_nothing_is_sampled_for_an_iteration_that_will_not_be():
     for iteration in range(3):
         ahead.responses(iteration, has_next=iteration + 1 < 3)
     assert begun_for == [0, 1, 2]
-
-
-def run(made, directory, *, num):
-    """`num` iterations, in a run directory from which it may go on."""
-    run_dir = RunDir(directory)
-    checkpoints = Checkpoints(run_dir.checkpoints / "ppo", warn=pytest.fail)
-    with RunLog(run_dir) as log:
-        if not made.resume(checkpoints, log):
-            log.forget("ppo")
-        with Progress(quiet=True).stage("ppo", total=1, unit="iteration") as stage:
-            running = iterations(made, log=log, checkpoints=checkpoints, progress=stage)
-            metrics = [next(running) for _ in range(num)]
-            running.close()
-    return metrics
 
 
 def test_a_run_that_was_stopped_goes_on_with_what_was_sampled_ahead_bit_for_bit(tmp_path):

@@ -8,13 +8,11 @@ import torch
 from rlhfkit.config.ppo import FixedKLConfig, PpoConfig, RolloutConfig, ValueConfig
 from rlhfkit.config.training import OptimConfig
 from rlhfkit.errors import ConfigError
-from rlhfkit.machine.progress import Progress
 from rlhfkit.rollout.generation import Response, generate
 from rlhfkit.rollout.partial import PartialRollout, num_new_groups
-from rlhfkit.rundir.directory import RunDir
-from rlhfkit.rundir.log import RunLog
-from rlhfkit.training.checkpoint import Checkpoints, trainable_tensors
-from rlhfkit.training.ppo import iterations, run_iteration
+from rlhfkit.training.checkpoint import trainable_tensors
+from rlhfkit.training.ppo import run_iteration
+from tests.rollout.stretches import run
 from tests.training import tiny
 
 FAST = OptimConfig(learning_rate=1e-2)
@@ -295,20 +293,6 @@ def test_groups_are_learnt_from_as_a_whole():
         inputs = experience.inputs
         prompts = [inputs.ids[row, : int(inputs.prompt_tokens[row])].tolist() for row in range(8)]
         assert prompts[0] == prompts[3] and prompts[4] == prompts[7]
-
-
-def run(made, directory, *, num):
-    """`num` iterations, in a run directory from which it may go on."""
-    run_dir = RunDir(directory)
-    checkpoints = Checkpoints(run_dir.checkpoints / "ppo", warn=pytest.fail)
-    with RunLog(run_dir) as log:
-        if not made.resume(checkpoints, log):
-            log.forget("ppo")
-        with Progress(quiet=True).stage("ppo", total=1, unit="iteration") as stage:
-            running = iterations(made, log=log, checkpoints=checkpoints, progress=stage)
-            metrics = [next(running) for _ in range(num)]
-            running.close()
-    return metrics
 
 
 @pytest.mark.thorough

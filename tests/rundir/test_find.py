@@ -126,7 +126,7 @@ def test_directory_of_runs_may_be_one_run_be_empty_or_not_be_there(tmp_path):
 def test_a_run_that_has_not_changed_is_not_read_again(tmp_path, monkeypatch):
     read = []
     said = find._said
-    monkeypatch.setattr(find, "_said", lambda run: read.append(run.path.name) or said(run))
+    monkeypatch.setattr(find, "_said", lambda root, run, parent: read.append(run.path.name) or said(root, run, parent))
     runs = {name: make_run(tmp_path / name) for name in ("a", "b", "c")}
     known: find.Known = {}
     first = find_runs(tmp_path, known=known, now=time.time()).runs

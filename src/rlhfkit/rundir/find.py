@@ -8,7 +8,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -80,6 +80,13 @@ class RunState:
     """What is wrong with its files."""
 
 
+_FileStates = tuple[tuple[int, int, int] | None, ...]
+"""Of each file in `_WATCHED`: its number, size and time of change; None where there is none."""
+
+Known = dict[Path, tuple[_FileStates, RunState, float]]
+"""The state of a run's files, what they said of it then, and after how many seconds without news it is quiet."""
+
+
 @dataclass(frozen=True, slots=True)
 class FoundRuns:
     """Runs, the newest first, each followed by its rounds."""
@@ -88,10 +95,6 @@ class FoundRuns:
     problem: str = ""
     studies: tuple[StudyState, ...] = ()
     """Studies of settings, the newest first; their own runs are not among `runs`."""
-
-
-Known = dict[Path, tuple["_FileStates", "_Said"]]
-"""What runs said, and the state of their files at that time."""
 
 
 def find_runs(root: Path, *, now: float | None = None, known: Known | None = None) -> FoundRuns:
@@ -190,56 +193,22 @@ class _Walk:
             yield path / name
 
 
-_FileStates = tuple[tuple[int, int, int] | None, ...]
-"""Of each file in `_WATCHED`: its number, size and time of change; None where there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """What a run's files say of it."""
-
-    name: str
-    purpose: str
-    stages: tuple[str, ...]
-    finished_stages: tuple[str, ...]
-    stage: str | None
-    num_done: int | None
-    num_planned: int | None
-    quiet_after: float
-    stopped: str | None
-    problem: str
-
-
 def _run_state(
     root: Path, path: Path, parent: Path | None, now: float, known: Known, rounds: Sequence[RunState] = ()
 ) -> RunState:
     run = RunDir(path)
     states = tuple(_file_state(f"{path}/{name}") for name in _WATCHED)
-    seen, said = known.get(path, (None, None))
-    if said is None or seen != states or said.problem:
-        said = _said(run)
-        known[path] = states, said
+    seen = known.get(path)
+    if seen is None or seen[0] != states or seen[1].problem:
+        seen = known[path] = states, *_said(root, run, parent)
+    _, said, quiet_after = seen
     changed_at = max((each[2] / 1e9 for each in states if each is not None), default=0.0)
     age = min([max(0.0, now - changed_at), *(each.age_seconds for each in rounds)])
-    is_finished = bool(said.stages) and said.stage is None
-    return RunState(
-        id=_id(root, path),
-        name=said.name,
-        purpose=said.purpose,
-        state=_state(run, bool(said.problem), is_finished=is_finished, is_quiet=age > said.quiet_after),
-        stages=said.stages,
-        finished_stages=said.finished_stages,
-        stage=said.stage,
-        num_done=said.num_done,
-        num_planned=said.num_planned,
-        age_seconds=round(age, 1),
-        parent=None if parent is None else _id(root, parent),
-        stopped=said.stopped,
-        problem=said.problem,
-    )
+    return replace(said, state=_state(run, said, is_quiet=age > quiet_after), age_seconds=round(age, 1))
 
 
-def _said(run: RunDir) -> _Said:
+def _said(root: Path, run: RunDir, parent: Path | None) -> tuple[RunState, float]:
+    """What a run's files say of it, as of a stopped one, and after how many seconds without news it is quiet."""
     problems: list[str] = []
     config = object_or(run.config, problems)
     finished = object_or(run.stages, problems)
@@ -247,25 +216,29 @@ def _said(run: RunDir) -> _Said:
     last = last_row(run.metrics)
     stage = next((stage for stage in stages if stage not in finished), None)
     ended = mapping_or_empty(finished.get("ppo")).get("stopped")
-    return _Said(
+    said = RunState(
+        id=_id(root, run.path),
         name=str(config.get("name") or run.path.name),
         purpose=str(config.get("purpose") or ""),
+        state="stopped",
         stages=stages,
         finished_stages=tuple(each for each in stages if each in finished),
         stage=stage,
         num_done=_num_done(last, config, stage),
         num_planned=_num_planned(config, stage),
-        quiet_after=max(_QUIET_SECONDS, 3 * (finite_or_none(last.get("time/iteration_seconds")) or 0.0)),
+        age_seconds=0.0,
+        parent=None if parent is None else _id(root, parent),
         stopped=None if ended is None else str(ended),
         problem="; ".join(problems),
     )
+    return said, max(_QUIET_SECONDS, 3 * (finite_or_none(last.get("time/iteration_seconds")) or 0.0))
 
 
 def _state(
-    run: RunDir, is_damaged: bool, *, is_finished: bool, is_quiet: bool
+    run: RunDir, said: RunState, *, is_quiet: bool
 ) -> Literal["running", "quiet", "stopped", "finished", "damaged"]:
-    if is_damaged or is_finished:
-        return "damaged" if is_damaged else "finished"
+    if said.problem or (said.stages and said.stage is None):
+        return "damaged" if said.problem else "finished"
     if not is_locked(run):
         return "stopped"
     return "quiet" if is_quiet else "running"
